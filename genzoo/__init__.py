@@ -1,0 +1,33 @@
+"""genzoo: every family of generative model behind one interface, trained, scored and compared alike."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from genzoo.commands.load import load as load
+    from genzoo.families.ddpm import DDPM as DDPM
+    from genzoo.families.gan import WGANGP as WGANGP
+    from genzoo.families.realnvp import RealNVP as RealNVP
+    from genzoo.families.vae import VAE as VAE
+
+# Names are imported when they are asked for, so that `python -m genzoo --help` need not wait for torch.
+_HOME = {
+    "load": "genzoo.commands.load",
+    "DDPM": "genzoo.families.ddpm",
+    "RealNVP": "genzoo.families.realnvp",
+    "VAE": "genzoo.families.vae",
+    "WGANGP": "genzoo.families.gan",
+}
+__all__ = ["DDPM", "RealNVP", "VAE", "WGANGP", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'genzoo' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

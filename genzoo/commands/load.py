@@ -1,0 +1,66 @@
+"""Models of finished, or still running, runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from genzoo.commands.config import UsageError, build, pick_device
+from genzoo.model import Denoiser, GenerativeModel
+from genzoo.runs import Run
+from genzoo.training.checkpoints import latest, load_weights
+
+
+def load(
+    run: str | os.PathLike[str],
+    *,
+    ema: bool = True,
+    device: str = "auto",
+    sampler: dict[str, Any] | None = None,
+    trust: Sequence[str] = (),
+) -> GenerativeModel:
+    """Load the model of a run directory, ready to sample from.
+
+        from genzoo import load
+        images = load("outputs/vae-digits/...").sample(16).x
+
+    Nothing of the run is executed: weights are safetensors checked against their SHA-256, and the configuration may name
+    genzoo's own building blocks alone.
+
+    Args:
+        run: the directory.
+        ema: the averaged weights, or those that were trained.
+        device: "cpu", "cuda" or "auto".
+        sampler: configuration of another sampler than the run's, for a ``Denoiser``.
+        trust: classes outside genzoo that the run's configuration may name.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        ValueError: in one line, for a directory that is no run, damaged files, or classes that are not trusted.
+    """
+    opened = Run(run)
+    config = opened.config.get("model")
+    if not isinstance(config, dict) or "_target_" not in config:
+        raise UsageError(f"{Path(run) / 'config.yaml'}: names no model")
+    model = build(config, "model", trusted=False, trust=trust)
+    if not isinstance(model, GenerativeModel):
+        raise UsageError(f"{Path(run) / 'config.yaml'}: model._target_={config['_target_']} is no generative model")
+    load_weights(latest(opened.path), model, ema=ema)
+    if sampler is not None:
+        set_sampler(model, sampler)
+    return model.to(pick_device(device)).eval().requires_grad_(False)
+
+
+def set_sampler(model: GenerativeModel, config: dict[str, Any]) -> None:
+    """Give a model another sampler.
+
+    Raises:
+        UsageError: for a family that has none.
+    """
+    if not isinstance(model, Denoiser):
+        raise UsageError(f"sampler: {type(model).__name__} samples in one pass and takes no sampler; leave it out")
+    model.sampler = build(config, "sampler")

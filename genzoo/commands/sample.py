@@ -1,0 +1,65 @@
+"""``python -m genzoo sample``: draw from a trained model into a picture, an array or a folder of pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from genzoo.commands.config import UsageError, pick_device
+
+
+def sample(config: dict[str, Any]) -> None:
+    """Draw samples as a validated configuration says; sample i is f(seed, i), whatever the batch size.
+
+    Raises:
+        ValueError: in one line, for what the user can mend.
+    """
+    import numpy as np
+    import torch
+
+    from genzoo.commands.load import load
+    from genzoo.data.pictures import as_bytes, grid, save_png, save_scatter
+    from genzoo.prob.random import SampleStreams
+
+    out = Path(config["out"])
+    if out.suffix not in (".png", ".npz", ""):
+        raise UsageError(f"out={out}: write a .png, an .npz, or a folder without a suffix")
+    if out.suffix and not out.parent.is_dir():
+        raise UsageError(f"out={out}: there is no directory {out.parent}")
+    model = load(
+        config["run"],
+        ema=config["ema"],
+        device=pick_device(config["device"]),
+        sampler=config.get("sampler"),
+        trust=config["trust"],
+    )
+    if config["y"] is not None and not config["y"] < model.num_classes:
+        have = f"classes 0..{model.num_classes - 1}" if model.num_classes else "no classes"
+        raise UsageError(f"y={config['y']}: this model has {have}")
+    if model.levels is None and not out.suffix:
+        raise UsageError(f"out={out}: points of the plane go into a .png or an .npz")
+
+    parts, nfe = [], 0
+    for start in range(0, config["n"], config["batch_size"]):
+        rows = range(start, min(start + config["batch_size"], config["n"]))
+        y = None if config["y"] is None else torch.full((len(rows),), config["y"], device=model.device)
+        x, nfe, _ = model.sample(len(rows), y, rng=SampleStreams(config["seed"], rows, device=model.device))
+        parts.append(x.cpu())
+    x = torch.cat(parts)
+
+    if model.levels is None:
+        if out.suffix == ".npz":
+            np.savez(out, samples=x.numpy())
+        else:
+            save_scatter(out, x)
+    else:
+        images = as_bytes(x.float(), model.levels)
+        if out.suffix == ".npz":
+            np.savez(out, samples=images)  # (n, H, W, C) uint8, as guided-diffusion's evaluator takes it
+        elif out.suffix == ".png":
+            save_png(out, grid(images))
+        else:
+            out.mkdir(parents=True, exist_ok=True)
+            for i, image in enumerate(images):
+                save_png(out / f"{i:06d}.png", image)
+    print(f"{config['n']} samples, {nfe} evaluations each: {out}")

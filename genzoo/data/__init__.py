@@ -1,0 +1,31 @@
+"""Data: laws of the plane with known densities, and sets of images."""
+
+from genzoo.data.dataset import DataError, DataSet, Split
+from genzoo.data.densities import (
+    Checkerboard,
+    GaussianMixture,
+    LabelledDensity,
+    Moons,
+    PlaneDensity,
+    SwissRoll,
+    plane_dataset,
+)
+from genzoo.data.images import cifar10, digits, fashion_mnist, folder, mnist
+
+__all__ = [
+    "Checkerboard",
+    "DataError",
+    "DataSet",
+    "GaussianMixture",
+    "LabelledDensity",
+    "Moons",
+    "PlaneDensity",
+    "Split",
+    "SwissRoll",
+    "cifar10",
+    "digits",
+    "fashion_mnist",
+    "folder",
+    "mnist",
+    "plane_dataset",
+]

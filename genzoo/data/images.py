@@ -1,0 +1,425 @@
+"""Sets of images, each read into memory once, as the integers that the files hold.
+
+    set              event          levels   train / test      where it comes from
+    digits           (1, 8, 8)      17       1437 / 360        scikit-learn
+    mnist            (1, 28, 28)    256      60000 / 10000     a download, or the files in ``root``
+    fashion_mnist    (1, 28, 28)    256      60000 / 10000     a download, the files in ``root``, or Debian's package
+    cifar10          (3, 32, 32)    256      50000 / 10000     a download, or the archive or its folder in ``root``
+    folder           any            256      by a hash         PNG, JPEG and WebP files of one's own
+
+What is trusted: names, addresses and checksums are those of torchvision's classes, and no download is kept that misses
+its checksum. idx files found on disk need not be the published bytes (Debian compresses them again), so there it is
+gzip's own CRC-32 and the sizes in the header that must fit. A pickle is a program: CIFAR's batches must first have the
+published checksum, and are then read by an unpickler that can build arrays and containers and nothing else, straight
+from the archive, of which nothing is written to disk.
+
+References:
+    Alpaydin, Kaynak, "Optical Recognition of Handwritten Digits", 1998, https://doi.org/10.24432/C50P49.
+    LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document recognition", 1998,
+    https://doi.org/10.1109/5.726791 (MNIST).
+    Xiao, Rasul, Vollgraf, "Fashion-MNIST", 2017, https://arxiv.org/abs/1708.07747.
+    Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009,
+    https://www.cs.toronto.edu/~kriz/learning-features-2009-TR.pdf (CIFAR-10).
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import logging
+import math
+import os
+import pickle
+import tarfile
+import warnings
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+from urllib.request import Request, urlopen
+
+import numpy as np
+import torch
+
+from genzoo.data.dataset import DataError, DataSet, Split
+from genzoo.prob.random import seed_of
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torchvision.datasets import CIFAR10, MNIST
+
+log = logging.getLogger(__name__)
+
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
+DIGITS = tuple("0123456789")
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+TIMEOUT = 10  # seconds that a server may stay silent
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+FORMATS = ("PNG", "JPEG", "WEBP")  # the decoders of Pillow that a file may reach, whatever its name
+
+_rebuild_array = np.empty(0).__reduce__()[0]
+PARTS_OF_ARRAYS = {  # what a pickle may look up; CIFAR-10 was written by the numpy of Python 2
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("numpy.core.multiarray", "_reconstruct"): _rebuild_array,
+    ("numpy._core.multiarray", "_reconstruct"): _rebuild_array,
+    ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),  # bytes, as Python 3 writes them in protocol 2
+}
+
+
+def digits() -> DataSet:
+    """Load scikit-learn's 1797 handwritten digits, the test half of the UCI set: 8x8 pixels of 17 levels.
+
+    The split into 1437 and 360 is fixed and stratified: every fifth digit is a test image, in the order of the classes
+    and, within a class, of a hash of the index. Both sides share their writers, whom nobody recorded.
+    """
+    from sklearn.datasets import load_digits
+
+    source = load_digits()
+    x = torch.from_numpy(source.images).to(torch.uint8).unsqueeze(1)
+    y = torch.from_numpy(source.target).long()
+    order = sorted(range(len(y)), key=lambda i: (int(y[i]), seed_of("digits", i)))
+    test = torch.zeros(len(y), dtype=torch.bool)
+    test[order[::5]] = True
+    return DataSet(Split(x[~test], y[~test]), Split(x[test], y[test]), levels=17, classes=DIGITS)
+
+
+# MNIST and Fashion-MNIST: four gzipped files of the idx format
+
+
+def mnist(root: str | Path, download: bool = True, source: type[MNIST] | None = None) -> DataSet:
+    """Load MNIST: 28x28 grey handwritten digits, 60000 and 10000.
+
+    Args:
+        root: folder with the files in torchvision's layout (``MNIST/raw/train-images-idx3-ubyte``, with or without
+            ``.gz``) or directly in it; missing ones are downloaded to the former.
+        download: whether to fetch missing files.
+        source: names, addresses and checksums of the files, as a class of torchvision's making; ``MNIST`` by default.
+
+    Raises:
+        DataError: if a file is missing and cannot be downloaded, or is damaged.
+    """
+    from torchvision.datasets import MNIST
+
+    return _idx_dataset(source or MNIST, "MNIST", Path(root).expanduser(), [], download, DIGITS)
+
+
+def fashion_mnist(root: str | Path, download: bool = True, source: type[MNIST] | None = None) -> DataSet:
+    """Load Fashion-MNIST: 28x28 grey pictures of clothes, 60000 and 10000.
+
+    Where ``root`` has no files, those of Debian's package ``dataset-fashion-mnist`` are read if it is installed.
+
+    Args:
+        root: as for ``mnist``, with torchvision's folder ``FashionMNIST/raw``.
+        download: whether to fetch missing files.
+        source: as for ``mnist``; torchvision's ``FashionMNIST`` by default.
+
+    Raises:
+        DataError: if a file is missing and cannot be downloaded, or is damaged.
+    """
+    from torchvision.datasets import FashionMNIST
+
+    classes = tuple(FashionMNIST.classes)
+    root = Path(root).expanduser()
+    return _idx_dataset(source or FashionMNIST, "FashionMNIST", root, [DEBIAN_FASHION_MNIST], download, classes)
+
+
+def _idx_dataset(
+    source: type[MNIST], name: str, root: Path, elsewhere: Sequence[Path], download: bool, classes: tuple[str, ...]
+) -> DataSet:
+    home = (root / name / "raw").absolute()
+    filenames = [filename for filename, _ in source.resources]
+    found = (_find_idx(folder, filenames) for folder in (home, root, *elsewhere))
+    paths = next(filter(None, found), None)
+    if paths is None:
+        for filename, md5 in source.resources:
+            if not (home / filename).is_file():
+                _download([mirror + filename for mirror in source.mirrors], home / filename, md5, download)
+        paths = [home / filename for filename in filenames]
+    train_x, train_y, test_x, test_y = paths
+    return DataSet(
+        _idx_split(train_x, train_y, len(classes)),
+        _idx_split(test_x, test_y, len(classes)),
+        levels=256,
+        classes=classes,
+    )
+
+
+def _find_idx(folder: Path, filenames: Sequence[str]) -> list[Path] | None:
+    """Find all four files in a folder, each gzipped or not."""
+    choices = [(folder / filename, folder / filename.removesuffix(".gz")) for filename in filenames]
+    found = [next((path for path in pair if path.is_file()), None) for pair in choices]
+    return None if None in found else found
+
+
+def _idx_split(images: Path, labels: Path, num_classes: int) -> Split:
+    x, y = _read_idx(images, 3), _read_idx(labels, 1)
+    if len(x) != len(y):
+        raise DataError(f"{images} holds {len(x)} images and {labels} {len(y)} labels: take both from one source")
+    if len(y) and y.max() >= num_classes:
+        raise DataError(f"{labels} holds the label {y.max()}: labels must be 0..{num_classes - 1}")
+    return Split(torch.from_numpy(x).unsqueeze(1), torch.from_numpy(y).long())
+
+
+def _read_idx(path: Path, ndim: int) -> np.ndarray:
+    """Read a file of bytes in the idx format: two zeros, type 8, the rank, big-endian sizes, the bytes."""
+    content = _read(path)
+    if path.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{path} is damaged ({error}): delete it and fetch it again") from error
+    start = 4 + 4 * ndim
+    shape = np.frombuffer(content[4:start], ">u4").tolist() if len(content) >= start else None
+    if shape is None or content[:4] != bytes((0, 0, 8, ndim)) or len(content) - start != math.prod(shape):
+        raise DataError(f"{path} is not a whole idx file of bytes with {ndim} dimensions: delete it and fetch it again")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()
+
+
+# CIFAR-10: pickled batches, in a folder or in the archive
+
+
+def cifar10(root: str | Path, download: bool = True, source: type[CIFAR10] | None = None) -> DataSet:
+    """Load CIFAR-10: 32x32 colour photographs of ten kinds of things, 50000 and 10000.
+
+    Args:
+        root: folder that holds ``cifar-10-batches-py`` or ``cifar-10-python.tar.gz``; if it has neither, the archive is
+            downloaded to it.
+        download: whether to fetch a missing archive.
+        source: names, address and checksums of the files, as a class of torchvision's making; ``CIFAR10`` by default.
+
+    Raises:
+        DataError: if neither is there and the archive cannot be downloaded, or a checksum does not fit.
+    """
+    from torchvision.datasets import CIFAR10
+
+    source = source or CIFAR10
+    root = Path(root).expanduser().absolute()
+    names = [name for name, _ in (*source.train_list, *source.test_list)]
+    folder, archive = root / source.base_folder, root / source.filename
+    if all((folder / name).is_file() for name in names):
+        batches = {name: _read(folder / name) for name in names}
+        home = folder
+    else:
+        if not archive.is_file():
+            _download([source.url], archive, source.tgz_md5, download)
+        batches = _read_archive(archive, source.tgz_md5, [f"{source.base_folder}/{name}" for name in names])
+        home = archive / source.base_folder
+    train, test = (
+        _cifar_split([(home / name, batches[name], md5) for name, md5 in table])
+        for table in (source.train_list, source.test_list)
+    )
+    return DataSet(train, test, levels=256, classes=CIFAR10_CLASSES)
+
+
+def _read_archive(path: Path, md5: str, wanted: Sequence[str]) -> dict[str, bytes]:
+    """Read members of a tar archive into memory, under their last names; nothing is extracted."""
+    content = _read(path)
+    _check_md5(path, content, md5)
+    files = {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
+            for member in archive:
+                name = PurePosixPath(member.name)
+                if name.is_absolute() or ".." in name.parts or not (member.isfile() or member.isdir()):
+                    raise DataError(f"{path} holds {member.name!r}, a link or a path outside: do not use this archive")
+                if member.name in wanted:
+                    files[name.name] = archive.extractfile(member).read()
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is not a whole archive ({error}): delete it and fetch it again") from error
+    for name in wanted:
+        if PurePosixPath(name).name not in files:
+            raise DataError(f"{path} lacks {name}: delete it and fetch it again")
+    return files
+
+
+def _cifar_split(batches: Sequence[tuple[Path, bytes, str]]) -> Split:
+    """Join batches, each with its path, content and checksum; a row holds the planes of red, green and blue."""
+    x, y = [], []
+    for path, content, md5 in batches:
+        _check_md5(path, content, md5)
+        try:
+            batch = _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
+            batch = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
+            pixels, labels = np.asarray(batch["data"]), np.asarray(batch["labels"], dtype=np.int64)
+        except (pickle.UnpicklingError, EOFError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path} is not a batch of CIFAR-10 ({error}): fetch the official archive") from error
+        fits = pixels.dtype == np.uint8 and pixels.shape == (*labels.shape, 3072)
+        if not fits or not np.isin(labels, np.arange(10)).all():
+            raise DataError(
+                f"{path} holds {pixels.dtype} {pixels.shape} and labels {labels.shape}, "
+                "not uint8 (N, 3072) and (N,) of 0..9: fetch the official archive"
+            )
+        x.append(pixels.reshape(-1, 3, 32, 32))
+        y.append(labels)
+    return Split(torch.from_numpy(np.concatenate(x)), torch.from_numpy(np.concatenate(y)))
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """An unpickler of numpy arrays and builtin containers, which refuses to look up anything else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in PARTS_OF_ARRAYS:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no part of an array")
+        return PARTS_OF_ARRAYS[module, name]
+
+
+# Bytes, checksums and downloads
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error}): make it readable") from error
+
+
+def _check_md5(path: Path, content: bytes, expected: str) -> None:
+    found = _md5(content)
+    if found != expected:
+        raise DataError(f"{path} is damaged: its MD5 is {found}, not {expected}; delete it and fetch it again")
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def _download(urls: Sequence[str], path: Path, md5: str, allowed: bool) -> None:
+    """Fetch a file from the first address that has it; the disk is touched only once the checksum fits.
+
+    Raises:
+        DataError: if downloads are not allowed, every address fails, or the file cannot be written.
+    """
+    reason = "download=False"
+    for url in urls if allowed else ():
+        log.info("downloading %s", url)
+        try:
+            with urlopen(Request(url, headers={"User-Agent": "genzoo"}), timeout=TIMEOUT) as response:
+                content = response.read()
+        except (OSError, HTTPException) as error:
+            reason = str(error)
+            continue
+        if _md5(content) == md5:
+            _write(path, content)
+            return
+        reason = f"the MD5 is {_md5(content)}, not {md5}"
+    raise DataError(
+        f"{path.name} is missing and was not downloaded ({reason}): get it from {urls[0]} and put it at {path}"
+    )
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file under its name only when it is whole."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.write_bytes(content)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error}): choose a root that can") from error
+
+
+# A folder of one's own
+
+
+def folder(root: str | Path, size: int, channels: int = 3, test_fraction: float = 0.1) -> DataSet:
+    """Load every PNG, JPEG and WebP file under a folder, as squares of ``size`` pixels.
+
+    The sub-folders of ``root`` that hold pictures are the classes, sorted by name, unless there are pictures in
+    ``root`` itself: then there are no classes. A picture is a test image if the hash of its path relative to ``root``
+    says so, whatever other files there are. Names that start with a dot and links to folders are passed over.
+
+    Each picture is turned as its EXIF orientation says, laid on white where it is transparent, converted to grey or RGB
+    (16 bits are scaled to 8, colour profiles ignored), resized by Lanczos' filter until its short side is ``size``, and
+    cropped to its centre. Of an animation the first frame counts.
+
+    Args:
+        root: the folder.
+        size: side of the squares, in pixels.
+        channels: 3 for colour, 1 for grey.
+        test_fraction: expected share of test images, in (0, 1).
+
+    Raises:
+        DataError: if the folder is missing or has no pictures, a picture cannot be read or is larger than Pillow's
+            limit, or one side of the split would be empty.
+    """
+    from PIL import Image
+
+    root = Path(root).expanduser()
+    if channels not in (1, 3) or size < 1 or not 0 < test_fraction < 1:
+        raise DataError(
+            f"{root} cannot be read with size={size}, channels={channels}, test_fraction={test_fraction}: "
+            "size must be positive, channels 1 or 3, test_fraction between 0 and 1"
+        )
+    names = _picture_names(root)
+    tops = [name.parts[0] if len(name.parts) > 1 else None for name in names]
+    classes = () if None in tops else tuple(sorted(set(tops)))
+
+    is_test = torch.tensor([_unit_hash(name) < test_fraction for name in names])
+    if is_test.all() or not is_test.any():
+        side = "training" if is_test.all() else "test"
+        raise DataError(
+            f"{root} has {len(names)} images, of which the split by name makes no {side} image: "
+            f"add images or change test_fraction={test_fraction}"
+        )
+
+    x = torch.empty(len(names), channels, size, size, dtype=torch.uint8)
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        for i, pixels in enumerate(pool.map(lambda name: _read_picture(root / name, size, channels), names)):
+            x[i] = torch.from_numpy(pixels)
+    y = torch.tensor([classes.index(top) for top in tops]) if classes else None
+    train, test = (Split(x[side], None if y is None else y[side]) for side in (~is_test, is_test))
+    return DataSet(train, test, levels=256, classes=classes)
+
+
+def _picture_names(root: Path) -> list[PurePosixPath]:
+    """List the pictures under a folder by their relative paths, sorted."""
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder: give a folder of {', '.join(SUFFIXES)} files")
+    names = [PurePosixPath(path.relative_to(root).as_posix()) for path in root.rglob("*") if path.is_file()]
+    visible = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    pictures = sorted(name for name in visible if name.suffix.lower() in SUFFIXES)
+    if not pictures:
+        raise DataError(f"{root} holds no images: put {', '.join(SUFFIXES)} files in it or in its sub-folders")
+    return pictures
+
+
+def _unit_hash(name: PurePosixPath) -> float:
+    """Hash a path to a number in [0, 1) that is the same on every machine."""
+    digest = hashlib.blake2b(os.fsencode(name.as_posix()), digest_size=6).digest()
+    return int.from_bytes(digest, "big") / 2**48
+
+
+def _read_picture(path: Path, size: int, channels: int) -> np.ndarray:
+    """Read one picture as uint8, (channels, size, size)."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            picture = _flatten(ImageOps.exif_transpose(picture)).convert("RGB" if channels == 3 else "L")
+            square = ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"{path} is too large ({error}): scale it down or remove it") from error
+    except Exception as error:  # decoders raise whatever a broken file makes them stumble over
+        raise DataError(f"{path} is not a readable image ({error}): replace or remove it") from error
+    return np.array(square).reshape(size, size, channels).transpose(2, 0, 1)
+
+
+def _flatten(picture: Image.Image) -> Image.Image:
+    """Give a picture 8 bits and no transparency, on white where it had some."""
+    from PIL import Image
+
+    if picture.mode.startswith("I"):
+        levels = np.asarray(picture).astype(np.uint32)
+        return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+    if not picture.has_transparency_data:
+        return picture
+    picture = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)

@@ -1,0 +1,200 @@
+r"""Normalising flows with real-valued non-volume-preserving transformations.
+
+An invertible map ``f`` takes data to noise, ``z = f(x)``, and the change of variables gives the exact density
+
+    log p(x) = log N(f(x); 0, I) + log |det df/dx|.
+
+``f`` is a chain of affine couplings. Each splits its input into ``a`` and ``b``, leaves ``a`` alone and moves ``b``:
+
+    b <- b * exp(s(a)) + m(a),        log |det| = sum s(a)
+
+Images on [-1, 1] are first squeezed into [.05, .95] and sent through a logit. Then, at each of several scales: blocks of 2x2
+pixels become four channels; couplings alternate between the two colours of a checkerboard; couplings alternate between the
+two halves of the channels; half of the channels leave as latents and the rest go on to the next scale. In the space of 2x2
+blocks the two colours of a checkerboard are channels {0, 3} and {1, 2}, so that every coupling is a split of channels and
+runs on a quarter of the pixels.
+
+Points of the plane take couplings that alternate between the two coordinates.
+
+References:
+    Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", 2017, https://arxiv.org/abs/1605.08803 (eq. 4-8,
+    section 3.6 for the multi-scale architecture, section 4.1 for the logit).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genzoo.model import Bijective, Bound, Continuous, Density, LogProb, Loss, Samples
+from genzoo.prob.random import randn
+from genzoo.prob.transforms import Logit
+
+
+class Coupling(nn.Module):
+    """One affine coupling over dimension 1: the elements ``moved`` are scaled and shifted by a net of the others.
+
+    Args:
+        network: builds the net, called as ``network(in_shape, out_shape, num_classes)``; it should start as zero, so that the
+            coupling starts as the identity.
+        shape: of the coupling's input, (C, ...).
+        moved: which of the C elements move.
+        num_classes: handed to the net.
+    """
+
+    moved: Tensor
+    kept: Tensor
+
+    def __init__(self, network: Callable[..., nn.Module], shape: Sequence[int], moved: Sequence[int], num_classes: int):
+        super().__init__()
+        kept = [i for i in range(shape[0]) if i not in set(moved)]
+        self.register_buffer("moved", torch.tensor(moved), persistent=False)
+        self.register_buffer("kept", torch.tensor(kept), persistent=False)
+        self.register_buffer("order", torch.tensor([*kept, *moved]).argsort(), persistent=False)
+        self.net = network((len(kept), *shape[1:]), (2 * len(moved), *shape[1:]), num_classes)
+        # The bound of the log scale: tanh keeps a coupling from exploding, its factor is learned (section 4.1).
+        self.bound = nn.Parameter(torch.full((len(moved), *[1] * len(shape[1:])), 1.0))
+
+    def _affine(self, a: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        # Log-determinants add up over many couplings: never in bfloat16.
+        log_scale, shift = self.net(a, y).to(a.dtype).chunk(2, dim=1)
+        return self.bound * torch.tanh(log_scale), shift
+
+    def forward(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        a, b = x.index_select(1, self.kept), x.index_select(1, self.moved)
+        log_scale, shift = self._affine(a, y)
+        b = b * log_scale.exp() + shift
+        return torch.cat([a, b], dim=1).index_select(1, self.order), log_scale.flatten(1).sum(1)
+
+    def inverse(self, z: Tensor, y: Tensor | None) -> Tensor:
+        a, b = z.index_select(1, self.kept), z.index_select(1, self.moved)
+        log_scale, shift = self._affine(a, y)
+        b = (b - shift) * torch.exp(-log_scale)
+        return torch.cat([a, b], dim=1).index_select(1, self.order)
+
+
+class Scale(nn.Module):
+    """One scale of an image flow: 2x2 blocks to channels, checkerboard couplings, channel couplings."""
+
+    def __init__(self, network: Callable[..., nn.Module], shape: Sequence[int], couplings: int, num_classes: int):
+        super().__init__()
+        C, H, W = shape
+        self.out_shape = (4 * C, H // 2, W // 2)
+        white = [4 * c + i for c in range(C) for i in (0, 3)]
+        black = [4 * c + i for c in range(C) for i in (1, 2)]
+        halves = list(range(2 * C)), list(range(2 * C, 4 * C))
+        splits = [(black, white)[i % 2] for i in range(couplings)] + [halves[(i + 1) % 2] for i in range(couplings)]
+        self.couplings = nn.ModuleList(Coupling(network, self.out_shape, moved, num_classes) for moved in splits)
+
+    def forward(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        x = F.pixel_unshuffle(x, 2)
+        log_det = x.new_zeros(len(x))
+        for coupling in self.couplings:
+            x, ladj = coupling(x, y)
+            log_det = log_det + ladj
+        return x, log_det
+
+    def inverse(self, z: Tensor, y: Tensor | None) -> Tensor:
+        for coupling in reversed(self.couplings):
+            z = coupling.inverse(z, y)
+        return F.pixel_shuffle(z, 2)
+
+
+class RealNVP(Density, Bijective):
+    """A flow of affine couplings.
+
+    Args:
+        network: builds the net of a coupling, called as ``network(in_shape, out_shape, num_classes)``, for ``(x, y)``.
+        shape, levels, num_classes: of the data, as in ``GenerativeModel``.
+        scales: of an image; each halves the sides.
+        couplings: how many of each kind at a scale, or in all for vectors.
+
+    Raises:
+        ValueError: for images whose sides cannot be halved ``scales`` times, and for vectors of one element.
+    """
+
+    bound = Bound.EXACT
+
+    def __init__(
+        self,
+        network: Callable[..., nn.Module],
+        shape: Sequence[int],
+        levels: int | None = None,
+        num_classes: int = 0,
+        scales: int = 2,
+        couplings: int = 3,
+    ):
+        super().__init__(shape, levels, num_classes)
+        if scales < 1 or couplings < 1:
+            raise ValueError(f"scales and couplings must be at least 1, not {scales} and {couplings}")
+        self.latent = Continuous((self.dim,))
+        self.logit = Logit() if levels is not None else None
+        if len(self.shape) == 3:
+            C, H, W = self.shape
+            if H % 2**scales or W % 2**scales:
+                raise ValueError(f"scales={scales} needs sides that divide by {2**scales}, not {H}x{W}")
+            blocks: list[nn.Module] = []
+            for _ in range(scales):
+                blocks.append(Scale(network, (C, H, W), couplings, num_classes))
+                C, H, W = 2 * C, H // 2, W // 2  # four times the channels, half of which go on
+        else:
+            if self.dim < 2:
+                raise ValueError("a coupling needs at least two dimensions")
+            parts = list(range(self.dim // 2)), list(range(self.dim // 2, self.dim))
+            blocks = [Coupling(network, self.shape, parts[(i + 1) % 2], num_classes) for i in range(couplings)]
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward_and_log_det(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self.check_labels(y, len(x))
+        log_det = x.new_zeros(len(x))
+        if self.logit is not None:
+            x, log_det = self.logit(x)
+        latents = []
+        for i, block in enumerate(self.blocks):
+            x, ladj = block(x, y)
+            log_det = log_det + ladj
+            if isinstance(block, Scale) and i < len(self.blocks) - 1:
+                x, z = x.chunk(2, dim=1)
+                latents.append(z.flatten(1))
+        return torch.cat([*latents, x.flatten(1)], dim=1), log_det
+
+    def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.forward_and_log_det(x, y)[0]
+
+    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        self.check_labels(y, len(z))
+        if len(self.shape) == 1:
+            x = z
+            for block in reversed(self.blocks):
+                x = block.inverse(x, y)
+        else:
+            sizes = [math.prod(block.out_shape) // 2 for block in self.blocks[:-1]]
+            *latents, x = z.split([*sizes, self.dim - sum(sizes)], dim=1)
+            x = x.view(-1, *self.blocks[-1].out_shape)
+            x = self.blocks[-1].inverse(x, y)
+            for block, latent in zip(reversed(self.blocks[:-1]), reversed(latents), strict=True):
+                x = block.inverse(torch.cat([x, latent.view_as(x)], dim=1), y)
+        return x if self.logit is None else self.logit.inverse(x)
+
+    def log_prob(
+        self, x: Tensor, y: Tensor | None = None, *, num_samples: int = 1, rng: torch.Generator | None = None
+    ) -> LogProb:
+        z, log_det = self.forward_and_log_det(x, y)
+        return LogProb(log_det - 0.5 * (z.square().sum(1) + self.dim * math.log(2 * math.pi)))
+
+    def loss(
+        self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
+    ) -> Loss:
+        nll = -self.log_prob(x, y).value.mean()
+        # In nats a dimension, so that one learning rate serves small and large images.
+        return Loss(nll / self.dim, {"nll": nll.detach()})
+
+    @torch.no_grad()
+    def sample(self, n: int, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Samples:
+        y = self.draw_labels(n, y, rng)
+        z = randn((n, self.dim), rng=rng, device=self.device, dtype=self.dtype)
+        return Samples(self.decode(z, y), nfe=1)

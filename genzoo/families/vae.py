@@ -1,0 +1,132 @@
+r"""Variational autoencoders.
+
+A latent ``z ~ N(0, I)`` explains an event through a decoder, ``p(x) = int p(x | z) N(z; 0, I) dz``, and an encoder
+approximates who might have made it, ``q(z | x) = N(mu(x), diag s(x)^2)``. Training maximises the evidence lower bound
+
+    log p(x) >= E_q log p(x | z) - KL(q(z | x) || N(0, I))                                        (ELBO)
+
+by differentiating through ``z = mu + s eps``. With K draws a tighter bound holds,
+
+    log p(x) >= E log 1/K sum_k p(x | z_k) N(z_k; 0, I) / q(z_k | x)                              (IWAE)
+
+which is the ELBO at K = 1 and rises to log p(x).
+
+References:
+    Kingma, Welling, "Auto-Encoding Variational Bayes", 2014, https://arxiv.org/abs/1312.6114 (eq. 3, 10).
+    Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", 2016, https://arxiv.org/abs/1509.00519 (eq. 8).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from genzoo.model import Bound, Codec, Continuous, Density, LogProb, Loss, Samples
+from genzoo.prob.divergences import kl_normal
+from genzoo.prob.likelihoods import Likelihood
+from genzoo.prob.measure import snap
+from genzoo.prob.random import randn
+
+
+class VAE(Density, Codec):
+    """A variational autoencoder with a diagonal normal posterior.
+
+    Args:
+        encoder: builds the encoder, called as ``encoder(in_shape, out_shape, num_classes)``, for ``(x, y)``.
+        decoder: builds the decoder, in the same way, for ``(z, y)``.
+        likelihood: p(x | z) given the decoder's output.
+        shape, levels, num_classes: of the data, as in ``GenerativeModel``.
+        latent_dim: size of z.
+        beta: weight of the KL term in the loss; the bound that ``log_prob`` reports never uses it.
+        sample_likelihood: whether samples are draws of p(x | z), noise of each pixel included, or its mean.
+    """
+
+    bound = Bound.LOWER
+
+    def __init__(
+        self,
+        encoder: Callable[..., nn.Module],
+        decoder: Callable[..., nn.Module],
+        likelihood: Likelihood,
+        shape: Sequence[int],
+        levels: int | None = None,
+        num_classes: int = 0,
+        latent_dim: int = 16,
+        beta: float = 1.0,
+        sample_likelihood: bool = False,
+    ):
+        super().__init__(shape, levels, num_classes)
+        if latent_dim < 1:
+            raise ValueError(f"latent_dim must be at least 1, not {latent_dim}")
+        if beta < 0:
+            raise ValueError(f"beta must not be negative, not {beta}")
+        channels, *sides = self.shape
+        self.latent = Continuous((latent_dim,))
+        self.likelihood = likelihood
+        self.encoder = encoder(self.shape, (2 * latent_dim,), num_classes)
+        self.decoder = decoder((latent_dim,), (channels * likelihood.num_params, *sides), num_classes)
+        self.beta, self.sample_likelihood = beta, sample_likelihood
+
+    def posterior(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return mean and log variance of q(z | x), each (B, latent_dim)."""
+        x = x if self.levels is None else snap(x, self.levels)
+        mean, log_var = self.encoder(x, y).to(x.dtype).chunk(2, dim=1)
+        return mean, log_var.clamp(-20, 10)
+
+    def loss(
+        self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
+    ) -> Loss:
+        self.check_labels(y, len(x))
+        mean, log_var = self.posterior(x, y)
+        z = mean + torch.exp(0.5 * log_var) * randn(mean.shape, rng=rng, device=x.device, dtype=x.dtype)
+        distortion = -self.likelihood.log_prob(self.decoder(z, y).to(x.dtype), x).mean()
+        rate = kl_normal(mean, log_var).sum(1).mean()
+        # In nats a dimension, so that one learning rate serves small and large images.
+        total = (distortion + self.beta * rate) / self.dim
+        return Loss(total, {"distortion": distortion.detach(), "rate": rate.detach()})
+
+    def log_prob(
+        self, x: Tensor, y: Tensor | None = None, *, num_samples: int = 1, rng: torch.Generator | None = None
+    ) -> LogProb:
+        """Return the ELBO, or with ``num_samples > 1`` the tighter importance-weighted bound.
+
+        The standard error, known with more than one draw, is that of the logarithm of a mean by the delta method.
+        """
+        self.check_labels(y, len(x))
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, not {num_samples}")
+        mean, log_var = self.posterior(x, y)
+        log_weights = []
+        for _ in range(num_samples):
+            eps = randn(mean.shape, rng=rng, device=x.device, dtype=x.dtype)
+            z = mean + torch.exp(0.5 * log_var) * eps
+            log_likelihood = self.likelihood.log_prob(self.decoder(z, y).to(x.dtype), x)
+            if num_samples == 1:
+                return LogProb(log_likelihood - kl_normal(mean, log_var).sum(1))
+            log_prior_over_posterior = 0.5 * (eps**2 + log_var - z**2).sum(1)
+            log_weights.append(log_likelihood + log_prior_over_posterior)
+        log_w = torch.stack(log_weights)
+        value = log_w.logsumexp(0) - math.log(num_samples)
+        relative = torch.exp(log_w - value)
+        return LogProb(value, relative.std(0) / math.sqrt(num_samples))
+
+    def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Return the mean of q(z | x), (B, latent_dim)."""
+        self.check_labels(y, len(x))
+        return self.posterior(x, y)[0]
+
+    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """Return the mean of p(x | z)."""
+        self.check_labels(y, len(z))
+        return self.likelihood.mean(self.decoder(z, y).to(z.dtype))
+
+    @torch.no_grad()
+    def sample(self, n: int, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Samples:
+        y = self.draw_labels(n, y, rng)
+        z = randn((n, *self.latent.shape), rng=rng, device=self.device, dtype=self.dtype)
+        params = self.decoder(z, y).to(z.dtype)
+        x = self.likelihood.sample(params, rng) if self.sample_likelihood else self.likelihood.mean(params)
+        return Samples(x, nfe=1)

@@ -1,0 +1,90 @@
+"""Scores of a model's log density on held-out data.
+
+Images are scored in bits per dimension of their integers, points of the plane in nats. The name of the score carries what
+``log_prob`` is: ``bpd`` where it is exact, ``bpd_upper`` where a lower bound of the density bounds bits/dim from above,
+``bpd_estimate`` where it is an unbiased estimate; ``nll``, ``nll_upper``, ``nll_estimate`` for points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from genzoo.model import Density
+from genzoo.prob.measure import bits_per_dim, dequantize
+from genzoo.prob.random import SampleStreams
+
+
+class Score(NamedTuple):
+    """A number, how sure it is, and over how many events."""
+
+    value: float
+    stderr: float
+    n: int
+
+
+class MeanWithError(Metric):
+    """Mean of a stream of numbers and its standard error, accumulated in float64 and reduced over processes."""
+
+    full_state_update = False
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        for name in ("total", "squares", "count"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, values: Tensor) -> None:
+        values = values.detach().double().flatten()
+        self.total += values.sum()
+        self.squares += values.square().sum()
+        self.count += values.numel()
+
+    def compute(self) -> Score:
+        mean = self.total / self.count
+        variance = (self.squares / self.count - mean**2).clamp(min=0) * self.count / (self.count - 1).clamp(min=1)
+        return Score(float(mean), float((variance / self.count).sqrt()), int(self.count))
+
+
+@torch.no_grad()
+def score_log_prob(
+    model: Density,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    num_samples: int = 20,
+    batch_size: int = 250,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[str, Score]:
+    """Score a model on held-out events.
+
+    The noise of event ``i``, that of dequantisation included, is f(seed, i), whatever the batch size.
+
+    Args:
+        model: in evaluation mode.
+        x: integer images (N, C, H, W), or points (N, 2).
+        y: classes, (N,), for a conditional model.
+        num_samples: draws that a bound or an estimate may use for each event.
+        batch_size: events scored at once.
+        seed: of the noise.
+        progress: called with the number of events done.
+
+    Returns:
+        The name of the score with its bound, and the score.
+    """
+    metric = MeanWithError()
+    for start in range(0, len(x), batch_size):
+        rows = slice(start, min(start + batch_size, len(x)))
+        rng = SampleStreams(seed, range(rows.start, rows.stop), device=model.device)
+        batch = x[rows].to(model.device)
+        labels = y[rows].to(model.device) if y is not None and model.num_classes else None
+        batch = batch.to(model.dtype) if model.levels is None else dequantize(batch, model.levels, rng)
+        value = model.log_prob(batch, labels, num_samples=num_samples, rng=rng).value.double()
+        metric.update((-value if model.levels is None else bits_per_dim(value, model.dim, model.levels)).cpu())
+        if progress:
+            progress(rows.stop)
+    return ("nll" if model.levels is None else "bpd") + model.bound.suffix, metric.compute()

@@ -1,0 +1,124 @@
+"""Layers that several networks share. Shapes: B batch, C channels, H height, W width, N tokens, E embedding.
+
+Every network of this package is built as ``Network(in_shape, out_shape, num_classes=0, **hyperparameters)``: a family
+knows the shapes and hands over a class, or a ``functools.partial`` of it that fixes the hyperparameters.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def zero_(module: nn.Module) -> nn.Module:
+    """Set all weights of a layer to zero, so that a residual branch starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group normalisation with the largest number of groups up to 32 that divides the channels and leaves 4 in each."""
+    groups = max(g for g in range(1, min(32, max(channels // 4, 1)) + 1) if channels % g == 0)
+    return nn.GroupNorm(groups, channels)
+
+
+class SinusoidalEmbedding(nn.Module):
+    """Sines and cosines of ``1000 t`` at geometric frequencies, (B,) -> (B, E).
+
+    References:
+        Vaswani et al., "Attention Is All You Need", 2017, https://arxiv.org/abs/1706.03762 (section 3.5).
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, features: int, max_period: float = 10_000.0):
+        super().__init__()
+        if features < 4 or features % 2:
+            raise ValueError(f"a sinusoidal embedding needs an even number of features, at least 4, not {features}")
+        half = features // 2
+        frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float64) / (half - 1)) * 1000
+        self.register_buffer("frequencies", frequencies.float(), persistent=False)
+
+    def forward(self, t: Tensor) -> Tensor:
+        angles = t.to(self.frequencies.dtype)[:, None] * self.frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class TimeAndClass(nn.Module):
+    """Embedding of a time and a class, (B,), (B,) -> (B, E); the class ``num_classes`` is the null label.
+
+    Args:
+        features: E.
+        num_classes: 0 for a network without classes.
+        frequencies: how many sines and cosines stand for the time.
+    """
+
+    def __init__(self, features: int, num_classes: int, frequencies: int):
+        super().__init__()
+        self.time = nn.Sequential(
+            SinusoidalEmbedding(frequencies), nn.Linear(frequencies, features), nn.SiLU(), nn.Linear(features, features)
+        )
+        self.null = num_classes
+        self.label = nn.Embedding(num_classes + 1, features) if num_classes else None
+
+    def forward(self, t: Tensor, y: Tensor | None) -> Tensor:
+        h = self.time(t)
+        if self.label is not None:
+            y = torch.full(t.shape, self.null, device=t.device) if y is None else y
+            h = h + self.label(y)
+        return h
+
+
+class ResBlock(nn.Module):
+    """Two normalised 3x3 convolutions around a skip, with an embedding added in between.
+
+    References:
+        Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", 2020, https://arxiv.org/abs/2006.11239 (appendix B).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, embedding: int = 0, dropout: float = 0.0):
+        super().__init__()
+        self.norm1 = group_norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.project = nn.Linear(embedding, out_channels) if embedding else None
+        self.norm2 = group_norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zero_(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, x_BCHW: Tensor, e_BE: Tensor | None = None) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x_BCHW)))
+        if self.project is not None and e_BE is not None:
+            h = h + self.project(F.silu(e_BE))[:, :, None, None]
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return self.skip(x_BCHW) + h
+
+
+class Attention(nn.Module):
+    """Self-attention over the pixels of a feature map, with a skip.
+
+    Args:
+        channels: C.
+        head_channels: width of a head; None for a single head of width C.
+    """
+
+    def __init__(self, channels: int, head_channels: int | None = None):
+        super().__init__()
+        if head_channels is not None and channels % head_channels:
+            raise ValueError(f"head_channels={head_channels} does not divide the {channels} channels")
+        self.heads = 1 if head_channels is None else channels // head_channels
+        self.norm = group_norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = zero_(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        B, C, H, W = x_BCHW.shape
+        # Contiguous tokens: on a strided view the fused kernel falls back to the slow path.
+        qkv_BHNC = self.qkv(self.norm(x_BCHW)).view(B, 3 * self.heads, C // self.heads, H * W).transpose(2, 3).contiguous()
+        q, k, v = qkv_BHNC.chunk(3, dim=1)
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x_BCHW + self.out(h.transpose(2, 3).reshape(B, C, H, W))

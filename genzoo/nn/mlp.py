@@ -1,0 +1,70 @@
+"""Multilayer perceptrons for points of the plane and other small vectors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genzoo.nn.layers import TimeAndClass, zero_
+
+
+class MLP(nn.Module):
+    """A residual perceptron, (B, *in_shape) -> (B, *out_shape), with an optional class.
+
+        h <- h + W2 silu(W1 silu(h) + embedding)
+
+    Args:
+        in_shape, out_shape: of one input and one output.
+        num_classes: 0 for a network without classes.
+        width: of the hidden layers.
+        depth: how many residual layers.
+        zero_init: whether the network starts as zero.
+    """
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        out_shape: Sequence[int],
+        num_classes: int = 0,
+        width: int = 128,
+        depth: int = 3,
+        zero_init: bool = False,
+    ):
+        super().__init__()
+        self.out_shape = tuple(out_shape)
+        self.stem = nn.Linear(math.prod(in_shape), width)
+        self.label = nn.Embedding(num_classes, width) if num_classes else None
+        self.first = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.second = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.head = nn.Linear(width, math.prod(out_shape))
+        if zero_init:
+            zero_(self.head)
+
+    def embed(self, y: Tensor | None) -> Tensor | float:
+        return self.label(y) if self.label is not None else 0.0
+
+    def trunk(self, x: Tensor, embedding: Tensor | float) -> Tensor:
+        h = self.stem(x.flatten(1))
+        for first, second in zip(self.first, self.second, strict=True):
+            h = h + second(F.silu(first(F.silu(h)) + embedding))
+        return self.head(F.silu(h)).view(-1, *self.out_shape)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.trunk(x, self.embed(y))
+
+
+class TimeMLP(nn.Module):
+    """The same perceptron for noisy points: (B, *in_shape), times (B,) and classes -> (B, *out_shape)."""
+
+    def __init__(
+        self, in_shape: Sequence[int], out_shape: Sequence[int], num_classes: int = 0, width: int = 128, depth: int = 3
+    ):
+        super().__init__()
+        self.embedding = TimeAndClass(width, num_classes, frequencies=64)
+        self.mlp = MLP(in_shape, out_shape, width=width, depth=depth, zero_init=True)
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.mlp.trunk(x_t, self.embedding(t, y))

@@ -1,0 +1,111 @@
+"""The U-Net of diffusion models. Shapes: B batch, C channels, H height, W width, E embedding.
+
+References:
+    Ronneberger, Fischer, Brox, "U-Net", 2015, https://arxiv.org/abs/1505.04597.
+    Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", 2020, https://arxiv.org/abs/2006.11239 (appendix B).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genzoo.nn.layers import Attention, ResBlock, TimeAndClass, group_norm, zero_
+
+
+class UNet(nn.Module):
+    """Noisy images, times and classes to images: (B, C, H, W), (B,), (B,) -> (B, C', H, W).
+
+    Args:
+        in_shape: (C, H, W).
+        out_shape: (C', H, W).
+        num_classes: 0 for a network without classes; the class ``num_classes`` is the null label.
+        channels: width of the first level.
+        multipliers: width of each level in units of ``channels``; each level halves the side.
+        blocks: residual blocks at each level.
+        attention: resolutions, as sides of the feature map, that attend to themselves.
+        head_channels: width of an attention head; null for a single head.
+        dropout: inside residual blocks.
+        patch: side of the pixel blocks that become channels before the first level; 2 makes a 28x28 image four
+            channels of 14x14 and a step about four times as cheap.
+
+    Raises:
+        ValueError: where ``patch`` does not divide the sides.
+    """
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        out_shape: Sequence[int],
+        num_classes: int = 0,
+        channels: int = 64,
+        multipliers: Sequence[int] = (1, 2, 2),
+        blocks: int = 1,
+        attention: Sequence[int] = (),
+        head_channels: int | None = None,
+        dropout: float = 0.0,
+        patch: int = 1,
+    ):
+        super().__init__()
+        in_channels, height, width = in_shape
+        if height % patch or width % patch:
+            raise ValueError(f"patch={patch} does not divide the {height}x{width} image")
+        self.patch = patch
+        embedding = 4 * channels
+        self.embedding = TimeAndClass(embedding, num_classes, frequencies=channels)
+        self.stem = nn.Conv2d(in_channels * patch**2, channels, 3, padding=1)
+
+        def level(inputs: int, outputs: int, side: int) -> nn.ModuleList:
+            attend = Attention(outputs, head_channels) if side in attention else nn.Identity()
+            return nn.ModuleList([ResBlock(inputs, outputs, embedding, dropout), attend])
+
+        self.down = nn.ModuleList()
+        skips, c, side = [channels], channels, height // patch
+        for i, multiplier in enumerate(multipliers):
+            for _ in range(blocks):
+                self.down.append(level(c, channels * multiplier, side))
+                c = channels * multiplier
+                skips.append(c)
+            if i < len(multipliers) - 1:
+                self.down.append(nn.Conv2d(c, c, 3, stride=2, padding=1))
+                skips.append(c)
+                side = (side + 1) // 2
+        self.middle = nn.ModuleList(
+            [ResBlock(c, c, embedding, dropout), Attention(c, head_channels), ResBlock(c, c, embedding, dropout)]
+        )
+        self.up = nn.ModuleList()
+        sides = [height // patch]
+        for _ in multipliers[1:]:
+            sides.append((sides[-1] + 1) // 2)
+        for i, multiplier in reversed(list(enumerate(multipliers))):
+            for _ in range(blocks + 1):
+                self.up.append(level(c + skips.pop(), channels * multiplier, sides[i]))
+                c = channels * multiplier
+            if i:
+                self.up.append(nn.Conv2d(c, c, 3, padding=1))
+        self.head = nn.Sequential(group_norm(c), nn.SiLU(), zero_(nn.Conv2d(c, out_shape[0] * patch**2, 3, padding=1)))
+
+    def forward(self, x_BCHW: Tensor, t_B: Tensor, y_B: Tensor | None = None) -> Tensor:
+        e_BE = self.embedding(t_B, y_B)
+        h = self.stem(F.pixel_unshuffle(x_BCHW, self.patch))
+        skips = [h]
+        for layer in self.down:
+            if isinstance(layer, nn.ModuleList):
+                block, attend = layer
+                h = attend(block(h, e_BE))
+            else:
+                h = layer(h)
+            skips.append(h)
+        block1, attend, block2 = self.middle
+        h = block2(attend(block1(h, e_BE)), e_BE)
+        for layer in self.up:
+            if isinstance(layer, nn.ModuleList):
+                block, attend = layer
+                h = attend(block(torch.cat([h, skips.pop()], dim=1), e_BE))
+            else:
+                # The skip's size, not twice this one's: an odd side was rounded up on the way down.
+                h = layer(F.interpolate(h, size=skips[-1].shape[-2:], mode="nearest"))
+        return F.pixel_shuffle(self.head(h), self.patch)

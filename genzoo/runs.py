@@ -1,0 +1,179 @@
+"""A run is a directory that anybody can read: nothing here imports torch, so that a report opens hundreds at once.
+
+    <root>/<model>-<data>/<UTC time with microseconds>-<random>/
+      config.yaml      resolved, plain             status.json   running, done or failed and why; versions, machine, command
+      metrics.jsonl    one line an event           checkpoints/  step-<n>/ with weights, averages, state and checksums
+      samples/         a PNG a sampling event      results/      <hash>.json for each protocol and setting scored
+      samples.png      the last of them            result.json   the latest of them
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+import platform
+import secrets
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SCHEMA = 1
+
+
+class RunError(ValueError):
+    """A directory that is no run, or a run that lacks what was asked for; the message is one line."""
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a file in one step: readers see the old one or the new one, whole, also after a crash."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=False, allow_nan=False) + "\n").encode()
+
+
+def now() -> str:
+    """UTC time in ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def provenance() -> dict[str, Any]:
+    """Say what made a run: command, commit, versions and machine."""
+
+    def version(package: str) -> str | None:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return None
+
+    here = Path(__file__).parent
+    commit = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    packages = ("genzoo", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core", "numpy")
+    return {
+        "command": shlex.join(["python", "-m", "genzoo", *sys.argv[1:]]),
+        "git_commit": commit.stdout.strip() or None,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "machine": {"system": platform.platform(), "cpu": platform.machine(), "cores": os.cpu_count()},
+    }
+
+
+class Run:
+    """A run directory.
+
+    Args:
+        path: an existing run directory.
+
+    Raises:
+        RunError: where there is none.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise RunError(f"run={path}: no such directory")
+        if not (self.path / "config.yaml").is_file():
+            raise RunError(f"run={path}: not a run directory, it has no config.yaml")
+
+    @classmethod
+    def create(cls, root: str | os.PathLike[str], name: str, config: dict[str, Any]) -> Run:
+        """Make a new run directory whose name nobody else has, under ``<root>/<name>/``."""
+        parent = Path(root) / name
+        parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S-%f")
+            path = parent / f"{stamp}-{secrets.token_hex(3)}"
+            try:
+                path.mkdir()
+                break
+            except FileExistsError:
+                continue
+        for folder in ("checkpoints", "samples", "results"):
+            (path / folder).mkdir()
+        write_atomically(path / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
+        run = cls(path)
+        run.update_status(schema=SCHEMA, state="running", started=now(), pid=os.getpid(), **provenance())
+        return run
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration, plain types only.
+
+        Raises:
+            RunError: where the file is no YAML mapping.
+        """
+        try:
+            config = yaml.safe_load((self.path / "config.yaml").read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RunError(f"{self.path / 'config.yaml'}: broken YAML: {str(error).splitlines()[0]}") from error
+        if not isinstance(config, dict):
+            raise RunError(f"{self.path / 'config.yaml'}: holds no mapping")
+        return config
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        if not path.is_file():
+            return {}
+        try:
+            return json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise RunError(f"{path}: broken JSON: {error}") from error
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """State of the run, and where it came from."""
+        return self._read("status.json")
+
+    def update_status(self, **fields: Any) -> None:
+        """Set some fields of the status."""
+        write_atomically(self.path / "status.json", _json({**self.status, **fields}))
+
+    def log(self, **event: Any) -> None:
+        """Append one event to ``metrics.jsonl``."""
+        line = json.dumps(event, allow_nan=False, separators=(",", ":")) + "\n"
+        with open(self.path / "metrics.jsonl", "a") as file:
+            file.write(line)
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Read ``metrics.jsonl``; a last line that a crash has cut short is left out."""
+        path = self.path / "metrics.jsonl"
+        if not path.is_file():
+            return
+        with open(path) as file:
+            for line in file:
+                if line.endswith("\n"):
+                    yield json.loads(line)
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The latest scores, empty before the first."""
+        return self._read("result.json")
+
+    def write_result(self, result: dict[str, Any]) -> Path:
+        """Keep scores under a name that follows from their protocol and setting, and as the latest."""
+        key = json.dumps({name: score["card"] for name, score in result["metrics"].items()}, sort_keys=True)
+        path = self.path / "results" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+        write_atomically(path, _json(result))
+        write_atomically(self.path / "result.json", _json(result))
+        return path

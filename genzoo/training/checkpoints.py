@@ -1,0 +1,132 @@
+"""Checkpoints: safetensors for weights, plain tensors for state, and a checksum for every byte.
+
+    checkpoints/step-<n>/weights.safetensors   the model as it was trained
+                         ema.safetensors       the average of its weights; what samples and scores use
+                         state.pt              step, plan, optimisers, counts of the averages
+                         manifest.json         schema, and size and SHA-256 of the others
+
+A checkpoint is written beside its place and renamed, so that a directory called ``step-<n>`` is whole. Neither safetensors
+nor torch notices a flipped bit: every file is checked against the manifest before it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+
+from genzoo.runs import SCHEMA, RunError
+
+_NAME = re.compile(r"step-(\d+)")
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+
+
+def _write(path: Path, data: bytes) -> dict[str, Any]:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def save(folder: Path, step: int, model: nn.Module, ema: nn.Module, state: dict[str, Any], keep: int = 2) -> Path:
+    """Write a checkpoint in one rename and drop all but the newest ``keep``.
+
+    Args:
+        folder: ``checkpoints/`` of a run.
+        step: optimiser steps so far.
+        model, ema: the trained weights and their average.
+        state: what else is needed to go on; plain types and tensors.
+        keep: how many checkpoints stay.
+    """
+    temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".step-"))
+    try:
+        state_file = temporary / "state.pt"
+        torch.save(state, state_file)
+        files = {
+            "weights.safetensors": _write(temporary / "weights.safetensors", save_safetensors(_weights(model))),
+            "ema.safetensors": _write(temporary / "ema.safetensors", save_safetensors(_weights(ema))),
+            "state.pt": _write(state_file, state_file.read_bytes()),
+        }
+        manifest = {"schema": SCHEMA, "step": step, "files": files}
+        _write(temporary / "manifest.json", json.dumps(manifest, indent=2).encode())
+        os.chmod(temporary, 0o755)
+        target = folder / f"step-{step}"
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in find(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def find(folder: Path) -> list[Path]:
+    """List the checkpoints of a run, oldest first."""
+    steps = [(int(m.group(1)), path) for path in folder.glob("step-*") if (m := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(steps)]
+
+
+def latest(run: Path) -> Path:
+    """Return the newest checkpoint of a run directory.
+
+    Raises:
+        RunError: where there is none.
+    """
+    found = find(run / "checkpoints")
+    if not found:
+        raise RunError(f"run={run}: no checkpoint yet, the run has not saved one")
+    return found[-1]
+
+
+def read(checkpoint: Path, name: str) -> bytes:
+    """Read one file of a checkpoint, checked against the manifest.
+
+    Raises:
+        RunError: naming the file and what is wrong with it.
+    """
+    try:
+        manifest = json.loads((checkpoint / "manifest.json").read_text())
+        expected = manifest["files"][name]["sha256"]
+        schema = manifest["schema"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{checkpoint / 'manifest.json'}: missing or broken") from error
+    if schema > SCHEMA:
+        raise RunError(f"{checkpoint}: written by a newer genzoo (schema {schema}; this one knows {SCHEMA})")
+    try:
+        data = (checkpoint / name).read_bytes()
+    except OSError as error:
+        raise RunError(f"{checkpoint / name}: cannot be read: {error.strerror}") from error
+    if hashlib.sha256(data).hexdigest() != expected:
+        raise RunError(f"{checkpoint / name}: its SHA-256 is not the manifest's, the file is damaged")
+    return data
+
+
+def load_weights(checkpoint: Path, model: nn.Module, *, ema: bool = True) -> None:
+    """Fill a model with the averaged weights of a checkpoint, or with those that were trained.
+
+    Raises:
+        RunError: where a file is damaged or belongs to another model.
+    """
+    name = "ema.safetensors" if ema else "weights.safetensors"
+    try:
+        model.load_state_dict(load_safetensors(read(checkpoint, name)))
+    except (RuntimeError, SafetensorError) as error:
+        detail = " ".join(str(error).split())
+        raise RunError(f"{checkpoint / name}: does not fit the model of config.yaml: {detail[:200]}") from error

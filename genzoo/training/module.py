@@ -1,0 +1,281 @@
+"""One Lightning module trains any family.
+
+It owns what no family should do again: optimisers, averages of the weights, the learning rate, the noise of each step, the
+count of images seen, and the check that everything is finite. Optimisation is manual, and Lightning hands over several
+steps at once where steps are short, since its own loop would cost more than a small model's step. The module therefore keeps
+its own step counter; Lightning's ``global_step`` is never read.
+
+Every step is a function of the weights and of its number alone: its batch is ``batches(step)``, its noise f(seed, step, rank).
+
+A step whose loss or gradient is not finite moves no weight. On a CPU it raises at once; on an accelerator, where looking would
+stall the device, a flag on the device makes the fused optimiser skip the step, and is read after each hand-over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from genzoo.data.loader import Batches
+from genzoo.model import Adversarial, GenerativeModel, Loss, Stage, Staged
+from genzoo.prob.measure import dequantize
+from genzoo.prob.random import seed_of
+from genzoo.training.budget import Budget, LearningRate
+from genzoo.training.ema import EMA
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient that is NaN or infinite; the step that met it changed no weight."""
+
+
+@dataclass
+class Player:
+    """One player of one stage: its weights and their optimiser."""
+
+    name: str
+    parameters: list[nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    base_lr: float
+
+
+@dataclass
+class Window:
+    """Terms of the loss since they were last written, kept on the device."""
+
+    terms: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        for name, value in terms.items():
+            self.terms.setdefault(name, []).append(value)
+
+    def flush(self) -> dict[str, float]:
+        """Return the mean of each term and forget them."""
+        means = {name: float(torch.stack(values).float().mean()) for name, values in self.terms.items()}
+        self.terms = {}
+        return means
+
+
+class GenerativeModule(pl.LightningModule):
+    """Trains a generative model.
+
+    Args:
+        model: the model.
+        optimizer: builds an optimiser from a list of parameters; one for each player of each stage.
+        batches: the data, by step.
+        budget: what the run may spend.
+        learning_rate: factor of the optimiser's rate as a function of progress.
+        ema_decay: of the averaged weights, see ``EMA``.
+        clip: largest norm of a player's gradient, None for no limit.
+        seed: of the noise.
+    """
+
+    def __init__(
+        self,
+        model: GenerativeModel,
+        optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+        batches: Batches,
+        budget: Budget,
+        learning_rate: LearningRate | None = None,
+        ema_decay: float = 0.9999,
+        clip: float | None = None,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if clip is not None and clip <= 0:
+            raise ValueError(f"clip must be positive, or null for none, not {clip}")
+        self.automatic_optimization = False
+        self.model = model
+        self.batches = batches
+        self.budget = budget
+        self.learning_rate = learning_rate or LearningRate()
+        self.clip = clip
+        self.seed = seed
+        self.ema = EMA(model, ema_decay)
+        self.stages = model.stages() if isinstance(model, Staged) else [Stage("train", model, 1.0)]
+        self.players = {stage.name: self._players(stage, optimizer) for stage in self.stages}
+        self.planned_steps: int | None = None  # set before the first step
+        self.steps = 0
+        self.train_seconds = 0.0
+        self.window = Window()
+        self.latest: dict[str, Any] = {"values": {}, "images_per_second": 0.0}  # what was recorded last
+        self.on_step: Callable[[], None] = lambda: None  # called after every step
+        self._first_bad: Tensor | None = None  # on an accelerator: the first step that was not finite
+
+    def _players(
+        self, stage: Stage, optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+    ) -> dict[str, Player]:
+        module = stage.module
+        parts = module.players() if isinstance(module, Adversarial) else {"model": module}
+        players = {}
+        for name, part in parts.items():
+            parameters = [p for p in part.parameters() if p.requires_grad]
+            built = optimizer(parameters)
+            players[name] = Player(name, parameters, built, built.param_groups[0]["lr"])
+            self.ema.watch(f"{stage.name}/{name}", part)
+        return players
+
+    @property
+    def images(self) -> int:
+        """Real images delivered so far, to any player."""
+        return self.steps * self.batches.batch_size
+
+    @property
+    def planned_images(self) -> int:
+        """Images that schedules expect."""
+        assert self.planned_steps is not None, "the plan is set before the first step"
+        return self.planned_steps * self.batches.batch_size
+
+    def stage_at(self, step: int) -> tuple[Stage, int, int]:
+        """Return the stage of a step, the step's number within it, and how many steps it has."""
+        assert self.planned_steps is not None
+        start, share = 0, 0.0
+        for stage in self.stages[:-1]:
+            share += stage.share
+            stop = round(share * self.planned_steps)
+            if step < stop:
+                return stage, step - start, stop - start
+            start = stop
+        return self.stages[-1], step - start, self.planned_steps - start
+
+    def step(self) -> None:
+        """Do one optimiser step of one player.
+
+        Raises:
+            NonFiniteError: where the loss or a gradient is not finite; no weight has changed then.
+        """
+        stage, number, planned = self.stage_at(self.steps)
+        module, players = stage.module, self.players[stage.name]
+        turn = module.turn(number) if isinstance(module, Adversarial) else None
+        player = players[turn or "model"]
+
+        torch.manual_seed(seed_of("layers", self.seed, self.steps, self._rank))  # dropout draws from the global generator
+        rng = torch.Generator(self.batches.x.device).manual_seed(seed_of("noise", self.seed, self.steps, self._rank))
+        x, y = self.batches(self.steps)
+        if self.model.levels is not None:
+            x = dequantize(x, self.model.levels, rng)
+        with self._only(player, players):
+            loss = module.loss(x, y if self.model.num_classes else None, turn=turn, rng=rng)
+            loss.total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(player.parameters, self.clip or float("inf"))
+        self._guard(player, loss, norm)
+
+        batch = self.batches.batch_size
+        factor = self.learning_rate(number * batch, planned * batch)
+        for group in player.optimizer.param_groups:
+            group["lr"] = player.base_lr * factor
+        player.optimizer.step()
+        player.optimizer.zero_grad()
+        self.ema.update(f"{stage.name}/{player.name}")
+        prefix = "" if turn is None else f"{turn}_"
+        self.window.add({**loss.terms, f"{prefix}grad_norm": norm})
+        self.steps += 1
+        self.on_step()
+
+    @property
+    def _rank(self) -> int:
+        return self.global_rank if self._trainer is not None else 0
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _only(player: Player, players: dict[str, Player]) -> Iterator[None]:
+        """Compute gradients for one player alone."""
+        others = [p for other in players.values() if other is not player for p in other.parameters]
+        for p in others:
+            p.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for p in others:
+                p.requires_grad_(True)
+
+    def _guard(self, player: Player, loss: Loss, norm: Tensor) -> None:
+        bad = ~(torch.isfinite(loss.total.detach()) & torch.isfinite(norm))
+        if bad.device.type != "cpu" and player.optimizer.defaults.get("fused"):
+            player.optimizer.found_inf = bad.float()  # what the fused kernels call the flag that skips a step
+            if self._first_bad is None:
+                self._first_bad = torch.full((), -1, device=bad.device)
+            self._first_bad = torch.where(bad & (self._first_bad < 0), self.steps, self._first_bad)
+        elif bool(bad):
+            terms = [name for name, value in loss.terms.items() if not bool(torch.isfinite(value).all())]
+            where = f"loss term '{terms[0]}'" if terms else "gradient" if bool(torch.isfinite(loss.total)) else "loss"
+            raise NonFiniteError(f"{where} is not finite at step {self.steps}: try a lower optimizer.lr or trainer.clip")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the plan is fulfilled or the seconds are spent."""
+        assert self.planned_steps is not None
+        late = self.budget.seconds is not None and self.train_seconds >= self.budget.seconds
+        return late or self.steps >= self.planned_steps
+
+    def training_step(self, steps: tuple[int, int], batch_idx: int) -> None:
+        """Do the steps that Lightning hands over, or as many of them as the budget allows."""
+        while self.steps < steps[1] and not self.finished:
+            start = time.monotonic()
+            self.step()
+            self.train_seconds += time.monotonic() - start
+        if self._first_bad is not None and (first := int(self._first_bad)) >= 0:
+            raise NonFiniteError(f"loss or gradient is not finite at step {first}: try a lower optimizer.lr or trainer.clip")
+
+    def plan(self) -> None:
+        """Fix how many steps schedules expect; where only seconds are given, by measuring this machine's speed."""
+        if self.budget.images is not None:
+            self.planned_steps = math.ceil(self.budget.images / self.batches.batch_size)
+        else:
+            assert self.budget.seconds is not None
+            start = time.monotonic()
+            speed = self.measure_speed(min(3.0, 0.05 * self.budget.seconds))
+            self.train_seconds = time.monotonic() - start
+            # A little less than fits, so that the schedule ends before the clock does.
+            self.planned_steps = max(1, int(0.97 * speed * (self.budget.seconds - self.train_seconds)))
+
+    def on_fit_start(self) -> None:
+        """Plan before the first step, and before any callback asks for the plan."""
+        if self.planned_steps is None:
+            with self.trainer.precision_plugin.train_step_context():
+                self.plan()
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Show Lightning the optimisers; the module steps them itself."""
+        return [player.optimizer for players in self.players.values() for player in players.values()]
+
+    def measure_speed(self, seconds: float) -> float:
+        """Train for about ``seconds`` and undo it all; return steps a second.
+
+        The first steps, which warm up allocators and caches, do not count.
+        """
+        weights = copy.deepcopy(self.model.state_dict())
+        states = [copy.deepcopy(optimizer.state_dict()) for optimizer in self.configure_optimizers()]
+        average, updates = copy.deepcopy(self.ema.model.state_dict()), dict(self.ema.updates)
+        on_step, self.on_step, planned, self.planned_steps = self.on_step, lambda: None, self.planned_steps, 10**9
+        for _ in range(6):
+            self.step()
+        start, counted = time.monotonic(), 0
+        while (elapsed := time.monotonic() - start) < seconds or counted < 6:
+            self.step()
+            counted += 1
+        self.model.load_state_dict(weights)
+        for optimizer, state in zip(self.configure_optimizers(), states, strict=True):
+            optimizer.load_state_dict(state)
+        self.ema.model.load_state_dict(average)
+        self.ema.updates = updates
+        self.steps, self.planned_steps, self.on_step, self.window = 0, planned, on_step, Window()
+        return counted / elapsed
+
+    def state(self) -> dict[str, Any]:
+        """Return what, beside the weights and their average, is needed to go on."""
+        return {
+            "steps": self.steps,
+            "planned_steps": self.planned_steps,
+            "train_seconds": self.train_seconds,
+            "ema_updates": dict(self.ema.updates),
+            "optimizers": [optimizer.state_dict() for optimizer in self.configure_optimizers()],
+        }
