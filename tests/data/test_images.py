@@ -597,6 +597,7 @@ def test_decompression_bombs_are_refused(tmp_path, monkeypatch, limit):
 
 def test_folders_that_cannot_be_split_or_read(tmp_path):
     refused(lambda: folder(tmp_path / "missing", size=8), str(tmp_path / "missing"), ".png, .jpg, .jpeg, .webp")
+    refused(lambda: folder(tmp_path / "two\nlines", size=8), "two lines")
     (tmp_path / "empty").mkdir()
     refused(lambda: folder(tmp_path / "empty", size=8), str(tmp_path / "empty"), ".png, .jpg, .jpeg, .webp")
     fill(tmp_path / "single", ["0.png"])
