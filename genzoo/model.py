@@ -244,7 +244,11 @@ class Denoiser(GenerativeModel):
         """
 
     def _as(self, kind: Kind, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        return self.path.convert(self.predict(x_t, t, y), x_t, t, kind)
+        prediction = self.predict(x_t, t, y)
+        inside = self.path.conditioned(prediction.kind, kind, t)
+        if bool((inside != t).any()):  # an end point, where the prediction cannot say what is asked: ask beside it
+            prediction = self.predict(x_t, inside, y)
+        return self.path.convert(prediction, x_t, inside, kind)
 
     def denoise(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Estimate E[x | x_t]."""

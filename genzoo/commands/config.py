@@ -284,6 +284,16 @@ def _wrong_type(value: Any, hint: Any) -> str | None:
     return None
 
 
+def pick_precision(name: str, device: str) -> str:
+    """Turn "auto" into bf16 autocast where the processor computes in it, else float32."""
+    import torch
+
+    if name != "auto":
+        return name
+    native = torch.cuda.is_bf16_supported() if device == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    return "bf16-mixed" if native else "32-true"
+
+
 def pick_device(name: str) -> str:
     """Turn "auto" into what this machine has.
 

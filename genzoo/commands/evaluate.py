@@ -180,4 +180,7 @@ def show(result: dict[str, Any]) -> None:
             "weights": setting.get("weights"),
         }
         table.add_row(name, digits, stderr, protocol["unit"], ", ".join(v for v in how.values() if v))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=110)
+    console.print(table)

@@ -29,7 +29,7 @@ class Section(BaseModel):
 
 class Trainer(Section):
     accelerator: Literal["auto", "cpu", "cuda"]
-    precision: Literal["32-true", "bf16-mixed", "64-true"]
+    precision: Literal["auto", "32-true", "bf16-mixed", "64-true"]
     threads: Positive | None
     batch_size: Positive
     clip: PositiveFloat | None

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from genzoo.commands.config import UsageError, build, pick_device
+from genzoo.commands.config import UsageError, build, pick_device, pick_precision
 
 
 def train(config: dict[str, Any]) -> Path:
@@ -34,6 +34,7 @@ def train(config: dict[str, Any]) -> Path:
     settings, seed = config["trainer"], config["seed"]
     torch.set_num_threads(settings["threads"] or len(os.sched_getaffinity(0)))
     device = pick_device(settings["accelerator"])
+    settings["precision"] = pick_precision(settings["precision"], device)
     try:
         budget = Budget(**config["budget"])
     except ValueError as error:

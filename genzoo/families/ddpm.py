@@ -38,6 +38,14 @@ from genzoo.prob.schedules import DiscreteSchedule, LinearSchedule
 from genzoo.samplers import DDIM, Sampler, Step, plan
 
 
+def strata(T: int, count: int) -> list[tuple[int, int]]:
+    """Cut 0..T-1 into at most ``count`` ranges [start, stop): index 0 alone, then ranges that widen geometrically."""
+    edges = [0, 1]
+    for left in range(min(count, T) - 1, 0, -1):
+        edges.append(max(edges[-1] + 1, round(edges[-1] * (T / edges[-1]) ** (1 / left))))
+    return list(zip(edges[:-1], edges[1:], strict=True))
+
+
 class DDPM(Density, Denoiser):
     """A denoising diffusion model.
 
@@ -108,7 +116,8 @@ class DDPM(Density, Denoiser):
         """Estimate the variational bound without bias from ``num_samples`` of its T terms.
 
         The chain's indices are cut into strata: index 0, whose term is the largest by far, alone, and ``num_samples/2 - 1``
-        nearly equal ranges. Two terms are drawn in each; their mean estimates the stratum and their difference its variance.
+        ranges that widen geometrically, as the terms decay. Two terms are drawn in each; their mean estimates the stratum and
+        their difference its variance.
 
         Args:
             x, y, rng: as in ``Density``.
@@ -121,11 +130,10 @@ class DDPM(Density, Denoiser):
         if num_samples < 4 or num_samples % 2:
             raise ValueError(f"num_samples must be even and at least 4, not {num_samples}")
         x = x if self.levels is None else snap(x, self.levels)
-        T, B = self.schedule.num_steps, len(x)
-        edges = torch.linspace(1, T, min(num_samples // 2 - 1, T - 1) + 1, dtype=torch.float64).round().long().tolist()
+        B = len(x)
         value = -self._prior_kl(x)
         variance = torch.zeros_like(value)
-        for start, stop in [(0, 1), *zip(edges[:-1], edges[1:], strict=True)]:
+        for start, stop in strata(self.schedule.num_steps, num_samples // 2):
             first, second = (
                 self._term(x, y, start + randint(stop - start, (B,), rng=rng, device=x.device), rng) for _ in range(2)
             )

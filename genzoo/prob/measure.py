@@ -42,11 +42,10 @@ def dequantize(k: Tensor, levels: int, rng: torch.Generator | None = None) -> Te
     Returns:
         float32 of the same shape, ``2 (k + u)/K - 1``, strictly below 1.
     """
-    u = rand(k.shape, rng=rng, device=k.device)
-    x = (k + u).mul_(2.0 / levels).sub_(1.0)
-    # k + u may round up to k + 1 in float32: keep every point inside its own bin.
-    upper = (k + 1) * (2.0 / levels) - 1.0
-    return torch.minimum(x, torch.nextafter(upper, torch.full_like(upper, -2.0)))
+    # Nearer to an edge than the roundings of float32, here and in quantize, a point may land in its neighbour's bin.
+    margin = levels * 2.0**-22
+    u = rand(k.shape, rng=rng, device=k.device).clamp(margin, 1 - margin)
+    return (k + u).mul_(2.0 / levels).sub_(1.0)
 
 
 def quantize(x: Tensor, levels: int) -> Tensor:

@@ -95,7 +95,7 @@ class GaussianPath:
             raise ValueError("a path whose noise is paired with its data has no score: use an ODE sampler")
         if prediction.kind == to:
             return prediction.mean
-        c = self._conditioned(prediction.kind, to, t)
+        c = self.schedule.at(self.conditioned(prediction.kind, to, t))
         a, b, det = self._row(prediction.kind, c)
         a_to, b_to, _ = self._row(to, c)
         # Cramer's rule on [alpha sigma; a b] (x, eps) = (x_t, mean), contracted with (a_to, b_to).
@@ -103,8 +103,11 @@ class GaussianPath:
         of_mean = (b_to * c.alpha - a_to * c.sigma) / det
         return expand(of_x_t, x_t) * x_t + expand(of_mean, x_t) * prediction.mean
 
-    def _conditioned(self, kind: Kind, to: Kind, t: Tensor) -> Coefficients:
+    def conditioned(self, kind: Kind, to: Kind, t: Tensor) -> Tensor:
+        """Return ``t``, float64, and where ``kind`` cannot be turned into ``to`` the nearest time at which it can."""
         t = t.double()
+        if kind == to:
+            return t
         c = self.schedule.at(t)
         bad = torch.zeros_like(t, dtype=torch.bool)
         for row in (self._row(kind, c), self._row(to, c)):
@@ -112,7 +115,7 @@ class GaussianPath:
                 bad |= ~value.isfinite()
         bad |= ~(self._row(kind, c)[2].abs() > 1e-8)
         inside = t.clamp(self.schedule.t_min, self.schedule.t_max)
-        return self.schedule.at(torch.where(bad, inside, t))
+        return torch.where(bad, inside, t)
 
     @staticmethod
     def _row(kind: Kind, c: Coefficients) -> tuple[Tensor, Tensor, Tensor]:

@@ -49,7 +49,7 @@ class Schedule(ABC):
         """List the times that a sampler visits, from noise to data: (steps + 1,) float64, ending at t = 0."""
         if steps is None or steps < 1:
             raise ValueError(f"a schedule in continuous time needs steps >= 1, not {steps}")
-        return torch.cat([torch.linspace(1.0, self.t_min, steps, dtype=torch.float64), torch.zeros(1).double()])
+        return torch.cat([torch.linspace(self.t_max, self.t_min, steps, dtype=torch.float64), torch.zeros(1).double()])
 
     @property
     def prior_std(self) -> float:

@@ -14,8 +14,8 @@ from genzoo.runs import Run
 
 
 def csv(run: Run, config: dict[str, Any]) -> Logger:
-    """Write ``metrics.csv`` into the run directory."""
-    return CSVLogger(save_dir=str(run.path), name="", version="")
+    """Write ``csv/metrics.csv`` into the run directory."""
+    return CSVLogger(save_dir=str(run.path), name="", version="csv")
 
 
 def tensorboard(run: Run, config: dict[str, Any]) -> Logger:

@@ -1,0 +1,42 @@
+"""What all tests share: one thread, a random state that no test hands on, and configurations composed as on the command line."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from genzoo.commands.config import CONF, validate
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def restored_randomness() -> Iterator[None]:
+    """Start every test from the same random state, and give back the one that was there."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    torch.manual_seed(0)
+    yield
+    torch.set_rng_state(states[0])
+    np.random.set_state(states[1])  # noqa: NPY002
+    random.setstate(states[2])
+
+
+def composed(*overrides: str, verb: str = "train", config_dir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """Compose and validate a configuration from the words of a command line, as plain types."""
+    search = [f"hydra.searchpath=[file://{os.path.abspath(config_dir)}]"] if config_dir else []
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3", job_name="genzoo"):
+        return validate(verb, compose(verb, [*search, *overrides]))
+
+
+@pytest.fixture(name="composed")
+def composed_fixture() -> Callable[..., dict[str, Any]]:
+    return composed

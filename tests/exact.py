@@ -1,0 +1,162 @@
+r"""Models whose every answer is a closed form, for tests to compare the library with.
+
+Data N(mu, Sigma) on a Gaussian path, ``x_t = alpha x + sigma eps``, stay Gaussian: with
+
+    C = alpha^2 Sigma + sigma^2 I,      z = x_t - alpha mu
+
+the law at time t is N(alpha mu, C), and the five things that a network may predict are
+
+    E[x | x_t] = mu + alpha Sigma C^-1 z          E[eps | x_t] = sigma C^-1 z          score = -C^-1 z
+    velocity = alpha' mu + (alpha' alpha Sigma + sigma' sigma I) C^-1 z          v = alpha E[eps | x_t] - sigma E[x | x_t]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from genzoo import samplers
+from genzoo.model import Denoiser, Loss, Samples
+from genzoo.prob.paths import GaussianPath, Kind, Prediction
+from genzoo.prob.random import rand, randn
+from genzoo.prob.schedules import Coefficients, Schedule
+
+
+class CondOT(Schedule):
+    """The straight path of flow matching, ``alpha = 1 - t``, ``sigma = t``."""
+
+    def at(self, t: Tensor) -> Coefficients:
+        t = t.double()
+        return Coefficients(1 - t, t, -torch.ones_like(t), torch.ones_like(t))
+
+
+class VarianceExploding(Schedule):
+    """Noise added to data that stay as they are, ``alpha = 1``, ``sigma = 50 t``."""
+
+    def at(self, t: Tensor) -> Coefficients:
+        t = t.double()
+        return Coefficients(torch.ones_like(t), 50 * t, torch.zeros_like(t), torch.full_like(t, 50.0))
+
+
+class GaussianDenoiser(Denoiser):
+    """The exact denoiser of N(mu, Sigma) data, float64.
+
+    Args:
+        schedule: of the path.
+        mean: mu, (D,).
+        covariance: Sigma, (D, D), or its diagonal, (D,).
+        kind: which of the five quantities ``predict`` returns.
+        hop: where given, ``predict`` also returns the exact log variance of the reverse step from t to t - hop, for a
+            diagonal Sigma.
+        levels: pretended, to see what samplers do to images.
+        independent: whether the path says that noise and data are paired independently.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        mean: Sequence[float],
+        covariance: Sequence,
+        kind: Kind = "eps",
+        hop: float | None = None,
+        levels: int | None = None,
+        independent: bool = True,
+    ):
+        super().__init__((len(mean),), levels)
+        self.path = GaussianPath(schedule, independent)
+        self.mu = torch.tensor(mean, dtype=torch.float64)
+        sigma = torch.as_tensor(covariance, dtype=torch.float64)
+        self.lam, self.axes = (sigma, torch.eye(len(mean)).double()) if sigma.ndim == 1 else torch.linalg.eigh(sigma)
+        self.covariance = self.axes @ self.lam.diag() @ self.axes.T
+        self.kind, self.hop = kind, hop
+        self.calls = 0
+        self.double()
+
+    def exact(self, kind: Kind, x_t: Tensor, t: Tensor) -> Tensor:
+        """The closed form of one of the five quantities, (B, D)."""
+        alpha, sigma, d_alpha, d_sigma = (c.reshape(-1, 1) for c in self.path.schedule.at(t))
+        c = alpha**2 * self.lam + sigma**2
+        w = ((x_t - alpha * self.mu) @ self.axes) / c  # C^-1 z along the axes of Sigma
+        x0, eps = self.mu + (alpha * self.lam * w) @ self.axes.T, (sigma * w) @ self.axes.T
+        if kind == "velocity":
+            return d_alpha * self.mu + ((d_alpha * alpha * self.lam + d_sigma * sigma) * w) @ self.axes.T
+        return {"x0": x0, "eps": eps, "score": -w @ self.axes.T, "v": alpha * eps - sigma * x0}[kind]
+
+    def _reverse_log_var(self, t: Tensor, s: Tensor) -> Tensor:
+        # Law of total variance: that of q(x_s | x_t, x), and that of its mean as x ~ p(x | x_t) varies.
+        (alpha_t, alpha_s), (sigma_t, sigma_s), _, _ = self.path.schedule.at(torch.stack([t, s]))
+        added = sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2
+        posterior, of_x = added * (sigma_s / sigma_t) ** 2, alpha_s * added / sigma_t**2
+        x_given_x_t = self.lam * (sigma_t**2)[:, None] / ((alpha_t**2)[:, None] * self.lam + (sigma_t**2)[:, None])
+        return torch.log(posterior[:, None] + (of_x**2)[:, None] * x_given_x_t)
+
+    def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
+        self.calls += 1
+        log_var = None if self.hop is None else self._reverse_log_var(t, (t - self.hop).clamp(min=0))
+        return Prediction(self.kind, self.exact(self.kind, x_t, t), log_var)
+
+    def loss(self, x: Tensor, y: Tensor | None = None, *, turn=None, rng=None) -> Loss:
+        t = rand((len(x),), rng=rng, dtype=x.dtype)
+        eps = randn(x.shape, rng=rng, dtype=x.dtype)
+        gap = self.predict(self.path.sample(x, eps, t), t).mean - self.path.target(self.kind, x, eps, t)
+        return Loss(gap.square().mean(), {})
+
+    def sample(self, n: int, y: Tensor | None = None, *, rng=None) -> Samples:
+        z = randn((n, *self.shape), rng=rng, dtype=torch.float64)
+        return Samples(self.mu + (z * self.lam.sqrt()) @ self.axes.T, nfe=0)
+
+
+class Network(nn.Module):
+    """A function in the clothes of a network."""
+
+    def __init__(self, function: Callable[..., Tensor]):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args) -> Tensor:
+        return self.function(*args)
+
+
+def network(function: Callable[..., Tensor]) -> Callable[..., nn.Module]:
+    """Build a network, as families do, that computes ``function`` whatever shapes they ask for."""
+    return lambda in_shape, out_shape, num_classes: Network(function)
+
+
+def exact_network(denoiser: GaussianDenoiser) -> Callable[..., nn.Module]:
+    """Build the network of a perfectly trained diffusion model, called with ``(x_t, t, y)``."""
+    return network(lambda x_t, t, y: denoiser.exact(denoiser.kind, x_t, t))
+
+
+def law(sampler: samplers.Sampler, denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of what a sampler draws, exactly.
+
+    With an exact Gaussian denoiser every sampler is an affine map of its draws of noise. It is run once without noise,
+    which gives the mean, and once on a batch whose rows see a unit impulse each, in one draw and one dimension: these are
+    the columns of the map.
+    """
+    draws = 0
+
+    def silence(shape, **_) -> Tensor:
+        nonlocal draws
+        draws += 1
+        return torch.zeros(shape, dtype=torch.float64)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(samplers, "randn", silence)
+        mean = sampler(denoiser, 1).x[0]
+
+    draw, D = iter(range(draws)), denoiser.dim
+
+    def impulse(shape, **_) -> Tensor:
+        noise = torch.zeros(shape, dtype=torch.float64)
+        first = next(draw) * D
+        noise[first : first + D] = torch.eye(D, dtype=torch.float64)
+        return noise
+
+    with monkeypatch.context() as patch:
+        patch.setattr(samplers, "randn", impulse)
+        columns = sampler(denoiser, draws * D).x - mean
+    return mean, columns.T @ columns

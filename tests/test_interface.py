@@ -1,0 +1,719 @@
+"""The laws of the interface, for every file under ``conf/model/``: a family that is added there is tested by existing.
+
+Each family is composed as on the command line and built for points of the plane and for tiny images, with and without
+classes. Only sizes are shrunk. Which laws hold for it is asked of its abilities, never of its name; weights are moved away
+from their first values, which are zero in many last layers and would hide much.
+
+A density is held to its own word by quadrature: the mass that it gives a region must be the share of its samples that fall
+there where it is exact, and at most 1 where it is a lower bound, after a short training that makes the bound tight.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import genzoo
+from genzoo.commands.config import CONF, UsageError, build, preflight
+from genzoo.data.dataset import Split
+from genzoo.data.loader import Batches
+from genzoo.model import (
+    Adversarial,
+    Bijective,
+    Bound,
+    Codec,
+    Continuous,
+    Decoder,
+    Denoiser,
+    Density,
+    Discrete,
+    GenerativeModel,
+    Staged,
+    interpolate,
+    reconstruct,
+)
+from genzoo.prob.measure import dequantize
+from genzoo.prob.paths import KINDS, Prediction
+from genzoo.prob.random import SampleStreams, generator
+from genzoo.training.budget import Budget
+from genzoo.training.module import GenerativeModule
+from tests.conftest import composed
+from tests.toys import Relay, Toy
+
+# The largest value that a size may keep; a key that a family does not have is not asked for.
+SMALL = {
+    "width": 16, "max_width": 16, "channels": 8, "depth": 1, "blocks": 1, "couplings": 4, "latent_dim": 2,
+    "num_steps": 50, "steps": 5, "dropout": 0.0, "layers": 2, "num_layers": 2, "embedding_dim": 16, "codebook_size": 8,
+}  # fmt: skip
+TINY = {**SMALL, "scales": 1}  # for an event of 2x2 pixels
+DATA = {"plane": ["data=moons"], "image": ["data=digits"]}
+TINY_EVENT = ["data=digits", "data.shape=[1,2,2]", "data.levels=2"]
+
+
+def shrunk(node: Any, sizes: dict[str, float]) -> Any:
+    """Cut every size of a model's configuration down to a test's."""
+    if not isinstance(node, dict):
+        return node
+    cut = {name: shrunk(value, sizes) for name, value in node.items()}
+    for name, limit in sizes.items():
+        if isinstance(cut.get(name), (int, float)):
+            cut[name] = min(cut[name], limit)
+    return cut
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family on one kind of data, with or without classes."""
+
+    family: str
+    overrides: tuple[str, ...]
+    conditional: bool
+    sizes: dict[str, float] = field(default_factory=lambda: SMALL, hash=False)
+
+    @functools.cached_property
+    def config(self) -> dict[str, Any]:
+        classes = ["model.num_classes=${data.num_classes}"] if self.conditional else []
+        return composed(f"model={self.family}", *self.overrides, *classes)
+
+    def fresh(self, seed: int = 0) -> GenerativeModel:
+        """Build the model with first weights of a seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return build(shrunk(self.config["model"], self.sizes), "model")
+
+    def model(self) -> GenerativeModel:
+        """Build the model and move every weight away from where it starts."""
+        model, rng = self.fresh(), generator("perturbation", self.family)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.1 * torch.randn(parameter.shape, generator=rng)
+        return model.eval()
+
+
+@functools.cache
+def cases(data: tuple[str, ...] | None = None) -> dict[str, tuple[Case, GenerativeModel | ValueError]]:
+    """Try every family on every kind of data: the model, or the refusal."""
+    found: dict[str, tuple[Case, GenerativeModel | ValueError]] = {}
+    kinds = DATA if data is None else {"tiny": list(data)}
+    for path in sorted((CONF / "model").glob("*.yaml")):
+        for kind, overrides in kinds.items():
+            for conditional in (False, True):
+                case = Case(path.stem, tuple(overrides), conditional, SMALL if data is None else TINY)
+                name = f"{path.stem}-{kind}" + ("-conditional" if conditional else "")
+                try:
+                    found[name] = case, case.fresh()
+                except ValueError as refusal:
+                    found[name] = case, refusal
+    return found
+
+
+def every(ability: type[GenerativeModel] = GenerativeModel, data: tuple[str, ...] | None = None, **wanted: Any):
+    """Parametrise a test over the cases whose model has an ability."""
+    chosen = {
+        name: case
+        for name, (case, model) in cases(data).items()
+        if isinstance(model, ability) and all(getattr(case, key) == value for key, value in wanted.items())
+    }
+    return pytest.mark.parametrize("case", chosen.values(), ids=chosen.keys())
+
+
+def objectives(model: GenerativeModel) -> Iterator[tuple[GenerativeModel, str | None]]:
+    """List what training minimises: the stages of a model, and in each of them the turns."""
+    for part in [stage.module for stage in model.stages()] if isinstance(model, Staged) else [model]:
+        for turn in part.players() if isinstance(part, Adversarial) else [None]:
+            yield part, turn
+
+
+def batch(model: GenerativeModel, n: int = 6, name: str = "batch") -> tuple[Tensor, Tensor | None]:
+    """Make up data of a model's own kind, and classes where it has any."""
+    rng = generator(name)
+    if model.levels is None:
+        x = torch.randn(n, *model.shape, generator=rng)
+    else:
+        x = dequantize(torch.randint(model.levels, (n, *model.shape), generator=rng), model.levels, rng)
+    y = torch.arange(n) % model.num_classes if model.num_classes else None
+    return x.to(model.dtype), y
+
+
+def streams(n: int, start: int = 0) -> SampleStreams:
+    return SampleStreams(7, range(start, start + n))
+
+
+# What a configuration makes
+
+
+@pytest.mark.parametrize("name", cases())
+def test_a_configuration_makes_a_model_of_its_data_or_refuses_in_one_line(name):
+    case, model = cases()[name]
+    if isinstance(model, ValueError):
+        assert isinstance(model, UsageError), f"a refusal must be a ValueError of the family, through build: {model!r}"
+        assert str(model).startswith("model") and "\n" not in str(model)
+        return
+    data = case.config["data"]
+    assert model.shape == tuple(data["shape"]) and model.levels == data["levels"]
+    assert model.num_classes == (data["num_classes"] if case.conditional else 0)
+
+
+def test_every_family_takes_some_data():
+    takes = {case.family for case, model in cases().values() if isinstance(model, GenerativeModel)}
+    assert takes == {path.stem for path in (CONF / "model").glob("*.yaml")}
+
+
+# loss
+
+
+@every()
+def test_the_loss_is_a_scalar_that_moves_every_parameter(case):
+    model = case.model().train()
+    x, y = batch(model, 12)
+    for part, turn in objectives(model):
+        total, terms = part.loss(x, y, turn=turn, rng=generator("loss"))
+        assert total.shape == () and total.isfinite()
+        assert terms and all(term.shape == () and not term.requires_grad for term in terms.values())
+        total.backward()
+    still = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    assert not still
+
+
+@every()
+def test_the_generator_alone_decides_the_loss(case):
+    model = case.model().train()
+    x, y = batch(model)
+
+    def losses(seed: int) -> list[float]:
+        return [part.loss(x, y, turn=turn, rng=generator(seed)).total.item() for part, turn in objectives(model)]
+
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = losses(5)
+    assert torch.equal(torch.get_rng_state(), state), "the global generator was used"
+    torch.manual_seed(2)
+    assert losses(5) == first
+
+
+@every()
+def test_classes_are_refused_where_there_are_none_and_demanded_where_there_are(case):
+    model = case.model()
+    x, y = batch(model)
+    wrong: list[Tensor | None] = [torch.zeros(len(x), dtype=torch.int64)]
+    if model.num_classes:
+        wrong = [None, y[:-1], y.float(), y - 1, torch.full_like(y, model.num_classes)]
+    for bad in wrong:
+        for part, turn in objectives(model):
+            with pytest.raises(ValueError, match="y must"):
+                part.loss(x, bad, turn=turn)
+        if isinstance(model, Density):
+            with pytest.raises(ValueError, match="y must"):
+                model.log_prob(x, bad)
+        if bad is not None:
+            with pytest.raises(ValueError, match="y must"):
+                model.sample(len(x), bad)
+
+
+# sample
+
+
+@every()
+def test_samples_are_events_on_the_scale_of_the_data(case):
+    model = case.model()
+    for n in (0, 1, 4):
+        x, nfe, _ = model.sample(n, rng=generator("shape"))
+        assert x.shape == (n, *model.shape) and x.dtype == model.dtype and not x.requires_grad
+        assert isinstance(nfe, int) and nfe > 0
+        assert bool(x.isfinite().all())
+        if model.levels is not None and n:
+            # A flow that squeezes [-1, 1] to [.05, .95] before its logit may land at most this far outside.
+            assert x.abs().max() <= 10 / 9 + 1e-5
+
+
+@every()
+def test_sample_i_depends_on_seed_and_i_alone(case):
+    model = case.model()
+    whole = model.sample(8, rng=streams(8)).x
+    parts = torch.cat([model.sample(3, rng=streams(3)).x, model.sample(5, rng=streams(5, start=3)).x])
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
+    assert torch.equal(model.sample(8, rng=streams(8)).x, whole)
+    assert (whole[1:] - whole[:-1]).flatten(1).abs().amax(1).min() > 0, "two samples are the same"
+
+
+@every(conditional=True)
+def test_a_conditional_model_draws_the_classes_it_was_not_told_from_their_frequencies(case, monkeypatch):
+    model, drawn = case.model(), torch.tensor([1, 0, 1, 1])
+    model.class_probs.copy_(torch.linspace(1, 2, model.num_classes) / 1.5 / model.num_classes)
+    asked = []
+
+    def draw(probs: Tensor, n: int, *, rng: torch.Generator | None) -> Tensor:
+        asked.append((probs.clone(), n))
+        return drawn
+
+    monkeypatch.setattr("genzoo.model.categorical", draw)
+    x = model.sample(4, rng=generator("classes")).x
+    assert len(asked) == 1 and torch.equal(asked[0][0], model.class_probs) and asked[0][1] == 4
+    assert torch.equal(x, model.sample(4, drawn, rng=generator("classes")).x)
+    assert not torch.equal(x, model.sample(4, 1 - drawn, rng=generator("classes")).x)
+
+
+def test_classes_are_drawn_as_often_as_they_occur():
+    model, n = Toy_with_classes(), 20_000
+    probs = torch.tensor([0.5, 0.2, 0.0, 0.3])
+    model.class_probs.copy_(probs)
+    share = torch.bincount(model.draw_labels(n, None, generator("frequencies")), minlength=4) / n
+    assert share[2] == 0
+    assert bool(((share - probs).abs() <= 4 * (probs * (1 - probs) / n).sqrt()).all())
+
+
+class Toy_with_classes(Toy):  # noqa: N801
+    def __init__(self):
+        super().__init__((2,), num_classes=4)
+
+    def loss(self, x, y=None, *, turn=None, rng=None):
+        raise AssertionError("never asked")
+
+
+# weights
+
+
+@every()
+def test_the_state_dict_holds_all_that_samples_depend_on(case):
+    model, other = case.model(), case.fresh(seed=1).eval()
+    assert not torch.equal(model.sample(4, rng=streams(4)).x, other.sample(4, rng=streams(4)).x)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(model.sample(4, rng=streams(4)).x, other.sample(4, rng=streams(4)).x)
+
+
+@every()
+def test_a_deep_copy_samples_alike_and_shares_nothing(case):
+    model = case.model()
+    clone = copy.deepcopy(model)
+    before = model.sample(4, rng=streams(4)).x
+    assert torch.equal(clone.sample(4, rng=streams(4)).x, before)
+    with torch.no_grad():
+        for parameter in clone.parameters():
+            parameter.fill_(0.3)
+    assert torch.equal(model.sample(4, rng=streams(4)).x, before)
+    assert not torch.equal(clone.sample(4, rng=streams(4)).x, before)
+
+
+@every()
+def test_double_precision_computes_the_same_model(case):
+    model = case.model()
+    x, y = batch(model)
+    single = [part.loss(x, y, turn=turn, rng=streams(len(x))).total for part, turn in objectives(model)]
+    samples = model.sample(4, rng=streams(4)).x
+    model.double()
+    double = [part.loss(x.double(), y, turn=turn, rng=streams(len(x))).total for part, turn in objectives(model)]
+    assert all(loss.dtype == torch.float64 for loss in double)
+    torch.testing.assert_close(torch.stack(double).float(), torch.stack(single), rtol=1e-3, atol=1e-4)
+    precise = model.sample(4, rng=streams(4)).x
+    assert precise.dtype == torch.float64
+    near = (precise.float() - samples).abs() <= 1e-3 + 1e-3 * samples.abs()
+    assert near.double().mean() > 0.9, "all but the few elements that a rounding may move to another level"
+
+
+# Density
+
+
+def midpoints(low: float, high: float, n: int, dim: int) -> tuple[Tensor, float]:
+    """Midpoints of n^dim cells of a cube, float64, and the volume of a cell."""
+    axis = low + (high - low) / n * (torch.arange(n, dtype=torch.float64) + 0.5)
+    return torch.cartesian_prod(*[axis] * dim), ((high - low) / n) ** dim
+
+
+def one_class(model: GenerativeModel, n: int) -> Tensor | None:
+    return torch.ones(n, dtype=torch.int64) if model.num_classes else None
+
+
+@torch.no_grad()
+def mass(model: Density, low: float, high: float, n: int) -> float:
+    """Integrate an exact density over a cube."""
+    points, volume = midpoints(low, high, n, model.dim)
+    total = 0.0
+    for x in points.view(-1, *model.shape).split(20_000):
+        total += float(model.log_prob(x, one_class(model, len(x))).value.exp().sum()) * volume
+    return total
+
+
+@torch.no_grad()
+def bounded_mass(model: Density, low: float, high: float, n: int, draws: int, **settings: Any) -> tuple[float, float]:
+    """Integrate the exponential of a lower bound, estimated from many draws, over a cube; return it and its error.
+
+    The bound is the expectation of ``log_prob``: draws are averaged before the exponential, whose convexity is corrected to
+    second order.
+    """
+    points, volume = midpoints(low, high, n, model.dim)
+    x = points.view(-1, *model.shape)
+    rng, y = generator("bound"), one_class(model, len(x))
+    values = torch.stack([model.log_prob(x, y, rng=rng, **settings).value for _ in range(draws)])
+    variance = values.var(0) / draws
+    density = (values.mean(0) - variance / 2).exp()
+    return float(density.sum()) * volume, float((density.square() * variance).sum().sqrt()) * volume
+
+
+def trained(case: Case, x: Tensor, steps: int = 150) -> GenerativeModel:
+    """Train a model for a moment."""
+    model, rng = case.fresh().train(), generator("training")
+    y = one_class(model, len(x))
+    for part, turn in objectives(model):
+        parameters = list(part.players()[turn].parameters() if turn else part.parameters())
+        optimizer = torch.optim.Adam([p for p in parameters if p.requires_grad], lr=1e-2)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            part.loss(x, y, turn=turn, rng=rng).total.backward()
+            optimizer.step()
+    return model.eval().double()
+
+
+EXACT_PLANE = every(Density, overrides=tuple(DATA["plane"]))
+
+
+@every(Density)
+def test_log_prob_is_a_number_for_each_event_and_its_error_is_not_negative(case):
+    model = case.model()
+    x, y = batch(model)
+    for settings in ({}, {"num_samples": 20}):
+        value, stderr = model.log_prob(x, y, rng=generator("error"), **settings)
+        assert value.shape == (len(x),) and bool(value.isfinite().all())
+        assert stderr is None or (stderr.shape == (len(x),) and bool((stderr >= 0).all()))
+        again = model.log_prob(x, y, rng=generator("error"), **settings).value
+        assert torch.equal(value, again)
+        if model.bound is Bound.EXACT:
+            assert stderr is None and torch.equal(value, model.log_prob(x, y, rng=generator("other")).value)
+
+
+@every(Density)
+def test_the_log_prob_of_an_event_does_not_depend_on_its_neighbours(case):
+    model = case.model().double()
+    x, y = batch(model)
+
+    def log_prob(rows: slice) -> Tensor:
+        some = range(*rows.indices(len(x)))
+        return model.log_prob(
+            x[rows], None if y is None else y[rows], num_samples=20, rng=SampleStreams(3, some)
+        ).value
+
+    torch.testing.assert_close(
+        torch.cat([log_prob(slice(0, 2)), log_prob(slice(2, 6))]), log_prob(slice(0, 6)), rtol=1e-9, atol=1e-9
+    )
+
+
+@every(Density, overrides=tuple(DATA["plane"]))
+def test_a_density_of_the_plane_integrates_to_one_and_a_lower_bound_to_less(case):
+    if cases()[_name(case)][1].bound is Bound.EXACT:
+        model = case.model().double()
+        reach = 1.5 * float(model.sample(4000, one_class(model, 4000), rng=generator("reach")).x.abs().max()) + 1
+        assert mass(model, -reach, reach, 300) == pytest.approx(1, abs=1e-3)
+        return
+    x = 0.15 * torch.randn(256, 2, generator=generator("plane")) + torch.tensor([1.0, -1.0])
+    model = trained(case, x)
+    for settings in ({}, {"num_samples": 20}):
+        total, error = bounded_mass(model, -4, 4, 48, draws=8, **settings)
+        assert 0.01 < total <= 1 + 3 * error + 1e-3
+
+
+@every(Density, data=tuple(TINY_EVENT))
+def test_a_density_of_images_gives_the_cube_the_share_of_its_samples_that_fall_there(case):
+    """All 2^4 images of two levels; a law of integers is constant on their bins, a flow is not and may leak out."""
+    if cases(tuple(TINY_EVENT))[_name(case, tuple(TINY_EVENT))][1].bound is Bound.EXACT:
+        model, n = case.model().double(), 4000
+        samples = model.sample(n, one_class(model, n), rng=generator("cube")).x
+        share = float((samples.flatten(1).abs().amax(1) <= 1).double().mean())
+        error = math.sqrt(share * (1 - share) / n)
+        assert mass(model, -1, 1, 16) == pytest.approx(share, abs=4 * error + 1e-3)
+        return
+    bits = torch.tensor([[0, 0, 0, 0], [1, 1, 1, 1], [1, 0, 1, 0]]).repeat(16, 1).view(-1, 1, 2, 2)
+    model = trained(case, dequantize(bits, 2, generator("bits")))
+    for settings in ({}, {"num_samples": 20}):
+        total, error = bounded_mass(model, -1, 1, 4, draws=16, **settings)
+        assert 0.01 < total <= 1 + 3 * error + 1e-3
+
+
+def _name(case: Case, data: tuple[str, ...] | None = None) -> str:
+    return next(name for name, (known, _) in cases(data).items() if known is case)
+
+
+# Decoder, Codec, Bijective
+
+
+def latents(model: Decoder, n: int) -> Tensor:
+    rng = generator("latents")
+    if isinstance(model.latent, Discrete):
+        return torch.randint(model.latent.levels, (n, *model.latent.shape), generator=rng)
+    return torch.randn(n, *model.latent.shape, generator=rng, dtype=model.dtype)
+
+
+@every(Decoder)
+def test_decoding_turns_each_latent_into_an_event_by_itself(case):
+    model = case.model().double()
+    z, y = latents(model, 5), batch(model, 5)[1]
+    x = model.decode(z, y)
+    assert x.shape == (5, *model.shape) and x.dtype == torch.float64
+    alone = torch.cat([model.decode(z[i : i + 1], None if y is None else y[i : i + 1]) for i in range(5)])
+    torch.testing.assert_close(alone, x, rtol=1e-9, atol=1e-9)
+    with pytest.raises(ValueError, match="y must"):
+        model.decode(z, None if model.num_classes else torch.zeros(5, dtype=torch.int64))
+
+
+@every(Decoder)
+def test_interpolation_starts_and_ends_at_the_events_of_its_ends(case):
+    model = case.model().double()
+    start, end, y = latents(model, 6)[:3], latents(model, 6)[3:], batch(model, 3)[1]
+    if not isinstance(model.latent, Continuous):
+        with pytest.raises(ValueError, match="continuous"):
+            interpolate(model, start, end, 4, y)
+        return
+    path = interpolate(model, start, end, 4, y)
+    assert path.shape == (4, 3, *model.shape)
+    torch.testing.assert_close(path[0], model.decode(start, y), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(path[-1], model.decode(end, y), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(interpolate(model, start, start, 3, y)[1], model.decode(start, y), rtol=1e-4, atol=1e-4)
+
+
+@every(Codec)
+def test_encoding_turns_each_event_into_a_latent_by_itself(case):
+    model = case.model().double()
+    x, y = batch(model, 5)
+    z = model.encode(x, y)
+    assert z.shape == (5, *model.latent.shape)
+    if isinstance(model.latent, Discrete):
+        assert z.dtype == torch.int64 and 0 <= int(z.min()) <= int(z.max()) < model.latent.levels
+    alone = torch.cat([model.encode(x[i : i + 1], None if y is None else y[i : i + 1]) for i in range(5)])
+    torch.testing.assert_close(alone, z, rtol=1e-9, atol=1e-9)
+    assert torch.equal(reconstruct(model, x, y), model.decode(z, y))
+
+
+@every(Bijective)
+def test_a_bijection_loses_nothing_and_knows_its_jacobian(case):
+    model = case.model().double()
+    x, y = batch(model, 3)
+    z, log_det = model.forward_and_log_det(x, y)
+    assert torch.equal(z, model.encode(x, y))
+    torch.testing.assert_close(model.decode(z, y), x, rtol=0, atol=1e-9)
+    for i in range(len(x)):
+        label = None if y is None else y[i : i + 1]
+        jacobian = torch.autograd.functional.jacobian(
+            lambda point, label=label: model.encode(point, label).flatten(), x[i : i + 1], vectorize=True
+        )
+        _, expected = torch.linalg.slogdet(jacobian.view(model.dim, model.dim))
+        assert float(log_det[i]) == pytest.approx(float(expected), abs=1e-9)
+
+
+# Denoiser
+
+
+@every(Denoiser)
+def test_all_that_a_denoiser_says_is_one_statement(case):
+    model = case.model().double()
+    x_t, y = batch(model, 5)
+    t = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
+    c = model.path.schedule.at(t)
+    alpha, sigma, d_alpha, d_sigma = (v.view(-1, *[1] * (x_t.ndim - 1)) for v in c)
+    x0, eps, velocity = model.denoise(x_t, t, y), model.eps(x_t, t, y), model.velocity(x_t, t, y)
+    close = functools.partial(torch.testing.assert_close, rtol=1e-8, atol=1e-8)
+    close(alpha * x0 + sigma * eps, x_t)
+    close(d_alpha * x0 + d_sigma * eps, velocity)
+    if model.path.independent:
+        close(-eps / sigma, model.score(x_t, t, y))
+    for kind in KINDS if model.path.independent else KINDS[:-1]:
+        said = Prediction(kind, model.path.convert(model.predict(x_t, t, y), x_t, t, kind))
+        close(model.path.convert(said, x_t, t, "x0"), x0)
+        close(model.path.convert(said, x_t, t, "eps"), eps)
+
+
+@every(Denoiser)
+def test_a_denoiser_answers_at_both_ends_of_the_path(case):
+    model = case.model()
+    x_t, y = batch(model, 3)
+    questions = [model.denoise, model.eps, model.velocity, *([model.score] if model.path.independent else [])]
+    for end in (0.0, 1.0):
+        for question in questions:
+            answer = question(x_t, torch.full((3,), end), y)
+            assert answer.shape == x_t.shape and bool(answer.isfinite().all()), (question.__name__, end)
+
+
+@every(Denoiser)
+def test_nfe_is_how_often_the_network_worked_for_a_sample(case):
+    model, rows = case.model(), {name: 0 for name, _ in case.model().named_children()}
+
+    def count(name: str):
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            rows[name] += len(output)
+
+        return hook
+
+    for name, child in model.named_children():
+        child.register_forward_hook(count(name))
+    samples = model.sample(4, rng=generator("nfe"))
+    assert max(rows.values()) == 4 * samples.nfe
+
+
+@every(Denoiser, conditional=True)
+def test_a_denoiser_without_a_class_takes_the_null_label(case):
+    model = case.model()
+    x_t, y = batch(model, 4)
+    t = torch.full((4,), 0.5)
+    null = torch.full((4,), model.num_classes)
+    free = model.predict(x_t, t).mean
+    assert torch.equal(free, model.predict(x_t, t, null).mean)
+    assert (free - model.predict(x_t, t, y).mean).flatten(1).abs().amax(1).min() > 1e-6
+
+
+# Adversarial, Staged
+
+
+def in_training(model: GenerativeModel, steps: int) -> GenerativeModule:
+    """Put a model into a trainer that plans a number of steps."""
+    if model.levels is None:
+        x = torch.randn(32, *model.shape, generator=generator("data"))
+    else:
+        x = torch.randint(model.levels, (32, *model.shape), generator=generator("data")).to(torch.uint8)
+    y = torch.arange(32) % model.num_classes if model.num_classes else None
+    adam = functools.partial(torch.optim.Adam, lr=1e-2)
+    module = GenerativeModule(model, adam, Batches(Split(x, y), 8, seed=0), Budget(images=8 * steps))
+    module.plan()
+    return module
+
+
+def snapshot(module: nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in module.parameters()]
+
+
+def moved(module: nn.Module, before: list[Tensor]) -> list[bool]:
+    return [not torch.equal(p, b) for p, b in zip(module.parameters(), before, strict=True)]
+
+
+@every(Adversarial)
+def test_players_share_no_weights_and_own_them_all(case):
+    model = case.model()
+    owned = [id(p) for part in model.players().values() for p in part.parameters()]
+    assert len(owned) == len(set(owned))
+    assert set(owned) == {id(p) for p in model.parameters()}
+    with pytest.raises(ValueError, match="turn must be"):
+        model.loss(*batch(model), turn="nobody")
+
+
+@every(Adversarial)
+def test_a_turn_moves_the_weights_of_its_player_alone(case):
+    model = case.model().train()
+    module, seen = in_training(model, 12), set()
+    for step in range(12):
+        before = {name: snapshot(part) for name, part in model.players().items()}
+        module.step()
+        turn = model.turn(step)
+        seen.add(turn)
+        for name, part in model.players().items():
+            change = moved(part, before[name])
+            assert any(change) if name == turn else not any(change), (step, name)
+    assert seen == set(model.players())
+
+
+STAGED = [*(case for case, model in cases().values() if isinstance(model, Staged)), None]
+
+
+@pytest.mark.parametrize("case", STAGED, ids=lambda case: case.family if case else "toy")
+def test_stages_share_the_budget_and_leave_earlier_weights_alone(case):
+    model = (case.model() if case else Relay()).train()
+    stages = model.stages()
+    assert math.fsum(stage.share for stage in stages) == pytest.approx(1) and all(s.share > 0 for s in stages)
+    assert len({stage.name for stage in stages}) == len(stages) > 1
+    module, before = in_training(model, 16), {}
+    while not module.finished:
+        stage = module.stage_at(module.steps)[0]
+        if stage.name not in before:
+            before[stage.name] = snapshot(stage.module)
+            finished = {s.name: snapshot(s.module) for s in stages if s.name in before and s.name != stage.name}
+            after_first = copy.deepcopy([p.detach() for p in stages[0].module.parameters()])
+        module.step()
+        if stage.name != stages[0].name:
+            assert finished and not any(moved(stages[0].module, after_first)), "an earlier stage moved"
+    for stage in stages:
+        assert any(moved(stage.module, before[stage.name])), f"stage {stage.name} learned nothing"
+
+
+# Words that would go around the abilities
+
+
+def test_no_source_asks_for_attributes_or_families_by_name():
+    for path in Path(genzoo.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            where = f"{path}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.Name):
+                assert node.id not in ("hasattr", "NotImplementedError"), where
+            if isinstance(node, ast.Compare):
+                names = {getattr(side, "id", getattr(side, "attr", "")) for side in [node.left, *node.comparators]}
+                assert not names & {"family", "model_name", "model_type"}, where
+
+
+# Somebody else's family
+
+DICE = '''
+import torch
+from torch import nn
+
+from genzoo.model import GenerativeModel, Loss, Samples
+from genzoo.prob.random import randn
+
+
+class Dice(GenerativeModel):
+    def __init__(self, shape, levels=None, num_classes=0, faces: int = 6):
+        super().__init__(shape, levels, num_classes)
+        if faces < 2:
+            raise ValueError(f"faces must be at least 2, not {faces}")
+        self.faces, self.centre = faces, nn.Parameter(torch.zeros(shape))
+
+    def loss(self, x, y=None, *, turn=None, rng=None):
+        total = (x - self.centre).square().mean()
+        return Loss(total, {"mse": total.detach()})
+
+    def sample(self, n, y=None, *, rng=None):
+        return Samples(self.centre + randn((n, *self.shape), rng=rng), 1)
+'''
+DICE_YAML = """
+# @package _global_
+model:
+  _target_: somebody.dice.Dice
+  shape: ${data.shape}
+  levels: ${data.levels}
+  num_classes: 0
+  faces: 6
+
+optimizer:
+  lr: 3e-3
+"""
+
+
+def test_a_family_of_another_package_needs_two_files(tmp_path, monkeypatch):
+    (tmp_path / "somebody").mkdir()
+    (tmp_path / "somebody" / "dice.py").write_text(DICE)
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "model" / "dice.yaml").write_text(DICE_YAML)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    here = str(tmp_path / "conf")
+
+    words = ["model=dice", "data=moons", "model.faces=20"]
+    preflight("train", words, here)
+    config = composed(*words, config_dir=here)
+    assert config["optimizer"]["lr"] == 3e-3
+    model = build(config["model"], "model")
+    assert isinstance(model, GenerativeModel) and (model.shape, model.faces) == ((2,), 20)
+    before = snapshot(model)
+    in_training(model, 1).step()
+    assert all(moved(model, before))
+
+    with pytest.raises(UsageError, match="did you mean 'dice'"):
+        preflight("train", ["model=dise", "data=moons"], here)
+    with pytest.raises(UsageError, match="model: faces must be at least 2, not 1"):
+        build({**config["model"], "faces": 1}, "model")
+    with pytest.raises(UsageError, match=r"unknown key 'model\.face': did you mean 'faces'"):
+        build({"face": 3, **{k: v for k, v in config["model"].items() if k != "faces"}}, "model")
+    with pytest.raises(UsageError, match="not among the classes"):
+        build(config["model"], "model", trusted=False)

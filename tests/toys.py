@@ -1,0 +1,105 @@
+"""Families so small that what training does to them is known in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from genzoo.model import Adversarial, GenerativeModel, Loss, Samples, Stage, Staged
+from genzoo.prob.random import randn
+
+
+class Toy(GenerativeModel):
+    """What the toys share: they sample noise."""
+
+    @torch.no_grad()
+    def sample(self, n: int, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Samples:
+        self.draw_labels(n, y, rng)
+        return Samples(randn((n, *self.shape), rng=rng, device=self.device, dtype=self.dtype), nfe=1)
+
+
+class Mean(Toy):
+    """The mean of the data: the loss |x - m|^2/2 has the gradient m - mean of the batch."""
+
+    def __init__(self, shape: Sequence[int] = (2,), start: float = 0.0):
+        super().__init__(shape)
+        self.mean = nn.Parameter(torch.full(self.shape, start))
+
+    def loss(
+        self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
+    ) -> Loss:
+        self.check_labels(y, len(x))
+        fit = 0.5 * (x - self.mean).square().flatten(1).sum(1).mean()
+        return Loss(fit, {"fit": fit.detach()})
+
+
+class Jittered(Mean):
+    """A mean that is told noisy data, half of which a dropout layer hides: both sources of a step's noise count."""
+
+    def __init__(self, shape: Sequence[int] = (2,)):
+        super().__init__(shape)
+        self.dropout = nn.Dropout(0.5)
+
+    def loss(
+        self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
+    ) -> Loss:
+        return super().loss(self.dropout(x + randn(x.shape, rng=rng, device=x.device, dtype=x.dtype)), y)
+
+
+class Duel(Toy, Adversarial):
+    """A mean, and a critic that moves once in every three steps; either loss depends on both."""
+
+    def __init__(self, shape: Sequence[int] = (2,)):
+        super().__init__(shape)
+        self.generator, self.critic = nn.Linear(2, 2), nn.Linear(2, 1)
+
+    def players(self) -> dict[str, nn.Module]:
+        return {"critic": self.critic, "generator": self.generator}
+
+    def turn(self, step: int) -> str:
+        return "critic" if step % 3 == 2 else "generator"
+
+    def loss(
+        self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
+    ) -> Loss:
+        gap = (self.critic(x) - self.critic(self.generator(randn(x.shape, rng=rng)))).mean()
+        total = gap if turn == "generator" else -gap
+        return Loss(total, {str(turn): total.detach()})
+
+
+class Relay(Toy, Staged):
+    """Two linear maps, trained one after another; the second one's loss goes through the first, which must not move."""
+
+    def __init__(self, shape: Sequence[int] = (2,), shares: Sequence[float] = (0.25, 0.75)):
+        super().__init__(shape)
+        self.shares = tuple(shares)
+        self.first = Half(nn.Linear(2, 2))
+        self.second = Half(nn.Linear(2, 2), before=[self.first.map])
+
+    def stages(self) -> list[Stage]:
+        return [Stage("first", self.first, self.shares[0]), Stage("second", self.second, self.shares[1])]
+
+    def loss(
+        self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
+    ) -> Loss:
+        return self.second.loss(x, y, rng=rng)
+
+
+class Half(Toy):
+    """One stage of a relay: a linear map after others that it does not own."""
+
+    def __init__(self, linear: nn.Linear, before: Sequence[nn.Module] = ()):
+        super().__init__((2,))
+        self.map = linear
+        self.before = tuple(before)  # a tuple hides them from ``parameters()``
+
+    def loss(
+        self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
+    ) -> Loss:
+        h = x
+        for module in self.before:
+            h = module(h)
+        fit = (self.map(h) - x).square().mean()
+        return Loss(fit, {"fit": fit.detach()})
