@@ -1,4 +1,4 @@
-"""What all tests share: one thread, a random state that no test hands on, and configurations composed as on the command line."""
+"""What all tests share: one thread, a random state that no test hands on, and configurations composed as by the CLI."""
 
 from __future__ import annotations
 

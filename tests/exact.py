@@ -7,7 +7,8 @@ Data N(mu, Sigma) on a Gaussian path, ``x_t = alpha x + sigma eps``, stay Gaussi
 the law at time t is N(alpha mu, C), and the five things that a network may predict are
 
     E[x | x_t] = mu + alpha Sigma C^-1 z          E[eps | x_t] = sigma C^-1 z          score = -C^-1 z
-    velocity = alpha' mu + (alpha' alpha Sigma + sigma' sigma I) C^-1 z          v = alpha E[eps | x_t] - sigma E[x | x_t]
+    velocity = alpha' mu + (alpha' alpha Sigma + sigma' sigma I) C^-1 z
+    v = alpha E[eps | x_t] - sigma E[x | x_t]
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ class GaussianDenoiser(Denoiser):
 
     def exact(self, kind: Kind, x_t: Tensor, t: Tensor) -> Tensor:
         """The closed form of one of the five quantities, (B, D)."""
-        alpha, sigma, d_alpha, d_sigma = (c.reshape(-1, 1) for c in self.path.schedule.at(t))
+        # At the data sigma' may be infinite: sigma' sigma is then its limit.
+        alpha, sigma, d_alpha, d_sigma = (c.reshape(-1, 1) for c in self.path.schedule.at(t.clamp(min=1e-12)))
         c = alpha**2 * self.lam + sigma**2
         w = ((x_t - alpha * self.mu) @ self.axes) / c  # C^-1 z along the axes of Sigma
         x0, eps = self.mu + (alpha * self.lam * w) @ self.axes.T, (sigma * w) @ self.axes.T
@@ -134,8 +136,8 @@ def law(sampler: samplers.Sampler, denoiser: Denoiser, monkeypatch: pytest.Monke
     """Mean and covariance of what a sampler draws, exactly.
 
     With an exact Gaussian denoiser every sampler is an affine map of its draws of noise. It is run once without noise,
-    which gives the mean, and once on a batch whose rows see a unit impulse each, in one draw and one dimension: these are
-    the columns of the map.
+    which gives the mean, and once on a batch whose rows see a unit impulse each, in one draw and one dimension: these
+    are the columns of the map.
     """
     draws = 0
 

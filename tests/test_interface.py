@@ -1,11 +1,11 @@
 """The laws of the interface, for every file under ``conf/model/``: a family that is added there is tested by existing.
 
 Each family is composed as on the command line and built for points of the plane and for tiny images, with and without
-classes. Only sizes are shrunk. Which laws hold for it is asked of its abilities, never of its name; weights are moved away
-from their first values, which are zero in many last layers and would hide much.
+classes. Only sizes are shrunk. Which laws hold for it is asked of its abilities, never of its name; weights are moved
+away from their first values, which are zero in many last layers and would hide much.
 
-A density is held to its own word by quadrature: the mass that it gives a region must be the share of its samples that fall
-there where it is exact, and at most 1 where it is a lower bound, after a short training that makes the bound tight.
+A density is held to its own word by quadrature: the mass that it gives a region must be the share of its samples that
+fall there where it is exact, and at most 1 where it is a lower bound, after a short training that tightens the bound.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from genzoo.model import (
     interpolate,
     reconstruct,
 )
-from genzoo.prob.measure import dequantize
+from genzoo.prob.measure import bin_centre, dequantize, quantize
 from genzoo.prob.paths import KINDS, Prediction
 from genzoo.prob.random import SampleStreams, generator
 from genzoo.training.budget import Budget
@@ -91,13 +91,17 @@ class Case:
             torch.manual_seed(seed)
             return build(shrunk(self.config["model"], self.sizes), "model")
 
-    def model(self) -> GenerativeModel:
-        """Build the model and move every weight away from where it starts."""
+    @functools.cached_property
+    def _moved(self) -> GenerativeModel:
         model, rng = self.fresh(), generator("perturbation", self.family)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += 0.1 * torch.randn(parameter.shape, generator=rng)
         return model.eval()
+
+    def model(self) -> GenerativeModel:
+        """Return a new copy of the model with every weight moved away from where it starts."""
+        return copy.deepcopy(self._moved)
 
 
 @functools.cache
@@ -264,7 +268,7 @@ def test_a_conditional_model_draws_the_classes_it_was_not_told_from_their_freque
 
 
 def test_classes_are_drawn_as_often_as_they_occur():
-    model, n = Toy_with_classes(), 20_000
+    model, n = Labelled(), 20_000
     probs = torch.tensor([0.5, 0.2, 0.0, 0.3])
     model.class_probs.copy_(probs)
     share = torch.bincount(model.draw_labels(n, None, generator("frequencies")), minlength=4) / n
@@ -272,7 +276,7 @@ def test_classes_are_drawn_as_often_as_they_occur():
     assert bool(((share - probs).abs() <= 4 * (probs * (1 - probs) / n).sqrt()).all())
 
 
-class Toy_with_classes(Toy):  # noqa: N801
+class Labelled(Toy):
     def __init__(self):
         super().__init__((2,), num_classes=4)
 
@@ -347,8 +351,8 @@ def mass(model: Density, low: float, high: float, n: int) -> float:
 def bounded_mass(model: Density, low: float, high: float, n: int, draws: int, **settings: Any) -> tuple[float, float]:
     """Integrate the exponential of a lower bound, estimated from many draws, over a cube; return it and its error.
 
-    The bound is the expectation of ``log_prob``: draws are averaged before the exponential, whose convexity is corrected to
-    second order.
+    The bound is the expectation of ``log_prob``: draws are averaged before the exponential, whose convexity is
+    corrected to second order.
     """
     points, volume = midpoints(low, high, n, model.dim)
     x = points.view(-1, *model.shape)
@@ -359,7 +363,7 @@ def bounded_mass(model: Density, low: float, high: float, n: int, draws: int, **
     return float(density.sum()) * volume, float((density.square() * variance).sum().sqrt()) * volume
 
 
-def trained(case: Case, x: Tensor, steps: int = 150) -> GenerativeModel:
+def trained(case: Case, x: Tensor, steps: int = 120) -> GenerativeModel:
     """Train a model for a moment."""
     model, rng = case.fresh().train(), generator("training")
     y = one_class(model, len(x))
@@ -371,9 +375,6 @@ def trained(case: Case, x: Tensor, steps: int = 150) -> GenerativeModel:
             part.loss(x, y, turn=turn, rng=rng).total.backward()
             optimizer.step()
     return model.eval().double()
-
-
-EXACT_PLANE = every(Density, overrides=tuple(DATA["plane"]))
 
 
 @every(Density)
@@ -397,9 +398,7 @@ def test_the_log_prob_of_an_event_does_not_depend_on_its_neighbours(case):
 
     def log_prob(rows: slice) -> Tensor:
         some = range(*rows.indices(len(x)))
-        return model.log_prob(
-            x[rows], None if y is None else y[rows], num_samples=20, rng=SampleStreams(3, some)
-        ).value
+        return model.log_prob(x[rows], None if y is None else y[rows], num_samples=20, rng=SampleStreams(3, some)).value
 
     torch.testing.assert_close(
         torch.cat([log_prob(slice(0, 2)), log_prob(slice(2, 6))]), log_prob(slice(0, 6)), rtol=1e-9, atol=1e-9
@@ -408,37 +407,41 @@ def test_the_log_prob_of_an_event_does_not_depend_on_its_neighbours(case):
 
 @every(Density, overrides=tuple(DATA["plane"]))
 def test_a_density_of_the_plane_integrates_to_one_and_a_lower_bound_to_less(case):
-    if cases()[_name(case)][1].bound is Bound.EXACT:
-        model = case.model().double()
+    model = case.model().double()
+    if model.bound is Bound.EXACT:
         reach = 1.5 * float(model.sample(4000, one_class(model, 4000), rng=generator("reach")).x.abs().max()) + 1
         assert mass(model, -reach, reach, 300) == pytest.approx(1, abs=1e-3)
         return
-    x = 0.15 * torch.randn(256, 2, generator=generator("plane")) + torch.tensor([1.0, -1.0])
-    model = trained(case, x)
+    model = trained(case, 0.15 * torch.randn(256, 2, generator=generator("plane")) + torch.tensor([1.0, -1.0]))
     for settings in ({}, {"num_samples": 20}):
         total, error = bounded_mass(model, -4, 4, 48, draws=8, **settings)
-        assert 0.01 < total <= 1 + 3 * error + 1e-3
+        assert 0 < total <= 1 + 3 * error + 1e-3
 
 
-@every(Density, data=tuple(TINY_EVENT))
+@every(Density, data=tuple(TINY_EVENT), conditional=False)
 def test_a_density_of_images_gives_the_cube_the_share_of_its_samples_that_fall_there(case):
-    """All 2^4 images of two levels; a law of integers is constant on their bins, a flow is not and may leak out."""
-    if cases(tuple(TINY_EVENT))[_name(case, tuple(TINY_EVENT))][1].bound is Bound.EXACT:
-        model, n = case.model().double(), 4000
+    """All 2^4 images of two levels: a law of integers is constant on their bins, a flow is not and may leak out."""
+    model, n = case.model().double(), 4000
+    if model.bound is Bound.EXACT:
         samples = model.sample(n, one_class(model, n), rng=generator("cube")).x
         share = float((samples.flatten(1).abs().amax(1) <= 1).double().mean())
         error = math.sqrt(share * (1 - share) / n)
-        assert mass(model, -1, 1, 16) == pytest.approx(share, abs=4 * error + 1e-3)
+        assert mass(model, -1, 1, 12) == pytest.approx(share, abs=4 * error + 1e-3)
         return
     bits = torch.tensor([[0, 0, 0, 0], [1, 1, 1, 1], [1, 0, 1, 0]]).repeat(16, 1).view(-1, 1, 2, 2)
     model = trained(case, dequantize(bits, 2, generator("bits")))
     for settings in ({}, {"num_samples": 20}):
-        total, error = bounded_mass(model, -1, 1, 4, draws=16, **settings)
-        assert 0.01 < total <= 1 + 3 * error + 1e-3
+        cells = 2 if constant_on_bins(model) else 8
+        total, error = bounded_mass(model, -1, 1, cells, draws=12, **settings)
+        assert 0 < total <= 1 + 3 * error + 1e-3
 
 
-def _name(case: Case, data: tuple[str, ...] | None = None) -> str:
-    return next(name for name, (known, _) in cases(data).items() if known is case)
+def constant_on_bins(model: Density) -> bool:
+    """Whether a density of images is one of integers, so that one point stands for a bin."""
+    x, y = batch(model)
+    centre = bin_centre(quantize(x, model.levels), model.levels, x.dtype)
+    there, here = (model.log_prob(point, y, rng=generator("bins")).value for point in (x, centre))
+    return torch.equal(there, here)
 
 
 # Decoder, Codec, Bijective
@@ -504,7 +507,7 @@ def test_a_bijection_loses_nothing_and_knows_its_jacobian(case):
             lambda point, label=label: model.encode(point, label).flatten(), x[i : i + 1], vectorize=True
         )
         _, expected = torch.linalg.slogdet(jacobian.view(model.dim, model.dim))
-        assert float(log_det[i]) == pytest.approx(float(expected), abs=1e-9)
+        assert float(log_det[i].detach()) == pytest.approx(float(expected), abs=1e-9)
 
 
 # Denoiser
@@ -622,21 +625,18 @@ STAGED = [*(case for case, model in cases().values() if isinstance(model, Staged
 @pytest.mark.parametrize("case", STAGED, ids=lambda case: case.family if case else "toy")
 def test_stages_share_the_budget_and_leave_earlier_weights_alone(case):
     model = (case.model() if case else Relay()).train()
-    stages = model.stages()
+    module = in_training(model, 16)
+    stages = module.stages
     assert math.fsum(stage.share for stage in stages) == pytest.approx(1) and all(s.share > 0 for s in stages)
     assert len({stage.name for stage in stages}) == len(stages) > 1
-    module, before = in_training(model, 16), {}
-    while not module.finished:
-        stage = module.stage_at(module.steps)[0]
-        if stage.name not in before:
-            before[stage.name] = snapshot(stage.module)
-            finished = {s.name: snapshot(s.module) for s in stages if s.name in before and s.name != stage.name}
-            after_first = copy.deepcopy([p.detach() for p in stages[0].module.parameters()])
-        module.step()
-        if stage.name != stages[0].name:
-            assert finished and not any(moved(stages[0].module, after_first)), "an earlier stage moved"
-    for stage in stages:
-        assert any(moved(stage.module, before[stage.name])), f"stage {stage.name} learned nothing"
+    for i, stage in enumerate(stages):
+        here, earlier = snapshot(stage.module), [snapshot(done.module) for done in stages[:i]]
+        while not module.finished and module.stage_at(module.steps)[0].name == stage.name:
+            module.step()
+        assert any(moved(stage.module, here)), f"stage {stage.name} learned nothing"
+        for done, before in zip(stages[:i], earlier, strict=True):
+            assert not any(moved(done.module, before)), f"stage {stage.name} moved the weights of {done.name}"
+    assert module.finished
 
 
 # Words that would go around the abilities
@@ -655,7 +655,7 @@ def test_no_source_asks_for_attributes_or_families_by_name():
 
 # Somebody else's family
 
-DICE = '''
+DICE = """
 import torch
 from torch import nn
 
@@ -676,7 +676,7 @@ class Dice(GenerativeModel):
 
     def sample(self, n, y=None, *, rng=None):
         return Samples(self.centre + randn((n, *self.shape), rng=rng), 1)
-'''
+"""
 DICE_YAML = """
 # @package _global_
 model:

@@ -71,6 +71,14 @@ def _keys(config: Any, prefix: str = "") -> Iterator[str]:
                 yield from _keys(config._get_node(key), f"{prefix}{key}.")
 
 
+def _parent(config: DictConfig, key: str) -> tuple[DictConfig, str]:
+    """Split a dotted key into the mapping that holds it and its last part, without resolving anything."""
+    *above, last = key.split(".")
+    for part in above:
+        config = config._get_node(part)  # type: ignore[assignment]
+    return config, last
+
+
 def _first(override: Override) -> str:
     """Return one override of a sweep, as text: the first of its choices."""
     if not override.is_sweep_override():
@@ -160,7 +168,7 @@ def validate(verb: str, config: DictConfig) -> dict[str, Any]:
 
     from genzoo.commands.schema import SCHEMAS
 
-    missing = sorted(OmegaConf.missing_keys(config))
+    missing = [key for key in _keys(config) if OmegaConf.is_missing(*_parent(config, key))]
     if missing:
         example = {"run": "outputs/vae-digits/20260101-120000-000000-abcdef"}.get(missing[0], "...")
         raise UsageError(f"{missing[0]} is missing: say {missing[0]}={example}")

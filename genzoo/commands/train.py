@@ -52,7 +52,10 @@ def train(config: dict[str, Any]) -> Path:
     learning_rate = build(settings["learning_rate"], "trainer.learning_rate")
     batches = Batches(data.train, settings["batch_size"], seed, flip=config["data"]["flip"])
     if isinstance(model, Denoiser):
-        model.path.schedule.times(model.sampler.steps)  # an impossible number of steps is said now, not after training
+        try:  # an impossible number of steps is said now, not after training
+            model.path.schedule.times(model.sampler.steps)
+        except ValueError as error:
+            raise UsageError(f"sampler.steps: {error}") from error
     if settings["precision"] == "64-true":
         model.double()
     try:

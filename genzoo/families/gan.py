@@ -94,7 +94,7 @@ class WGANGP(Decoder, Adversarial):
         self.check_labels(y, len(x))
         z = randn((len(x), *self.latent.shape), rng=rng, device=x.device, dtype=x.dtype)
         if turn == "generator":
-            loss = -self.critic(self._generate(z, y), y).float().mean()
+            loss = -self.critic(self._generate(z, y), y).to(x.dtype).mean()
             return Loss(loss, {"generator": loss.detach()})
         if turn != "critic":
             raise ValueError(f"turn must be 'critic' or 'generator', not {turn!r}")

@@ -29,7 +29,7 @@ class SubpixelUp(nn.Sequential):
         Aitken et al., "Checkerboard artifact free sub-pixel convolution", 2017, https://arxiv.org/abs/1707.02937 (ICNR).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3):
         conv = nn.Conv2d(in_channels, 4 * out_channels, kernel_size, padding=kernel_size // 2)
         with torch.no_grad():
             for parameter in conv.parameters():

@@ -8,8 +8,10 @@ A schedule computes in float64 whatever it is given; who uses its numbers casts 
 
 References:
     Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", 2020, https://arxiv.org/abs/2006.11239 (section 4).
-    Nichol, Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021, https://arxiv.org/abs/2102.09672 (eq. 17).
-    Lipman et al., "Flow Matching for Generative Modeling", 2023, https://arxiv.org/abs/2210.02747 (eq. 20, optimal transport).
+    Nichol, Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021, https://arxiv.org/abs/2102.09672
+    (eq. 17).
+    Lipman et al., "Flow Matching for Generative Modeling", 2023, https://arxiv.org/abs/2210.02747 (eq. 20, optimal
+    transport).
 """
 
 from __future__ import annotations
@@ -67,7 +69,7 @@ class VariancePreserving(Schedule):
     def at(self, t: Tensor) -> Coefficients:
         log_alpha, slope = self.log_alpha(t.double())
         alpha = log_alpha.exp()
-        sigma = torch.sqrt(-torch.expm1(2 * log_alpha))
+        sigma = torch.expm1(2 * log_alpha).abs().sqrt()  # 1 - alpha^2, and +0 rather than -0 at the data
         return Coefficients(alpha, sigma, alpha * slope, -(alpha**2) * slope / sigma)
 
     @property
@@ -79,8 +81,8 @@ class VariancePreserving(Schedule):
 class DiscreteSchedule(VariancePreserving):
     r"""The variance-preserving schedule of a chain of T steps with variances ``beta_0 .. beta_{T-1}``.
 
-    Index ``i`` of the chain is the time ``t = (i + 1)/T``, where ``alpha^2 = prod_{j <= i} (1 - beta_j)`` exactly; between
-    two steps ``log alpha`` is linear in ``t``, so that solvers in continuous time may stop anywhere.
+    Index ``i`` of the chain is the time ``t = (i + 1)/T``, where ``alpha^2 = prod_{j <= i} (1 - beta_j)`` exactly;
+    between two steps ``log alpha`` is linear in ``t``, so that solvers in continuous time may stop anywhere.
 
     Args:
         betas: (T,), each in (0, 1).

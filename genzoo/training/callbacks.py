@@ -55,7 +55,7 @@ class HandOvers:
 
 
 class Record(pl.Callback):
-    """Writes losses, speed and learning rate to ``metrics.jsonl`` and to Lightning's loggers, some 200 times in a run."""
+    """Writes losses, speed and learning rate to ``metrics.jsonl`` and Lightning's loggers, some 200 times in a run."""
 
     def __init__(self, run: Run):
         self.run = run
@@ -72,8 +72,9 @@ class Record(pl.Callback):
             stage = pl_module.stage_at(pl_module.steps - 1)[0].name
             rate = (pl_module.steps - last[0]) * pl_module.batches.batch_size / max(current - last[1], 1e-9)
             last[:] = [pl_module.steps, current]
+            pl_module.check_finite()  # before a NaN is written
             values = {f"train/{name}": value for name, value in pl_module.window.flush().items()}
-            values["train/lr"] = max(o.param_groups[0]["lr"] for o in pl_module.configure_optimizers())
+            values["train/lr"] = max(p.optimizer.param_groups[0]["lr"] for p in pl_module.players[stage].values())
             self.run.log(
                 event="train",
                 stage=stage,

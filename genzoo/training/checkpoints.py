@@ -5,8 +5,8 @@
                          state.pt              step, plan, optimisers, counts of the averages
                          manifest.json         schema, and size and SHA-256 of the others
 
-A checkpoint is written beside its place and renamed, so that a directory called ``step-<n>`` is whole. Neither safetensors
-nor torch notices a flipped bit: every file is checked against the manifest before it is read.
+A checkpoint is written beside its place and renamed, so that a directory called ``step-<n>`` is whole. Neither
+safetensors nor torch notices a flipped bit: every file is checked against the manifest before it is read.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def save(folder: Path, step: int, model: nn.Module, ema: nn.Module, state: dict[
         }
         manifest = {"schema": SCHEMA, "step": step, "files": files}
         _write(temporary / "manifest.json", json.dumps(manifest, indent=2).encode())
-        os.chmod(temporary, 0o755)
+        os.chmod(temporary, 0o755)  # noqa: S103  mkdtemp lets nobody else in
         target = folder / f"step-{step}"
         if target.exists():
             shutil.rmtree(target)
@@ -103,8 +103,8 @@ def read(checkpoint: Path, name: str) -> bytes:
     """
     try:
         manifest = json.loads((checkpoint / "manifest.json").read_text())
-        expected = manifest["files"][name]["sha256"]
-        schema = manifest["schema"]
+        expected = str(manifest["files"][name]["sha256"])
+        schema = int(manifest["schema"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{checkpoint / 'manifest.json'}: missing or broken") from error
     if schema > SCHEMA:

@@ -2,7 +2,8 @@
 
     average <- d average + (1 - d) weights,    d = min(decay, (1 + n)/(10 + n))
 
-where ``n`` counts the updates of the very network that is averaged. The warm-up lets short runs forget their first steps.
+where ``n`` counts the updates of the very network that is averaged; the first of them, n = 0, copies. The warm-up lets
+short runs forget their first steps.
 
 References:
     Polyak, Juditsky, "Acceleration of stochastic approximation by averaging", 1992, https://doi.org/10.1137/0330046.

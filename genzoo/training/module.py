@@ -1,14 +1,16 @@
 """One Lightning module trains any family.
 
-It owns what no family should do again: optimisers, averages of the weights, the learning rate, the noise of each step, the
-count of images seen, and the check that everything is finite. Optimisation is manual, and Lightning hands over several
-steps at once where steps are short, since its own loop would cost more than a small model's step. The module therefore keeps
-its own step counter; Lightning's ``global_step`` is never read.
+It owns what no family should do again: optimisers, averages of the weights, the learning rate, the noise of each step,
+the count of images seen, and the check that everything is finite. Optimisation is manual, and Lightning hands over
+several steps at once where steps are short, since its own loop would cost more than a small model's step. The module
+therefore keeps its own step counter; Lightning's ``global_step`` is never read.
 
-Every step is a function of the weights and of its number alone: its batch is ``batches(step)``, its noise f(seed, step, rank).
+Every step is a function of the weights and of its number alone: its batch is ``batches(step)``, its noise
+f(seed, step, rank).
 
-A step whose loss or gradient is not finite moves no weight. On a CPU it raises at once; on an accelerator, where looking would
-stall the device, a flag on the device makes the fused optimiser skip the step, and is read after each hand-over.
+A step whose loss or gradient is not finite moves no weight. On a CPU it raises at once; on an accelerator, where
+looking would stall the device, a flag on the device makes the fused optimiser skip the step, and is read after each
+hand-over and before anything is recorded.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ from genzoo.prob.measure import dequantize
 from genzoo.prob.random import seed_of
 from genzoo.training.budget import Budget, LearningRate
 from genzoo.training.ema import EMA
+
+_ADVICE = "try a lower optimizer.lr or trainer.clip"
 
 
 class NonFiniteError(RuntimeError):
@@ -157,7 +161,8 @@ class GenerativeModule(pl.LightningModule):
         turn = module.turn(number) if isinstance(module, Adversarial) else None
         player = players[turn or "model"]
 
-        torch.manual_seed(seed_of("layers", self.seed, self.steps, self._rank))  # dropout draws from the global generator
+        # Dropout draws from the global generator.
+        torch.manual_seed(seed_of("layers", self.seed, self.steps, self._rank))
         rng = torch.Generator(self.batches.x.device).manual_seed(seed_of("noise", self.seed, self.steps, self._rank))
         x, y = self.batches(self.steps)
         if self.model.levels is not None:
@@ -197,9 +202,14 @@ class GenerativeModule(pl.LightningModule):
             for p in others:
                 p.requires_grad_(True)
 
+    @staticmethod
+    def deferred(player: Player) -> bool:
+        """Whether a step that is not finite is skipped by the optimiser on the device and reported later."""
+        return player.parameters[0].device.type != "cpu" and bool(player.optimizer.defaults.get("fused"))
+
     def _guard(self, player: Player, loss: Loss, norm: Tensor) -> None:
         bad = ~(torch.isfinite(loss.total.detach()) & torch.isfinite(norm))
-        if bad.device.type != "cpu" and player.optimizer.defaults.get("fused"):
+        if self.deferred(player):
             player.optimizer.found_inf = bad.float()  # what the fused kernels call the flag that skips a step
             if self._first_bad is None:
                 self._first_bad = torch.full((), -1, device=bad.device)
@@ -207,7 +217,16 @@ class GenerativeModule(pl.LightningModule):
         elif bool(bad):
             terms = [name for name, value in loss.terms.items() if not bool(torch.isfinite(value).all())]
             where = f"loss term '{terms[0]}'" if terms else "gradient" if bool(torch.isfinite(loss.total)) else "loss"
-            raise NonFiniteError(f"{where} is not finite at step {self.steps}: try a lower optimizer.lr or trainer.clip")
+            raise NonFiniteError(f"{where} is not finite at step {self.steps}: {_ADVICE}")
+
+    def check_finite(self) -> None:
+        """Wait for the device and read the flag of a step that was skipped.
+
+        Raises:
+            NonFiniteError: naming the first such step.
+        """
+        if self._first_bad is not None and (first := int(self._first_bad)) >= 0:
+            raise NonFiniteError(f"loss or gradient is not finite at step {first}: {_ADVICE}")
 
     @property
     def finished(self) -> bool:
@@ -222,8 +241,7 @@ class GenerativeModule(pl.LightningModule):
             start = time.monotonic()
             self.step()
             self.train_seconds += time.monotonic() - start
-        if self._first_bad is not None and (first := int(self._first_bad)) >= 0:
-            raise NonFiniteError(f"loss or gradient is not finite at step {first}: try a lower optimizer.lr or trainer.clip")
+        self.check_finite()
 
     def plan(self) -> None:
         """Fix how many steps schedules expect; where only seconds are given, by measuring this machine's speed."""

@@ -1,0 +1,292 @@
+r"""Denoising diffusion with the exact network: the terms of its variational bound are closed forms on Gaussian data.
+
+With ``d = x - mu`` and the exact estimate of the data, the gap of the two means at index i >= 1 and dimension of
+variance lambda is ``a (x - x0)``, ``a = alpha_s var_ts / sigma_t^2``, and over the noise of x_t
+
+    E (x - x0)^2 = (sigma^2 d / c)^2 + (alpha lambda sigma / c)^2,      c = alpha^2 lambda + sigma^2.
+
+The sums below go over all T terms in the paper's betas, and know nothing of the estimator that they judge.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from genzoo.families.ddpm import DDPM, strata
+from genzoo.prob.measure import bin_centre, bits_per_dim
+from genzoo.prob.random import generator
+from genzoo.prob.schedules import DiscreteSchedule, LinearSchedule
+from genzoo.samplers import DDIM, Ancestral
+from tests.exact import GaussianDenoiser, exact_network, network
+
+MU, LAM = [0.5, -1.0], [0.25, 2.0]
+VARIANCES = ["fixedlarge", "fixedsmall"]
+both = pytest.mark.parametrize("variance", VARIANCES)
+
+
+def exact_model(T: int, variance: str = "fixedlarge", kind: str = "eps", mu=MU, lam=LAM) -> DDPM:
+    schedule = LinearSchedule(T)
+    denoiser = GaussianDenoiser(schedule, mu, lam, kind)
+    return DDPM(exact_network(denoiser), (len(mu),), schedule=schedule, prediction=kind, variance=variance).double()
+
+
+def kl(mean_gap2, var_q, var_p):
+    return 0.5 * (var_q / var_p - 1 - np.log(var_q / var_p) + mean_gap2 / var_p)
+
+
+def exact_bound(x: Tensor, T: int, variance: str, mu=MU, lam=LAM) -> np.ndarray:
+    """The variational bound of each event, (B,): all T terms, each in closed form."""
+    betas = np.minimum(np.linspace(1e-4, 0.02, T) * 1000 / T, 0.999)
+    abar = np.cumprod(1 - betas)
+    before = np.append(1.0, abar[:-1])
+    posterior = betas * (1 - before) / (1 - abar)
+    d, mu, lam = x.numpy() - np.array(mu), np.array(mu), np.array(lam)
+    bound = -kl(abar[-1] * x.numpy() ** 2, 1 - abar[-1], 1.0)
+    for i in range(T):
+        c = abar[i] * lam + 1 - abar[i]
+        error2 = ((1 - abar[i]) * d / c) ** 2 + abar[i] * lam**2 * (1 - abar[i]) / c**2
+        if i == 0:  # the decoder, with the variance that the next index gives the posterior
+            bound -= 0.5 * (error2 / posterior[1] + math.log(2 * math.pi * posterior[1]))
+        else:
+            gap2 = before[i] * betas[i] ** 2 / (1 - abar[i]) ** 2 * error2
+            bound -= kl(gap2, posterior[i], betas[i] if variance == "fixedlarge" else posterior[i])
+    return bound.sum(1)
+
+
+EVENTS = torch.tensor([[0.3, 0.2], [1.4, -3.0]], dtype=torch.float64)
+
+
+@both
+@pytest.mark.parametrize(("T", "repetitions"), [(20, 20_000), (1000, 4_000)])
+def test_the_bound_is_the_sum_of_its_closed_terms(T, repetitions, variance):
+    x = EVENTS.repeat_interleave(repetitions, dim=0)
+    value, stderr = exact_model(T, variance).log_prob(x, num_samples=40)
+    value, stderr = value.view(2, -1), stderr.view(2, -1)
+    error = stderr.square().mean(1).sqrt() / math.sqrt(repetitions)
+    expected = torch.from_numpy(exact_bound(EVENTS, T, variance))
+    assert ((value.mean(1) - expected).abs() < 4 * error).all(), (value.mean(1), expected, error)
+    assert (error < 0.08).all()
+
+
+@pytest.mark.parametrize("kind", ["x0", "v"])
+def test_the_bound_does_not_depend_on_what_the_network_predicts(kind):
+    x = torch.randn(50, 2, dtype=torch.float64)
+    got, expected = (exact_model(20, kind=k).log_prob(x, rng=generator(0)).value for k in (kind, "eps"))
+    torch.testing.assert_close(got, expected, atol=1e-7, rtol=1e-9)
+
+
+def test_the_bound_lies_below_the_likelihood_and_close_to_it():
+    """In the mean over the data, by closed forms alone: what the test above compares with is a bound, and no loose one.
+    The posterior's variance is the least that a step can have, and pays for it in short chains."""
+    law = torch.distributions.Normal(torch.tensor(MU), torch.tensor(LAM).sqrt())
+    x = law.sample((4000,)).double()
+    log_p = float(law.log_prob(x).sum(1).mean())
+    large, small = ([log_p - exact_bound(x, T, v).mean() for T in (8, 20, 100)] for v in VARIANCES)
+    assert large[0] > large[1] > large[2] > 0
+    assert large[2] < 0.1
+    assert small[0] > small[1] > small[2] > large[2]
+
+
+@pytest.mark.parametrize("num_samples", [4, 8, 20, 40, 400])
+def test_the_estimate_is_unbiased_and_its_error_honest(num_samples):
+    """On a chain of 20 steps: two draws of all the rest, of a few strata, of nearly each index, and of each twice."""
+    n = 20_000
+    x = EVENTS[1:].repeat(n, 1)
+    value, stderr = exact_model(20).log_prob(x, num_samples=num_samples)
+    expected = float(exact_bound(EVENTS[1:], 20, "fixedlarge")[0])
+    spread = float(value.std())
+    assert float(value.mean()) == pytest.approx(expected, abs=4 * spread / math.sqrt(n))
+    assert float(stderr.square().mean().sqrt()) == pytest.approx(spread, rel=0.15)
+
+
+def test_200_repetitions_spread_as_one_evaluation_says():
+    """The way it is used: the mean over a test set, and the error of each event."""
+    model, x = exact_model(1000), EVENTS[:1].repeat(16, 1)
+    draws = [model.log_prob(x, num_samples=12, rng=generator(i)) for i in range(200)]
+    values, errors = torch.stack([draw.value for draw in draws]), torch.stack([draw.stderr for draw in draws])
+    assert float(errors.square().mean().sqrt()) == pytest.approx(float(values.std()), rel=0.15)
+    of_the_mean = errors.square().sum(1).sqrt() / 16
+    assert float(of_the_mean.square().mean().sqrt()) == pytest.approx(float(values.mean(1).std()), rel=0.15)
+
+
+@pytest.mark.parametrize("T", [2, 3, 20, 1000, 4000])
+@pytest.mark.parametrize("count", [2, 3, 10, 20, 5000])
+def test_strata_cut_the_chain_without_gap_or_overlap(T, count):
+    ranges = strata(T, count)
+    assert ranges[0] == (0, 1)
+    assert [i for start, stop in ranges for i in range(start, stop)] == list(range(T))
+    assert len(ranges) == min(T, count)
+    assert all(start < stop for start, stop in ranges)
+
+
+@pytest.mark.parametrize("num_samples", [0, 2, 5, 7])
+def test_draws_come_in_pairs_of_at_least_two_strata(num_samples):
+    with pytest.raises(ValueError, match="even and at least 4"):
+        exact_model(20).log_prob(EVENTS, num_samples=num_samples)
+
+
+def test_the_bound_has_a_total_mass_of_at_most_one():
+    """On a grid of the plane, and not of much less, so that a lost constant would show."""
+    n, reach = 50, 5.0
+    axis = reach * (2 * (torch.arange(n, dtype=torch.float64) + 0.5) / n - 1)
+    points = torch.cartesian_prod(axis, axis)
+    model = exact_model(20, mu=[0.0, 0.0], lam=[1.0, 0.5])
+    bound = torch.stack([model.log_prob(points, num_samples=40).value for _ in range(30)]).mean(0)
+    mass = float(bound.exp().sum() * (2 * reach / n) ** 2)
+    exact = float(np.exp(exact_bound(points, 20, "fixedlarge", [0.0, 0.0], [1.0, 0.5])).sum() * (2 * reach / n) ** 2)
+    assert 0.9 < exact < 1
+    assert mass == pytest.approx(exact, rel=0.03)  # the noise of the exponent raises its mean
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Images: the discretised decoder.
+
+
+def constant_model(levels: int, shape: tuple[int, ...], variance: str, guess: float = 0.3) -> DDPM:
+    """A chain of two steps whose network always guesses the same data: its bound holds no chance at all."""
+    schedule = DiscreteSchedule(torch.tensor([0.3, 0.6], dtype=torch.float64))
+    answer = network(lambda x_t, t, y: torch.full_like(x_t, guess))
+    return DDPM(answer, shape, levels, schedule=schedule, prediction="x0", variance=variance).double()
+
+
+@both
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_at_the_last_step_the_probabilities_of_all_levels_sum_to_one(levels, variance):
+    """What is left of the bound of one pixel after its two closed terms, times the width of a bin."""
+    model = constant_model(levels, (1, 1, 1), variance)
+    x = bin_centre(torch.arange(levels), levels, torch.float64)
+    value, stderr = model.log_prob(x.view(-1, 1, 1, 1), num_samples=4)
+    assert stderr.max() < 1e-12
+    beta, before, now = 0.6, 0.7, 0.7 * 0.4
+    posterior = beta * (1 - before) / (1 - now)
+    gap2 = before * beta**2 / (1 - now) ** 2 * (x.numpy() - 0.3) ** 2
+    rest = kl(now * x.numpy() ** 2, 1 - now, 1.0) + kl(gap2, posterior, beta if variance == "fixedlarge" else posterior)
+    density = np.exp(value.numpy() + rest)
+    assert float(density.sum() * 2 / levels) == pytest.approx(1.0, abs=1e-9)
+    assert float(value.exp().sum() * 2 / levels) < 1
+
+
+def test_pixels_add_up():
+    model, one = constant_model(17, (2, 1, 2), "fixedlarge"), constant_model(17, (1, 1, 1), "fixedlarge")
+    x = bin_centre(torch.randint(17, (6, 2, 1, 2)), 17, torch.float64)
+    parts = one.log_prob(x.view(-1, 1, 1, 1), num_samples=4).value.view(6, 4).sum(1)
+    torch.testing.assert_close(model.log_prob(x, num_samples=4).value, parts, atol=1e-10, rtol=0)
+
+
+def test_estimates_of_an_image_beyond_the_interval_are_clipped():
+    x = bin_centre(torch.arange(17), 17, torch.float64).view(-1, 1, 1, 1)
+    got, expected = (
+        constant_model(17, (1, 1, 1), "fixedlarge", g).log_prob(x, num_samples=4).value for g in (1.8, 1.0)
+    )
+    assert torch.equal(got, expected)
+
+
+def test_images_are_snapped_to_their_levels():
+    model = constant_model(17, (1, 2, 2), "fixedlarge")
+    centre = bin_centre(torch.randint(17, (9, 1, 2, 2)), 17, torch.float64)
+    for place in (-0.9 / 17, 0.9 / 17):
+        x = centre + place
+        assert torch.equal(model.log_prob(x, num_samples=4).value, model.log_prob(centre, num_samples=4).value)
+        assert torch.equal(model.loss(x, rng=generator(0)).total, model.loss(centre, rng=generator(0)).total)
+
+
+@pytest.mark.parametrize(("levels", "variance"), [(256, "fixedlarge"), (17, "fixedsmall")])
+def test_uniform_data_cost_their_entropy_and_a_little_more(levels, variance):
+    """The exact denoiser of equally likely levels, by enumeration. No bound may be below the entropy, 8 bits for bytes,
+    and on a chain of 4000 steps this one is not far above."""
+    entropy = math.log2(levels)
+    schedule = LinearSchedule(4000)
+    points = bin_centre(torch.arange(levels), levels, torch.float64)
+
+    def expected_data(x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        alpha, sigma = (c.view(-1, 1) for c in schedule.at(t)[:2])
+        posterior = torch.softmax(-((x_t.flatten(1) - alpha * points) ** 2) / (2 * sigma**2), dim=1)
+        return (posterior @ points).view_as(x_t)
+
+    answer = network(expected_data)
+    model = DDPM(answer, (1, 1, 1), levels, schedule=schedule, prediction="x0", variance=variance).double()
+    x = points.repeat(3000 // levels).view(-1, 1, 1, 1)
+    value, stderr = model.log_prob(x, num_samples=60)
+    bits = float(bits_per_dim(value, 1, levels).mean())
+    error = float(stderr.square().mean().sqrt()) / math.sqrt(len(x)) / math.log(2)
+    assert entropy - 4 * error < bits < entropy + 0.2, (bits, error)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The loss, the classes, the samples.
+
+
+def test_the_loss_is_least_at_the_exact_network():
+    x = torch.tensor(MU) + torch.randn(100_000, 2, dtype=torch.float64) * torch.tensor(LAM).sqrt()
+    schedule = LinearSchedule(20)
+    exact = GaussianDenoiser(schedule, MU, LAM)
+    losses = {}
+    for factor in (0.95, 1.0, 1.05):
+        answer = network(lambda x_t, t, y, factor=factor: factor * exact.exact("eps", x_t, t))
+        losses[factor] = float(DDPM(answer, (2,), schedule=schedule).double().loss(x, rng=generator(0)).total)
+    assert losses[1.0] < min(losses[0.95], losses[1.05])
+
+
+def test_the_loss_draws_all_times_of_the_chain_equally_often():
+    seen = []
+
+    def watch(x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        seen.append(t)
+        return torch.zeros_like(x_t)
+
+    DDPM(network(watch), (1,), schedule=LinearSchedule(10)).double().loss(torch.zeros(50_000, 1).double())
+    index = (seen[0] * 10).round().long() - 1
+    assert torch.equal(seen[0], (index + 1).double() / 10)
+    assert ((index.bincount(minlength=10) - 5000).abs() < 5 * math.sqrt(5000)).all()
+
+
+def conditional(seen: list, **kwargs) -> DDPM:
+    def watch(x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        seen.append(y)
+        return torch.zeros_like(x_t)
+
+    return DDPM(network(watch), (2,), num_classes=4, schedule=LinearSchedule(10), **kwargs)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1, 1.0])
+def test_classes_become_the_null_label_as_often_as_asked(dropout):
+    seen, y = [], torch.arange(4).repeat(10_000)
+    conditional(seen, label_dropout=dropout).loss(torch.zeros(40_000, 2), y)
+    dropped = seen[0] != y
+    assert (seen[0][dropped] == 4).all()
+    assert float(dropped.double().mean()) == pytest.approx(dropout, abs=5 * math.sqrt(dropout * (1 - dropout) / 40_000))
+
+
+def test_samples_and_bounds_are_told_their_classes_as_they_are():
+    seen, y = [], torch.tensor([3, 0, 2])
+    model = conditional(seen, label_dropout=1.0, sampler=DDIM(3))
+    model.sample(3, y)
+    model.log_prob(torch.zeros(3, 2), y, num_samples=4)
+    assert len(seen) == 3 + 4
+    assert all(torch.equal(labels, y) for labels in seen)
+
+
+@pytest.mark.parametrize("sampler", [Ancestral(), DDIM(20)], ids=["ancestral", "ddim"])
+def test_a_model_samples_with_the_sampler_that_it_was_given(sampler):
+    model = exact_model(100)
+    model.sampler = sampler
+    x, nfe, _ = model.sample(20, rng=generator(1))
+    assert nfe == (sampler.steps or 100)
+    assert torch.equal(x, sampler(model, 20, rng=generator(1)).x)
+
+
+def test_the_bound_is_computed_with_coefficients_in_double_precision():
+    """A model in float32 agrees with the exact sum where float32 tables of 1000 steps would not: abar_0 = .9999."""
+    x = EVENTS.repeat_interleave(4000, dim=0).float()
+    schedule = LinearSchedule(1000)
+    denoiser = GaussianDenoiser(schedule, MU, LAM)
+    answer = network(lambda x_t, t, y: denoiser.exact("eps", x_t.double(), t).to(x_t.dtype))
+    value, stderr = DDPM(answer, (2,), schedule=schedule).log_prob(x, num_samples=40)
+    error = stderr.view(2, -1).square().mean(1).sqrt() / math.sqrt(4000)
+    expected = torch.from_numpy(exact_bound(EVENTS, 1000, "fixedlarge"))
+    assert ((value.view(2, -1).mean(1) - expected).abs() < 4 * error + 1e-3).all()

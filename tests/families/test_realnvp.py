@@ -1,0 +1,259 @@
+"""The flow with random weights, float64: its inverse, its Jacobian by autograd, its total mass, and which elements each
+coupling moves. Random and not fresh: a fresh flow is nearly the identity, of which most faults leave no trace."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genzoo.families.realnvp import Coupling, RealNVP, Scale
+from genzoo.nn.mlp import MLP
+from genzoo.prob.measure import bits_per_dim, dequantize
+
+
+class Conv(nn.Module):
+    """A small convolutional net that may see a class."""
+
+    def __init__(self, in_shape, out_shape, num_classes):
+        super().__init__()
+        self.first = nn.Conv2d(in_shape[0], 8, 3, padding=1)
+        self.label = nn.Embedding(num_classes, 8) if num_classes else None
+        self.second = nn.Conv2d(8, out_shape[0], 3, padding=1)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        h = self.first(x)
+        if self.label is not None:
+            h = h + self.label(y)[:, :, None, None]
+        return self.second(torch.tanh(h))
+
+
+def zero(in_shape, out_shape, num_classes) -> nn.Module:
+    """A net that starts as zero, as those of the configurations do."""
+    net = Conv(in_shape, out_shape, num_classes) if len(in_shape) == 3 else MLP(in_shape, out_shape, num_classes, 16, 1)
+    last = net.second if isinstance(net, Conv) else net.head
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return net
+
+
+def small(in_shape, out_shape, num_classes) -> nn.Module:
+    return MLP(in_shape, out_shape, num_classes, width=16, depth=1)
+
+
+def randomised(model: RealNVP, gain: float = 1.5) -> RealNVP:
+    for name, parameter in model.named_parameters():
+        if name.endswith("bound"):
+            nn.init.uniform_(parameter, 0.3, 0.8)
+        elif parameter.ndim > 1:
+            parameter.data.mul_(gain)
+    return model.double()
+
+
+CASES = {
+    "one channel": lambda: RealNVP(Conv, (1, 8, 8), levels=17),
+    "three channels": lambda: RealNVP(Conv, (3, 8, 8), levels=256),
+    "three scales": lambda: RealNVP(Conv, (2, 8, 8), levels=256, scales=3, couplings=2),
+    "MNIST": lambda: RealNVP(Conv, (1, 28, 28), levels=256),
+    "not square": lambda: RealNVP(Conv, (1, 4, 12), levels=2),
+    "plane": lambda: RealNVP(small, (2,), couplings=4),
+    "odd vector": lambda: RealNVP(small, (5,), couplings=3),
+}
+every = pytest.mark.parametrize("name", CASES)
+
+
+def case(name: str, n: int) -> tuple[RealNVP, Tensor]:
+    model = randomised(CASES[name]())
+    x = torch.randn(n, *model.shape, dtype=torch.float64)
+    return model, x if model.levels is None else torch.tanh(x)
+
+
+@every
+@torch.no_grad()
+def test_log_det_is_that_of_the_jacobian(name):
+    model, x = case(name, 2)
+    log_det = model.forward_and_log_det(x)[1]
+    for i in range(2 if model.dim < 500 else 1):
+        jacobian = torch.func.jacfwd(lambda one: model.encode(one[None])[0])(x[i]).view(model.dim, model.dim)
+        assert float(torch.linalg.slogdet(jacobian).logabsdet) == pytest.approx(float(log_det[i]), abs=1e-9)
+    assert not torch.allclose(log_det[0], log_det[1])
+
+
+@every
+@torch.no_grad()
+def test_the_way_back_is_the_inverse_in_both_orders(name):
+    model, x = case(name, 16)
+    torch.testing.assert_close(model.decode(model.encode(x)), x, atol=1e-9, rtol=0)
+    z = torch.randn(16, model.dim, dtype=torch.float64)
+    torch.testing.assert_close(model.encode(model.decode(z)), z, atol=1e-8, rtol=0)
+
+
+@every
+@torch.no_grad()
+def test_log_prob_is_the_change_of_variables(name):
+    model, x = case(name, 5)
+    z, log_det = model.forward_and_log_det(x)
+    base = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(1)
+    torch.testing.assert_close(model.log_prob(x).value, base + log_det, atol=1e-9, rtol=0)
+    assert model.log_prob(x).stderr is None
+    torch.testing.assert_close(model.loss(x).total, -(base + log_det).mean() / model.dim, atol=1e-9, rtol=0)
+
+
+@torch.no_grad()
+def test_the_density_of_the_plane_integrates_to_one():
+    model, n, reach = randomised(RealNVP(small, (2,), couplings=4)), 500, 14.0
+    axis = reach * (2 * (torch.arange(n, dtype=torch.float64) + 0.5) / n - 1)
+    mass = model.log_prob(torch.cartesian_prod(axis, axis)).value.exp().sum() * (2 * reach / n) ** 2
+    assert float(mass) == pytest.approx(1.0, abs=1e-4)
+
+
+@torch.no_grad()
+def test_samples_of_the_plane_follow_the_density():
+    """Moments of the samples against those of the density on a grid."""
+    model, n, reach = randomised(RealNVP(small, (2,), couplings=4)), 600, 14.0
+    axis = reach * (2 * (torch.arange(n, dtype=torch.float64) + 0.5) / n - 1)
+    points = torch.cartesian_prod(axis, axis)
+    p = model.log_prob(points).value.exp() * (2 * reach / n) ** 2
+    x = model.sample(100_000).x
+    mean = (p[:, None] * points).sum(0)
+    spread = (p[:, None] * (points - mean) ** 2).sum(0)
+    assert ((x.mean(0) - mean).abs() < 5 * (spread / len(x)).sqrt()).all()
+    torch.testing.assert_close(x.var(0), spread, rtol=0.05, atol=0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The measure of images.
+
+
+def test_uniform_bytes_score_8_bits_under_the_law_that_the_logit_gives_them():
+    """A fresh flow is the logit alone. Swap its normal base for the law of logit(p), p uniform on [.05, .95]: then the
+    flow's density is that of uniform data, 2^-D, and every image scores 8.000 bits/dim."""
+    model = RealNVP(zero, (3, 8, 8), levels=256).double()
+    x = dequantize(torch.randint(256, (20, 3, 8, 8)), 256).double()
+    z, log_det = model.forward_and_log_det(x)
+    base = (-F.softplus(z) - F.softplus(-z) - math.log(0.9)).sum(1)
+    bits = bits_per_dim(base + log_det, model.dim, 256)
+    torch.testing.assert_close(bits, torch.full((20,), 8.0).double(), atol=1e-9, rtol=0)
+
+
+@torch.no_grad()
+def test_a_fresh_image_flow_gives_the_interval_the_mass_of_its_normal_base():
+    """By the change of variables, P(|N| < logit .95) in each dimension."""
+    model = RealNVP(zero, (1, 2, 2), levels=256, scales=1).double()
+    n = 12
+    axis = 2 * (torch.arange(n, dtype=torch.float64) + 0.5) / n - 1
+    x = torch.cartesian_prod(axis, axis, axis, axis).view(-1, 1, 2, 2)
+    mass = float(model.log_prob(x).value.exp().mean() * 2**4)
+    assert mass == pytest.approx(math.erf(math.log(19) / math.sqrt(2)) ** 4, rel=1e-2)
+
+
+def test_a_fresh_flow_of_points_is_the_normal_law():
+    x = torch.randn(9, 4, dtype=torch.float64)
+    expected = torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(1)
+    torch.testing.assert_close(RealNVP(zero, (4,)).double().log_prob(x).value, expected, atol=1e-12, rtol=0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which elements move.
+
+
+def pixels_moved(scale: Scale, coupling: Coupling, shape: tuple[int, ...]) -> Tensor:
+    """Which pixels of the scale's input a coupling moves, (C, H, W), seen by moving them."""
+    x = torch.randn(1, *shape, dtype=torch.float64)
+    blocks = F.pixel_unshuffle(x, 2)
+    return F.pixel_shuffle(coupling(blocks, None)[0] - blocks, 2)[0] != 0
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 4, 6)])
+def test_the_first_couplings_of_a_scale_alternate_between_the_colours_of_a_checkerboard(shape):
+    scale = Scale(Conv, shape, 3, 0).double()
+    rows, columns = torch.arange(shape[1]), torch.arange(shape[2])
+    odd = ((rows[:, None] + columns) % 2 == 1).expand(shape)
+    assert torch.equal(pixels_moved(scale, scale.couplings[0], shape), odd)
+    assert torch.equal(pixels_moved(scale, scale.couplings[1], shape), ~odd)
+    assert torch.equal(pixels_moved(scale, scale.couplings[2], shape), odd)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 4, 6)])
+def test_the_last_couplings_of_a_scale_alternate_between_the_halves_of_the_channels(shape):
+    scale = Scale(Conv, shape, 2, 0).double()
+    x = torch.randn(1, *scale.out_shape, dtype=torch.float64)
+    half = torch.arange(4 * shape[0]) >= 2 * shape[0]
+    for coupling, moved in zip(scale.couplings[2:], (half, ~half), strict=True):
+        assert torch.equal((coupling(x, None)[0] != x)[0].flatten(1).all(1), moved)
+        assert torch.equal((coupling(x, None)[0] != x)[0].flatten(1).any(1), moved)
+
+
+def test_a_coupling_scales_what_it_moves_and_reads_only_what_it_keeps():
+    coupling = Coupling(small, (5,), [0, 3], 0).double()
+    x = torch.randn(5, dtype=torch.float64)
+    jacobian = torch.func.jacfwd(lambda one: coupling(one[None], None)[0][0])(x)
+    moved, kept = [0, 3], [1, 2, 4]
+    assert torch.equal(jacobian[kept], torch.eye(5, dtype=torch.float64)[kept])
+    assert torch.equal(jacobian[moved][:, moved], jacobian[moved][:, moved].diag().diag())
+    assert (jacobian[moved][:, kept] != 0).all()
+    log_det = coupling(x[None], None)[1]
+    torch.testing.assert_close(jacobian[moved][:, moved].diag().log().sum(), log_det[0], atol=1e-12, rtol=0)
+
+
+@torch.no_grad()
+def test_the_log_scale_is_bounded_by_a_learned_factor():
+    coupling = Coupling(lambda i, o, c: nn.Linear(1, 2), (2,), [1], 0).double()
+    coupling.net.forward = lambda a, y: torch.tensor([[1e9, 0.0]]).double().expand(len(a), 2)
+    assert float(coupling(torch.ones(1, 2).double(), None)[1]) == 1.0
+    coupling.bound.data.fill_(0.25)
+    assert float(coupling(torch.ones(1, 2).double(), None)[1]) == 0.25
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "MNIST"])  # of 784 rows, built as "one channel"
+@torch.no_grad()
+def test_no_latent_is_an_element_that_passed_by_unmoved(name):
+    """Each coordinate of z is bent by other elements of x: no row of the Jacobian has a single entry."""
+    model, x = case(name, 1)
+    jacobian = torch.func.jacfwd(lambda one: model.encode(one[None])[0])(x[0]).view(model.dim, model.dim)
+    assert ((jacobian.abs() > 1e-12).sum(1) > 1).all()
+
+
+def test_half_of_the_channels_leave_at_each_scale_but_the_last():
+    """Latents that left at the first scale do not depend on the second scale's weights."""
+    model, x = case("one channel", 3)
+    before = model.encode(x)
+    for parameter in model.blocks[1].parameters():
+        parameter.data.add_(0.1)
+    changed = (model.encode(x) != before).any(0)
+    assert not changed[:32].any()
+    assert changed[32:].all()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Classes and refusals.
+
+
+@torch.no_grad()
+def test_each_class_has_a_density_of_its_own_that_integrates_to_one():
+    torch.manual_seed(3)
+    model, n, reach = randomised(RealNVP(small, (2,), num_classes=3)), 400, 14.0
+    axis = reach * (2 * (torch.arange(n, dtype=torch.float64) + 0.5) / n - 1)
+    points = torch.cartesian_prod(axis, axis)
+    densities = [model.log_prob(points, torch.full((n * n,), c)).value.exp() for c in range(3)]
+    for p in densities:
+        assert float(p.sum() * (2 * reach / n) ** 2) == pytest.approx(1.0, abs=1e-3)
+    assert (densities[0] - densities[1]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_a_class_is_undone_by_the_same_class():
+    model = randomised(RealNVP(Conv, (1, 4, 4), levels=17, num_classes=4))
+    x, y = torch.tanh(torch.randn(8, 1, 4, 4)).double(), torch.arange(8) % 4
+    z = model.encode(x, y)
+    torch.testing.assert_close(model.decode(z, y), x, atol=1e-10, rtol=0)
+    assert ((model.decode(z, (y + 1) % 4) - x).flatten(1).abs().amax(1) > 1e-3).all()
+
+
+@pytest.mark.parametrize(("shape", "message"), [((1, 6, 8), "divide by 4, not 6x8"), ((1,), "at least two dimensions")])
+def test_shapes_that_cannot_be_split_are_refused(shape, message):
+    with pytest.raises(ValueError, match=message):
+        RealNVP(Conv, shape)

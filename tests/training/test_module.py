@@ -1,0 +1,387 @@
+"""One step of training is a function of the weights and of its number alone, and everything else follows from that.
+
+Bitwise equality is meant wherever two runs are compared. The toys have losses whose gradients are known, so that
+learning rates, clipping and the order of the steps are checked by where the weights end, not by what a log says.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from genzoo.data.dataset import Split
+from genzoo.data.loader import Batches
+from genzoo.families.gan import WGANGP
+from genzoo.families.vae import VAE
+from genzoo.model import GenerativeModel, Loss
+from genzoo.nn.mlp import MLP
+from genzoo.prob.likelihoods import DiscretizedLogistic, Gaussian
+from genzoo.prob.random import generator
+from genzoo.training import module as training
+from genzoo.training.budget import Budget, LearningRate
+from genzoo.training.module import GenerativeModule, NonFiniteError
+from tests.toys import Duel, Jittered, Mean, Relay
+
+BATCH = 8
+SGD = functools.partial(torch.optim.SGD, lr=1.0)
+ADAM = functools.partial(torch.optim.Adam, lr=1e-2, fused=True)
+CONSTANT = LearningRate("constant")
+small = functools.partial(MLP, width=8, depth=1)
+
+
+def points(n: int = 32) -> Split:
+    return Split(torch.randn(n, 2, generator=generator("points")) + 3, None)
+
+
+def module_of(
+    model: GenerativeModel,
+    steps: int = 100,
+    optimizer: Callable[..., torch.optim.Optimizer] = ADAM,
+    data: Split | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> GenerativeModule:
+    """Put a model into a trainer that plans a number of steps."""
+    batches = Batches(data or points(), BATCH, seed)
+    module = GenerativeModule(model, optimizer, batches, Budget(images=BATCH * steps), seed=seed, **settings)
+    module.plan()
+    return module
+
+
+def vae(seed: int = 0) -> VAE:
+    torch.manual_seed(seed)
+    return VAE(small, small, Gaussian(), (2,), latent_dim=2)
+
+
+def wgan() -> WGANGP:
+    torch.manual_seed(0)
+    return WGANGP(small, small, (2,), latent_dim=2, n_critic=5)
+
+
+def everything(module: GenerativeModule) -> list[Tensor]:
+    """All numbers that training changes: weights, their averages, and the state of the optimisers."""
+    states = [value for o in module.configure_optimizers() for s in o.state.values() for value in s.values()]
+    numbers = [*module.model.state_dict().values(), *module.ema.model.state_dict().values(), *states]
+    counts = [module.steps, *module.ema.updates.values()]
+    return [*(n.clone() for n in numbers), torch.tensor(counts)]
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+# Images, turns and schedules
+
+
+def test_every_batch_counts_whoever_it_is_delivered_to():
+    module = module_of(wgan(), steps=12)
+    order = []
+    module.on_step = lambda: order.append(dict(module.ema.updates))
+    module.training_step((0, 12), 0)
+    assert module.images == 12 * BATCH and module.planned_images == 12 * BATCH
+    assert order[4] == {"train/critic": 5, "train/generator": 0}
+    assert order[5] == {"train/critic": 5, "train/generator": 1}
+    assert order[-1] == {"train/critic": 10, "train/generator": 2}
+
+
+@pytest.mark.parametrize("images, steps", [(1, 1), (BATCH, 1), (BATCH + 1, 2), (100, 13)])
+def test_a_plan_delivers_the_images_asked_for_and_less_than_a_batch_more(images, steps):
+    module = GenerativeModule(Mean(), SGD, Batches(points(), BATCH, 0), Budget(images=images))
+    module.plan()
+    assert module.planned_steps == steps
+
+
+@pytest.mark.parametrize("decay", ["constant", "linear", "cosine"])
+def test_each_step_moves_by_the_rate_of_its_own_images(decay):
+    """With SGD at rate 1, m <- m - f(s) (m - mean of batch s)."""
+    steps, rate = 20, LearningRate(decay, warmup=3 * BATCH)
+    module = module_of(Mean().double(), steps, SGD, Split(points().x.double(), None), learning_rate=rate)
+    expected = torch.zeros(2, dtype=torch.float64)
+    for s in range(steps):
+        factor = {"constant": 1.0, "linear": 1 - s / steps, "cosine": (1 + math.cos(math.pi * s / steps)) / 2}[decay]
+        factor *= min(1.0, (s * BATCH + 1) / (3 * BATCH + 1))
+        module.step()
+        expected = expected - factor * (expected - module.batches(s)[0].mean(0))
+        torch.testing.assert_close(module.model.mean.detach(), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_gradient_is_clipped_to_its_norm_and_recorded_as_it_was():
+    module = module_of(Mean(start=1000.0), 1, SGD, learning_rate=CONSTANT, clip=0.5)
+    before = module.model.mean.detach().clone()
+    norm = float((before - module.batches(0)[0].mean(0)).norm())
+    module.step()
+    assert float((module.model.mean.detach() - before).norm()) == pytest.approx(0.5, rel=1e-3)
+    assert module.window.flush()["grad_norm"] == pytest.approx(norm, rel=1e-5) and norm > 1000
+
+
+def test_without_clipping_a_step_is_as_long_as_its_gradient():
+    module = module_of(Mean(start=1000.0), 1, SGD, learning_rate=CONSTANT, clip=None)
+    module.step()
+    torch.testing.assert_close(module.model.mean.detach(), module.batches(0)[0].mean(0), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("clip", [0.0, -1.0])
+def test_an_impossible_clip_is_refused(clip):
+    with pytest.raises(ValueError, match="clip must be positive"):
+        module_of(Mean(), clip=clip)
+
+
+def test_the_window_returns_the_mean_of_each_term_and_forgets():
+    module = module_of(Mean(), 3, SGD, learning_rate=CONSTANT)
+    losses = []
+    for step in range(3):
+        losses.append(0.5 * (module.batches(step)[0] - module.model.mean.detach()).square().sum(1).mean())
+        module.step()
+    assert module.window.flush()["fit"] == pytest.approx(float(sum(losses)) / 3, rel=1e-5)
+    assert module.window.flush() == {}
+
+
+def test_players_have_terms_of_their_own_and_gradients_of_their_own():
+    module = module_of(Duel(), 3)
+    module.training_step((0, 3), 0)
+    assert set(module.window.flush()) == {"generator", "critic", "generator_grad_norm", "critic_grad_norm"}
+    assert all(p.requires_grad and p.grad is None for p in module.model.parameters())
+
+
+def test_integer_images_reach_the_loss_as_points_inside_their_bins():
+    seen: list[Tensor] = []
+
+    class Spy(VAE):
+        def loss(self, x: Tensor, *arguments: Any, **keywords: Any) -> Loss:
+            seen.append(x)
+            return super().loss(x, *arguments, **keywords)
+
+    k = torch.randint(17, (16, 1, 2, 2), generator=generator("levels")).to(torch.uint8)
+    model = Spy(small, small, DiscretizedLogistic(17), (1, 2, 2), levels=17, latent_dim=2)
+    module = module_of(model, 3, data=Split(k, None))
+    module.training_step((0, 3), 0)
+    for step, x in enumerate(seen):
+        u = (x + 1) * 17 / 2 - module.batches(step)[0]
+        assert bool(((u >= 0) & (u < 1)).all()) and float(u.std()) > 0.15
+
+
+def test_classes_reach_a_conditional_model_alone():
+    data = Split(points(32).x, torch.arange(32) % 2)
+    for num_classes in (0, 2):
+        module = module_of(VAE(small, small, Gaussian(), (2,), num_classes=num_classes, latent_dim=2), 2, data=data)
+        module.step()
+
+
+# A step is a function of its number
+
+
+@pytest.mark.parametrize("make", [vae, wgan, Jittered, Relay, Duel])
+def test_two_runs_of_a_seed_end_in_the_same_bits_and_another_seed_does_not(make):
+    def run(seed: int, disturb: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        module = module_of(make(), 12, seed=seed)
+        for step in range(12):
+            if disturb:
+                torch.manual_seed(99 + step)  # as another library in the same process would
+            module.step()
+        return everything(module)
+
+    first = run(0, disturb=False)
+    assert same(first, run(0, disturb=True))
+    assert not same(first, run(1, disturb=False))
+
+
+@pytest.mark.parametrize("make", [vae, wgan, Jittered])
+def test_how_many_steps_are_handed_over_changes_nothing(make):
+    def run(size: int) -> list[Tensor]:
+        torch.manual_seed(0)
+        module = module_of(make(), 21)
+        for start in range(0, 21, size):
+            module.training_step((start, min(start + size, 21)), 0)
+        return everything(module)
+
+    assert same(run(1), run(7)) and same(run(1), run(100))
+
+
+def test_steps_stop_at_the_plan():
+    module = module_of(Mean(), 5)
+    module.training_step((0, 1000), 0)
+    assert module.steps == 5 and module.finished
+
+
+# Seconds
+
+
+class Clock:
+    """A clock that advances by a hundredth of a second whenever it is read."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def monotonic(self) -> float:
+        self.reads += 1
+        return self.reads / 100
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(training, "time", types.SimpleNamespace(monotonic=clock.monotonic))
+    return clock
+
+
+def test_seconds_stop_a_run_whatever_it_planned(clock):
+    module = GenerativeModule(Mean(), SGD, Batches(points(), BATCH, 0), Budget(images=10**9, seconds=1.0))
+    module.plan()
+    module.training_step((0, 10**6), 0)
+    assert module.steps == 100 and module.planned_steps == 125_000_000
+
+
+def test_seconds_alone_are_planned_by_the_speed_that_was_measured(clock):
+    module = GenerativeModule(Mean(), SGD, Batches(points(), BATCH, 0), Budget(seconds=10.0))
+    module.plan()
+    # A reading of the clock and a step take a hundredth of a second; half a second of ten goes into measuring.
+    assert module.train_seconds == pytest.approx(0.5, abs=0.05)
+    assert module.planned_steps == pytest.approx(0.97 * 100 * 9.5, rel=0.03)
+
+
+@pytest.mark.parametrize("make", [vae, wgan, Jittered])
+def test_measuring_the_speed_leaves_no_trace(make, clock):
+    def run(measure: bool) -> tuple[list[Tensor], list[Tensor], dict[str, float], list[int]]:
+        torch.manual_seed(0)
+        module, calls = module_of(make(), 10), []
+        module.on_step = lambda: calls.append(module.steps)
+        if measure:
+            assert module.measure_speed(0.1) > 0
+            assert module.planned_steps == 10
+        at_start = everything(module)
+        module.training_step((0, 10), 0)
+        rates = [group["lr"] for o in module.configure_optimizers() for group in o.param_groups]
+        return at_start, everything(module), {**module.window.flush(), "lr": sum(rates)}, calls
+
+    plain, measured = run(measure=False), run(measure=True)
+    assert same(plain[0], measured[0]) and same(plain[1], measured[1])
+    assert plain[2:] == measured[2:]
+
+
+# What is not finite
+
+
+class Poisoned(Mean):
+    """A mean whose loss or gradient is broken at some calls."""
+
+    def __init__(self, at: set[int], kind: str):
+        super().__init__((2,))
+        self.at, self.kind, self.calls = at, kind, 0
+
+    def loss(
+        self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
+    ) -> Loss:
+        total, terms = super().loss(x)
+        broken, self.calls = self.calls in self.at, self.calls + 1
+        other = torch.zeros(())
+        if broken and self.kind == "gradient":
+            total = total + (self.mean - self.mean.detach()).abs().sqrt().sum()  # 0, with an infinite slope
+        elif broken:
+            total, other = total * math.nan, torch.tensor(math.nan)
+        return Loss(total, {**terms, "other": other})
+
+
+@pytest.mark.parametrize("kind, where", [("loss", "loss term 'other'"), ("gradient", "gradient")])
+@pytest.mark.parametrize("optimizer", [SGD, ADAM])
+def test_a_step_that_is_not_finite_moves_nothing_and_says_what_and_when(kind, where, optimizer):
+    module = module_of(Poisoned({3}, kind), 10, optimizer)
+    module.training_step((0, 3), 0)
+    before = everything(module)
+    with pytest.raises(NonFiniteError, match=f"^{where} is not finite at step 3: try a lower optimizer.lr"):
+        module.training_step((3, 10), 0)
+    assert same(before, everything(module)) and module.steps == 3
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+@pytest.mark.parametrize("fused", [ADAM, functools.partial(torch.optim.AdamW, lr=1e-2, fused=True)])
+def test_on_an_accelerator_the_fused_optimiser_skips_the_step_and_it_is_reported_after_the_hand_over(kind, fused):
+    module = module_of(Poisoned({3, 5}, kind), 10, fused)
+    module.deferred = lambda player: True
+    weights: list[list[Tensor]] = []
+    module.on_step = lambda: weights.append(
+        [module.model.mean.detach().clone(), *(v.clone() for s in _states(module) for v in s.values())]
+    )
+    with pytest.raises(NonFiniteError, match="not finite at step 3: try"):
+        module.training_step((0, 10), 0)
+    assert module.steps == 10, "nobody waited for the device"
+    skipped = [s for s in range(1, 10) if same(weights[s], weights[s - 1])]
+    assert skipped == [3, 5]
+
+
+def _states(module: GenerativeModule) -> list[dict[str, Tensor]]:
+    return [state for o in module.configure_optimizers() for state in o.state.values()]
+
+
+def test_deferring_changes_no_bit_of_a_run_that_is_finite():
+    def run(deferred: bool) -> list[Tensor]:
+        module = module_of(vae(), 10)
+        if deferred:
+            module.deferred = lambda player: True
+        module.training_step((0, 10), 0)
+        return everything(module)
+
+    assert same(run(True), run(False))
+
+
+@pytest.mark.parametrize("optimizer, fused", [(ADAM, True), (SGD, False)])
+def test_only_a_fused_optimiser_off_the_cpu_defers(optimizer, fused):
+    module = module_of(Mean(), 1, optimizer)
+    player = module.players["train"]["model"]
+    assert not module.deferred(player)
+    with torch.device("meta"):
+        player.parameters = [nn.Parameter(torch.empty(2))]
+    assert module.deferred(player) is fused
+
+
+# Stages
+
+
+@pytest.mark.parametrize("shares, expected", [((0.25, 0.75), 5), ((0.5, 0.5), 10), ((0.99, 0.01), 20)])
+def test_stages_get_their_shares_of_the_steps(shares, expected):
+    module = module_of(Relay(shares=shares), 20, learning_rate=LearningRate("cosine"))
+    names, rates = [], []
+    while not module.finished:
+        names.append(module.stage_at(module.steps)[0].name)
+        module.step()
+        rates.append(module.players[names[-1]]["model"].optimizer.param_groups[0]["lr"])
+    assert names == ["first"] * expected + ["second"] * (20 - expected)
+    # Each stage has a schedule of its own, from its first step to its last.
+    for start, stop in ((0, expected), (expected, 20)):
+        planned = stop - start
+        factors = [(1 + math.cos(math.pi * s / planned)) / 2 for s in range(planned)]
+        assert rates[start:stop] == pytest.approx([1e-2 * factor for factor in factors])
+    assert module.ema.updates == {"first/model": expected, "second/model": 20 - expected}
+
+
+def test_a_later_stage_leaves_the_earlier_weights_alone():
+    module = module_of(Relay(), 20)
+    module.training_step((0, 5), 0)
+    first, second = (copy.deepcopy(part.state_dict()) for part in (module.model.first, module.model.second))
+    average = copy.deepcopy(module.ema.model.first.state_dict())
+    module.training_step((5, 20), 0)
+    assert all(torch.equal(first[key], value) for key, value in module.model.first.state_dict().items())
+    assert all(torch.equal(average[key], value) for key, value in module.ema.model.first.state_dict().items())
+    assert not torch.equal(second["map.weight"], module.model.second.map.weight)
+
+
+# What is kept
+
+
+def test_the_state_holds_plain_types_and_tensors_and_what_was_done():
+    module = module_of(wgan(), 12)
+    module.training_step((0, 12), 0)
+    state = module.state()
+    assert (state["steps"], state["planned_steps"]) == (12, 12) and state["train_seconds"] > 0
+    assert state["ema_updates"] == {"train/critic": 10, "train/generator": 2}
+    assert [len(o["state"]) for o in state["optimizers"]] == [
+        len(p.parameters) for p in module.players["train"].values()
+    ]
