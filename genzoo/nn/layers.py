@@ -20,23 +20,6 @@ def zero_(module: nn.Module) -> nn.Module:
     return module
 
 
-class SubpixelUp(nn.Sequential):
-    """Doubling of an image: a convolution to four times the channels, then a pixel shuffle.
-
-    The four convolutions that make a block of 2x2 pixels start equal, so that no checkerboard is there to be unlearned.
-
-    References:
-        Aitken et al., "Checkerboard artifact free sub-pixel convolution", 2017, https://arxiv.org/abs/1707.02937 (ICNR).
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3):
-        conv = nn.Conv2d(in_channels, 4 * out_channels, kernel_size, padding=kernel_size // 2)
-        with torch.no_grad():
-            for parameter in conv.parameters():
-                parameter.copy_(parameter[::4].repeat_interleave(4, dim=0))
-        super().__init__(conv, nn.PixelShuffle(2))
-
-
 def group_norm(channels: int) -> nn.GroupNorm:
     """Group normalisation with the largest number of groups up to 32 that divides the channels and leaves 4 in each."""
     groups = max(g for g in range(1, min(32, max(channels // 4, 1)) + 1) if channels % g == 0)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genzoo.nn.layers import ResBlock, SubpixelUp, group_norm, zero_
+from genzoo.nn.layers import ResBlock, group_norm, zero_
 
 
 def resolutions(height: int, width: int) -> list[tuple[int, int]]:
@@ -95,7 +95,11 @@ class ConvEncoder(nn.Module):
 class ConvDecoder(nn.Module):
     """Vector to image, (B, *in_shape) -> (B, C, H, W); the mirror of ``ConvEncoder``, with the same arguments.
 
-    Doubling is a convolution and a pixel shuffle.
+    Doubling repeats each pixel before a convolution, which leaves no checkerboard as transposed convolutions and pixel
+    shuffles do.
+
+    References:
+        Odena, Dumoulin, Olah, "Deconvolution and Checkerboard Artifacts", 2016, https://doi.org/10.23915/distill.00003.
     """
 
     def __init__(
@@ -121,13 +125,12 @@ class ConvDecoder(nn.Module):
             if i:
                 before = widths[i - 1]
                 layers += [group_norm(before) if norm else nn.Identity(), nn.SiLU()]
-                layers += [SubpixelUp(before, w)]
+                layers += [nn.Upsample(scale_factor=2), nn.Conv2d(before, w, 3, padding=1)]
             layers += [_Block(w, norm) for _ in range(blocks)]
         layers += [group_norm(widths[-1]) if norm else nn.Identity(), nn.SiLU()]
         if len(sizes) > 1:
-            layers += [SubpixelUp(widths[-1], channels)]
-        else:
-            layers += [nn.Conv2d(widths[-1], channels, 3, padding=1)]
+            layers += [nn.Upsample(scale_factor=2)]
+        layers += [nn.Conv2d(widths[-1], channels, 3, padding=1)]
         self.body = nn.Sequential(*layers)
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:

@@ -41,7 +41,7 @@ class SampleStreams(torch.Generator):
     BLOCK = 1024  # numbers drawn at once by a row, so that 2-D samplers of a thousand steps do not make a thousand calls
 
     def __new__(cls, seed: int, indices: Sequence[int], device: torch.device | str = "cpu") -> SampleStreams:
-        return super().__new__(cls, device=device)
+        return super().__new__(cls, device=device)  # type: ignore[call-arg]
 
     def __init__(self, seed: int, indices: Sequence[int], device: torch.device | str = "cpu"):
         self.indices = list(indices)
@@ -65,7 +65,13 @@ class SampleStreams(torch.Generator):
         return buffer[:, :count].reshape(tuple(shape))
 
 
-def _draw(kind: str, shape: Sequence[int], rng: torch.Generator | None, device, dtype) -> Tensor:
+def _draw(
+    kind: str,
+    shape: Sequence[int],
+    rng: torch.Generator | None,
+    device: torch.device | str | None,
+    dtype: torch.dtype,
+) -> Tensor:
     if isinstance(rng, SampleStreams):
         return rng.draw(kind, shape).to(device=device, dtype=dtype)
     fill = torch.randn if kind == "normal" else torch.rand

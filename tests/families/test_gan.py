@@ -1,8 +1,8 @@
 r"""The Wasserstein GAN with gradient penalty, where its optimum, its penalty and their gradients are closed forms.
 
-A linear critic ``w.x`` between data and samples a shift ``s`` apart has the loss ``-w.s + lambda (|w| - 1)^2``, least at
-``w = (1 + |s| / (2 lambda)) s/|s|``. A quadratic one, ``sum w x^2 / 2``, has another slope ``|w x|`` at each point, so that
-it sees which points the penalty is taken at, and that its norm is one sample's over all dimensions.
+A linear critic ``w.x`` between data and samples a shift ``s`` apart has the loss ``-w.s + lambda (|w| - 1)^2``, least
+at ``w = (1 + |s| / (2 lambda)) s/|s|``. A quadratic one, ``sum w x^2 / 2``, has another slope ``|w x|`` at each point,
+so that it sees which points the penalty is taken at, and that its norm is one sample's over all dimensions.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from genzoo.nn.layers import Attention, ResBlock, SinusoidalEmbedding, SubpixelUp, TimeAndClass, group_norm
+from genzoo.nn.layers import Attention, ResBlock, SinusoidalEmbedding, TimeAndClass, group_norm
 from genzoo.nn.mlp import MLP, TimeMLP
 from genzoo.nn.resnet import ConvDecoder, ConvEncoder, ConvNet, resolutions
 from genzoo.nn.unet import UNet
@@ -214,15 +214,6 @@ def test_time_and_class_add_up():
     layer = TimeAndClass(6, CLASSES, frequencies=8)
     t, y = torch.rand(4), torch.tensor([0, 1, 2, 3])
     torch.testing.assert_close(layer(t, y) - layer(t, torch.zeros_like(y)), layer.label.weight - layer.label.weight[0])
-
-
-def test_a_doubling_starts_without_a_checkerboard():
-    x = torch.randn(2, 6, 5, 4)
-    out = SubpixelUp(6, 3)(x)
-    assert out.shape == (2, 3, 10, 8)
-    blocks = out.view(2, 3, 5, 2, 4, 2).movedim(4, 3)
-    assert torch.equal(blocks, blocks[..., :1, :1].expand_as(blocks))
-    assert not torch.equal(out[:, 0], out[:, 1]), "the three channels are not one"
 
 
 def test_groups_divide_the_channels_and_hold_four_or_more():

@@ -194,6 +194,28 @@ def test_two_runs_of_a_seed_end_in_the_same_bits_and_another_seed_does_not(make)
     assert not same(first, run(1, disturb=False))
 
 
+class Listening(Mean):
+    """A mean that writes down what noise it could draw: from the step's generator, and from the one that layers use."""
+
+    def loss(
+        self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
+    ) -> Loss:
+        self.heard.append((torch.rand((), generator=rng).item(), torch.rand(()).item()))
+        return super().loss(x)
+
+
+def test_every_step_of_every_seed_has_noise_of_its_own():
+    heard = []
+    for seed in (0, 1, 0):
+        model = Listening()
+        model.heard = []
+        module_of(model, 20, seed=seed).training_step((0, 20), 0)
+        heard.append(model.heard)
+    assert heard[0] == heard[2]
+    numbers = [number for step in heard[0] + heard[1] for number in step]
+    assert len(set(numbers)) == len(numbers) == 80
+
+
 @pytest.mark.parametrize("make", [vae, wgan, Jittered])
 def test_how_many_steps_are_handed_over_changes_nothing(make):
     def run(size: int) -> list[Tensor]:
