@@ -165,7 +165,11 @@ class GenerativeModel(nn.Module, ABC):
             return
         if y is None:
             raise ValueError(f"this model is conditional: y must hold {n} classes in 0..{self.num_classes - 1}")
-        if y.shape != (n,) or y.dtype != torch.int64 or (n and not 0 <= int(y.min()) <= int(y.max()) < self.num_classes):
+        if (
+            y.shape != (n,)
+            or y.dtype != torch.int64
+            or (n and not 0 <= int(y.min()) <= int(y.max()) < self.num_classes)
+        ):
             raise ValueError(f"y must be ({n},) int64 in 0..{self.num_classes - 1}, not {tuple(y.shape)} {y.dtype}")
 
     def draw_labels(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Tensor | None:

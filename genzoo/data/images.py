@@ -151,8 +151,8 @@ def _idx_dataset(
 def _find_idx(folder: Path, filenames: Sequence[str]) -> list[Path] | None:
     """Find all four files in a folder, each gzipped or not."""
     choices = [(folder / filename, folder / filename.removesuffix(".gz")) for filename in filenames]
-    found = [next((path for path in pair if path.is_file()), None) for pair in choices]
-    return None if None in found else found
+    found = [path for pair in choices for path in [p for p in pair if p.is_file()][:1]]
+    return found if len(found) == len(choices) else None
 
 
 def _idx_split(images: Path, labels: Path, num_classes: int) -> Split:
@@ -226,13 +226,14 @@ def _read_archive(path: Path, md5: str, wanted: Sequence[str]) -> dict[str, byte
                 name = PurePosixPath(member.name)
                 if name.is_absolute() or ".." in name.parts or not (member.isfile() or member.isdir()):
                     raise DataError(f"{path} holds {member.name!r}, a link or a path outside: do not use this archive")
-                if member.name in wanted:
-                    files[name.name] = archive.extractfile(member).read()
+                stream = archive.extractfile(member) if member.name in wanted else None
+                if stream is not None:
+                    files[name.name] = stream.read()
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} is not a whole archive ({error}): delete it and fetch it again") from error
-    for name in wanted:
-        if PurePosixPath(name).name not in files:
-            raise DataError(f"{path} lacks {name}: delete it and fetch it again")
+    for lacking in wanted:
+        if PurePosixPath(lacking).name not in files:
+            raise DataError(f"{path} lacks {lacking}: delete it and fetch it again")
     return files
 
 
@@ -297,7 +298,8 @@ def _download(urls: Sequence[str], path: Path, md5: str, allowed: bool) -> None:
     for url in urls if allowed else ():
         log.info("downloading %s", url)
         try:
-            with urlopen(Request(url, headers={"User-Agent": "genzoo"}), timeout=TIMEOUT) as response:
+            request = Request(url, headers={"User-Agent": "genzoo"})  # noqa: S310  torchvision's own addresses
+            with urlopen(request, timeout=TIMEOUT) as response:  # noqa: S310
                 content = response.read()
         except (OSError, HTTPException) as error:
             reason = str(error)
@@ -358,8 +360,8 @@ def folder(root: str | Path, size: int, channels: int = 3, test_fraction: float 
             "size must be positive, channels 1 or 3, test_fraction between 0 and 1"
         )
     names = _picture_names(root)
-    tops = [name.parts[0] if len(name.parts) > 1 else None for name in names]
-    classes = () if None in tops else tuple(sorted(set(tops)))
+    tops = [name.parts[0] if len(name.parts) > 1 else "" for name in names]
+    classes = () if "" in tops else tuple(sorted(set(tops)))
 
     is_test = torch.tensor([_unit_hash(name) < test_fraction for name in names])
     if is_test.all() or not is_test.any():
@@ -402,8 +404,8 @@ def _read_picture(path: Path, size: int, channels: int) -> np.ndarray:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path, formats=FORMATS) as picture:
-            picture = _flatten(ImageOps.exif_transpose(picture)).convert("RGB" if channels == 3 else "L")
+        with Image.open(path, formats=FORMATS) as file:
+            picture = _flatten(ImageOps.exif_transpose(file)).convert("RGB" if channels == 3 else "L")
             square = ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{path} is too large ({error}): scale it down or remove it") from error

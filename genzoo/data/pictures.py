@@ -52,7 +52,9 @@ def save_scatter(path: Path, samples: Tensor, truth: Tensor | None = None) -> No
     margin = 0.1 * (high - low)
     for i, (name, points) in enumerate(clouds):
         axes = figure.add_subplot(1, len(clouds), i + 1)
-        axes.scatter(*points.detach().cpu().T.numpy(), s=2, alpha=0.5, linewidths=0, color="#1f4e79")
+        axes.scatter(
+            points[:, 0].detach().cpu(), points[:, 1].detach().cpu(), s=2, alpha=0.5, linewidths=0, color="#1f4e79"
+        )
         axes.set(xlim=(low[0] - margin[0], high[0] + margin[0]), ylim=(low[1] - margin[1], high[1] + margin[1]))
         axes.set_title(name)
         axes.set_aspect("equal")

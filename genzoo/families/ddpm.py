@@ -21,6 +21,7 @@ References:
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -43,7 +44,7 @@ def strata(T: int, count: int) -> list[tuple[int, int]]:
     edges = [0, 1]
     for left in range(min(count, T) - 1, 0, -1):
         edges.append(max(edges[-1] + 1, round(edges[-1] * (T / edges[-1]) ** (1 / left))))
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))
 
 
 class DDPM(Density, Denoiser):
@@ -149,20 +150,19 @@ class DDPM(Density, Denoiser):
     def _term(self, x: Tensor, y: Tensor | None, index: Tensor, rng: torch.Generator | None) -> Tensor:
         """One term of the bound for each event, at the chain's ``index``, (B,): a KL, or -log p(x | x_0) at index 0."""
         chain = self._chain.to(x.device)[index].to(x.dtype).view(len(x), -1, *[1] * (x.ndim - 1))
-        step = Step(*chain.unbind(1))
-        alpha_t, sigma_t = step.alpha_t, step.sigma_t
+        _, alpha_t, sigma_t, alpha_s, _, var_ts, posterior_var = chain.unbind(1)  # the fields of a Step
         x_t = alpha_t * x + sigma_t * randn(x.shape, rng=rng, device=x.device, dtype=x.dtype)
         t = (index + 1).double() / self.schedule.num_steps
         x0 = self.path.convert(self.predict(x_t, t, y), x_t, t, "x0")
         if self.levels is not None:
             x0 = x0.clamp(-1, 1)
         # The two means differ by their estimates of x alone.
-        gap = step.alpha_s * step.var_ts / sigma_t**2 * (x - x0)
+        gap = alpha_s * var_ts / sigma_t**2 * (x - x0)
         # Index 0 has no posterior variance: it takes the next one's (Ho et al.'s code clips the same way).
         floor = Step(*self._chain[1].tolist()).posterior_var
         first = (index == 0).view(sigma_t.shape)
-        posterior = torch.where(first, floor, step.posterior_var)
-        log_var = torch.where(first, floor, step.var_ts if self.variance == "fixedlarge" else step.posterior_var).log()
+        posterior = torch.where(first, floor, posterior_var)
+        log_var = torch.where(first, floor, var_ts if self.variance == "fixedlarge" else posterior_var).log()
         kl = kl_normal(gap, posterior.log().expand_as(x), 0.0, log_var.expand_as(x)).flatten(1).sum(1)
         if self.levels is None:
             nll = 0.5 * ((x - x0) ** 2 / floor + math.log(2 * math.pi * floor)).flatten(1).sum(1)

@@ -5,7 +5,8 @@ these are from the data by the dual form of Wasserstein's distance,
 
     W(p_data, p_G) = sup_{|grad D| <= 1}  E D(x) - E D(G(z)).
 
-The slope is held near one by a penalty on the norm of the gradient, per sample over all its dimensions, at points between data and samples:
+The slope is held near one by a penalty on the norm of the gradient, per sample over all its dimensions, at points between
+data and samples:
 
     L_critic    = E D(G(z)) - E D(x) + lambda E (|grad D(x_hat)|_2 - 1)^2,    x_hat = a x + (1 - a) G(z),  a ~ U[0, 1]
     L_generator = -E D(G(z))

@@ -48,6 +48,7 @@ class Coupling(nn.Module):
 
     moved: Tensor
     kept: Tensor
+    order: Tensor
 
     def __init__(self, network: Callable[..., nn.Module], shape: Sequence[int], moved: Sequence[int], num_classes: int):
         super().__init__()
@@ -88,7 +89,8 @@ class Scale(nn.Module):
         black = [4 * c + i for c in range(C) for i in (1, 2)]
         halves = list(range(2 * C)), list(range(2 * C, 4 * C))
         splits = [(black, white)[i % 2] for i in range(couplings)] + [halves[(i + 1) % 2] for i in range(couplings)]
-        self.couplings = nn.ModuleList(Coupling(network, self.out_shape, moved, num_classes) for moved in splits)
+        chain = [Coupling(network, self.out_shape, moved, num_classes) for moved in splits]
+        self.couplings: Sequence[Coupling] = nn.ModuleList(chain)  # type: ignore[assignment]
 
     def forward(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         x = F.pixel_unshuffle(x, 2)
@@ -137,7 +139,7 @@ class RealNVP(Density, Bijective):
             C, H, W = self.shape
             if H % 2**scales or W % 2**scales:
                 raise ValueError(f"scales={scales} needs sides that divide by {2**scales}, not {H}x{W}")
-            blocks: list[nn.Module] = []
+            blocks: list[Scale | Coupling] = []
             for _ in range(scales):
                 blocks.append(Scale(network, (C, H, W), couplings, num_classes))
                 C, H, W = 2 * C, H // 2, W // 2  # four times the channels, half of which go on
@@ -146,7 +148,7 @@ class RealNVP(Density, Bijective):
                 raise ValueError("a coupling needs at least two dimensions")
             parts = list(range(self.dim // 2)), list(range(self.dim // 2, self.dim))
             blocks = [Coupling(network, self.shape, parts[(i + 1) % 2], num_classes) for i in range(couplings)]
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks: Sequence[Scale | Coupling] = nn.ModuleList(blocks)  # type: ignore[assignment]
 
     def forward_and_log_det(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self.check_labels(y, len(x))
@@ -167,17 +169,15 @@ class RealNVP(Density, Bijective):
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         self.check_labels(y, len(z))
-        if len(self.shape) == 1:
-            x = z
-            for block in reversed(self.blocks):
-                x = block.inverse(x, y)
-        else:
-            sizes = [math.prod(block.out_shape) // 2 for block in self.blocks[:-1]]
-            *latents, x = z.split([*sizes, self.dim - sum(sizes)], dim=1)
-            x = x.view(-1, *self.blocks[-1].out_shape)
-            x = self.blocks[-1].inverse(x, y)
-            for block, latent in zip(reversed(self.blocks[:-1]), reversed(latents), strict=True):
-                x = block.inverse(torch.cat([x, latent.view_as(x)], dim=1), y)
+        x = z
+        for i, block in reversed(list(enumerate(self.blocks))):
+            if isinstance(block, Scale):
+                # Half of what this scale put out left as latents, at the last scale all of it.
+                last = i == len(self.blocks) - 1
+                size = math.prod(block.out_shape) // (1 if last else 2)
+                z, latent = z.split([z.shape[1] - size, size], dim=1)
+                x = latent.reshape(-1, *block.out_shape) if last else torch.cat([x, latent.reshape(x.shape)], dim=1)
+            x = block.inverse(x, y)
         return x if self.logit is None else self.logit.inverse(x)
 
     def log_prob(

@@ -118,7 +118,9 @@ class Attention(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         B, C, H, W = x_BCHW.shape
         # Contiguous tokens: on a strided view the fused kernel falls back to the slow path.
-        qkv_BHNC = self.qkv(self.norm(x_BCHW)).view(B, 3 * self.heads, C // self.heads, H * W).transpose(2, 3).contiguous()
+        qkv_BHNC = (
+            self.qkv(self.norm(x_BCHW)).view(B, 3 * self.heads, C // self.heads, H * W).transpose(2, 3).contiguous()
+        )
         q, k, v = qkv_BHNC.chunk(3, dim=1)
         h = F.scaled_dot_product_attention(q, k, v)
         return x_BCHW + self.out(h.transpose(2, 3).reshape(B, C, H, W))

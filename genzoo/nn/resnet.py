@@ -77,9 +77,8 @@ class ConvEncoder(nn.Module):
         layers: list[nn.Module] = []
         for i, w in enumerate(widths):
             before = widths[i - 1] if i else channels
-            kernel = {"kernel_size": 4, "stride": 2, "padding": 1} if halves else {"kernel_size": 3, "padding": 1}
-            layers += [nn.SiLU()] if i else []
-            layers += [nn.Conv2d(before, w, **kernel), *(_Block(w, norm) for _ in range(blocks))]
+            conv = nn.Conv2d(before, w, 4, stride=2, padding=1) if halves else nn.Conv2d(before, w, 3, padding=1)
+            layers += [*([nn.SiLU()] if i else []), conv, *(_Block(w, norm) for _ in range(blocks))]
         self.body = nn.Sequential(*layers, nn.SiLU(), nn.Flatten())
         features = widths[-1] * sizes[-1][0] * sizes[-1][1]
         self.head = nn.Linear(features, math.prod(out_shape))
@@ -154,10 +153,10 @@ class ConvNet(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(in_shape[0], width, 3, padding=1)
         self.label = nn.Embedding(num_classes, width) if num_classes else None
-        self.blocks = nn.ModuleList(ResBlock(width, width, embedding=width if num_classes else 0) for _ in range(blocks))
-        self.head = nn.Sequential(
-            group_norm(width), nn.SiLU(), zero_(nn.Conv2d(width, out_shape[0], 3, padding=1))
+        self.blocks = nn.ModuleList(
+            ResBlock(width, width, embedding=width if num_classes else 0) for _ in range(blocks)
         )
+        self.head = nn.Sequential(group_norm(width), nn.SiLU(), zero_(nn.Conv2d(width, out_shape[0], 3, padding=1)))
 
     def forward(self, x_BCHW: Tensor, y: Tensor | None = None) -> Tensor:
         h = self.stem(x_BCHW)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 
-def kl_normal(mean_q: Tensor, log_var_q: Tensor, mean_p: Tensor | float = 0.0, log_var_p: Tensor | float = 0.0) -> Tensor:
+def kl_normal(
+    mean_q: Tensor, log_var_q: Tensor, mean_p: Tensor | float = 0.0, log_var_p: Tensor | float = 0.0
+) -> Tensor:
     """KL(N(mean_q, exp log_var_q) || N(mean_p, exp log_var_p)) of each element; by default from N(0, 1)."""
     log_var_p = torch.as_tensor(log_var_p, dtype=mean_q.dtype, device=mean_q.device)
     ratio = log_var_q - log_var_p

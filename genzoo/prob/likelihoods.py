@@ -82,7 +82,9 @@ class DiscretizedLogistic(Likelihood):
     def __init__(self, levels: int):
         super().__init__()
         if levels is None:
-            raise ValueError("a discretised likelihood needs data with levels: use a Gaussian one for points of the plane")
+            raise ValueError(
+                "a discretised likelihood needs data with levels: use a Gaussian one for points of the plane"
+            )
         self.levels = levels
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
@@ -96,7 +98,9 @@ class DiscretizedLogistic(Likelihood):
         # log(s(u) - s(l)) = log s(u) + log s(-l) + log(1 - e^(l - u)), exact in both tails.
         width = (2 / self.levels) * inverse
         inner = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-width))
-        log_mass = torch.where(k == 0, F.logsigmoid(upper), torch.where(k == self.levels - 1, F.logsigmoid(-lower), inner))
+        log_mass = torch.where(
+            k == 0, F.logsigmoid(upper), torch.where(k == self.levels - 1, F.logsigmoid(-lower), inner)
+        )
         dim = log_mass[0].numel()
         return log_density(log_mass.flatten(1).sum(1), dim, self.levels)
 

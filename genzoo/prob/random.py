@@ -38,7 +38,9 @@ class SampleStreams(torch.Generator):
         device: where the noise is drawn and returned.
     """
 
-    BLOCK = 1024  # numbers drawn at once by a row, so that 2-D samplers of a thousand steps do not make a thousand calls
+    BLOCK = (
+        1024  # numbers drawn at once by a row, so that 2-D samplers of a thousand steps do not make a thousand calls
+    )
 
     def __new__(cls, seed: int, indices: Sequence[int], device: torch.device | str = "cpu") -> SampleStreams:
         return super().__new__(cls, device=device)  # type: ignore[call-arg]

@@ -43,7 +43,7 @@ class HandOvers:
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         module = self.module
-        ends = sorted({*self.milestones(), module.planned_steps})
+        ends = sorted({*self.milestones(), module.planned_steps or 0})
         position = module.steps
         for end in ends:
             while position < end and not module.finished:
@@ -117,7 +117,7 @@ class Grids(pl.Callback):
 
     def save(self, pl_module: GenerativeModule) -> None:
         path = self.run.path / "samples" / f"step-{pl_module.steps}.png"
-        self.draw(pl_module.ema.model, path)
+        self.draw(pl_module.ema.model, path)  # type: ignore[arg-type]
         latest = self.run.path / "samples.png"
         latest.write_bytes(path.read_bytes())
         self.run.log(event="samples", step=pl_module.steps, images=pl_module.images, file=f"samples/{path.name}")

@@ -45,7 +45,7 @@ class EMA:
         """List a part's averages and weights, and its averaged model's buffers and its own, in one order."""
         keys = {id(t): key for key, t in [*self._source.named_parameters(), *self._source.named_buffers()]}
         mine = dict([*self.model.named_parameters(), *self.model.named_buffers()])
-        weights = [p for p in part.parameters() if p.requires_grad]
+        weights: list[Tensor] = [p for p in part.parameters() if p.requires_grad]
         buffers = [b for b in part.buffers() if id(b) in keys]
         return [mine[keys[id(w)]] for w in weights], weights, [mine[keys[id(b)]] for b in buffers], buffers
 

@@ -210,7 +210,8 @@ class GenerativeModule(pl.LightningModule):
     def _guard(self, player: Player, loss: Loss, norm: Tensor) -> None:
         bad = ~(torch.isfinite(loss.total.detach()) & torch.isfinite(norm))
         if self.deferred(player):
-            player.optimizer.found_inf = bad.float()  # what the fused kernels call the flag that skips a step
+            # What the fused kernels call the flag that skips a step.
+            player.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
             if self._first_bad is None:
                 self._first_bad = torch.full((), -1, device=bad.device)
             self._first_bad = torch.where(bad & (self._first_bad < 0), self.steps, self._first_bad)
