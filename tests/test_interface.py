@@ -434,7 +434,7 @@ def test_a_density_of_images_gives_the_cube_the_share_of_its_samples_that_fall_t
     model = trained(case, dequantize(bits, 2, generator("bits")))
     for settings in ({}, {"num_samples": 20}):
         cells = 2 if constant_on_bins(model) else 8
-        total, error = bounded_mass(model, -1, 1, cells, draws=12, **settings)
+        total, error = bounded_mass(model, -1, 1, cells, draws=6, **settings)
         assert 0 < total <= 1 + 3 * error + 1e-3
 
 

@@ -57,6 +57,7 @@ class ConvEncoder(nn.Module):
         max_width: see ``width``.
         blocks: residual blocks at each resolution; 0 for plain strided convolutions.
         norm: whether the blocks are normalised.
+        hidden: width of a dense layer before the output, which sees the whole image at once; 0 for none.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class ConvEncoder(nn.Module):
         max_width: int = 128,
         blocks: int = 1,
         norm: bool = True,
+        hidden: int = 0,
     ):
         super().__init__()
         channels, *sides = in_shape
@@ -81,7 +83,8 @@ class ConvEncoder(nn.Module):
             layers += [*([nn.SiLU()] if i else []), conv, *(_Block(w, norm) for _ in range(blocks))]
         self.body = nn.Sequential(*layers, nn.SiLU(), nn.Flatten())
         features = widths[-1] * sizes[-1][0] * sizes[-1][1]
-        self.head = nn.Linear(features, math.prod(out_shape))
+        dense = [nn.Linear(features, hidden), nn.SiLU()] if hidden else []
+        self.head = nn.Sequential(*dense, nn.Linear(hidden or features, math.prod(out_shape)))
         self.label = nn.Embedding(num_classes, features) if num_classes else None
 
     def forward(self, x_BCHW: Tensor, y: Tensor | None = None) -> Tensor:
@@ -92,7 +95,7 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """Vector to image, (B, *in_shape) -> (B, C, H, W); the mirror of ``ConvEncoder``, with the same arguments.
+    """Vector to image, (B, *in_shape) -> (B, C, H, W); the mirror of ``ConvEncoder``, with its arguments.
 
     Doubling repeats each pixel before a convolution, which leaves no checkerboard as transposed convolutions and pixel
     shuffles do.
