@@ -1,55 +1,85 @@
 """``python -m genzoo [train|sample|evaluate] key=value ...``
 
-Exit codes: 0 done, 2 bad input, 3 not finite, 1 a bug of ours.
+Exit codes: 0 done, 2 bad input, 3 not finite, 130 interrupted, 1 a bug of ours.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any, NoReturn
 
-BAD_INPUT, NOT_FINITE = 2, 3
+BAD_INPUT, INTERRUPTED = 2, 130
 
 
 def main() -> None:
     """Run one command of the command line."""
-    import hydra
     from hydra._internal.utils import get_args_parser
+
+    from genzoo.commands.config import VERBS, UsageError, nearest, preflight
+
+    words = sys.argv[1:]
+    parser = get_args_parser()
+    parser.error = fail  # type: ignore[method-assign]
+    flags = parser.parse_intermixed_args(words)
+    if flags.config_name or flags.config_path:
+        fail(f"--config-name and --config-path are set by the command: choose from {', '.join(VERBS)}")
+    options, overrides = [word for word in words if word not in flags.overrides], flags.overrides
+    verb = "train"
+    if overrides and overrides[0].isidentifier():
+        verb, *overrides = overrides
+        if verb not in VERBS:
+            fail(f"unknown command '{verb}': {nearest(verb, VERBS)}")
+
+    job = None
+    of_hydra = bool(flags.hydra_help or flags.shell_completion)
+    shows = bool(flags.help or flags.cfg or flags.info)
+    try:
+        if not of_hydra and (overrides or not shows):
+            job = preflight(verb, overrides, flags.config_dir, values=not shows, sweep=flags.multirun)
+        if of_hydra or shows or flags.multirun:
+            by_hydra(verb, options, overrides, sweep=flags.multirun)
+        elif job and (problem := attempt(run, verb, *job)):
+            fail(*problem)
+    except UsageError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # genzoo --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def by_hydra(verb: str, options: list[str], overrides: list[str], *, sweep: bool) -> None:
+    """Let Hydra show help or a configuration, or run every job of a sweep."""
+    import hydra
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig
 
-    from genzoo.commands.config import CONF, VERBS, UsageError, nearest, preflight, validate
+    from genzoo.commands.config import CONF, validate
 
-    arguments = sys.argv[1:]
-    verb = "train"
-    if arguments and not arguments[0].startswith("-") and "=" not in arguments[0]:
-        verb = arguments.pop(0)
-        if verb not in VERBS:
-            fail(f"unknown command '{verb}': {nearest(verb, VERBS)}")
-    flags = get_args_parser().parse_args(arguments)
-    asks = flags.help or flags.hydra_help or flags.info or flags.shell_completion
-    if not asks:
-        try:
-            preflight(verb, flags.overrides, flags.config_dir)
-        except UsageError as error:
-            fail(str(error))
+    typed, failed = sys.argv, []
 
     def job(config: DictConfig) -> None:
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # a bug of ours shows its real traceback
-        try:
-            plain = validate(verb, config)
-            run(verb, plain, dict(HydraConfig.get().runtime.choices))
-        except Exception as error:
-            code = exit_code(error)
-            if code is None:
-                raise
-            if HydraConfig.get().mode is not None and HydraConfig.get().mode.name == "MULTIRUN":
-                print(f"genzoo: {' '.join(str(error).split())}", file=sys.stderr)
-                raise  # the sweep goes on with its other jobs
-            fail(str(error), code)
+        sys.argv = typed
+        hydra_config = HydraConfig.get()
+        problem = attempt(lambda: run(verb, validate(verb, config), dict(hydra_config.runtime.choices)))
+        if problem:  # and the sweep goes on
+            complain(f"job {' '.join(hydra_config.overrides.task)}: {problem[0]}")
+            failed.append(problem[1])
 
-    sys.argv = [sys.argv[0], *arguments]
-    hydra.main(config_path=str(CONF), config_name=verb, version_base="1.3")(job)()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # a bug of ours shows its real traceback
+    with tempfile.TemporaryDirectory() as scratch:
+        # Hydra writes down its sweeps, of which the runs themselves say enough.
+        overrides = [f"hydra.sweep.dir={scratch}", *overrides] if sweep else overrides
+        sys.argv = [typed[0], *options, *overrides]
+        try:
+            hydra.main(config_path=str(CONF), config_name=verb, version_base="1.3")(job)()
+        finally:
+            sys.argv = typed
+    if failed:
+        sys.exit(max(failed))
 
 
 def run(verb: str, config: dict, choices: dict[str, str]) -> None:
@@ -57,7 +87,7 @@ def run(verb: str, config: dict, choices: dict[str, str]) -> None:
     if verb == "train":
         from genzoo.commands.train import train
 
-        train({**config, "hydra_choices": choices})
+        train(config, choices)
     elif verb == "sample":
         from genzoo.commands.sample import sample
 
@@ -68,29 +98,26 @@ def run(verb: str, config: dict, choices: dict[str, str]) -> None:
         evaluate(config)
 
 
-def exit_code(error: Exception) -> int | None:
-    """Say which exit code an error stands for, None for a bug of ours."""
-    from genzoo.commands.config import UsageError
-    from genzoo.runs import RunError
-
-    expected: tuple[type[Exception], ...] = (UsageError, RunError)
-    if "genzoo.data.dataset" in sys.modules:
-        from genzoo.data.dataset import DataError
-
-        expected += (DataError,)
-    if isinstance(error, expected):
-        return BAD_INPUT
-    if "genzoo.training.module" in sys.modules:
-        from genzoo.training.module import NonFiniteError
-
-        if isinstance(error, NonFiniteError):
-            return NOT_FINITE
+def attempt(work: Callable[..., None], *arguments: Any) -> tuple[str, int] | None:
+    """Do some work; return what to tell the user where it failed, and the exit code. A bug of ours is raised."""
+    try:
+        work(*arguments)
+    except Exception as error:
+        code = getattr(error, "exit_code", None)
+        if code is None:
+            raise
+        return str(error), code
     return None
 
 
-def fail(message: str, code: int = BAD_INPUT) -> None:
-    """Say in one line what is wrong, and stop."""
+def complain(message: str) -> None:
+    """Say in one line on stderr what is wrong."""
     print(f"genzoo: {' '.join(message.split())}", file=sys.stderr)
+
+
+def fail(message: str, code: int = BAD_INPUT) -> NoReturn:
+    """Say in one line what is wrong, and stop."""
+    complain(message)
     sys.exit(code)
 
 

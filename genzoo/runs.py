@@ -1,10 +1,10 @@
 """A run is a directory that anybody can read: nothing here imports torch, so that a report opens hundreds at once.
 
-    <root>/<model>-<data>/<UTC time with microseconds>-<random>/
-      config.yaml      resolved, plain             status.json   running, done or failed and why; versions, machine, command
-      metrics.jsonl    one line an event           checkpoints/  step-<n>/ with weights, averages, state and checksums
-      samples/         a PNG a sampling event      results/      <hash>.json for each protocol and setting scored
-      samples.png      the last of them            result.json   the latest of them
+<root>/<model>-<data>/<UTC time with microseconds>-<random>/
+  config.yaml      resolved, plain             status.json   running, done or failed and why; versions, machine, command
+  metrics.jsonl    one line an event           checkpoints/  step-<n>/ with weights, averages, state and checksums
+  samples/         a PNG a sampling event      results/      <hash>.json for each protocol and setting scored
+  samples.png      the last of them            result.json   the latest of them
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import contextlib
 import datetime
 import hashlib
 import json
+import math
 import os
 import platform
 import secrets
@@ -33,6 +34,8 @@ SCHEMA = 1
 class RunError(ValueError):
     """A directory that is no run, or a run that lacks what was asked for; the message is one line."""
 
+    exit_code = 2  # of the command line
+
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace a file in one step: readers see the old one or the new one, whole, also after a crash."""
@@ -50,8 +53,18 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, sort_keys=False, allow_nan=False) + "\n").encode()
+def _finite(value: Any) -> Any:
+    """Replace NaN and infinities, which JSON does not know, by null."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _json(value: Any, indent: int | None = 2) -> bytes:
+    separators = None if indent else (",", ":")
+    return (json.dumps(_finite(value), indent=indent, separators=separators, allow_nan=False) + "\n").encode()
 
 
 def now() -> str:
@@ -98,23 +111,32 @@ class Run:
 
     @classmethod
     def create(cls, root: str | os.PathLike[str], name: str, config: dict[str, Any]) -> Run:
-        """Make a new run directory whose name nobody else has, under ``<root>/<name>/``."""
+        """Make a new run directory whose name nobody else has, under ``<root>/<name>/``.
+
+        Raises:
+            RunError: where it cannot be made.
+        """
         parent = Path(root) / name
-        parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S-%f")
-            path = parent / f"{stamp}-{secrets.token_hex(3)}"
-            try:
-                path.mkdir()
-                break
-            except FileExistsError:
-                continue
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            path = cls._fresh(parent)
+        except OSError as error:
+            raise RunError(f"outputs={root}: {error.filename}: {error.strerror}") from error
         for folder in ("checkpoints", "samples", "results"):
             (path / folder).mkdir()
         write_atomically(path / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
         run = cls(path)
         run.update_status(schema=SCHEMA, state="running", started=now(), pid=os.getpid(), **provenance())
         return run
+
+    @staticmethod
+    def _fresh(parent: Path) -> Path:
+        while True:
+            stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S-%f")
+            path = parent / f"{stamp}-{secrets.token_hex(3)}"
+            with contextlib.suppress(FileExistsError):
+                path.mkdir()
+                return path
 
     @property
     def config(self) -> dict[str, Any]:
@@ -136,9 +158,12 @@ class Run:
         if not path.is_file():
             return {}
         try:
-            return json.loads(path.read_text())
-        except json.JSONDecodeError as error:
+            content = json.loads(path.read_text())
+        except ValueError as error:
             raise RunError(f"{path}: broken JSON: {error}") from error
+        if not isinstance(content, dict):
+            raise RunError(f"{path}: holds no mapping")
+        return content
 
     @property
     def status(self) -> dict[str, Any]:
@@ -151,19 +176,22 @@ class Run:
 
     def log(self, **event: Any) -> None:
         """Append one event to ``metrics.jsonl``."""
-        line = json.dumps(event, allow_nan=False, separators=(",", ":")) + "\n"
-        with open(self.path / "metrics.jsonl", "a") as file:
-            file.write(line)
+        with open(self.path / "metrics.jsonl", "ab") as file:
+            file.write(_json(event, indent=None))
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Read ``metrics.jsonl``; a last line that a crash has cut short is left out."""
         path = self.path / "metrics.jsonl"
         if not path.is_file():
             return
-        with open(path) as file:
-            for line in file:
-                if line.endswith("\n"):
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    return
+                try:
                     yield json.loads(line)
+                except ValueError as error:
+                    raise RunError(f"{path}: line {number}: broken JSON: {error}") from error
 
     @property
     def result(self) -> dict[str, Any]:

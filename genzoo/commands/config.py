@@ -1,8 +1,8 @@
 """Configurations: where they lie, what is wrong with them, and how they become objects.
 
-What a user may get wrong is answered in one line that names the key, what is wrong and the nearest valid choice, before any
-directory is made. What came with somebody's run is trusted with less than what the user typed: ``build(..., trusted=False)``
-makes nothing but genzoo's own families, networks, schedules, likelihoods and samplers.
+What a user may get wrong is answered in one line that names the key, what is wrong and the nearest valid choice, before
+any directory is made. What came with somebody's run is trusted with less than what the user typed:
+``build(..., trusted=False)`` makes nothing but genzoo's own families, networks, schedules, likelihoods and samplers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
@@ -25,12 +25,18 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 VERBS = ("train", "sample", "evaluate")
 _PACKAGE = Path(__file__).resolve().parent.parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
+
+# What Hydra raises for a command line that does not compose.
+COMPOSING = (HydraException, OmegaConfBaseException, ValueError)
+
+# How a constructor says that its arguments do not do; RuntimeError is torch's word for negative and for giant sizes.
+REFUSALS = (ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError)
 
 # Modules whose public classes the configuration of a stranger's run may name.
 _TRUSTED = ("genzoo.families.", "genzoo.nn.", "genzoo.samplers.", "genzoo.prob.schedules.", "genzoo.prob.likelihoods.")
@@ -38,6 +44,15 @@ _TRUSTED = ("genzoo.families.", "genzoo.nn.", "genzoo.samplers.", "genzoo.prob.s
 
 class UsageError(ValueError):
     """Something that the user can mend; the message is one line."""
+
+    exit_code = 2
+
+
+class Job(NamedTuple):
+    """What a command line asks for."""
+
+    config: dict[str, Any]  # plain types
+    choices: dict[str, str]  # what was chosen of each group
 
 
 def one_line(error: BaseException | str) -> str:
@@ -48,35 +63,53 @@ def one_line(error: BaseException | str) -> str:
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Say which of the choices was probably meant, or list them where none is near."""
     choices = sorted(choices)
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
     if close:
         return f"did you mean '{close[0]}'?"
     return f"choose from {', '.join(choices)}" if 0 < len(choices) <= 20 else "see --help"
 
 
+def unknown_key(key: str, known: Iterable[str]) -> UsageError:
+    """Say which of the known keys, ``trainer.batch_size``, was probably meant: one beside it, or one anywhere."""
+    known = set(known)
+    parent, dot, leaf = key.rpartition(".")
+    beside = {k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent}
+    if not beside:
+        return UsageError(f"unknown key '{key}': {nearest(key, known)}")
+    hint = nearest(leaf, beside - {"_target_", "_partial_"}).replace("mean '", f"mean '{parent}{dot}")
+    if "_target_" in beside and hint.startswith("choose"):
+        hint += f"; an argument that the configuration leaves out is added by +{key}=..."
+    return UsageError(f"unknown key '{key}': {hint}")
+
+
 @contextlib.contextmanager
-def _hydra(config_dir: str | None) -> Iterator[ConfigLoader]:
-    """Open the configuration directory, and the user's own one, to be composed or listed."""
+def _hydra() -> Iterator[ConfigLoader]:
+    """Open the configuration directory, to be composed or listed."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="genzoo"):
         yield GlobalHydra.instance().config_loader()
 
 
-def _keys(config: Any, prefix: str = "") -> Iterator[str]:
-    if isinstance(config, DictConfig):
-        for key in config:
-            yield f"{prefix}{key}"
-            # Only the shape is wanted: an interpolation or a missing value is a leaf.
-            if not OmegaConf.is_interpolation(config, key) and not OmegaConf.is_missing(config, key):
-                yield from _keys(config._get_node(key), f"{prefix}{key}.")
+def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """List all keys of plain sections, and what they hold."""
+    for key, value in config.items() if isinstance(config, dict) else ():
+        yield f"{prefix}{key}", value
+        yield from _leaves(value, f"{prefix}{key}.")
 
 
-def _parent(config: DictConfig, key: str) -> tuple[DictConfig, str]:
-    """Split a dotted key into the mapping that holds it and its last part, without resolving anything."""
-    *above, last = key.split(".")
-    for part in above:
-        config = config._get_node(part)  # type: ignore[assignment]
-    return config, last
+def _known(verb: str, overrides: Sequence[str]) -> set[str]:
+    """List the keys of a command, those included that its configuration may leave out."""
+    from genzoo.commands.schema import SCHEMAS
+
+    config = OmegaConf.to_container(compose(verb, list(overrides)), resolve=False)
+    return {*(key for key, _ in _leaves(config)), *SCHEMAS[verb].known_keys()}
+
+
+def _parse(text: str) -> Override:
+    try:
+        return OverridesParser.create().parse_overrides([text])[0]
+    except HydraException as error:
+        raise UsageError(f"cannot read '{text}': write key=value, with quotes around special characters") from error
 
 
 def _first(override: Override) -> str:
@@ -86,75 +119,83 @@ def _first(override: Override) -> str:
     return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"
 
 
-def preflight(verb: str, overrides: Sequence[str], config_dir: str | None = None) -> None:
+def preflight(
+    verb: str,
+    overrides: Sequence[str],
+    config_dir: str | None = None,
+    *,
+    values: bool = True,
+    sweep: bool = False,
+) -> Job | None:
     """Compose a command line and check it, without importing torch.
+
+    Args:
+        verb: the command.
+        overrides: the rest of the command line.
+        config_dir: a further directory of configurations.
+        values: whether the values are checked too, or the keys alone.
+        sweep: whether a key may have several values; all choices are checked then, and the values of the first job.
+
+    Returns:
+        What is to be done, if the values were checked.
 
     Raises:
         UsageError: naming the key, what is wrong and the nearest valid choice.
     """
+    if config_dir and not Path(config_dir).is_dir():
+        raise UsageError(f"--config-dir {config_dir}: no such directory")
     search = [f"hydra.searchpath=[file://{os.path.abspath(config_dir)}]"] if config_dir else []
-    try:
-        parsed = [OverridesParser.create().parse_overrides([text])[0] for text in overrides]
-    except HydraException as error:
-        bad = next(text for text in overrides if not _parses(text))
-        raise UsageError(f"cannot read '{bad}': write key=value, with quotes around special characters") from error
-    with _hydra(config_dir) as loader:
+    parsed = [_parse(text) for text in overrides]
+    with _hydra() as loader:
         for override in parsed:
-            _check_choice(loader, override, config_dir)
+            if override.is_sweep_override() and not sweep:
+                raise UsageError(f"{override.input_line}: several values need -m, which trains one run for each")
+            _check_choice(verb, loader, override, config_dir)
         try:
-            config = compose(verb, [*search, *(_first(o) for o in parsed)], return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException) as error:
+            config = compose(verb, [*search, *map(_first, parsed)], return_hydra_config=True)
+        except COMPOSING as error:
             raise _explain(verb, parsed, search, error) from error
-    with contextlib.suppress(KeyError):
-        del config._content["hydra"]
-    validate(verb, config)
+    choices = dict(config.hydra.runtime.choices)
+    with open_dict(config):
+        del config["hydra"]
+    return Job(validate(verb, config), choices) if values else None
 
 
-def _parses(text: str) -> bool:
-    try:
-        OverridesParser.create().parse_overrides([text])
-    except HydraException:
-        return False
-    return True
-
-
-def _check_choice(loader: ConfigLoader, override: Override, config_dir: str | None) -> None:
+def _check_choice(verb: str, loader: ConfigLoader, override: Override, config_dir: str | None) -> None:
     """Refuse a choice that its group does not have."""
+    from genzoo.commands.schema import SCHEMAS
+
     group = override.key_or_group
-    options = _options(loader, group, config_dir)
+    options = loader.get_group_options(group, results_filter=ObjectType.CONFIG)
+    options += [path.stem for path in Path(config_dir, group).glob("*.yaml")] if config_dir else []
     if not options or override.is_delete():
         return
-    values = list(override.sweep_string_iterator()) if override.is_sweep_override() else [override.value()]
-    for value in values:
-        if isinstance(value, str) and value not in options and value != "null":
-            raise UsageError(f"unknown {group} '{value}': {nearest(value, options)}")
-
-
-def _options(loader: ConfigLoader, group: str, config_dir: str | None) -> list[str]:
-    options = loader.get_group_options(group, results_filter=ObjectType.CONFIG)
-    folder = Path(config_dir or "", group)
-    if config_dir and folder.is_dir():
-        options = [*options, *(path.stem for path in folder.glob("*.yaml"))]
-    return options
+    value = override.value()
+    several = list(override.sweep_string_iterator()) if override.is_sweep_override() else value
+    for choice in several if isinstance(several, list) else [several]:
+        field = SCHEMAS[verb].model_fields.get(group)
+        if choice is None and field is not None and not field.is_required():
+            raise UsageError(f"{group}=null: say ~{group} to leave it out")
+        name = "null" if choice is None else str(choice)
+        if name not in options:
+            raise UsageError(f"unknown {group} '{name}': {nearest(name, options)}")
 
 
 def _explain(verb: str, overrides: Sequence[Override], search: list[str], error: Exception) -> UsageError:
     """Find the override that does not compose, and say what was probably meant."""
     good = list(search)
-    groups = [o for o in overrides if o.package is not None or "." not in o.key_or_group]
-    values = [o for o in overrides if o not in groups]
-    for override in [*groups, *values]:
+    for override in sorted(overrides, key=lambda o: "." in o.key_or_group):  # choices decide which keys there are
         try:
             compose(verb, [*good, _first(override)])
-            good.append(_first(override))
-        except (HydraException, OmegaConfBaseException) as cause:
-            key = override.key_or_group
-            known = set(_keys(compose(verb, good))) if not override.is_add() else set()
-            if known and key not in known:
-                tops = known | {path.name for path in CONF.iterdir() if path.is_dir()}
-                tail = [k for k in known if k.rsplit(".", 1)[0] == key.rsplit(".", 1)[0]] if "." in key else []
-                return UsageError(f"unknown key '{key}': {nearest(key, tail or tops)}")
-            return UsageError(f"{override.input_line}: {one_line(cause)}")
+        except COMPOSING as cause:
+            key, known = override.key_or_group, _known(verb, good)
+            if key not in known and not override.is_add():
+                return unknown_key(key, known)
+            nothing = "Could not override" in str(cause)  # a group that the configuration names, and that has no files
+            return UsageError(
+                f"{override.input_line}: {'there is nothing to choose from' if nothing else one_line(cause)}"
+            )
+        good.append(_first(override))
     return UsageError(one_line(error))
 
 
@@ -168,25 +209,26 @@ def validate(verb: str, config: DictConfig) -> dict[str, Any]:
 
     from genzoo.commands.schema import SCHEMAS
 
-    missing = [key for key in _keys(config) if OmegaConf.is_missing(*_parent(config, key))]
-    if missing:
-        example = {"run": "outputs/vae-digits/20260101-120000-000000-abcdef"}.get(missing[0], "...")
-        raise UsageError(f"{missing[0]} is missing: say {missing[0]}={example}")
+    for key, value in _leaves(OmegaConf.to_container(config, resolve=False)):
+        if value == "???":
+            example = "outputs/vae-digits/20260101-120000-000000-abcdef" if key == "run" else "..."
+            raise UsageError(f"{key} is missing: say {key}={example}")
     try:
         plain = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
-        raise UsageError(one_line(error)) from error
+        raise UsageError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     try:
-        SCHEMAS[verb].model_validate(plain)
+        return SCHEMAS[verb].model_validate(plain).model_dump(exclude_unset=True)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key, given, message = ".".join(map(str, first["loc"])), first["input"], first["msg"]
         if first["type"] == "extra_forbidden":
-            fields = SCHEMAS[verb].known_keys()
-            raise UsageError(f"unknown key '{key}': {nearest(key, fields)}") from error
-        raise UsageError(f"{key}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
-    assert isinstance(plain, dict)
-    return plain  # type: ignore[return-value]
+            raise unknown_key(key, SCHEMAS[verb].known_keys()) from error
+        if first["type"] == "missing":
+            raise UsageError(f"{key} is missing: say {key}=...") from error
+        if first["type"] == "value_error":  # raised by a check of ours, which names the keys itself
+            raise UsageError(str(first["ctx"]["error"])) from error
+        raise UsageError(f"{key}={'null' if given is None else given}: {message[0].lower()}{message[1:]}") from error
 
 
 def _resolve(target: str, key: str) -> Any:
@@ -232,8 +274,12 @@ def build(node: Any, key: str, *, trusted: bool = True, trust: Sequence[str] = (
     if "_target_" not in node:
         return {name: build(value, f"{key}.{name}", trusted=trusted, trust=trust) for name, value in node.items()}
     target = node["_target_"]
-    if not isinstance(target, str) or (not trusted and not _trusted(target, trust)):
-        raise UsageError(f"{key}._target_={target}: not among the classes that a run may name; trust=[{target}] allows it")
+    if not isinstance(target, str):
+        raise UsageError(f"{key}._target_={target}: must be the dotted name of a class")
+    if not trusted and not _trusted(target, trust):
+        raise UsageError(
+            f"{key}._target_={target}: not among the classes that a run may name; trust=[{target}] allows it"
+        )
     arguments = {
         name: build(value, f"{key}.{name}", trusted=trusted, trust=trust)
         for name, value in node.items()
@@ -246,7 +292,7 @@ def build(node: Any, key: str, *, trusted: bool = True, trust: Sequence[str] = (
         return functools.partial(function, **arguments, **extra) if partial else function(**arguments, **extra)
     except UsageError:
         raise
-    except (ValueError, TypeError) as error:
+    except REFUSALS as error:
         raise UsageError(f"{key}: {one_line(error)}") from error
 
 
@@ -269,7 +315,7 @@ def _check_arguments(function: Any, arguments: dict[str, Any], key: str, partial
     needed = [n for n, p in parameters.items() if p.default is p.empty and p.kind in kinds]
     lacking = [name for name in needed if name not in arguments]
     if lacking and not partial:
-        raise UsageError(f"{key}.{lacking[0]} is missing")
+        raise UsageError(f"{key}.{lacking[0]} is missing: say {key}.{lacking[0]}=...")
 
 
 def _wrong_type(value: Any, hint: Any) -> str | None:
@@ -282,10 +328,10 @@ def _wrong_type(value: Any, hint: Any) -> str | None:
         return "must be finite"
     try:
         adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
-    except Exception:  # noqa: BLE001  pydantic raises many kinds for annotations that it cannot read
+    except Exception:  # pydantic raises many kinds for annotations that it cannot read
         return None
     try:
-        adapter.validate_python(value)
+        adapter.validate_python(value, strict=not isinstance(value, list))  # YAML has no tuples
     except ValidationError as error:
         message = error.errors()[0]["msg"]
         return f"{message[0].lower()}{message[1:]}"
@@ -302,8 +348,12 @@ def pick_precision(name: str, device: str) -> str:
     return "bf16-mixed" if native else "32-true"
 
 
-def pick_device(name: str) -> str:
+def pick_device(name: str, key: str = "device") -> str:
     """Turn "auto" into what this machine has.
+
+    Args:
+        name: "auto", "cpu" or "cuda".
+        key: where the name stands, for messages.
 
     Raises:
         UsageError: for a device that is not there.
@@ -313,5 +363,5 @@ def pick_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device=cuda: torch finds no CUDA device here; say device=cpu")
+        raise UsageError(f"{key}=cuda: torch finds no CUDA device here; say {key}=cpu")
     return name

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import sys
 import time
 from typing import Any
 
-from genzoo.commands.config import build, pick_device
+from genzoo.commands.config import REFUSALS, UsageError, build, one_line, pick_device
 
 
 def evaluate(config: dict[str, Any]) -> None:
@@ -20,6 +21,9 @@ def evaluate(config: dict[str, Any]) -> None:
     from genzoo.runs import Run
 
     run = Run(config["run"])
+    source = run.config.get("data", {}).get("source")
+    if not isinstance(source, dict):
+        raise UsageError(f"{run.path / 'config.yaml'}: names no data")
     model = load(
         run.path,
         ema=config["ema"],
@@ -27,7 +31,8 @@ def evaluate(config: dict[str, Any]) -> None:
         sampler=config.get("sampler"),
         trust=config["trust"],
     )
-    data = build(run.config["data"]["source"], "data", trusted=False, trust=[*DATA, *config["trust"]])
+    check_settings(model, config["metrics"])
+    data = build(source, "data", trusted=False, trust=[*DATA, *config["trust"]])
     result = score(model, data, run, config["metrics"], seed=config["seed"], ema=config["ema"])
     show(result)
     print(f"run: {run.path}")
@@ -59,57 +64,85 @@ def score(model: Any, data: Any, run: Any, settings: dict[str, Any], *, seed: in
         "train_seed": run.config.get("seed"),
         "seed": seed,
     }
-    metrics: dict[str, Any] = {}
-    if isinstance(model, Density):
-        from genzoo.metrics.likelihood import score_log_prob
-
-        chosen = subset(len(data.test.x), settings["n"])
-        x, y = data.test.x[chosen], None if data.test.y is None else data.test.y[chosen]
-        name, result = score_log_prob(
-            model,
-            x,
-            y,
-            num_samples=settings["num_samples"],
-            batch_size=settings["batch_size"],
-            seed=seed,
-            progress=lambda done: say(f"scoring {done}/{len(x)}"),
-        )
-        protocol = {
-            "unit": "nats" if model.levels is None else "bits/dim",
-            "bound": str(model.bound.name or model.bound),
-            "split": "test",
-            "split_sha256": hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest(),
-            "n": result.n,
-            "levels": model.levels,
-            "dequantization": None if model.levels is None else "uniform, one draw",
-        }
-        draws = {} if not model.bound else {"num_samples": settings["num_samples"]}
-        metrics[f"test/{name}"] = entry(result.value, result.stderr, "lower", protocol, {**setting, **draws})
-        if data.density is not None:
-            from genzoo.metrics.likelihood import Score  # noqa: F401
-
-            truth = -data.density.log_prob(x)
-            protocol = {**protocol, "bound": "EXACT", "model": "the law that made the data"}
-            metrics["test/nll_truth"] = entry(
-                float(truth.mean()), float(truth.std() / len(truth) ** 0.5), "lower", protocol, {}
-            )
-    say("measuring the speed of sampling")
-    speed, nfe = throughput(model, settings["throughput"])
-    protocol = {"unit": "samples/s", "batch": settings["throughput"], "device": str(model.device), "nfe": nfe}
-    metrics["sampling/samples_per_second"] = entry(speed, None, "higher", protocol, setting)
-    metrics["sampling/nfe"] = entry(nfe, None, "lower", {"unit": "evaluations"}, setting)
-    parameters = sum(p.numel() for p in model.parameters())
-    metrics["model/parameters"] = entry(parameters, None, "lower", {"unit": "weights"}, {})
-    if status.get("train_seconds"):
-        rate = status["images"] / status["train_seconds"]
-        metrics["train/images_per_second"] = entry(
-            rate, None, "higher", {"unit": "images/s", "device": str(model.device)}, setting
-        )
+    metrics = likelihood(model, data, settings, setting) if isinstance(model, Density) else {}
+    metrics |= cost(model, settings, setting, status)
     say("")
     result = {"scored": now(), "metrics": metrics}
     run.write_result(result)
     run.log(event="scores", step=status.get("step"), values={name: m["value"] for name, m in metrics.items()})
     return result
+
+
+def check_settings(model: Any, settings: dict[str, Any]) -> None:
+    """Score one made-up event, so that what a density does not accept is said before anything takes long.
+
+    Raises:
+        UsageError: in the model's own words.
+    """
+    import torch
+
+    from genzoo.model import Density
+
+    if not isinstance(model, Density):
+        return
+    x = torch.zeros(1, *model.shape, device=model.device, dtype=model.dtype)
+    y = torch.zeros(1, device=model.device, dtype=torch.int64) if model.num_classes else None
+    try:
+        with torch.no_grad():
+            rng = torch.Generator(model.device)
+            copy.deepcopy(model).eval().log_prob(x, y, num_samples=settings["num_samples"], rng=rng)
+    except REFUSALS as error:
+        raise UsageError(f"metrics: {one_line(error)}") from error
+
+
+def likelihood(model: Any, data: Any, settings: dict[str, Any], setting: dict[str, Any]) -> dict[str, Any]:
+    """Score the log density of the test split, beside that of the law that made the data where it is known."""
+    from genzoo.metrics.likelihood import mean_with_error, score_log_prob
+
+    chosen = subset(len(data.test.x), settings["n"])
+    x, y = data.test.x[chosen], None if data.test.y is None else data.test.y[chosen]
+    name, result = score_log_prob(
+        model,
+        x,
+        y,
+        num_samples=settings["num_samples"],
+        batch_size=settings["batch_size"],
+        seed=setting["seed"],
+        progress=lambda done: say(f"scoring {done}/{len(x)}"),
+    )
+    protocol = {
+        "unit": "nats" if model.levels is None else "bits/dim",
+        "bound": str(model.bound.name or model.bound),
+        "split": "test",
+        "split_sha256": hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest(),
+        "n": result.n,
+        "levels": model.levels,
+        "dequantization": None if model.levels is None else "uniform, one draw",
+    }
+    draws = {"num_samples": settings["num_samples"]} if model.bound else {}
+    metrics = {f"test/{name}": entry(result.value, result.stderr, "lower", protocol, {**setting, **draws})}
+    if data.density is not None:
+        truth = mean_with_error(-data.density.log_prob(x))
+        protocol = {**protocol, "bound": "EXACT", "model": "the law that made the data"}
+        metrics["test/nll_truth"] = entry(truth.value, truth.stderr, "lower", protocol, {})
+    return metrics
+
+
+def cost(model: Any, settings: dict[str, Any], setting: dict[str, Any], status: dict[str, Any]) -> dict[str, Any]:
+    """Measure what samples cost, and say what training did."""
+    say("measuring the speed of sampling")
+    speed, nfe = throughput(model, settings["throughput"])
+    device = str(model.device)
+    protocol = {"unit": "samples/s", "batch": settings["throughput"], "device": device, "nfe": nfe}
+    metrics = {
+        "sampling/samples_per_second": entry(speed, None, "higher", protocol, setting),
+        "sampling/nfe": entry(nfe, None, "lower", {"unit": "evaluations"}, setting),
+        "model/parameters": entry(sum(p.numel() for p in model.parameters()), None, "lower", {"unit": "weights"}, {}),
+    }
+    if status.get("train_seconds"):
+        rate, protocol = status["images"] / status["train_seconds"], {"unit": "images/s", "device": device}
+        metrics["train/images_per_second"] = entry(rate, None, "higher", protocol, setting)
+    return metrics
 
 
 def entry(value: float, stderr: float | None, better: str, protocol: dict[str, Any], setting: dict[str, Any]) -> dict:
@@ -172,7 +205,7 @@ def show(result: dict[str, Any]) -> None:
         stderr = "" if measured["stderr"] is None else f"{measured['stderr']:.4f}"
         digits = f"{measured['value']:,.4f}" if isinstance(measured["value"], float) else f"{measured['value']:,}"
         how = {
-            "bound": {"EXACT": "exact", "LOWER": "bound", "ESTIMATE": "estimate"}.get(protocol.get("bound"), None),
+            "bound": {"EXACT": "exact", "LOWER": "bound", "ESTIMATE": "estimate"}.get(protocol.get("bound")),
             "n": f"n={protocol['n']}" if "n" in protocol else None,
             "num_samples": f"k={setting['num_samples']}" if "num_samples" in setting else None,
             "nfe": f"nfe={protocol['nfe']}" if "nfe" in protocol else None,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from genzoo.commands.config import UsageError, build, pick_device
+import torch
+
+from genzoo.commands.config import REFUSALS, UsageError, build, one_line, pick_device
 from genzoo.model import Denoiser, GenerativeModel
 from genzoo.runs import Run
 from genzoo.training.checkpoints import latest, load_weights
@@ -26,8 +29,8 @@ def load(
         from genzoo import load
         images = load("outputs/vae-digits/...").sample(16).x
 
-    Nothing of the run is executed: weights are safetensors checked against their SHA-256, and the configuration may name
-    genzoo's own building blocks alone.
+    Nothing of the run is executed: weights are safetensors checked against their SHA-256, and the configuration may
+    name genzoo's own building blocks alone.
 
     Args:
         run: the directory.
@@ -59,8 +62,28 @@ def set_sampler(model: GenerativeModel, config: dict[str, Any]) -> None:
     """Give a model another sampler.
 
     Raises:
-        UsageError: for a family that has none.
+        UsageError: for a family that has none, and for a sampler that cannot walk along its path.
     """
     if not isinstance(model, Denoiser):
         raise UsageError(f"sampler: {type(model).__name__} samples in one pass and takes no sampler; leave it out")
     model.sampler = build(config, "sampler")
+    check_sampler(model)
+
+
+def check_sampler(model: GenerativeModel) -> None:
+    """Try two steps of a denoiser's sampler, so that what cannot work is said now and not after training.
+
+    Raises:
+        UsageError: in the sampler's own words.
+    """
+    if not isinstance(model, Denoiser):
+        return
+    sampler: Any = model.sampler
+    trial = copy.copy(sampler)
+    trial.steps = 2
+    y = torch.zeros(1, dtype=torch.int64) if model.num_classes else None
+    try:
+        model.path.schedule.times(sampler.steps)
+        trial(copy.deepcopy(model).eval(), 1, y, torch.Generator())
+    except REFUSALS as error:
+        raise UsageError(f"sampler: {one_line(error)}") from error

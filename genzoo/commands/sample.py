@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,10 @@ def sample(config: dict[str, Any]) -> None:
     from genzoo.commands.load import load
     from genzoo.data.pictures import as_bytes, grid, save_png, save_scatter
     from genzoo.prob.random import SampleStreams
+    from genzoo.runs import write_atomically
 
     out = Path(config["out"])
-    if out.suffix not in (".png", ".npz", ""):
-        raise UsageError(f"out={out}: write a .png, an .npz, or a folder without a suffix")
-    if out.suffix and not out.parent.is_dir():
-        raise UsageError(f"out={out}: there is no directory {out.parent}")
+    check_out(out)
     model = load(
         config["run"],
         ema=config["ema"],
@@ -47,19 +47,36 @@ def sample(config: dict[str, Any]) -> None:
         parts.append(x.cpu())
     x = torch.cat(parts)
 
-    if model.levels is None:
-        if out.suffix == ".npz":
-            np.savez(out, samples=x.numpy())
-        else:
-            save_scatter(out, x)
+    file = io.BytesIO()
+    images = as_bytes(x.float(), model.levels) if model.levels is not None else None
+    if out.suffix == ".npz":
+        np.savez(file, samples=x.numpy() if images is None else images)  # (n, H, W, C) uint8, as evaluators take it
+    elif images is None:
+        save_scatter(file, x)
+    elif out.suffix == ".png":
+        save_png(file, grid(images))
     else:
-        images = as_bytes(x.float(), model.levels)
-        if out.suffix == ".npz":
-            np.savez(out, samples=images)  # (n, H, W, C) uint8, as guided-diffusion's evaluator takes it
-        elif out.suffix == ".png":
-            save_png(out, grid(images))
-        else:
-            out.mkdir(parents=True, exist_ok=True)
-            for i, image in enumerate(images):
-                save_png(out / f"{i:06d}.png", image)
+        out.mkdir(exist_ok=True)
+        for i, image in enumerate(images):
+            save_png(out / f"{i:06d}.png", image)
+    if out.suffix:
+        write_atomically(out, file.getvalue())
     print(f"{config['n']} samples, {nfe} evaluations each: {out}")
+
+
+def check_out(out: Path) -> None:
+    """Refuse a place that cannot be written to, before anything is drawn.
+
+    Raises:
+        UsageError: saying what is wrong with it.
+    """
+    if out.suffix not in (".png", ".npz", ""):
+        raise UsageError(f"out={out}: write a .png, an .npz, or a folder without a suffix")
+    if not out.parent.is_dir():
+        raise UsageError(f"out={out}: there is no directory {out.parent}")
+    if out.exists() and out.is_dir() == bool(out.suffix):
+        raise UsageError(f"out={out}: is a {'folder' if out.is_dir() else 'file'} already")
+    try:
+        tempfile.TemporaryFile(dir=out if out.is_dir() else out.parent).close()
+    except OSError as error:
+        raise UsageError(f"out={out}: cannot be written to: {error.strerror}") from error

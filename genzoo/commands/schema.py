@@ -1,14 +1,18 @@
-"""What the plain values of a command's configuration must be; arguments of objects are checked by their own signatures."""
+"""What the plain values of a command's configuration must be; arguments of objects are checked by their own signatures.
+
+Upper limits stand where a slip of the hand would otherwise end in a machine without memory, far above any use.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(gt=0, lt=2**63)]
+NonNegative = Annotated[int, Field(ge=0, lt=2**63)]
+Count = Annotated[int, Field(gt=0, le=2**20)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -30,18 +34,24 @@ class Section(BaseModel):
 class Trainer(Section):
     accelerator: Literal["auto", "cpu", "cuda"]
     precision: Literal["auto", "32-true", "bf16-mixed", "64-true"]
-    threads: Positive | None
-    batch_size: Positive
+    threads: Annotated[int, Field(gt=0, le=1024)] | None
+    batch_size: Count
     clip: PositiveFloat | None
     ema: Annotated[float, Field(ge=0, lt=1)]
-    grids: NonNegative
-    saves: Positive
+    grids: Annotated[int, Field(ge=0, le=1000)]
+    saves: Annotated[int, Field(gt=0, le=1000)]
     learning_rate: dict[str, Any]
 
 
 class Budget(Section):
     images: Positive | None
-    seconds: PositiveFloat | None
+    seconds: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None
+
+    @model_validator(mode="after")
+    def limits_something(self) -> Budget:
+        if self.images is None and self.seconds is None:
+            raise ValueError("budget.images and budget.seconds are both null: say how long to train in one of them")
+        return self
 
 
 class Data(Section):
@@ -57,12 +67,21 @@ class Data(Section):
     channels: Literal[1, 3] | None = None
     test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
 
+    @model_validator(mode="after")
+    def is_of_its_kind(self) -> Data:
+        kind = "plane" if self.levels is None else "image"
+        if self.kind != kind:
+            raise ValueError(
+                f"kind={self.kind}: data={self.name} is of kind {kind}, which follows by itself; leave it out"
+            )
+        return self
+
 
 class Metrics(Section):
     n: Positive | None
-    num_samples: Positive
-    batch_size: Positive
-    throughput: Positive
+    num_samples: Count
+    batch_size: Count
+    throughput: Annotated[int, Field(gt=0, le=2**16)]
 
 
 class Train(Section):
@@ -76,18 +95,35 @@ class Train(Section):
     data: Data
     experiment: str | None = None
     seed: Seed
-    outputs: str
+    outputs: Annotated[str, Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def fits_together(self) -> Train:
+        if self.sampler and "sampler" not in self.model:
+            family = str(self.model.get("_target_")).rpartition(".")[2]
+            raise ValueError(f"sampler: {family} samples in one pass and takes no sampler; leave it out")
+        classes, known = self.model.get("num_classes", 0), self.data.num_classes
+        if known is not None and classes not in (0, known):
+            raise ValueError(wrong_classes(classes, known))
+        return self
+
+
+def wrong_classes(asked: Any, known: int) -> str:
+    """Say which numbers of classes a model of these data may have."""
+    return f"model.num_classes={asked}: " + (
+        f"the data have {known} classes; say 0 or {known}" if known else "the data have no classes; say 0"
+    )
 
 
 class Sample(Section):
     sampler: dict[str, Any] | None = None
-    run: str
+    run: Annotated[str, Field(min_length=1)]
     n: Positive
-    out: str
+    out: Annotated[str, Field(min_length=1)]
     seed: Seed
     y: NonNegative | None
     ema: bool
-    batch_size: Positive
+    batch_size: Count
     device: Literal["auto", "cpu", "cuda"]
     trust: list[str]
 
@@ -95,7 +131,7 @@ class Sample(Section):
 class Evaluate(Section):
     sampler: dict[str, Any] | None = None
     metrics: Metrics
-    run: str
+    run: Annotated[str, Field(min_length=1)]
     seed: Seed
     ema: bool
     device: Literal["auto", "cpu", "cuda"]

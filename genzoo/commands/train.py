@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
+import signal
 import warnings
 from pathlib import Path
 from typing import Any
 
-from genzoo.commands.config import UsageError, build, pick_device, pick_precision
+from genzoo.commands.config import REFUSALS, UsageError, build, one_line, pick_device, pick_precision
 
 
-def train(config: dict[str, Any]) -> Path:
+def train(config: dict[str, Any], choices: dict[str, str]) -> Path:
     """Train as a validated configuration says, score the result, and return the run directory.
+
+    Args:
+        config: plain types.
+        choices: what was chosen of each group, for the name of the run.
 
     Raises:
         UsageError: for what the user can mend; no directory has been made then.
@@ -21,9 +25,10 @@ def train(config: dict[str, Any]) -> Path:
     """
     import torch
 
-    from genzoo.data.dataset import DataSet
+    from genzoo.commands.evaluate import check_settings, score, show
+    from genzoo.commands.load import check_sampler
     from genzoo.data.loader import Batches
-    from genzoo.model import Denoiser, GenerativeModel
+    from genzoo.model import GenerativeModel
     from genzoo.prob.random import seed_of
     from genzoo.runs import Run
     from genzoo.training.budget import Budget
@@ -33,43 +38,35 @@ def train(config: dict[str, Any]) -> Path:
     quiet()
     settings, seed = config["trainer"], config["seed"]
     torch.set_num_threads(settings["threads"] or len(os.sched_getaffinity(0)))
-    device = pick_device(settings["accelerator"])
+    device = pick_device(settings["accelerator"], "trainer.accelerator")
     settings["precision"] = pick_precision(settings["precision"], device)
-    try:
-        budget = Budget(**config["budget"])
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
+    # What is cheap to refuse is refused before the data are read.
     torch.manual_seed(seed_of("weights", seed))
-    if config.get("sampler") and "sampler" not in config["model"]:
-        raise UsageError(f"sampler: {config['model']['_target_'].rpartition('.')[2]} samples in one pass; leave it out")
-    model: GenerativeModel = build(config["model"], "model")
-    data: DataSet = build(config["data"]["source"], "data")
-    check_fit(model, data)
+    model = build(config["model"], "model")
+    if not isinstance(model, GenerativeModel):
+        raise UsageError(f"model._target_={config['model'].get('_target_')}: is no generative model")
+    check_sampler(model)
+    check_settings(model, config["metrics"])
+    optimizer = build(config["optimizer"], "optimizer")
+    check_optimizer(optimizer)
+    learning_rate = build(settings["learning_rate"], "trainer.learning_rate")
+    records = build(config["logger"], "logger") if config.get("logger") else None
+    data = build(config["data"]["source"], "data")
+    check_data(config["data"], data, model)
+
     if model.num_classes:
         model.class_probs.copy_(torch.bincount(data.train.y, minlength=model.num_classes).float() / len(data.train.y))
-    optimizer = build(config["optimizer"], "optimizer")
-    learning_rate = build(settings["learning_rate"], "trainer.learning_rate")
-    batches = Batches(data.train, settings["batch_size"], seed, flip=config["data"]["flip"])
-    if isinstance(model, Denoiser):
-        try:  # an impossible number of steps is said now, not after training
-            model.path.schedule.times(model.sampler.steps)
-        except ValueError as error:
-            raise UsageError(f"sampler.steps: {error}") from error
     if settings["precision"] == "64-true":
         model.double()
-    try:
-        module = GenerativeModule(
-            model, optimizer, batches, budget, learning_rate, settings["ema"], settings["clip"], seed
-        )
-    except (ValueError, RuntimeError) as error:
-        raise UsageError(f"optimizer: {error}") from error
+    batches = Batches(data.train, settings["batch_size"], seed, flip=config["data"]["flip"])
+    budget = Budget(**config["budget"])
+    module = GenerativeModule(model, optimizer, batches, budget, learning_rate, settings["ema"], settings["clip"], seed)
 
-    name = f"{config['hydra_choices']['model']}-{config['data']['name']}"
-    stored = {key: value for key, value in config.items() if key != "hydra_choices"}
-    run = Run.create(config["outputs"], name, stored)
+    run = Run.create(config["outputs"], f"{choices['model']}-{config['data']['name']}", config)
+    logger, failed = None, True
     try:
-        logger = build(config["logger"], "logger", run=run, config=stored) if config.get("logger") else None
+        logger = records.open(run, config) if records else None
         fit(
             module,
             run,
@@ -81,21 +78,24 @@ def train(config: dict[str, Any]) -> Path:
             devices=1,
             precision=settings["precision"],
         )
+        result = score(module.ema.model, data, run, config["metrics"], seed=seed, ema=True)
+        if logger:
+            values = {name: entry["value"] for name, entry in result["metrics"].items()}
+            logger.log_metrics({**values, "images": module.images}, step=module.images)
+        failed = False
     except BaseException as error:
-        run.update_status(state="failed", why=f"{type(error).__name__}: {error}")
-        raise
-
-    from genzoo.commands.evaluate import score, show
-
-    result = score(module.ema.model, data, run, config["metrics"], seed=seed, ema=True)
+        cause = error
+        if isinstance(error.__context__, KeyboardInterrupt):  # of which Lightning makes an exit, deaf to further ones
+            cause = KeyboardInterrupt()
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        run.update_status(state="failed", why=one_line(f"{type(cause).__name__}: {cause}").removesuffix(":"))
+        raise cause from error.__cause__
+    finally:
+        if records and logger:
+            records.close(logger, failed=failed)
     run.update_status(state="done", why=None)
-    if logger is not None:
-        logger.log_metrics({name: entry["value"] for name, entry in result["metrics"].items()}, step=module.images)
-        logger.finalize("success")
-        if isinstance(logger.experiment, object) and type(logger).__name__ == "WandbLogger":
-            logger.experiment.finish()  # the next job of a sweep must not write into this run
     show(result)
-    print(f"run: {run.path}")
+    print(f"run: {run.path}", flush=True)
     return run.path
 
 
@@ -104,20 +104,43 @@ def quiet() -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"pytorch_lightning\..*")
     warnings.filterwarnings("ignore", category=UserWarning, message=r".*(num_workers|dataloader|lr_scheduler).*")
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
 
-def check_fit(model: Any, data: Any) -> None:
-    """Refuse a model whose event or classes are not those of the data.
+def check_optimizer(optimizer: Any) -> None:
+    """Refuse an optimiser that does not take its arguments, or that cannot step by itself.
+
+    Raises:
+        UsageError: in the optimiser's own words.
+    """
+    import torch
+
+    weight = torch.nn.Parameter(torch.zeros(1))
+    weight.grad = torch.zeros(1)
+    try:
+        optimizer([weight]).step()
+    except REFUSALS as error:
+        raise UsageError(f"optimizer: {one_line(error)}") from error
+
+
+def check_data(config: dict[str, Any], data: Any, model: Any) -> None:
+    """Refuse data that are not what their configuration says, and a model whose classes are not theirs.
 
     Raises:
         UsageError: saying what differs.
     """
-    if model.shape != data.shape:
-        raise UsageError(f"data.shape: the data are {data.shape}, the configuration says {model.shape}")
+    from genzoo.commands.schema import wrong_classes
+
+    said, found = tuple(config["shape"]), data.shape
+    if said != found:
+        raise UsageError(f"data.shape={list(said)}: the data have {list(found)}")
+    for name in ("levels", "num_classes"):
+        said, found = config[name], getattr(data, name)
+        if said != found and not (name == "num_classes" and said is None):  # a folder's are known once it is read
+            raise UsageError(f"data.{name}={'null' if said is None else said}: the data have {found}")
+    if model.shape != data.shape or model.levels != data.levels:
+        raise UsageError(f"model.shape={list(model.shape)}, model.levels={model.levels}: leave both to the data")
     if model.num_classes not in (0, data.num_classes):
-        have = f"has {data.num_classes} classes" if data.num_classes else "has no classes"
-        raise UsageError(f"model.num_classes={model.num_classes}: the data set {have}; say 0 or {data.num_classes}")
+        raise UsageError(wrong_classes(model.num_classes, data.num_classes))
 
 
 def draw_grid(model: Any, data: Any, path: Path, n: int = 64) -> None:

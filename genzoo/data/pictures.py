@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -32,14 +33,14 @@ def grid(images: np.ndarray, columns: int | None = None, min_side: int = 56, gap
     return canvas
 
 
-def save_png(path: Path, image: np.ndarray) -> None:
+def save_png(path: Path | BinaryIO, image: np.ndarray) -> None:
     """Write one image, (H, W, C) uint8 with one or three channels."""
     from PIL import Image
 
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path, format="PNG", optimize=True)
 
 
-def save_scatter(path: Path, samples: Tensor, truth: Tensor | None = None) -> None:
+def save_scatter(path: Path | BinaryIO, samples: Tensor, truth: Tensor | None = None) -> None:
     """Draw points of the plane, (N, 2), beside as many of the data's where these are given, on equal axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

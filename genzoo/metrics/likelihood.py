@@ -1,8 +1,8 @@
 """Scores of a model's log density on held-out data.
 
-Images are scored in bits per dimension of their integers, points of the plane in nats. The name of the score carries what
-``log_prob`` is: ``bpd`` where it is exact, ``bpd_upper`` where a lower bound of the density bounds bits/dim from above,
-``bpd_estimate`` where it is an unbiased estimate; ``nll``, ``nll_upper``, ``nll_estimate`` for points.
+Images are scored in bits per dimension of their integers, points of the plane in nats. The name of the score carries
+what ``log_prob`` is: ``bpd`` where it is exact, ``bpd_upper`` where a lower bound of the density bounds bits/dim from
+above, ``bpd_estimate`` where it is an unbiased estimate; ``nll``, ``nll_upper``, ``nll_estimate`` for points.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from genzoo.model import Density
 from genzoo.prob.measure import bits_per_dim, dequantize
@@ -23,30 +24,35 @@ class Score(NamedTuple):
     """A number, how sure it is, and over how many events."""
 
     value: float
-    stderr: float
+    stderr: float | None  # unknown of a single event
     n: int
 
 
+def mean_with_error(values: Tensor) -> Score:
+    """Return the mean of some numbers and its standard error, s/sqrt(n), in float64."""
+    values = values.detach().double().flatten()
+    n = len(values)
+    return Score(float(values.mean()), float(values.std() / n**0.5) if n > 1 else None, n)
+
+
 class MeanWithError(Metric):
-    """Mean of a stream of numbers and its standard error, accumulated in float64 and reduced over processes."""
+    """``mean_with_error`` of a stream of numbers, gathered over processes.
+
+    All numbers are kept: sums of squares would lose the error of numbers that are large and alike.
+    """
 
     full_state_update = False
+    values: list[Tensor]
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
-        for name in ("total", "squares", "count"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("values", [], dist_reduce_fx="cat")
 
     def update(self, values: Tensor) -> None:
-        values = values.detach().double().flatten()
-        self.total += values.sum()
-        self.squares += values.square().sum()
-        self.count += values.numel()
+        self.values.append(values.detach().double().flatten())
 
     def compute(self) -> Score:
-        mean = self.total / self.count
-        variance = (self.squares / self.count - mean**2).clamp(min=0) * self.count / (self.count - 1).clamp(min=1)
-        return Score(float(mean), float((variance / self.count).sqrt()), int(self.count))
+        return mean_with_error(dim_zero_cat(self.values))
 
 
 @torch.no_grad()

@@ -1,9 +1,15 @@
-"""Lightning's loggers, each made for one run directory; ``metrics.jsonl`` is written whichever of them is chosen."""
+"""Lightning's loggers, each opened for one run directory; ``metrics.jsonl`` is written whichever of them is chosen.
+
+What a logger needs is checked when it is configured, before there is a run; ``open`` then makes it for a run.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import netrc
 import os
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
@@ -13,21 +19,38 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from genzoo.runs import Run
 
 
-def csv(run: Run, config: dict[str, Any]) -> Logger:
-    """Write ``csv/metrics.csv`` into the run directory."""
-    return CSVLogger(save_dir=str(run.path), name="", version="csv")
+class Records(ABC):
+    """A kind of logger."""
+
+    @abstractmethod
+    def open(self, run: Run, config: dict[str, Any]) -> Logger:
+        """Make the logger of a run."""
+
+    def close(self, logger: Logger, *, failed: bool) -> None:
+        """Write out what is left."""
+        logger.finalize("failed" if failed else "success")
 
 
-def tensorboard(run: Run, config: dict[str, Any]) -> Logger:
-    """Write TensorBoard's event files into ``tensorboard/`` of the run directory.
+class CSV(Records):
+    """Writes ``csv/metrics.csv`` into the run directory."""
+
+    def open(self, run: Run, config: dict[str, Any]) -> Logger:
+        return CSVLogger(save_dir=str(run.path), name="", version="csv")
+
+
+class TensorBoard(Records):
+    """Writes TensorBoard's event files into ``tensorboard/`` of the run directory.
 
     Raises:
         ValueError: where TensorBoard is not installed.
     """
-    try:
+
+    def __init__(self) -> None:
+        if importlib.util.find_spec("tensorboard") is None:
+            raise ValueError("TensorBoard is not installed: pip install 'genzoo[tensorboard]'")
+
+    def open(self, run: Run, config: dict[str, Any]) -> Logger:
         return TensorBoardLogger(save_dir=str(run.path), name="tensorboard", version="")
-    except ModuleNotFoundError as error:
-        raise ValueError("logger=tensorboard needs TensorBoard: pip install 'genzoo[tensorboard]'") from error
 
 
 def has_wandb_key() -> bool:
@@ -41,35 +64,44 @@ def has_wandb_key() -> bool:
         return False
 
 
-def wandb(
-    run: Run,
-    config: dict[str, Any],
-    mode: Literal["auto", "online", "offline"] = "auto",
-    project: str = "genzoo",
-    group: str | None = None,
-) -> Logger:
-    """Send a run to Weights & Biases, or keep it in ``wandb/`` of the run directory.
+@dataclass(frozen=True)
+class WandB(Records):
+    """Sends a run to Weights & Biases, or keeps it in ``wandb/`` of the run directory. It never waits for a login.
 
-    It never waits for a login: "auto" is online where a key is found and offline otherwise.
+    Args:
+        mode: "online", "offline", or "auto": online where a key is found.
+        project: where online runs are listed.
+        group: under which they are listed together.
 
     Raises:
         ValueError: for mode "online" without a key.
     """
-    if mode not in ("auto", "online", "offline"):
-        raise ValueError(f"logger.mode must be auto, online or offline, not {mode!r}")
-    if mode == "online" and not has_wandb_key():
-        raise ValueError("logger.mode=online needs a key: run `wandb login`, or say logger.mode=offline")
-    offline = mode == "offline" or not has_wandb_key()
-    logger = WandbLogger(
-        name=f"{run.path.parent.name}/{run.path.name}",
-        save_dir=str(run.path),
-        project=project,
-        group=group,
-        offline=offline,
-        tags=[config["model"]["_target_"].rsplit(".", 1)[-1], config["data"]["name"]],
-        config=config,
-        save_code=False,
-        settings={"init_timeout": 20, "x_disable_meta": True, "console": "off", "silent": True},
-    )
-    logger.experiment.define_metric("*", step_metric="images")
-    return logger
+
+    mode: Literal["auto", "online", "offline"] = "auto"
+    project: str = "genzoo"
+    group: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode == "online" and not has_wandb_key():
+            raise ValueError("mode=online needs a key: run `wandb login`, or say logger.mode=offline")
+
+    def open(self, run: Run, config: dict[str, Any]) -> Logger:
+        logger = WandbLogger(
+            name=f"{run.path.parent.name}/{run.path.name}",
+            save_dir=str(run.path),
+            project=self.project,
+            group=self.group,
+            offline=self.mode == "offline" or not has_wandb_key(),
+            tags=[config["model"]["_target_"].rsplit(".", 1)[-1], config["data"]["name"]],
+            config=config,
+            save_code=False,
+            settings={"init_timeout": 20, "x_disable_meta": True, "console": "off", "silent": True},
+        )
+        logger._wandb_init.pop("anonymous", None)  # Lightning always sets it, and wandb warns of it
+        logger.experiment.define_metric("*", step_metric="images")
+        return logger
+
+    def close(self, logger: Logger, *, failed: bool) -> None:
+        assert isinstance(logger, WandbLogger)
+        super().close(logger, failed=failed)
+        logger.experiment.finish(exit_code=int(failed))  # the next job of a sweep must not write into this run

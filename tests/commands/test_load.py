@@ -1,0 +1,75 @@
+"""Loading: the weights of a run come back bit by bit, averaged or trained, and nothing of the run is executed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import yaml
+
+import genzoo as package
+from genzoo import load
+from genzoo.commands.config import UsageError
+from genzoo.runs import Run, RunError
+from genzoo.samplers import Ancestral
+from genzoo.training import checkpoints
+from tests.commands import SMALL, untrained
+from tests.toys import Mean
+
+
+def same(one, other) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_weights_come_back_averaged_or_trained(tmp_path, family):
+    run, model, ema = untrained(tmp_path, *SMALL[family])
+    assert not same(model, ema)
+    loaded = load(run)
+    assert type(loaded) is type(model) and same(loaded, ema) and same(load(run, ema=False), model)
+    assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_the_newest_checkpoint_is_loaded(tmp_path):
+    run, model, ema = untrained(tmp_path, *SMALL["vae"])
+    checkpoints.save(run / "checkpoints", 10, ema, model, {})  # step 10 comes after step 4
+    assert same(load(run), model)
+
+
+def test_another_sampler_may_be_given_to_a_denoiser_alone(tmp_path):
+    run = untrained(tmp_path, *SMALL["ddpm"])[0]
+    model = load(run, sampler={"_target_": "genzoo.samplers.Ancestral", "steps": 3})
+    assert isinstance(model.sampler, Ancestral)
+    assert model.sample(2).nfe == 3
+    with pytest.raises(UsageError, match=r"steps must be in 1\.\.20"):
+        load(run, sampler={"_target_": "genzoo.samplers.Ancestral", "steps": 21})
+    with pytest.raises(UsageError, match="VAE samples in one pass"):
+        load(untrained(tmp_path, *SMALL["vae"])[0], sampler={"_target_": "genzoo.samplers.Ancestral"})
+
+
+def test_a_strangers_family_is_made_only_when_it_is_trusted(tmp_path):
+    run = Run.create(tmp_path, "run", {"model": {"_target_": "tests.toys.Mean", "shape": [2], "start": 3.0}})
+    checkpoints.save(run.path / "checkpoints", 1, Mean(), Mean(start=5.0), {})
+    with pytest.raises(
+        UsageError, match=r"model\._target_=tests\.toys\.Mean: not among .* trust=\[tests\.toys\.Mean\]"
+    ):
+        load(run.path)
+    assert load(run.path, trust=["tests.toys.Mean"]).mean.tolist() == [5.0, 5.0]
+
+
+def test_what_is_no_generative_model_is_refused(tmp_path):
+    run = Run.create(tmp_path, "run", {"model": {"_target_": "genzoo.nn.mlp.MLP", "in_shape": [2], "out_shape": [2]}})
+    with pytest.raises(UsageError, match="is no generative model"):
+        load(run.path)
+    (run.path / "config.yaml").write_text(yaml.safe_dump({"model": 3}))
+    with pytest.raises(UsageError, match="names no model"):
+        load(run.path)
+    with pytest.raises(RunError, match="no such directory"):
+        load(tmp_path / "nowhere")
+
+
+def test_public_names_are_found_where_they_live():
+    for name in package.__all__:
+        assert getattr(package, name).__name__ == name
+        assert name in dir(package)
+    with pytest.raises(AttributeError, match="no attribute 'gan'"):
+        package.gan  # noqa: B018
