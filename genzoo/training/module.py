@@ -40,6 +40,8 @@ _ADVICE = "try a lower optimizer.lr or trainer.clip"
 class NonFiniteError(RuntimeError):
     """A loss or gradient that is NaN or infinite; the step that met it changed no weight."""
 
+    exit_code = 3  # of the command line
+
 
 @dataclass
 class Player:

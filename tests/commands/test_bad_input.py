@@ -40,6 +40,7 @@ def bad_lines() -> Iterator[tuple[str, str]]:
     # Choices that do not exist.
     yield "model=ddpn", "model 'ddpn'|did you mean 'ddpm'?"
     yield "data=cifar", "data 'cifar'|did you mean 'cifar10'?"
+    yield "experiment=ddpm_cifar", "experiment 'ddpm_cifar'|did you mean 'ddpm_cifar10'?"
     yield "-m model=vae,gann", "model 'gann'|choose from"
     yield "model=null", "model 'null'|choose from"
     yield "logger=null", "~logger"
@@ -221,6 +222,7 @@ HOSTILE = [
     {"_target_": "genzoo.families.vae.torch.hub.load", "repo_or_dir": "evil/evil", "model": "evil"},
     {"_target_": "genzoo.families.vae.torch.load", "f": "done"},
     {"_target_": "genzoo.families.vae.nn.Module"},
+    {"_target_": "genzoo.families.ddpm.strata", "T": 10, "count": 3},
     {"_target_": "genzoo.runs.write_atomically", "path": "done", "data": ""},
     {"_target_": "torch.hub.load", "repo_or_dir": "evil/evil", "model": "evil"},
     {"_target_": "builtins.eval", "source": "open('done', 'w')"},
@@ -245,6 +247,8 @@ def test_what_a_strangers_run_names_is_neither_executed_nor_imported(empty, run,
         with pytest.raises(UsageError) as info:
             evaluate(evaluation)
         assert str(info.value).startswith(f"{place}._target_=")
+        if isinstance(hostile["_target_"], str):
+            assert "not among the classes that a run may name" in str(info.value)
         assert not list(empty.iterdir())
     assert "evil" not in sys.modules
 
