@@ -2,7 +2,8 @@
 
 A budget counts real images delivered to any player of any family, generator turns included, so that it means the same
 for all of them. Schedules, of the learning rate for one, are functions of images seen against images planned. Where
-only seconds are given, the plan is measured before the first step and then kept; the clock only ever stops a run.
+only seconds are given, the plan is measured before the first step and corrected a few times on the way; where images are
+given, the clock only ever stops a run.
 """
 
 from __future__ import annotations

@@ -43,15 +43,15 @@ class HandOvers:
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         module = self.module
-        ends = sorted({*self.milestones(), module.planned_steps or 0})
         position = module.steps
-        for end in ends:
-            while position < end and not module.finished:
-                done, seconds = module.steps, module.train_seconds
-                length = int(0.25 * done / seconds) if done and seconds > 0 else 1
-                stop = min(end, position + min(max(length, 1), 1000))
-                yield position, stop
-                position = stop
+        while not module.finished:
+            # Asked anew each time: a plan by the clock is corrected on the way.
+            end = min((step for step in self.milestones() if step > position), default=position + 1)
+            done, seconds = module.steps, module.train_seconds
+            length = int(0.25 * done / seconds) if done and seconds > 0 else 1
+            stop = min(end, position + min(max(length, 1), 1000))
+            yield position, stop
+            position = stop
 
 
 class Record(pl.Callback):
@@ -61,11 +61,11 @@ class Record(pl.Callback):
         self.run = run
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: GenerativeModule) -> None:
-        every = max(1, (pl_module.planned_steps or 1) // RECORDS)
         begun = time.monotonic()
         last = [pl_module.steps, begun]
 
         def record() -> None:
+            every = max(1, (pl_module.planned_steps or 1) // RECORDS)
             if pl_module.steps % every and pl_module.steps != pl_module.planned_steps:
                 return
             current = time.monotonic()
@@ -80,6 +80,7 @@ class Record(pl.Callback):
                 stage=stage,
                 step=pl_module.steps,
                 images=pl_module.images,
+                planned_images=pl_module.planned_images,
                 seconds=round(pl_module.train_seconds, 3),
                 images_per_second=round(rate, 2),
                 values=values,
@@ -174,7 +175,7 @@ class ProgressBar(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: GenerativeModule, *_: Any) -> None:
         detail = self.describe(pl_module)
-        self.progress.update(self.task, completed=pl_module.steps, detail=detail)
+        self.progress.update(self.task, completed=pl_module.steps, total=pl_module.planned_steps, detail=detail)
         current = time.monotonic()
         if not self.console.is_terminal and (current - self.printed > 10 or pl_module.finished):
             self.printed = current

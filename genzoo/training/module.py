@@ -34,6 +34,14 @@ from genzoo.prob.random import seed_of
 from genzoo.training.budget import Budget, LearningRate
 from genzoo.training.ema import EMA
 
+CORRECTIONS = (
+    0.1,
+    0.2,
+    0.35,
+    0.5,
+    0.65,
+    0.8,
+)  # shares of the plan or the seconds after which a plan by the clock is refitted
 _ADVICE = "try a lower optimizer.lr or trainer.clip"
 
 
@@ -111,6 +119,8 @@ class GenerativeModule(pl.LightningModule):
         self.planned_steps: int | None = None  # set before the first step
         self.steps = 0
         self.train_seconds = 0.0
+        self._fitted = 0, 0.0  # steps and seconds when the plan was last fitted to the speed
+        self._corrections = 0
         self.window = Window()
         self.latest: dict[str, Any] = {"values": {}, "images_per_second": 0.0}  # what was recorded last
         self.on_step: Callable[[], None] = lambda: None  # called after every step
@@ -244,6 +254,7 @@ class GenerativeModule(pl.LightningModule):
             start = time.monotonic()
             self.step()
             self.train_seconds += time.monotonic() - start
+            self._correct_plan()
         self.check_finite()
 
     def plan(self) -> None:
@@ -256,7 +267,32 @@ class GenerativeModule(pl.LightningModule):
             speed = self.measure_speed(min(3.0, 0.05 * self.budget.seconds))
             self.train_seconds = time.monotonic() - start
             # A little less than fits, so that the schedule ends before the clock does.
-            self.planned_steps = max(1, int(0.97 * speed * (self.budget.seconds - self.train_seconds)))
+            self.planned_steps = self._steps_in_time(speed)
+            self._fitted = self.steps, self.train_seconds
+
+    def _steps_in_time(self, speed: float) -> int:
+        """Return how many steps will have been done when the seconds are spent: a little less than fits."""
+        assert self.budget.seconds is not None
+        return self.steps + max(1, int(0.97 * speed * (self.budget.seconds - self.train_seconds)))
+
+    def _correct_plan(self) -> None:
+        """Where only seconds are given, fit the plan a few times to the speed since it was last fitted.
+
+        A machine that was busy when the speed was measured would otherwise end its schedule long before the clock.
+        """
+        if self.budget.images is not None or self._corrections == len(CORRECTIONS):
+            return
+        assert self.budget.seconds is not None and self.planned_steps is not None
+        if (
+            max(self.steps / self.planned_steps, self.train_seconds / self.budget.seconds)
+            < CORRECTIONS[self._corrections]
+        ):
+            return
+        self._corrections += 1
+        steps, seconds = self._fitted
+        self._fitted = self.steps, self.train_seconds
+        if self.train_seconds > seconds:
+            self.planned_steps = self._steps_in_time((self.steps - steps) / (self.train_seconds - seconds))
 
     def on_fit_start(self) -> None:
         """Plan before the first step, and before any callback asks for the plan."""
@@ -296,6 +332,7 @@ class GenerativeModule(pl.LightningModule):
         return {
             "steps": self.steps,
             "planned_steps": self.planned_steps,
+            "corrections": self._corrections,
             "train_seconds": self.train_seconds,
             "ema_updates": dict(self.ema.updates),
             "optimizers": [optimizer.state_dict() for optimizer in self.configure_optimizers()],

@@ -407,3 +407,22 @@ def test_the_state_holds_plain_types_and_tensors_and_what_was_done():
     assert [len(o["state"]) for o in state["optimizers"]] == [
         len(p.parameters) for p in module.players["train"].values()
     ]
+
+
+# A plan by the clock
+
+
+def test_a_plan_that_was_measured_on_a_busy_machine_is_corrected_on_the_way(clock):
+    module = GenerativeModule(Mean(), SGD, Batches(points(), BATCH, 0), Budget(seconds=10.0))
+    module.plan()
+    truth, module.planned_steps = module.planned_steps, module.planned_steps // 20
+    module.training_step((0, 10**6), 0)
+    assert 0.9 * truth < module.steps <= truth + 50, "the seconds are used, not a twentieth of them"
+    assert module.steps == module.planned_steps, "and the schedule has run its course"
+
+
+def test_a_plan_by_images_is_never_corrected(clock):
+    module = GenerativeModule(Mean(), SGD, Batches(points(), BATCH, 0), Budget(images=100 * BATCH, seconds=100.0))
+    module.plan()
+    module.training_step((0, 10**6), 0)
+    assert module.steps == module.planned_steps == 100
