@@ -173,9 +173,12 @@ class GenerativeModule(pl.LightningModule):
         turn = module.turn(number) if isinstance(module, Adversarial) else None
         player = players[turn or "model"]
 
-        # Dropout draws from the global generator.
-        torch.manual_seed(seed_of("layers", self.seed, self.steps, self._rank))
-        rng = torch.Generator(self.batches.x.device).manual_seed(seed_of("noise", self.seed, self.steps, self._rank))
+        # Dropout draws from the global generator. torch.manual_seed would ask for every kind of device at each step.
+        layers, device = seed_of("layers", self.seed, self.steps, self._rank), self.batches.x.device
+        torch.default_generator.manual_seed(layers)
+        if device.type == "cuda":
+            torch.cuda.manual_seed(layers)
+        rng = torch.Generator(device).manual_seed(seed_of("noise", self.seed, self.steps, self._rank))
         x, y = self.batches(self.steps)
         if self.model.levels is not None:
             x = dequantize(x, self.model.levels, rng)
