@@ -67,7 +67,7 @@ class VAE(Density, Codec):
         self.latent = Continuous((latent_dim,))
         self.likelihood = likelihood
         self.encoder = encoder(self.shape, (2 * latent_dim,), num_classes)
-        self.decoder = decoder((latent_dim,), (channels * likelihood.num_params, *sides), num_classes)
+        self.decoder = decoder((latent_dim,), (likelihood.num_params(channels), *sides), num_classes)
         self.beta, self.sample_likelihood = beta, sample_likelihood
 
     def posterior(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -12,9 +12,13 @@ from torch import Tensor
 
 from genzoo.prob.likelihoods import (
     LOG_SCALE_MIN,
+    Bernoulli,
+    Categorical,
     DiscretizedLogistic,
     Gaussian,
+    GaussianMixture,
     Likelihood,
+    LogisticMixture,
     discretized_gaussian_log_mass,
 )
 from genzoo.prob.measure import bin_centre, quantize, snap
@@ -167,19 +171,195 @@ def test_draws_of_a_gaussian_have_its_moments(per_element):
     torch.testing.assert_close(x.var(0), log_var[0].exp(), atol=0.01, rtol=0)
 
 
-LIKELIHOODS = [Gaussian(), Gaussian(per_element=True), DiscretizedLogistic(17)]
+# Joint laws of the channels of a pixel
+
+JOINT = {
+    "bernoulli": Bernoulli(),
+    "logistic": DiscretizedLogistic(3),
+    "categorical": Categorical(3),
+    "mixture": LogisticMixture(3, components=2),
+}
+joint = pytest.mark.parametrize("likelihood", JOINT.values(), ids=JOINT)
+LEVELS_OF = {"Bernoulli": 2}
 
 
-@pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=["shared", "per_element", "logistic"])
+def all_pixels(likelihood: Likelihood, channels: int) -> Tensor:
+    """Every event of one pixel, (K^C, C, 1, 1)."""
+    levels = LEVELS_OF.get(type(likelihood).__name__, 3)
+    k = torch.cartesian_prod(*[torch.arange(levels)] * channels).view(-1, channels, 1, 1)
+    return bin_centre(k, levels, torch.float64)
+
+
+def masses(likelihood: Likelihood, params: Tensor, channels: int) -> Tensor:
+    """Probability of every event of one pixel under parameters (1, P, 1, 1)."""
+    x = all_pixels(likelihood, channels)
+    levels = LEVELS_OF.get(type(likelihood).__name__, 3)
+    return (likelihood.log_prob(params.expand(len(x), -1, -1, -1), x) - channels * math.log(levels / 2)).exp()
+
+
+def some_params(likelihood: Likelihood, channels: int, seed: int = 0, scale: float = 1.5) -> Tensor:
+    shape = (1, likelihood.num_params(channels), 1, 1)
+    return scale * torch.randn(shape, dtype=torch.float64, generator=generator("params", seed))
+
+
+@joint
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_probabilities_of_all_pixels_sum_to_one(likelihood, channels):
+    for seed in range(20):
+        total = masses(likelihood, some_params(likelihood, channels, seed), channels).sum()
+        assert float(total) == pytest.approx(1.0, abs=1e-12)
+
+
+@joint
+@pytest.mark.parametrize("channels", [1, 3])
+def test_draws_of_a_pixel_fall_as_often_as_its_joint_law_says(likelihood, channels):
+    n, params = 60_000, some_params(likelihood, channels)
+    expected = masses(likelihood, params, channels)
+    x = likelihood.sample(params.expand(n, -1, 1, 1), generator("joint"))
+    events = all_pixels(likelihood, channels).flatten(1)
+    index = (x.flatten(1)[:, None] - events).abs().amax(2).argmin(1)
+    assert bool(((x.flatten(1) - events[index]).abs() < 1e-12).all())
+    share = index.bincount(minlength=len(events)) / n
+    assert bool(((share - expected).abs() <= 5 * torch.sqrt(expected * (1 - expected) / n) + 2e-5).all())
+
+
+@joint
+def test_places_of_an_image_are_independent_and_their_parameters_their_own(likelihood):
+    params = torch.randn(4, likelihood.num_params(3), 2, 2, dtype=torch.float64)
+    x = torch.rand(4, 3, 2, 2, dtype=torch.float64) * 2 - 1
+    parts = [likelihood.log_prob(params[..., i : i + 1, j : j + 1], x[..., i : i + 1, j : j + 1])
+             for i in range(2) for j in range(2)]  # fmt: skip
+    torch.testing.assert_close(likelihood.log_prob(params, x), sum(parts), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("likelihood", [*JOINT.values(), Gaussian(), Gaussian(True), GaussianMixture(components=3)])
+def test_the_channels_of_an_output_are_told_by_its_size(likelihood, channels):
+    params = torch.zeros(2, likelihood.num_params(channels), 3, 3)
+    assert likelihood.channels(params) == channels
+    assert likelihood.mean(params).shape == likelihood.sample(params).shape == (2, channels, 3, 3)
+
+
+def test_a_logistic_mixture_is_the_sum_of_chained_differences_of_the_cdf():
+    """PixelCNN++, eq. 2 and 3, written out for one pixel with scipy."""
+    levels, M = 17, 3
+    likelihood = LogisticMixture(levels, M)
+    raw = 0.7 * torch.randn(M, 10, dtype=torch.float64, generator=generator("mixture"))
+    for r, g, b in [(0, 0, 0), (16, 3, 9), (5, 16, 0), (8, 8, 8), (16, 16, 16)]:
+        x = bin_centre(torch.tensor([r, g, b]), levels, torch.float64)
+        total = 0.0
+        for m, weight in enumerate(raw[:, 0].softmax(0).tolist()):
+            _, mu_r, mu_g, mu_b, *rest = raw[m].tolist()
+            scales, (c1, c2, c3) = np.exp(rest[:3]), np.tanh(rest[3:])
+            means = (mu_r, mu_g + c1 * float(x[0]), mu_b + c2 * float(x[0]) + c3 * float(x[1]))
+            for mean, scale, k in zip(means, scales, (r, g, b), strict=True):
+                cdf = stats.logistic(mean, scale).cdf(edges(levels))
+                weight *= cdf[k + 1] - cdf[k]
+            total += weight
+        got = likelihood.log_prob(raw.reshape(1, -1, 1, 1), x.view(1, 3, 1, 1))
+        assert float(got) - 3 * math.log(levels / 2) == pytest.approx(math.log(total), abs=1e-9)
+
+
+def test_one_component_of_a_mixture_is_the_logistic_law_itself():
+    params = torch.randn(5, 2, 4, 4, dtype=torch.float64)
+    x = torch.rand(5, 1, 4, 4, dtype=torch.float64) * 2 - 1
+    alone = DiscretizedLogistic(256).log_prob(params, x)
+    mixed = LogisticMixture(256, 1).log_prob(torch.cat([torch.randn(5, 1, 4, 4), params], 1), x)
+    torch.testing.assert_close(mixed, alone, rtol=1e-12, atol=1e-12)
+
+
+def test_a_mixture_leaves_no_level_impossible_and_keeps_its_tails_in_float32():
+    x = bin_centre(torch.arange(256), 256).view(-1, 1, 1, 1)
+    for mean in (-1.0, 1.0):
+        params = torch.tensor([0.0, mean, -9.0, 0.3, mean, -8.0]).view(1, 6, 1, 1).expand(256, -1, 1, 1)
+        exact = LogisticMixture(256, 2).log_prob(params.double(), x.double())
+        single = LogisticMixture(256, 2).log_prob(params, x)
+        assert single.isfinite().all()
+        torch.testing.assert_close(single.double(), exact, rtol=1e-5, atol=2e-3)
+
+
+def test_slopes_of_a_categorical_law_make_a_normal_law_whose_mean_follows_the_channel_before():
+    """log N(g; a r, s^2) over the levels of g is -g^2/2s^2 + (a g/s^2) r and a number that normalises away."""
+    levels, a, variance = 17, 0.8, 0.01
+    centre = bin_centre(torch.arange(levels), levels, torch.float64)
+    logits = torch.stack([torch.zeros(levels), -centre.square() / (2 * variance), a * centre / variance], dim=1)
+    likelihood = Categorical(levels)
+    for r in centre[4:13].tolist():
+        x = torch.stack([torch.full_like(centre, r), centre], 1).view(levels, 2, 1, 1)
+        log_p = likelihood.log_prob(logits.reshape(1, -1, 1, 1).expand(levels, -1, 1, 1), x)
+        expected = (-(centre - a * r).square() / (2 * variance)).log_softmax(0) - math.log(levels)
+        torch.testing.assert_close(log_p, expected + 2 * math.log(levels / 2), rtol=1e-12, atol=1e-12)
+
+
+def test_a_mixture_of_normal_laws_is_torchs():
+    likelihood = GaussianMixture(components=4)
+    raw = torch.randn(6, 4, 5, dtype=torch.float64)
+    x = torch.randn(6, 2, dtype=torch.float64)
+    normal = torch.distributions.Independent(torch.distributions.Normal(raw[..., 1:3], raw[..., 3:].exp()), 1)
+    law = torch.distributions.MixtureSameFamily(torch.distributions.Categorical(logits=raw[..., 0]), normal)
+    torch.testing.assert_close(likelihood.log_prob(raw.flatten(1), x), law.log_prob(x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(likelihood.mean(raw.flatten(1)), law.mean, rtol=1e-12, atol=1e-12)
+    draws = likelihood.sample(raw[:1].flatten(1).expand(200_000, -1), generator("normals"))
+    torch.testing.assert_close(draws.mean(0), law.mean[0], atol=0.05, rtol=0)
+    torch.testing.assert_close(draws.var(0), law.variance[0], atol=0.05, rtol=0.05)
+
+
+@joint
+def test_the_mean_is_that_of_many_draws_to_a_level(likelihood):
+    """With chained channels a mean of means: near the truth for laws that are not too wide."""
+    params = some_params(likelihood, 1, scale=1.0)
+    levels = LEVELS_OF.get(type(likelihood).__name__, 3)
+    mean = (masses(likelihood, params, 1) * all_pixels(likelihood, 1).flatten()).sum()
+    assert float((likelihood.mean(params) - mean).abs()) <= 1 / levels + 0.1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: Bernoulli(17), "needs binary images, levels=2, not 17"),
+        (lambda: Categorical(None), "needs data with levels"),
+        (lambda: LogisticMixture(None), "needs data with levels"),
+        (lambda: LogisticMixture(256, 0), "components must be at least 1, not 0"),
+        (lambda: GaussianMixture(17), "knows nothing of the 17 levels"),
+        (lambda: GaussianMixture(components=0), "components must be at least 1, not 0"),
+    ],
+)
+def test_a_likelihood_of_other_data_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        wrong()
+
+
+# Laws of all
+
+LIKELIHOODS = {
+    "shared": Gaussian(),
+    "per_element": Gaussian(per_element=True),
+    "normals": GaussianMixture(components=3),
+    **JOINT,
+}
+every = pytest.mark.parametrize("likelihood", LIKELIHOODS.values(), ids=LIKELIHOODS)
+
+
+@every
 def test_a_draw_depends_on_its_own_sample_alone(likelihood: Likelihood):
-    params = torch.randn(6, likelihood.num_params, 3, 3)
+    params = torch.randn(6, likelihood.num_params(2), 3, 3)
     whole = likelihood.sample(params, SampleStreams(0, range(6)))
     assert torch.equal(likelihood.sample(params[4:], SampleStreams(0, [4, 5])), whole[4:])
 
 
-@pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=["shared", "per_element", "logistic"])
+@every
 def test_gradients_agree_with_finite_differences(likelihood: Likelihood):
     likelihood = likelihood.double()
-    params = torch.randn(3, 2 * likelihood.num_params, 2, dtype=torch.float64, requires_grad=True)
+    params = torch.randn(3, likelihood.num_params(2), 2, dtype=torch.float64, requires_grad=True)
     x = torch.rand(3, 2, 2, dtype=torch.float64) * 2 - 1
     assert torch.autograd.gradcheck(lambda p: likelihood.log_prob(p, x), params)
+
+
+@every
+def test_half_precision_of_a_network_costs_no_precision_of_the_sum(likelihood: Likelihood):
+    """Parameters that bfloat16 can hold have the log density that they have in float32."""
+    params = torch.randn(4, likelihood.num_params(1), 8, 8).bfloat16()
+    x = torch.rand(4, 1, 8, 8) * 2 - 1
+    got = likelihood.float().log_prob(params, x)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, likelihood.log_prob(params.float(), x), rtol=1e-5, atol=1e-3)
