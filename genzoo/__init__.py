@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from genzoo.commands.load import load as load
     from genzoo.families.ddpm import DDPM as DDPM
     from genzoo.families.gan import WGANGP as WGANGP
+    from genzoo.families.glow import Glow as Glow
     from genzoo.families.realnvp import RealNVP as RealNVP
     from genzoo.families.vae import VAE as VAE
 
@@ -16,11 +17,12 @@ if TYPE_CHECKING:
 _HOME = {
     "load": "genzoo.commands.load",
     "DDPM": "genzoo.families.ddpm",
+    "Glow": "genzoo.families.glow",
     "RealNVP": "genzoo.families.realnvp",
     "VAE": "genzoo.families.vae",
     "WGANGP": "genzoo.families.gan",
 }
-__all__ = ["DDPM", "RealNVP", "VAE", "WGANGP", "load"]
+__all__ = ["DDPM", "Glow", "RealNVP", "VAE", "WGANGP", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,272 @@
+r"""Glow: a normalising flow of activation norms, invertible linear maps of the channels, and affine couplings.
+
+An invertible map ``f`` takes data to noise, ``z = f(x)``, and the change of variables gives the exact density
+
+    log p(x) = log N(f(x); 0, I) + log |det df/dx|.
+
+A step of the flow has three layers; h and w are the sides of the feature map, on which every pixel is treated alike:
+
+    activation norm       x <- (x + b) exp(s)                                    log |det| = h w sum s
+    1x1 convolution       x <- W x,  W = P L (U + diag(sign exp d))              log |det| = h w sum d
+    affine coupling       x = (a, b):  b <- (b + m(a)) sigmoid(r(a) + 2)         log |det| = sum log sigmoid(r(a) + 2)
+
+P is a fixed permutation, L lower triangular with ones on its diagonal and U upper triangular with none: W starts as a
+random rotation, may become any matrix whose factors have these signs, and neither its determinant nor its inverse costs
+anything. It takes the place of the fixed shuffles between the couplings of RealNVP.
+
+A scale turns blocks of 2x2 pixels into four channels and takes a number of steps. Then half of the channels leave: their
+law given the half that stays is N(mu, sigma^2) with mu and sigma from a zero-initialised convolution. What leaves is put
+out as ``(x - mu)/sigma``, the last half with a mu and sigma of its channel and class, so that all of z is standard normal
+and ``decode`` of normal noise is a draw.
+
+Images on [-1, 1] first go through the logit of RealNVP, whose way back bounds the samples; the paper has none. Points of
+the plane are images of one pixel, whose coordinates are its channels, at one scale.
+
+References:
+    Kingma, Dhariwal, "Glow: Generative Flow with Invertible 1x1 Convolutions", 2018, https://arxiv.org/abs/1807.03039
+    (table 1 for the three layers, section 3.2 for the decomposition of W), and the authors' code,
+    https://github.com/openai/glow, for the sigmoid and for the laws of what leaves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genzoo.model import Bijective, Bound, Continuous, Density, LogProb, Loss, Samples
+from genzoo.nn.coupling import ActNorm, EdgeConv
+from genzoo.prob.random import randn
+from genzoo.prob.transforms import Logit
+
+
+class InvertibleConv(nn.Module):
+    """A 1x1 convolution with an invertible matrix of the channels, kept as its factors.
+
+    Args:
+        channels: C.
+    """
+
+    permutation: Tensor
+    sign: Tensor
+
+    def __init__(self, channels: int):
+        super().__init__()
+        rotation = torch.linalg.qr(torch.randn(channels, channels, dtype=torch.float64)).Q
+        P, L, U = torch.linalg.lu(rotation)
+        self.register_buffer("permutation", P.argmax(1))  # row i of W is row permutation[i] of L U
+        self.register_buffer("sign", U.diag().sign().float())
+        # One matrix holds all: L below the diagonal, U above it, and on it the logarithms d.
+        self.factors = nn.Parameter((L.tril(-1) + U.triu(1) + U.diag().abs().log().diag()).float())
+
+    def _triangles(self) -> tuple[Tensor, Tensor]:
+        eye = torch.eye(len(self.factors), dtype=self.factors.dtype, device=self.factors.device)
+        diagonal = self.sign * self.factors.diag().exp()
+        return self.factors.tril(-1) + eye, self.factors.triu(1) + diagonal.diag()
+
+    def matrix(self) -> Tensor:
+        """Return W, (C, C)."""
+        L, U = self._triangles()
+        return (L @ U)[self.permutation]
+
+    def inverse_matrix(self) -> Tensor:
+        """Return the inverse of W, (C, C), by two triangular solves in double precision."""
+        L, U = (factor.double() for factor in self._triangles())
+        eye = torch.eye(len(L), dtype=L.dtype, device=L.device)
+        right = torch.linalg.solve_triangular(L, eye[self.permutation.argsort()], upper=False, unitriangular=True)
+        return torch.linalg.solve_triangular(U, right, upper=True).to(self.factors.dtype)
+
+    @property
+    def log_det(self) -> Tensor:
+        """Log |det W|, ()."""
+        return self.factors.diag().sum()
+
+
+class Step(nn.Module):
+    """One step of the flow.
+
+    Args:
+        network: builds the net of the coupling, called as ``network(in_shape, out_shape, num_classes)``; it should start as
+            zero.
+        shape: of the step's input, (C, H, W).
+        affine: whether the coupling scales what it shifts.
+        num_classes: handed to the net.
+    """
+
+    def __init__(self, network: Callable[..., nn.Module], shape: Sequence[int], affine: bool, num_classes: int):
+        super().__init__()
+        C, *self.sides = shape
+        self.kept, self.affine = C // 2, affine
+        self.norm, self.mix = ActNorm(C), InvertibleConv(C)
+        moved = (C - self.kept) * (2 if affine else 1)
+        self.net = network((self.kept, *self.sides), (moved, *self.sides), num_classes)
+
+    def _coupling(self, a: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        h = self.net(a, y).to(a.dtype)
+        if not self.affine:
+            return h, None
+        shift, raw = h.chunk(2, dim=1)
+        return shift, F.logsigmoid(raw + 2)
+
+    def forward(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        # A rotation that was rounded to bfloat16 has another determinant: what must be inverted is computed in full.
+        with torch.autocast(x.device.type, enabled=False):
+            x = F.conv2d(self.norm(x), self.mix.matrix()[:, :, None, None])
+            log_det = math.prod(self.sides) * (self.norm.log_scale.sum() + self.mix.log_det)
+        a, b = x[:, : self.kept], x[:, self.kept :]
+        shift, log_scale = self._coupling(a, y)
+        b = b + shift
+        if log_scale is not None:
+            b, log_det = b * log_scale.exp(), log_det + log_scale.flatten(1).sum(1)
+        return torch.cat([a, b], dim=1), log_det.expand(len(x))
+
+    def inverse(self, z: Tensor, y: Tensor | None) -> Tensor:
+        a, b = z[:, : self.kept], z[:, self.kept :]
+        shift, log_scale = self._coupling(a, y)
+        if log_scale is not None:
+            b = b * torch.exp(-log_scale)
+        with torch.autocast(z.device.type, enabled=False):
+            x = torch.cat([a, b - shift], dim=1)
+            return self.norm.inverse(F.conv2d(x, self.mix.inverse_matrix()[:, :, None, None]))
+
+
+class Split(nn.Module):
+    """Half of the channels leave, standardised by what the other half says of their law."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.law = EdgeConv(channels - channels // 2, 2 * (channels // 2), scaled=True)
+
+    def _law(self, kept: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = self.law(kept).to(kept.dtype).chunk(2, dim=1)
+        return mean, log_std
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        kept, left = x.chunk(2, dim=1)
+        mean, log_std = self._law(kept)
+        return kept, (left - mean) * torch.exp(-log_std), -log_std.flatten(1).sum(1)
+
+    def inverse(self, kept: Tensor, z: Tensor) -> Tensor:
+        mean, log_std = self._law(kept)
+        return torch.cat([kept, mean + z * log_std.exp()], dim=1)
+
+
+class Glow(Density, Bijective):
+    """A flow of activation norms, invertible 1x1 convolutions and affine couplings.
+
+    Args:
+        network: builds the net of a coupling, called as ``network(in_shape, out_shape, num_classes)``, for ``(x, y)``.
+        shape, levels, num_classes: of the data, as in ``GenerativeModel``.
+        scales: of an image; each halves the sides. Vectors have one.
+        steps: of the flow at each scale.
+        affine: whether couplings scale what they shift.
+        logit: whether images go through a logit first; without it, as in the paper, samples may leave [-1, 1].
+
+    Raises:
+        ValueError: for images whose sides cannot be halved ``scales`` times, and for vectors of one element.
+    """
+
+    bound = Bound.EXACT
+
+    def __init__(
+        self,
+        network: Callable[..., nn.Module],
+        shape: Sequence[int],
+        levels: int | None = None,
+        num_classes: int = 0,
+        scales: int = 2,
+        steps: int = 8,
+        affine: bool = True,
+        logit: bool = True,
+    ):
+        super().__init__(shape, levels, num_classes)
+        if scales < 1 or steps < 1:
+            raise ValueError(f"scales and steps must be at least 1, not {scales} and {steps}")
+        self.latent = Continuous((self.dim,))
+        self.logit = Logit() if logit and levels is not None else None
+        is_image = len(self.shape) == 3
+        self.pixels = C, H, W = self.shape if is_image else (self.dim, 1, 1)
+        if is_image and (H % 2**scales or W % 2**scales):
+            raise ValueError(f"scales={scales} needs sides that divide by {2**scales}, not {H}x{W}")
+        if not is_image and self.dim < 2:
+            raise ValueError("a coupling needs at least two dimensions")
+        self.block = 2 if is_image else 1  # side of the pixel blocks that a scale turns into channels
+        flows: list[nn.ModuleList] = []
+        splits: list[Split] = []
+        for i in range(scales if is_image else 1):
+            if i:
+                splits.append(Split(C))
+                C //= 2
+            C, H, W = C * self.block**2, H // self.block, W // self.block
+            flows.append(nn.ModuleList(Step(network, (C, H, W), affine, num_classes) for _ in range(steps)))
+        self.flows: Sequence[Sequence[Step]] = nn.ModuleList(flows)  # type: ignore[assignment]
+        self.splits: Sequence[Split] = nn.ModuleList(splits)  # type: ignore[assignment]
+        self.top = C, H, W
+        self.law = nn.Embedding(max(num_classes, 1), 2 * C)  # mean and log scale of the channels that never leave
+        nn.init.zeros_(self.law.weight)
+
+    def _top_law(self, n: int, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        y = torch.zeros(n, dtype=torch.long, device=self.device) if y is None else y
+        mean, log_std = self.law(y)[:, :, None, None].chunk(2, dim=1)
+        return mean, log_std
+
+    def forward_and_log_det(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self.check_labels(y, len(x))
+        log_det = x.new_zeros(len(x))
+        if self.logit is not None:
+            x, log_det = self.logit(x)
+        x = x.reshape(len(x), *self.pixels)
+        latents = []
+        for i, steps in enumerate(self.flows):
+            if i:
+                x, z, ladj = self.splits[i - 1](x)
+                log_det = log_det + ladj
+                latents.append(z.flatten(1))
+            x = F.pixel_unshuffle(x, self.block)
+            for step in steps:
+                x, ladj = step(x, y)
+                log_det = log_det + ladj
+        mean, log_std = self._top_law(len(x), y)
+        latents.append(((x - mean) * torch.exp(-log_std)).flatten(1))
+        return torch.cat(latents, dim=1), log_det - math.prod(self.top[1:]) * log_std.flatten(1).sum(1)
+
+    def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.forward_and_log_det(x, y)[0]
+
+    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        self.check_labels(y, len(z))
+        mean, log_std = self._top_law(len(z), y)
+        z, last = z.split([z.shape[1] - math.prod(self.top), math.prod(self.top)], dim=1)
+        x = mean + last.reshape(len(z), *self.top) * log_std.exp()
+        for i, steps in reversed(list(enumerate(self.flows))):
+            for step in reversed(steps):
+                x = step.inverse(x, y)
+            x = F.pixel_shuffle(x, self.block)
+            if i:  # as much left as stayed
+                size = x[:1].numel()
+                z, left = z.split([z.shape[1] - size, size], dim=1)
+                x = self.splits[i - 1].inverse(x, left.reshape(x.shape))
+        x = x.reshape(len(x), *self.shape)
+        return x if self.logit is None else self.logit.inverse(x)
+
+    def log_prob(
+        self, x: Tensor, y: Tensor | None = None, *, num_samples: int = 1, rng: torch.Generator | None = None
+    ) -> LogProb:
+        z, log_det = self.forward_and_log_det(x, y)
+        return LogProb(log_det - 0.5 * (z.square().sum(1) + self.dim * math.log(2 * math.pi)))
+
+    def loss(
+        self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
+    ) -> Loss:
+        nll = -self.log_prob(x, y).value.mean()
+        # In nats a dimension, so that one learning rate serves small and large images.
+        return Loss(nll / self.dim, {"nll": nll.detach()})
+
+    @torch.no_grad()
+    def sample(self, n: int, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Samples:
+        y = self.draw_labels(n, y, rng)
+        z = randn((n, self.dim), rng=rng, device=self.device, dtype=self.dtype)
+        return Samples(self.decode(z, y), nfe=1)

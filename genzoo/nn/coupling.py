@@ -1,0 +1,122 @@
+"""Networks inside affine couplings, image to image at one resolution. Shapes: B batch, C channels, H height, W width.
+
+Both start as zero, so that a coupling starts as the identity, and are stabilised by what their papers used: Glow's by
+activation normalisation, RealNVP's by batch normalisation and normalised weights.
+
+References:
+    Kingma, Dhariwal, "Glow: Generative Flow with Invertible 1x1 Convolutions", 2018, https://arxiv.org/abs/1807.03039
+    (section 3.1 for activation normalisation), and the authors' code, https://github.com/openai/glow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genzoo.nn.layers import zero_
+
+
+class ActNorm(nn.Module):
+    """A scale and a shift of each channel, (B, C, H, W) -> (B, C, H, W), set by the first batch of training.
+
+        z = (x + bias) exp(3 scale)
+
+    The first batch in training mode leaves with mean 0 and variance 1 in every channel; from then on bias and scale are
+    weights like any other. The factor 3 is the authors': it lets the scales learn three times as fast.
+
+    Args:
+        channels: C.
+    """
+
+    initialized: Tensor
+    SPEED = 3.0
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels, 1, 1))
+        self.scale = nn.Parameter(torch.zeros(channels, 1, 1))
+        self.register_buffer("initialized", torch.tensor(False))
+        # Reading the buffer stalls an accelerator: once it was seen set, it is read again only after other weights came.
+        self._settled = False
+        self.register_load_state_dict_post_hook(self._forget)
+
+    @staticmethod
+    def _forget(module: nn.Module, _: object) -> None:
+        assert isinstance(module, ActNorm)
+        module._settled = False
+
+    @property
+    def log_scale(self) -> Tensor:
+        """Logarithm of each channel's factor, (C, 1, 1)."""
+        return self.SPEED * self.scale
+
+    @torch.no_grad()
+    def _initialize(self, x_BCHW: Tensor) -> None:
+        """Fit mean and variance of the channels, unless that was done before."""
+        if not self.initialized:
+            variance, mean = torch.var_mean(x_BCHW.to(self.bias.dtype), dim=(0, 2, 3), correction=0)
+            self.bias.copy_(-mean[:, None, None])
+            # A constant channel has no scale to fit: its factor is at most a million.
+            self.scale.copy_(-(variance.sqrt() + 1e-6).log()[:, None, None] / self.SPEED)
+            self.initialized.fill_(True)
+        self._settled = True
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        if self.training and not self._settled:
+            self._initialize(x_BCHW)
+        return (x_BCHW + self.bias) * self.log_scale.exp()
+
+    def inverse(self, z_BCHW: Tensor) -> Tensor:
+        return z_BCHW * torch.exp(-self.log_scale) - self.bias
+
+
+class EdgeConv(nn.Module):
+    """A 3x3 convolution that sees the border of the image: one more input channel is 1 on the padding and 0 inside.
+
+    What that channel contributes is the same for every image, and so is computed for one.
+
+    Args:
+        in_channels, out_channels: of the image.
+        scaled: whether the output is shifted and scaled by ``exp(3 s)`` with learned ``s``, and everything starts as zero;
+            otherwise weights start from N(0, .05^2) and there is no bias, since a normalisation follows.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, scaled: bool):
+        super().__init__()
+        self.image = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=scaled)
+        self.edge = nn.Conv2d(1, out_channels, 3, bias=False)
+        self.scale = nn.Parameter(torch.zeros(out_channels, 1, 1)) if scaled else None
+        for conv in (self.image, self.edge):
+            zero_(conv) if scaled else nn.init.normal_(conv.weight, std=0.05)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        border = F.pad(x_BCHW.new_zeros(1, 1, *x_BCHW.shape[2:]), (1, 1, 1, 1), value=1.0)
+        h = self.image(x_BCHW) + self.edge(border)
+        return h if self.scale is None else h * torch.exp(3 * self.scale)
+
+
+class GlowNet(nn.Module):
+    """Glow's net, (B, C, H, W) -> (B, C', H, W): 3x3, 1x1 and 3x3 convolutions, activation norms and ReLUs.
+
+    Args:
+        in_shape, out_shape: (C, H, W) and (C', H, W).
+        num_classes: 0 for a network without classes.
+        width: of the hidden layers.
+    """
+
+    def __init__(self, in_shape: Sequence[int], out_shape: Sequence[int], num_classes: int = 0, width: int = 512):
+        super().__init__()
+        self.first, self.norm1 = EdgeConv(in_shape[0], width, scaled=False), ActNorm(width)
+        self.second, self.norm2 = nn.Conv2d(width, width, 1, bias=False), ActNorm(width)
+        nn.init.normal_(self.second.weight, std=0.05)
+        self.last = EdgeConv(width, out_shape[0], scaled=True)
+        self.label = nn.Embedding(num_classes, width) if num_classes else None
+
+    def forward(self, x_BCHW: Tensor, y: Tensor | None = None) -> Tensor:
+        h = self.norm1(self.first(x_BCHW))
+        if self.label is not None:
+            h = h + self.label(y)[:, :, None, None]
+        return self.last(F.relu(self.norm2(self.second(F.relu(h)))))
