@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from genzoo.commands.load import load as load
     from genzoo.families.ddpm import DDPM as DDPM
+    from genzoo.families.gan import GAN as GAN
+    from genzoo.families.gan import WGAN as WGAN
     from genzoo.families.gan import WGANGP as WGANGP
     from genzoo.families.glow import Glow as Glow
     from genzoo.families.realnvp import RealNVP as RealNVP
@@ -18,11 +20,13 @@ _HOME = {
     "load": "genzoo.commands.load",
     "DDPM": "genzoo.families.ddpm",
     "Glow": "genzoo.families.glow",
+    "GAN": "genzoo.families.gan",
     "RealNVP": "genzoo.families.realnvp",
     "VAE": "genzoo.families.vae",
+    "WGAN": "genzoo.families.gan",
     "WGANGP": "genzoo.families.gan",
 }
-__all__ = ["DDPM", "Glow", "RealNVP", "VAE", "WGANGP", "load"]
+__all__ = ["DDPM", "GAN", "Glow", "RealNVP", "VAE", "WGAN", "WGANGP", "load"]
 
 
 def __getattr__(name: str) -> Any:

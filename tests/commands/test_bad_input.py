@@ -41,7 +41,7 @@ def bad_lines() -> Iterator[tuple[str, str]]:
     yield "model=ddpn", "model 'ddpn'|did you mean 'ddpm'?"
     yield "data=cifar", "data 'cifar'|did you mean 'cifar10'?"
     yield "experiment=ddpm_cifar", "experiment 'ddpm_cifar'|did you mean 'ddpm_cifar10'?"
-    yield "-m model=vae,gann", "model 'gann'|choose from"
+    yield "-m model=vae,gann", "model 'gann'|did you mean 'gan'"
     yield "model=null", "model 'null'|choose from"
     yield "logger=null", "~logger"
     yield "kind=plane", "kind=plane|data=digits is of kind image"

@@ -1,0 +1,120 @@
+"""The networks of DCGAN: strided convolutions and batch norm. Shapes: B batch, C channels, H height, W width.
+
+The generator doubles the image's side with transposed convolutions and ends with a convolution at full resolution, the
+critic halves it with strided ones; both for as long as ``genzoo.nn.resnet.resolutions`` says: down to 4 or 7 for the
+usual sizes. The critic's batch norm keeps no running statistics: a critic is only ever asked about batches, and the
+generator's turns leave no trace in it.
+
+References:
+    Radford, Metz, Chintala, "Unsupervised Representation Learning with Deep Convolutional Generative Adversarial
+    Networks", 2016, https://arxiv.org/abs/1511.06434 (sections 3 and 4).
+    Miyato et al., "Spectral Normalization for Generative Adversarial Networks", 2018, https://arxiv.org/abs/1802.05957
+    (appendix B, the standard CNN: convolutions at full resolution, and 3x3 convolutions between the strided ones).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from genzoo.nn.layers import bound_spectra
+from genzoo.nn.resnet import resolutions
+
+
+def _initialise(network: nn.Module) -> None:
+    """Draw the weights of all convolutions and dense layers from N(0, 0.02^2) (Radford et al. 2016, section 4)."""
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            nn.init.normal_(module.weight, std=0.02)
+
+
+class DCGANGenerator(nn.Module):
+    """Vector to image, (B, *in_shape) -> (B, C, H, W).
+
+    Args:
+        in_shape: of one input.
+        out_shape: (C, H, W).
+        num_classes: 0 for a network without classes; an embedding of the class is added to the input.
+        width: channels at full resolution; they double at each halving.
+    """
+
+    def __init__(self, in_shape: Sequence[int], out_shape: Sequence[int], num_classes: int = 0, width: int = 64):
+        super().__init__()
+        channels, *sides = out_shape
+        sizes = resolutions(*sides)
+        widths = [width * 2**i for i in reversed(range(len(sizes)))]
+        features = math.prod(in_shape)
+        self.start = (widths[0], *sizes[-1])
+        self.label = nn.Embedding(num_classes, features) if num_classes else None
+        self.stem = nn.Linear(features, math.prod(self.start))
+        layers: list[nn.Module] = [nn.BatchNorm2d(widths[0]), nn.ReLU()]
+        for before, w in itertools.pairwise(widths):
+            layers += [nn.ConvTranspose2d(before, w, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(w), nn.ReLU()]
+        self.body = nn.Sequential(*layers, nn.Conv2d(width, channels, 3, padding=1))
+        _initialise(self)
+
+    def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        z = z.flatten(1)
+        if self.label is not None:
+            z = z + self.label(y)
+        return self.body(self.stem(z).view(-1, *self.start))
+
+
+class DCGANCritic(nn.Module):
+    """Image to vector, (B, C, H, W) -> (B, *out_shape).
+
+    Args:
+        in_shape: (C, H, W).
+        out_shape: of one output.
+        num_classes: 0 for a network without classes; an embedding of the class scales the last features.
+        width: channels of the first convolution; they double with each further strided one.
+        refine: whether a 3x3 convolution comes first and after each halving, as in Miyato's CNN; Radford's has none.
+        norm: batch norm after every convolution but the first. Not for critics with a penalty, which is per sample.
+        spectral_norm: whether the largest singular value of every weight is held at one.
+        slope: of the leaky ReLU below zero.
+    """
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        out_shape: Sequence[int],
+        num_classes: int = 0,
+        width: int = 64,
+        refine: bool = False,
+        norm: bool = True,
+        spectral_norm: bool = False,
+        slope: float = 0.2,
+    ):
+        super().__init__()
+        channels, *sides = in_shape
+        sizes = resolutions(*sides)
+        self.out_shape = tuple(out_shape)
+        plan = [(width, False)] if refine or len(sizes) == 1 else []  # channels of each convolution, and if it halves
+        for i in range(1, len(sizes)):
+            w = width * 2 ** (i if refine else i - 1)
+            plan += [(w, True), *([(w, False)] if refine else [])]
+        layers: list[nn.Module] = []
+        before = channels
+        for w, halve in plan:
+            normed = norm and bool(layers)  # not at the image itself (Radford et al. 2016, section 3)
+            kernel, stride = (4, 2) if halve else (3, 1)
+            layers.append(nn.Conv2d(before, w, kernel, stride, padding=1, bias=not normed))
+            layers += [nn.BatchNorm2d(w, track_running_stats=False)] if normed else []
+            layers.append(nn.LeakyReLU(slope))
+            before = w
+        self.body = nn.Sequential(*layers, nn.Flatten())
+        features = before * math.prod(sizes[-1])
+        self.head = nn.Linear(features, math.prod(out_shape))
+        self.label = nn.Embedding(num_classes, features) if num_classes else None
+        _initialise(self)
+        if spectral_norm:
+            bound_spectra(self)
+
+    def forward(self, x_BCHW: Tensor, y: Tensor | None = None) -> Tensor:
+        h = self.body(x_BCHW)
+        if self.label is not None:
+            h = h * (1 + self.label(y))
+        return self.head(h).view(-1, *self.out_shape)

@@ -1,0 +1,171 @@
+"""The residual networks of WGAN-GP and SNGAN. Shapes: B batch, C channels, H height, W width.
+
+    generator    dense -> residual blocks that double the side -> batch norm, ReLU, 3x3 convolution
+    critic       residual blocks, the first of which halve the side -> ReLU -> pooling -> dense
+
+A block is two 3x3 convolutions around a skip, which has a 1x1 convolution where the size or the width changes. The
+generator's batch norm has gains and shifts for each class; the critic adds the product of its features with an embedding
+of the class to its output, as the log ratio of two class-conditional laws would have it.
+
+References:
+    Gulrajani et al., "Improved Training of Wasserstein GANs", 2017, https://arxiv.org/abs/1704.00028 (appendix, the
+    residual architecture for CIFAR-10).
+    Miyato et al., "Spectral Normalization for Generative Adversarial Networks", 2018, https://arxiv.org/abs/1802.05957
+    (appendix B, the residual architecture for CIFAR-10).
+    Miyato, Koyama, "cGANs with Projection Discriminator", 2018, https://arxiv.org/abs/1802.05637 (section 3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genzoo.nn.layers import bound_spectra
+from genzoo.nn.resnet import resolutions
+
+
+def _conv(in_channels: int, out_channels: int, kernel: int, gain: float) -> nn.Conv2d:
+    """Make a convolution that keeps the size, with Glorot's weights and a bias of zero."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
+    nn.init.xavier_uniform_(conv.weight, gain)
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
+    return conv
+
+
+class ClassBatchNorm(nn.Module):
+    """Batch norm whose gain and shift belong to the class, where there are any."""
+
+    def __init__(self, channels: int, num_classes: int = 0):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, affine=not num_classes)
+        self.gain = nn.Embedding(num_classes, channels) if num_classes else None
+        self.shift = nn.Embedding(num_classes, channels) if num_classes else None
+        if self.gain is not None and self.shift is not None:
+            nn.init.ones_(self.gain.weight)
+            nn.init.zeros_(self.shift.weight)
+
+    def forward(self, h_BCHW: Tensor, y: Tensor | None = None) -> Tensor:
+        h = self.norm(h_BCHW)
+        if self.gain is not None and self.shift is not None:
+            h = h * self.gain(y)[:, :, None, None] + self.shift(y)[:, :, None, None]
+        return h
+
+
+class _Doubling(nn.Module):
+    """Residual block of the generator: it doubles the side by repeating each pixel."""
+
+    def __init__(self, width: int, num_classes: int):
+        super().__init__()
+        self.norm1, self.norm2 = ClassBatchNorm(width, num_classes), ClassBatchNorm(width, num_classes)
+        self.conv1, self.conv2 = _conv(width, width, 3, math.sqrt(2)), _conv(width, width, 3, math.sqrt(2))
+        self.skip = _conv(width, width, 1, 1.0)
+
+    def forward(self, x_BCHW: Tensor, y: Tensor | None) -> Tensor:
+        h = self.conv1(F.interpolate(F.relu(self.norm1(x_BCHW, y)), scale_factor=2))
+        h = self.conv2(F.relu(self.norm2(h, y)))
+        # A 1x1 convolution before the repetition is the same as after it, at a quarter of the cost.
+        return F.interpolate(self.skip(x_BCHW), scale_factor=2) + h
+
+
+class _Halving(nn.Module):
+    """Residual block of the critic: it halves the side by averaging, or leaves it.
+
+    The first block sees the image, to which it applies no ReLU.
+    """
+
+    def __init__(self, in_channels: int, width: int, first: bool, halve: bool):
+        super().__init__()
+        self.first, self.halve = first, halve
+        self.conv1, self.conv2 = _conv(in_channels, width, 3, math.sqrt(2)), _conv(width, width, 3, math.sqrt(2))
+        self.skip = _conv(in_channels, width, 1, 1.0) if first or halve else nn.Identity()
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        h = self.conv2(F.relu(self.conv1(x_BCHW if self.first else F.relu(x_BCHW))))
+        if not self.halve:
+            return self.skip(x_BCHW) + h
+        return self.skip(F.avg_pool2d(x_BCHW, 2)) + F.avg_pool2d(h, 2)
+
+
+class ResNetGenerator(nn.Module):
+    """Vector to image, (B, *in_shape) -> (B, C, H, W).
+
+    Args:
+        in_shape: of one input.
+        out_shape: (C, H, W).
+        num_classes: 0 for a network without classes.
+        width: channels at every resolution.
+    """
+
+    def __init__(self, in_shape: Sequence[int], out_shape: Sequence[int], num_classes: int = 0, width: int = 128):
+        super().__init__()
+        channels, *sides = out_shape
+        sizes = resolutions(*sides)
+        self.start = (width, *sizes[-1])
+        self.stem = nn.Linear(math.prod(in_shape), math.prod(self.start))
+        nn.init.xavier_uniform_(self.stem.weight)
+        # With nothing to double, the classes need a place of their own.
+        self.blocks = nn.ModuleList(_Doubling(width, num_classes) for _ in sizes[1:])
+        self.norm = ClassBatchNorm(width, 0 if self.blocks else num_classes)
+        self.head = _conv(width, channels, 3, 1.0)
+
+    def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        h = self.stem(z.flatten(1)).view(-1, *self.start)
+        for block in self.blocks:
+            h = block(h, y)
+        return self.head(F.relu(self.norm(h, y)))
+
+
+class ResNetCritic(nn.Module):
+    """Image to vector, (B, C, H, W) -> (B, *out_shape); it has no batch norm.
+
+    Args:
+        in_shape: (C, H, W).
+        out_shape: of one output.
+        num_classes: 0 for a network without classes.
+        width: channels at every resolution.
+        blocks: how many; the first two halve the image where it can be halved.
+        spectral_norm: whether the largest singular value of every weight is held at one.
+        pool: over the last feature map, "mean" (Gulrajani et al. 2017) or "sum" (Miyato et al. 2018).
+    """
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        out_shape: Sequence[int],
+        num_classes: int = 0,
+        width: int = 128,
+        blocks: int = 4,
+        spectral_norm: bool = False,
+        pool: Literal["mean", "sum"] = "mean",
+    ):
+        super().__init__()
+        if pool not in ("mean", "sum"):
+            raise ValueError(f"pool must be 'mean' or 'sum', not {pool!r}")
+        if blocks < 1:
+            raise ValueError(f"blocks must be at least 1, not {blocks}")
+        channels, *sides = in_shape
+        halvings = min(len(resolutions(*sides)) - 1, 2)
+        self.out_shape, self.pool = tuple(out_shape), pool
+        self.blocks = nn.Sequential(
+            *(_Halving(width if i else channels, width, first=i == 0, halve=i < halvings) for i in range(blocks))
+        )
+        self.head = nn.Linear(width, math.prod(out_shape))
+        nn.init.xavier_uniform_(self.head.weight)
+        self.label = nn.Embedding(num_classes, width) if num_classes else None
+        if self.label is not None:
+            nn.init.xavier_uniform_(self.label.weight)
+        if spectral_norm:
+            bound_spectra(self)
+
+    def forward(self, x_BCHW: Tensor, y: Tensor | None = None) -> Tensor:
+        h_BCHW = F.relu(self.blocks(x_BCHW))
+        h = h_BCHW.sum((2, 3)) if self.pool == "sum" else h_BCHW.mean((2, 3))
+        out = self.head(h)
+        if self.label is not None:
+            out = out + (self.label(y) * h).sum(1, keepdim=True)
+        return out.view(-1, *self.out_shape)
