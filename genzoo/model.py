@@ -247,24 +247,28 @@ class Denoiser(GenerativeModel):
             y: classes, (B,) int64 in 0..num_classes, the last being the null label.
         """
 
-    def _as(self, kind: Kind, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        prediction = self.predict(x_t, t, y)
+    def answer(self, kind: Kind, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, int]:
+        """Estimate any kind, (B, *shape), and say how many evaluations of the network that took.
+
+        At an end point where the prediction cannot say what is asked, the network is asked again beside it.
+        """
+        prediction, asked = self.predict(x_t, t, y), self.evaluations
         inside = self.path.conditioned(prediction.kind, kind, t)
-        if bool((inside != t).any()):  # an end point, where the prediction cannot say what is asked: ask beside it
-            prediction = self.predict(x_t, inside, y)
-        return self.path.convert(prediction, x_t, inside, kind)
+        if bool((inside != t).any()):
+            prediction, asked = self.predict(x_t, inside, y), 2 * asked
+        return self.path.convert(prediction, x_t, inside, kind), asked
 
     def denoise(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Estimate E[x | x_t]."""
-        return self._as("x0", x_t, t, y)
+        return self.answer("x0", x_t, t, y)[0]
 
     def eps(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Estimate E[eps | x_t]."""
-        return self._as("eps", x_t, t, y)
+        return self.answer("eps", x_t, t, y)[0]
 
     def velocity(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Estimate E[dx_t/dt | x_t], the velocity of the probability-flow ODE."""
-        return self._as("velocity", x_t, t, y)
+        return self.answer("velocity", x_t, t, y)[0]
 
     def score(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Estimate grad log p_t(x_t).
@@ -272,7 +276,7 @@ class Denoiser(GenerativeModel):
         Raises:
             ValueError: where the path pairs its noise with its data.
         """
-        return self._as("score", x_t, t, y)
+        return self.answer("score", x_t, t, y)[0]
 
 
 class Adversarial(GenerativeModel):

@@ -1,22 +1,34 @@
 r"""Samplers: ways from noise to data along a Gaussian path, for any ``Denoiser``.
 
-A sampler walks down the times that the denoiser's schedule lists, ``t -> s`` with ``s < t``, and every step is written in
-the path's own coefficients, so that a chain may be thinned out and any schedule may be used:
+**Chains** (``Ancestral``, ``DDIM``, ``DPMSolver``, ``PredictorCorrector``, ``EulerMaruyama``) walk down the times that the
+denoiser's schedule lists, ``t -> s`` with ``s < t``. Every step is written in the path's own coefficients, so that a chain
+may be thinned out and any schedule may be used:
 
     alpha_ts = alpha_t / alpha_s,      var_ts = sigma_t^2 - alpha_ts^2 sigma_s^2          (the noise added from s to t)
     q(x_s | x_t, x) = N(alpha_ts sigma_s^2/sigma_t^2 x_t + alpha_s var_ts/sigma_t^2 x,  var_ts sigma_s^2/sigma_t^2 I)
 
 which for a variance-preserving chain is eq. 6-7 of Ho et al. 2020, and in this general form eq. 32 of Kingma et al. 2021.
+Each arrives at the data by taking the estimate of it.
+
+**Solvers** (``Euler``, ``Midpoint``, ``Heun``, ``AdaptiveODE``) integrate the probability-flow ODE in its natural coordinates,
+see ``genzoo.probability_flow``: in time for flow matching, in the ratio r = sigma/alpha for diffusion, where steps are spread
+evenly over ``r^{1/rho}``.
 
 References:
     Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", 2020, https://arxiv.org/abs/2006.11239 (algorithm 2).
     Song, Meng, Ermon, "Denoising Diffusion Implicit Models", 2021, https://arxiv.org/abs/2010.02502 (eq. 12, 16).
+    Song et al., "Score-Based Generative Modeling through SDEs", 2021, https://arxiv.org/abs/2011.13456 (appendix E, G).
     Kingma, Salimans, Poole, Ho, "Variational Diffusion Models", 2021, https://arxiv.org/abs/2107.00630 (appendix A).
+    Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
+    https://arxiv.org/abs/2206.00364 (algorithm 1, eq. 5).
+    Lu et al., "DPM-Solver++", 2022, https://arxiv.org/abs/2211.01095 (algorithm 2).
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -25,12 +37,14 @@ from torch import Tensor
 from genzoo.model import Denoiser, Samples
 from genzoo.prob.paths import GaussianPath, Prediction
 from genzoo.prob.random import randn
+from genzoo.prob.schedules import Schedule
+from genzoo.probability_flow import ProbabilityFlowODE
 
 Variance = Literal["fixedlarge", "fixedsmall", "learned"]
 
 
 class Step(NamedTuple):
-    """Coefficients of one step ``t -> s``, as numbers."""
+    """Coefficients of one step ``t -> s`` of a chain, as numbers."""
 
     t: float
     alpha_t: float
@@ -52,16 +66,58 @@ class Step(NamedTuple):
 
 
 def plan(path: GaussianPath, steps: int | None) -> list[Step]:
-    """Compute all steps of a walk once, in float64."""
+    """Compute all steps of a chain once, in float64."""
     times = path.schedule.times(steps)
     c = path.schedule.at(times)
     alpha, sigma = c.alpha.tolist(), c.sigma.tolist()
-    walk = []
+    chain = []
     for i, t in enumerate(times[:-1].tolist()):
         var_ts = sigma[i] ** 2 - (alpha[i] / alpha[i + 1] * sigma[i + 1]) ** 2
         posterior_var = var_ts * (sigma[i + 1] / sigma[i]) ** 2
-        walk.append(Step(t, alpha[i], sigma[i], alpha[i + 1], sigma[i + 1], var_ts, posterior_var))
-    return walk
+        chain.append(Step(t, alpha[i], sigma[i], alpha[i + 1], sigma[i + 1], var_ts, posterior_var))
+    return chain
+
+
+def start(schedule: Schedule, noise: Tensor, t: float) -> Tensor:
+    """Scale standard normal noise to where a walk begins: the prior, or the noise of a time before the last."""
+    if t >= schedule.t_max:
+        return schedule.prior_std * noise
+    return float(schedule.at(torch.tensor(t, dtype=torch.float64)).sigma) * noise
+
+
+class Estimate(NamedTuple):
+    """What a denoiser says about ``x_t``: the data in it, the noise in it, and all the rest of its prediction."""
+
+    x0: Tensor
+    eps: Tensor
+    prediction: Prediction
+
+
+class Questions:
+    """A denoiser's answers, counted.
+
+    Args:
+        denoiser: who is asked.
+        y: classes of the batch, (B,), or None.
+        clip: whether estimates of the data are clamped to [-1, 1] where the data are images.
+    """
+
+    def __init__(self, denoiser: Denoiser, y: Tensor | None, clip: bool):
+        self.denoiser, self.y = denoiser, y
+        self.clip = clip and denoiser.levels is not None
+        self.nfe = 0
+
+    def __call__(self, x_t: Tensor, t: float, alpha: float, sigma: float) -> Estimate:
+        """Ask about ``x_t``, whose coefficients at time ``t`` are ``alpha`` and ``sigma``."""
+        path = self.denoiser.path
+        times = torch.full((len(x_t),), t, dtype=torch.float64, device=x_t.device)
+        prediction = self.denoiser.predict(x_t, times, self.y)
+        self.nfe += self.denoiser.evaluations
+        x0 = path.convert(prediction, x_t, times, "x0").to(x_t.dtype)
+        if self.clip:
+            x0 = x0.clamp(-1, 1)
+        # From the clipped estimate, so that x_t = alpha x0 + sigma eps stays true.
+        return Estimate(x0, (x_t - alpha * x0) / sigma, prediction)
 
 
 class Sampler(ABC):
@@ -69,7 +125,7 @@ class Sampler(ABC):
 
     Args:
         steps: how many; None for all steps of a discrete chain.
-        clip: whether the estimate of the data is clamped to [-1, 1] at each step where the data are images.
+        clip: whether estimates of the data are clamped to [-1, 1] where the data are images.
         trajectory: whether all states are returned too.
     """
 
@@ -81,8 +137,12 @@ class Sampler(ABC):
         self.steps, self.clip, self.trajectory = steps, clip, trajectory
 
     @abstractmethod
-    def step(self, x_t: Tensor, prediction: Prediction, x0: Tensor, step: Step, rng: torch.Generator | None) -> Tensor:
-        """Go from ``x_t`` to ``x_s``, given what the denoiser said and its (clipped) estimate of the data."""
+    def states(self, denoiser: Denoiser, noise: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Walk:
+        """Walk from standard normal noise, (n, *shape), to data, and yield each state with the evaluations so far.
+
+        Raises:
+            ValueError: where this sampler cannot walk along the denoiser's path, before the first state.
+        """
 
     @torch.no_grad()
     def __call__(
@@ -93,26 +153,36 @@ class Sampler(ABC):
         Raises:
             ValueError: for a stochastic sampler on a path whose noise is paired with its data.
         """
-        path = denoiser.path
-        if self.stochastic and not path.independent:
+        if self.stochastic and not denoiser.path.independent:
             raise ValueError(f"{type(self).__name__} is stochastic: a path with paired noise needs an ODE sampler")
-        shape = (n, *denoiser.shape)
-        x = path.schedule.prior_std * randn(shape, rng=rng, device=denoiser.device, dtype=denoiser.dtype)
-        walk = plan(path, self.steps)
-        states = [x]
-        for step in walk:
-            t = torch.full((n,), step.t, dtype=torch.float64, device=x.device)
-            prediction = denoiser.predict(x, t, y)
-            x0 = path.convert(prediction, x, t, "x0").to(x.dtype)
-            if self.clip and denoiser.levels is not None:
-                x0 = x0.clamp(-1, 1)
-            x = self.step(x, prediction, x0, step, rng)
+        noise = randn((n, *denoiser.shape), rng=rng, device=denoiser.device, dtype=denoiser.dtype)
+        visited = []
+        for x, nfe in self.states(denoiser, noise, y, rng):  # noqa: B007
             if self.trajectory:
-                states.append(x)
-        return Samples(x, len(walk) * denoiser.evaluations, torch.stack(states) if self.trajectory else None)
+                visited.append(x)
+        return Samples(x, nfe, torch.stack(visited) if self.trajectory else None)
 
 
-class Ancestral(Sampler):
+Walk = Iterator[tuple[Tensor, int]]
+
+
+class Chain(Sampler):
+    """A sampler that walks down the schedule's own times, from the prior to the data."""
+
+    def states(self, denoiser: Denoiser, noise: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Walk:
+        ask, chain = Questions(denoiser, y, self.clip), plan(denoiser.path, self.steps)
+        schedule = denoiser.path.schedule
+        # A thinned chain begins somewhat before the prior, and takes its noise all the same, as is the custom.
+        x = start(schedule, noise, min(schedule.t_first, schedule.t_max))
+        yield x, 0
+        yield from ((state, ask.nfe) for state in self.walk(ask, x, chain, rng))
+
+    @abstractmethod
+    def walk(self, ask: Questions, x: Tensor, chain: list[Step], rng: torch.Generator | None) -> Iterator[Tensor]:
+        """Yield the state after each step."""
+
+
+class Ancestral(Chain):
     """DDPM's sampler: draw from the reverse chain, without noise at the last step (Ho et al. 2020, algorithm 2).
 
     Args:
@@ -135,19 +205,30 @@ class Ancestral(Sampler):
             raise ValueError(f"variance must be fixedlarge, fixedsmall or learned, not {variance!r}")
         self.variance = variance
 
-    def step(self, x_t: Tensor, prediction: Prediction, x0: Tensor, step: Step, rng: torch.Generator | None) -> Tensor:
-        mean = step.posterior_mean(x_t, x0)
-        if step.last:
-            return mean
-        z = randn(mean.shape, rng=rng, device=mean.device, dtype=mean.dtype)
+    def walk(self, ask: Questions, x: Tensor, chain: list[Step], rng: torch.Generator | None) -> Iterator[Tensor]:
+        for step in chain:
+            x0, _, prediction = ask(x, step.t, step.alpha_t, step.sigma_t)
+            x = step.posterior_mean(x, x0)
+            if not step.last:
+                z = randn(x.shape, rng=rng, device=x.device, dtype=x.dtype)
+                x = x + self.std(step, prediction) * z
+            yield x
+
+    def std(self, step: Step, prediction: Prediction) -> Tensor | float:
+        """Standard deviation of a reverse step."""
         if self.variance == "learned":
-            if prediction.log_var is None:
+            if prediction.variance_share is None:
                 raise ValueError("this denoiser has learned no variance: use variance=fixedlarge or fixedsmall")
-            return mean + torch.exp(0.5 * prediction.log_var) * z
-        return mean + (step.var_ts if self.variance == "fixedlarge" else step.posterior_var) ** 0.5 * z
+            return torch.exp(0.5 * log_variance(step, prediction.variance_share))
+        return (step.var_ts if self.variance == "fixedlarge" else step.posterior_var) ** 0.5
 
 
-class DDIM(Sampler):
+def log_variance(step: Step, share: Tensor) -> Tensor:
+    """Interpolate between the two fixed variances in their logarithms (Nichol, Dhariwal 2021, eq. 15)."""
+    return share * math.log(step.var_ts) + (1 - share) * math.log(step.posterior_var)
+
+
+class DDIM(Chain):
     """The implicit sampler: deterministic at ``eta = 0``, the ancestral one at ``eta = 1`` (Song et al. 2021, eq. 12).
 
     Args:
@@ -162,11 +243,256 @@ class DDIM(Sampler):
         self.eta = eta
         self.stochastic = eta > 0
 
-    def step(self, x_t: Tensor, prediction: Prediction, x0: Tensor, step: Step, rng: torch.Generator | None) -> Tensor:
-        # From the clipped estimate, so that x_t = alpha_t x0 + sigma_t eps stays true.
-        eps = (x_t - step.alpha_t * x0) / step.sigma_t
-        drawn = self.eta**2 * step.posterior_var
-        x_s = step.alpha_s * x0 + max(step.sigma_s**2 - drawn, 0.0) ** 0.5 * eps
-        if drawn > 0:
-            x_s = x_s + drawn**0.5 * randn(x_s.shape, rng=rng, device=x_s.device, dtype=x_s.dtype)
-        return x_s
+    def walk(self, ask: Questions, x: Tensor, chain: list[Step], rng: torch.Generator | None) -> Iterator[Tensor]:
+        for step in chain:
+            x0, eps, _ = ask(x, step.t, step.alpha_t, step.sigma_t)
+            drawn = self.eta**2 * step.posterior_var
+            x = step.alpha_s * x0 + max(step.sigma_s**2 - drawn, 0.0) ** 0.5 * eps
+            if drawn > 0:
+                x = x + drawn**0.5 * randn(x.shape, rng=rng, device=x.device, dtype=x.dtype)
+            yield x
+
+
+class DPMSolver(Chain):
+    """DPM-Solver++(2M): a multistep solver of second order for the data's estimate in ``lambda = log(alpha/sigma)``.
+
+        x_s = sigma_s/sigma_t x_t - alpha_s (e^{-h} - 1) D,    D = x0_t + h/(2 h') (x0_t - x0_t'),    h = lambda_s - lambda_t
+
+    with ``t', h'`` of the step before (Lu et al. 2022, algorithm 2). The first step is of first order, and so is the last,
+    whose h is infinite: it takes the estimate of the data.
+
+    Args:
+        steps, clip, trajectory: as in ``Sampler``.
+    """
+
+    stochastic = False
+
+    def __init__(self, steps: int | None = 20, clip: bool = True, trajectory: bool = False):
+        super().__init__(steps, clip, trajectory)
+
+    def walk(self, ask: Questions, x: Tensor, chain: list[Step], rng: torch.Generator | None) -> Iterator[Tensor]:
+        before: tuple[Tensor, float] | None = None
+        for step in chain:
+            x0, _, _ = ask(x, step.t, step.alpha_t, step.sigma_t)
+            if step.last:
+                yield x0
+                return
+            h = math.log(step.alpha_s / step.sigma_s) - math.log(step.alpha_t / step.sigma_t)
+            slope = x0 if before is None else x0 + h / (2 * before[1]) * (x0 - before[0])
+            x = step.sigma_s / step.sigma_t * x - step.alpha_s * math.expm1(-h) * slope
+            before = x0, h
+            yield x
+
+
+class EulerMaruyama(Chain):
+    """Euler's method for the reverse SDE, ``dx = (f x - g^2 score) dt + g dw`` (Song et al. 2021, eq. 6).
+
+    ``f = alpha'/alpha`` and ``g^2 = 2 sigma sigma' - 2 f sigma^2`` are those of the one linear SDE that has the path's laws.
+    The last step takes the estimate of the data.
+
+    Args:
+        steps, clip, trajectory: as in ``Sampler``.
+    """
+
+    stochastic = True
+
+    def __init__(self, steps: int | None = 500, clip: bool = True, trajectory: bool = False):
+        super().__init__(steps, clip, trajectory)
+
+    def walk(self, ask: Questions, x: Tensor, chain: list[Step], rng: torch.Generator | None) -> Iterator[Tensor]:
+        schedule = ask.denoiser.path.schedule
+        for step, after in zip(chain, [*(s.t for s in chain[1:]), 0.0], strict=True):
+            x0, eps, _ = ask(x, step.t, step.alpha_t, step.sigma_t)
+            if step.last:
+                yield x0
+                return
+            alpha, sigma, d_alpha, d_sigma = (float(v) for v in schedule.at(torch.tensor(step.t, dtype=torch.float64)))
+            f = d_alpha / alpha
+            g2 = 2 * sigma * d_sigma - 2 * f * sigma**2
+            dt = step.t - after
+            z = randn(x.shape, rng=rng, device=x.device, dtype=x.dtype)
+            x = x - dt * (f * x + g2 * eps / sigma) + (g2 * dt) ** 0.5 * z
+            yield x
+
+
+class PredictorCorrector(Chain):
+    """A step of the reverse diffusion, then steps of Langevin's dynamics at the same noise (Song et al. 2021, algorithm 1).
+
+        predictor:  x <- (2 - alpha_ts) x + var_ts score + sqrt(var_ts) z                    (eq. 46, reverse diffusion)
+        corrector:  x <- x + e score + sqrt(2 e) z,    e = 2 (snr |z| / |score|)^2 [alpha_s^2]        (algorithm 4, 5)
+
+    The authors take the norms' means over the batch, which makes a sample depend on its neighbours. ``norms="expected"`` puts
+    what they come to in high dimension, ``|z| = sqrt(D)`` and ``|score| = sqrt(D)/sigma``, so that ``e = 2 (snr sigma)^2``; a
+    sample's own norms are an option too, but in few dimensions a score may vanish.
+
+    Args:
+        snr: signal-to-noise ratio of the corrector.
+        corrector_steps: after each predictor; 0 for the reverse diffusion alone.
+        norms: "expected", "sample" or "batch", see above.
+        steps, clip, trajectory: as in ``Sampler``.
+    """
+
+    stochastic = True
+
+    def __init__(
+        self,
+        steps: int | None = 500,
+        snr: float = 0.16,
+        corrector_steps: int = 1,
+        norms: Literal["expected", "sample", "batch"] = "expected",
+        clip: bool = True,
+        trajectory: bool = False,
+    ):
+        super().__init__(steps, clip, trajectory)
+        if snr <= 0 or corrector_steps < 0:
+            raise ValueError(f"snr must be positive and corrector_steps not negative, not {snr} and {corrector_steps}")
+        if norms not in ("expected", "sample", "batch"):
+            raise ValueError(f"norms must be expected, sample or batch, not {norms!r}")
+        self.snr, self.corrector_steps, self.norms = snr, corrector_steps, norms
+
+    def walk(self, ask: Questions, x: Tensor, chain: list[Step], rng: torch.Generator | None) -> Iterator[Tensor]:
+        for step, after in zip(chain, [*chain[1:], None], strict=True):
+            x0, eps, _ = ask(x, step.t, step.alpha_t, step.sigma_t)
+            if after is None:
+                yield x0
+                return
+            z = randn(x.shape, rng=rng, device=x.device, dtype=x.dtype)
+            x = (2 - step.alpha_t / step.alpha_s) * x - step.var_ts / step.sigma_t * eps + step.var_ts**0.5 * z
+            for _ in range(self.corrector_steps):
+                score = -ask(x, after.t, after.alpha_t, after.sigma_t).eps / after.sigma_t
+                z = randn(x.shape, rng=rng, device=x.device, dtype=x.dtype)
+                # The share of the signal that one step keeps, 1 - beta: one where variance explodes.
+                kept = (step.alpha_t / step.alpha_s) ** 2
+                size = 2 * kept * (self.snr * self._ratio(z, score, after.sigma_t)) ** 2
+                x = x + size * score + (2 * size) ** 0.5 * z
+            yield x
+
+    def _ratio(self, z: Tensor, score: Tensor, sigma: float) -> Tensor | float:
+        """Return |z| / |score|."""
+        if self.norms == "expected":
+            return sigma
+        z_norm, score_norm = (v.flatten(1).norm(dim=1) for v in (z, score))
+        ratio = z_norm.mean() / score_norm.mean() if self.norms == "batch" else z_norm / score_norm
+        return ratio.view(-1, *[1] * (z.ndim - 1))
+
+
+class Solver(Sampler):
+    """A sampler that integrates the probability-flow ODE in steps of a fixed method.
+
+    In time coordinates steps are equal. In the ratio r = sigma/alpha they are spread evenly over ``r^{1/rho}`` from the
+    prior's, but at most ``ratio_max``, down to the schedule's last, from where Euler's step to r = 0 takes the estimate of
+    the data (Karras et al. 2022, eq. 5).
+
+    Args:
+        steps: how many.
+        rho: see above; 7 as Karras et al. found best.
+        ratio_max: where to start; beyond 80 data on [-1, 1] have vanished in the noise.
+        clip: whether the result is clamped to [-1, 1] where the data are images; the ODE on the way is left smooth.
+        trajectory: as in ``Sampler``.
+    """
+
+    stochastic = False
+
+    def __init__(
+        self,
+        steps: int = 18,
+        rho: float = 7.0,
+        ratio_max: float = 80.0,
+        clip: bool = True,
+        trajectory: bool = False,
+    ):
+        super().__init__(steps, clip, trajectory)
+        if rho < 1 or ratio_max <= 0:
+            raise ValueError(f"rho must be at least 1 and ratio_max positive, not {rho} and {ratio_max}")
+        self.rho, self.ratio_max = rho, ratio_max
+
+    def grid(self, ode: ProbabilityFlowODE) -> list[float]:
+        """List the values of the ODE's variable, from noise to data, steps + 1 numbers ending at 0."""
+        assert self.steps is not None
+        if ode.in_time:
+            return torch.linspace(1, 0, self.steps + 1, dtype=torch.float64).tolist()
+        first, last = min(self.ratio_max, ode.ends[1]), ode.variable(ode.schedule.t_last)
+        share = torch.linspace(0, 1, self.steps, dtype=torch.float64)
+        roots = first ** (1 / self.rho) + share * (last ** (1 / self.rho) - first ** (1 / self.rho))
+        return [*(roots**self.rho).tolist(), 0.0]
+
+    def states(self, denoiser: Denoiser, noise: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Walk:
+        ode = ProbabilityFlowODE(denoiser, y)
+        grid = self.grid(ode)
+        scales = ode.scales(grid)
+        x = start(denoiser.path.schedule, noise, ode.time_at(grid[0]))
+        yield x, 0
+        z = x / scales[0]
+        for u, v, scale in zip(grid[:-1], grid[1:], scales[1:], strict=True):
+            z = self.step(ode, z, u, v)
+            x = scale * z
+            if v == 0 and self.clip and denoiser.levels is not None:
+                x = x.clamp(-1, 1)
+            yield x, ode.nfe
+
+    @abstractmethod
+    def step(self, ode: ProbabilityFlowODE, z: Tensor, u: float, v: float) -> Tensor:
+        """Go from the variable's value u to v."""
+
+
+class Euler(Solver):
+    """Euler's method, of first order; on a diffusion's path its steps are DDIM's."""
+
+    def step(self, ode: ProbabilityFlowODE, z: Tensor, u: float, v: float) -> Tensor:
+        return z + (v - u) * ode.drift(u, z)
+
+
+class Midpoint(Solver):
+    """The midpoint method, of second order: two evaluations a step."""
+
+    def step(self, ode: ProbabilityFlowODE, z: Tensor, u: float, v: float) -> Tensor:
+        if v == 0 and not ode.in_time:
+            return z + (v - u) * ode.drift(u, z)
+        middle = z + (v - u) / 2 * ode.drift(u, z)
+        return z + (v - u) * ode.drift((u + v) / 2, middle)
+
+
+class Heun(Solver):
+    """Heun's method, the trapezoidal rule with Euler's predictor, of second order: two evaluations a step.
+
+    In the ratio's coordinates the last step, to r = 0, is Euler's, so that N steps take 2N - 1 evaluations (Karras et al.
+    2022, algorithm 1).
+    """
+
+    def step(self, ode: ProbabilityFlowODE, z: Tensor, u: float, v: float) -> Tensor:
+        slope = ode.drift(u, z)
+        ahead = z + (v - u) * slope
+        if v == 0 and not ode.in_time:
+            return ahead
+        return z + (v - u) / 2 * (slope + ode.drift(v, ahead))
+
+
+class AdaptiveODE(Sampler):
+    """The probability-flow ODE to a tolerance, by Dormand and Prince's method, each sample at its own pace.
+
+    Rejected steps count as evaluations; what is reported is the count of the slowest sample of the batch. On a
+    diffusion's path the ODE ends at the schedule's last time, and the estimate of the data is taken there.
+
+    Args:
+        rtol, atol: of the solver.
+        clip: whether the result is clamped to [-1, 1] where the data are images.
+        trajectory: whether the first and the last state are returned too.
+    """
+
+    stochastic = False
+
+    def __init__(self, rtol: float = 1e-5, atol: float = 1e-5, clip: bool = True, trajectory: bool = False):
+        super().__init__(None, clip, trajectory)
+        if rtol <= 0 or atol <= 0:
+            raise ValueError(f"rtol and atol must be positive, not {rtol} and {atol}")
+        self.rtol, self.atol = rtol, atol
+
+    def states(self, denoiser: Denoiser, noise: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Walk:
+        ode = ProbabilityFlowODE(denoiser, y)
+        first, last = ode.ends[1], 0.0 if ode.in_time else ode.variable(ode.schedule.t_last)
+        x = start(denoiser.path.schedule, noise, ode.time_at(first))
+        yield x, 0
+        x = ode.solve(x / ode.scales([first])[0], first, last, self.rtol, self.atol)
+        if not ode.in_time:
+            x = x - last * ode.drift(last, x)  # at r = 0 the state is x itself
+        yield (x.clamp(-1, 1) if self.clip and denoiser.levels is not None else x), ode.nfe

@@ -23,23 +23,7 @@ from genzoo import samplers
 from genzoo.model import Denoiser, Loss, Samples
 from genzoo.prob.paths import GaussianPath, Kind, Prediction
 from genzoo.prob.random import rand, randn
-from genzoo.prob.schedules import Coefficients, Schedule
-
-
-class CondOT(Schedule):
-    """The straight path of flow matching, ``alpha = 1 - t``, ``sigma = t``."""
-
-    def at(self, t: Tensor) -> Coefficients:
-        t = t.double()
-        return Coefficients(1 - t, t, -torch.ones_like(t), torch.ones_like(t))
-
-
-class VarianceExploding(Schedule):
-    """Noise added to data that stay as they are, ``alpha = 1``, ``sigma = 50 t``."""
-
-    def at(self, t: Tensor) -> Coefficients:
-        t = t.double()
-        return Coefficients(torch.ones_like(t), 50 * t, torch.zeros_like(t), torch.full_like(t, 50.0))
+from genzoo.prob.schedules import Schedule
 
 
 class GaussianDenoiser(Denoiser):
@@ -50,7 +34,7 @@ class GaussianDenoiser(Denoiser):
         mean: mu, (D,).
         covariance: Sigma, (D, D), or its diagonal, (D,).
         kind: which of the five quantities ``predict`` returns.
-        hop: where given, ``predict`` also returns the exact log variance of the reverse step from t to t - hop, for a
+        hop: where given, ``predict`` also places the exact log variance of the reverse step from t to t - hop, for a
             diagonal Sigma.
         levels: pretended, to see what samplers do to images.
         independent: whether the path says that noise and data are paired independently.
@@ -87,18 +71,19 @@ class GaussianDenoiser(Denoiser):
             return d_alpha * self.mu + ((d_alpha * alpha * self.lam + d_sigma * sigma) * w) @ self.axes.T
         return {"x0": x0, "eps": eps, "score": -w @ self.axes.T, "v": alpha * eps - sigma * x0}[kind]
 
-    def _reverse_log_var(self, t: Tensor, s: Tensor) -> Tensor:
+    def _variance_share(self, t: Tensor, s: Tensor) -> Tensor:
         # Law of total variance: that of q(x_s | x_t, x), and that of its mean as x ~ p(x | x_t) varies.
         (alpha_t, alpha_s), (sigma_t, sigma_s), _, _ = self.path.schedule.at(torch.stack([t, s]))
         added = sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2
         posterior, of_x = added * (sigma_s / sigma_t) ** 2, alpha_s * added / sigma_t**2
         x_given_x_t = self.lam * (sigma_t**2)[:, None] / ((alpha_t**2)[:, None] * self.lam + (sigma_t**2)[:, None])
-        return torch.log(posterior[:, None] + (of_x**2)[:, None] * x_given_x_t)
+        exact = posterior[:, None] + (of_x**2)[:, None] * x_given_x_t
+        return torch.log(exact / posterior[:, None]) / torch.log(added / posterior)[:, None]
 
     def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
         self.calls += 1
-        log_var = None if self.hop is None else self._reverse_log_var(t, (t - self.hop).clamp(min=0))
-        return Prediction(self.kind, self.exact(self.kind, x_t, t), log_var)
+        share = None if self.hop is None else self._variance_share(t, (t - self.hop).clamp(min=0))
+        return Prediction(self.kind, self.exact(self.kind, x_t, t), share)
 
     def loss(self, x: Tensor, y: Tensor | None = None, *, turn=None, rng=None) -> Loss:
         t = rand((len(x),), rng=rng, dtype=x.dtype)

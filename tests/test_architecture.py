@@ -19,19 +19,33 @@ ROOT = PACKAGE.parent
 SOURCES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
 
 # Each layer, a module or a folder of the package, and the layers that it may import besides itself.
+MODELS = {"model", "prob", "nn", "probability_flow", "samplers", "guidance"}
 LAYERS: dict[str, set[str]] = {
     "prob": set(),
     "nn": {"prob"},
     "model": {"prob"},
-    "samplers": {"model", "prob"},
+    "probability_flow": {"model", "prob"},
+    "samplers": {"model", "prob", "probability_flow"},
     "guidance": {"model", "prob", "samplers"},
-    "families": {"model", "prob", "nn", "samplers", "guidance"},
+    "families": MODELS,
     "data": {"prob"},
     "metrics": {"model", "prob"},
     "runs": set(),
     "report": {"runs"},
     "training": {"model", "prob", "data", "metrics", "runs"},
-    "commands": {"model", "prob", "nn", "samplers", "guidance", "data", "metrics", "runs", "report", "training"},
+    "commands": {
+        "model",
+        "prob",
+        "nn",
+        "probability_flow",
+        "samplers",
+        "guidance",
+        "data",
+        "metrics",
+        "runs",
+        "report",
+        "training",
+    },
     "__main__": {"commands", "data", "runs", "training"},
     "__init__": {"commands", "families"},  # names, resolved when they are asked for
 }

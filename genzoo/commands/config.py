@@ -39,7 +39,14 @@ COMPOSING = (HydraException, OmegaConfBaseException, ValueError)
 REFUSALS = (ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError)
 
 # Modules whose public classes the configuration of a stranger's run may name.
-_TRUSTED = ("genzoo.families.", "genzoo.nn.", "genzoo.samplers.", "genzoo.prob.schedules.", "genzoo.prob.likelihoods.")
+_TRUSTED = (
+    "genzoo.families.",
+    "genzoo.nn.",
+    "genzoo.samplers.",
+    "genzoo.prob.schedules.",
+    "genzoo.prob.likelihoods.",
+    "genzoo.prob.noise_levels.",
+)
 
 
 class UsageError(ValueError):

@@ -80,10 +80,10 @@ def check_sampler(model: GenerativeModel) -> None:
         return
     sampler: Any = model.sampler
     trial = copy.copy(sampler)
-    trial.steps = 2
+    trial.steps = sampler.steps and 2
     y = torch.zeros(1, dtype=torch.int64) if model.num_classes else None
     try:
-        model.path.schedule.times(sampler.steps)
+        next(sampler.states(model, torch.zeros(1, *model.shape), y, None))
         trial(copy.deepcopy(model).eval(), 1, y, torch.Generator())
     except REFUSALS as error:
         raise UsageError(f"sampler: {one_line(error)}") from error

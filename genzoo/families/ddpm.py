@@ -13,8 +13,17 @@ which weighs the terms of the variational bound anew. The bound itself (eq. 5) i
 
     -log p(x) <= KL(q(x_T | x) || N(0, I)) + sum_{i=1}^{T-1} E KL(q(x_{i-1} | x_i, x) || p(x_{i-1} | x_i)) - E log p(x | x_0)
 
+**Improved DDPM** learns the variance too. The network's second half, w in [-1, 1], is a place between the two fixed choices,
+
+    log v_t = s log beta_t + (1 - s) log (posterior variance),    s = (w + 1)/2,
+
+which L_simple cannot teach. The hybrid objective adds one term of the bound, with the mean held fixed: ``L_simple + T/1000
+L_i``, L_i in bits a dimension. The bound alone may be minimised too; its terms differ by orders of magnitude, so that times
+are best drawn in proportion to ``sqrt(E L_i^2)``, from the last losses seen at each time, and weighed by the inverse.
+
 References:
     Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", 2020, https://arxiv.org/abs/2006.11239.
+    Nichol, Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021, https://arxiv.org/abs/2102.09672 (eq. 15-18).
     Salimans, Ho, "Progressive Distillation for Fast Sampling of Diffusion Models", 2022,
     https://arxiv.org/abs/2202.00512 (x0- and v-prediction).
 """
@@ -34,7 +43,7 @@ from genzoo.prob.divergences import kl_normal
 from genzoo.prob.likelihoods import discretized_gaussian_log_mass
 from genzoo.prob.measure import log_density, snap
 from genzoo.prob.paths import GaussianPath, Prediction
-from genzoo.prob.random import rand, randint, randn
+from genzoo.prob.random import categorical, rand, randint, randn
 from genzoo.prob.schedules import DiscreteSchedule, LinearSchedule
 from genzoo.samplers import DDIM, Sampler, Step, plan
 
@@ -55,7 +64,9 @@ class DDPM(Density, Denoiser):
         shape, levels, num_classes: of the data, as in ``GenerativeModel``.
         schedule: of the chain; the linear one of 1000 steps by default.
         prediction: what the network predicts.
-        variance: v_t of a reverse step: "fixedlarge", beta_t, or "fixedsmall", the posterior's.
+        variance: v_t of a reverse step: "fixedlarge", beta_t, "fixedsmall", the posterior's, or "learned".
+        objective: "simple", "hybrid", which a learned variance needs, or "vlb", the variational bound.
+        importance: whether training draws its times by the losses seen there.
         label_dropout: how often training replaces a class by the null label, so that guidance can be used.
         sampler: draws the samples; DDIM with 50 steps by default.
     """
@@ -70,27 +81,42 @@ class DDPM(Density, Denoiser):
         num_classes: int = 0,
         schedule: DiscreteSchedule | None = None,
         prediction: Literal["eps", "x0", "v"] = "eps",
-        variance: Literal["fixedlarge", "fixedsmall"] = "fixedlarge",
+        variance: Literal["fixedlarge", "fixedsmall", "learned"] = "fixedlarge",
+        objective: Literal["simple", "hybrid", "vlb"] = "simple",
+        importance: bool = False,
         label_dropout: float = 0.1,
         sampler: Sampler | None = None,
     ):
         super().__init__(shape, levels, num_classes)
         if prediction not in ("eps", "x0", "v"):
             raise ValueError(f"prediction must be eps, x0 or v, not {prediction!r}")
-        if variance not in ("fixedlarge", "fixedsmall"):
-            raise ValueError(f"variance must be fixedlarge or fixedsmall, not {variance!r}")
+        if variance not in ("fixedlarge", "fixedsmall", "learned"):
+            raise ValueError(f"variance must be fixedlarge, fixedsmall or learned, not {variance!r}")
+        if objective not in ("simple", "hybrid", "vlb"):
+            raise ValueError(f"objective must be simple, hybrid or vlb, not {objective!r}")
+        if (objective == "hybrid") != (variance == "learned") and objective != "vlb":
+            raise ValueError(
+                f"variance={variance} goes with another objective than {objective}: a learned one with hybrid or vlb"
+            )
         if not 0 <= label_dropout <= 1:
             raise ValueError(f"label_dropout must be in [0, 1], not {label_dropout}")
-        self.network = network(self.shape, self.shape, num_classes)
+        channels, *sides = self.shape
+        self.network = network(self.shape, ((2 if variance == "learned" else 1) * channels, *sides), num_classes)
         self.schedule = schedule or LinearSchedule()
         self.path = GaussianPath(self.schedule)
         self.prediction, self.variance, self.label_dropout = prediction, variance, label_dropout
+        self.objective = objective
+        self.history = LossHistory(self.schedule.num_steps) if importance else None
         self.sampler = sampler or DDIM()
         # Coefficients of every step of the chain, row i for index i, in float64 whatever the model's dtype.
         self._chain = torch.tensor(plan(self.path, None)[::-1], dtype=torch.float64)
 
     def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
-        return Prediction(self.prediction, self.network(x_t, t.expand(len(x_t)), y).to(x_t.dtype))
+        output = self.network(x_t, t.expand(len(x_t)), y).to(x_t.dtype)
+        if self.variance != "learned":
+            return Prediction(self.prediction, output)
+        mean, place = output.chunk(2, dim=1)
+        return Prediction(self.prediction, mean, (place + 1) / 2)
 
     def loss(
         self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
@@ -101,12 +127,27 @@ class DDPM(Density, Denoiser):
             dropped = rand(y.shape, rng=rng, device=x.device) < self.label_dropout
             y = torch.where(dropped, self.num_classes, y)
         T = self.schedule.num_steps
-        t = (randint(T, (len(x),), rng=rng, device=x.device) + 1).double() / T
+        if self.history is None:
+            index, weight = randint(T, (len(x),), rng=rng, device=x.device), None
+        else:
+            index, weight = self.history.sample(len(x), rng)
+        t = (index + 1).double() / T
         eps = randn(x.shape, rng=rng, device=x.device, dtype=x.dtype)
         x_t = self.path.sample(x, eps, t)
+        prediction = self.predict(x_t, t, y)
         target = self.path.target(self.prediction, x, eps, t)
-        mse = (self.predict(x_t, t, y).mean - target).square().mean()
-        return Loss(mse, {"mse": mse.detach()})
+        mse = (prediction.mean - target).square().flatten(1).mean(1)
+        terms, losses = {"mse": mse}, mse
+        if self.objective != "simple":
+            if self.objective == "hybrid":
+                prediction = prediction._replace(mean=prediction.mean.detach())
+            terms["vlb"] = self._term(x, x_t, index, prediction) / (self.dim * math.log(2))
+            losses = terms["vlb"] * T / 1000 + (mse if self.objective == "hybrid" else 0.0)
+        if weight is not None and self.history is not None:
+            if self.training:
+                self.history.update(index, losses.detach())
+            losses = weight.to(losses.dtype) * losses
+        return Loss(losses.mean(), {name: values.detach().mean() for name, values in terms.items()})
 
     def sample(self, n: int, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Samples:
         return self.sampler(self, n, self.draw_labels(n, y, rng), rng)
@@ -136,7 +177,8 @@ class DDPM(Density, Denoiser):
         variance = torch.zeros_like(value)
         for start, stop in strata(self.schedule.num_steps, num_samples // 2):
             first, second = (
-                self._term(x, y, start + randint(stop - start, (B,), rng=rng, device=x.device), rng) for _ in range(2)
+                self._drawn_term(x, y, start + randint(stop - start, (B,), rng=rng, device=x.device), rng)
+                for _ in range(2)
             )
             value = value - (stop - start) * (first + second) / 2
             variance = variance + ((stop - start) * (first - second) / 2) ** 2
@@ -147,13 +189,18 @@ class DDPM(Density, Denoiser):
         c = self.schedule.at(torch.ones((), device=x.device))
         return kl_normal(c.alpha.to(x) * x, (2 * c.sigma.log()).to(x).expand_as(x)).flatten(1).sum(1)
 
-    def _term(self, x: Tensor, y: Tensor | None, index: Tensor, rng: torch.Generator | None) -> Tensor:
+    def _drawn_term(self, x: Tensor, y: Tensor | None, index: Tensor, rng: torch.Generator | None) -> Tensor:
+        """Draw noise, and return a term of the bound for each event."""
+        t = (index + 1).double() / self.schedule.num_steps
+        x_t = self.path.sample(x, randn(x.shape, rng=rng, device=x.device, dtype=x.dtype), t)
+        return self._term(x, x_t, index, self.predict(x_t, t, y))
+
+    def _term(self, x: Tensor, x_t: Tensor, index: Tensor, prediction: Prediction) -> Tensor:
         """One term of the bound for each event, at the chain's ``index``, (B,): a KL, or -log p(x | x_0) at index 0."""
         chain = self._chain.to(x.device)[index].to(x.dtype).view(len(x), -1, *[1] * (x.ndim - 1))
-        _, alpha_t, sigma_t, alpha_s, _, var_ts, posterior_var = chain.unbind(1)  # the fields of a Step
-        x_t = alpha_t * x + sigma_t * randn(x.shape, rng=rng, device=x.device, dtype=x.dtype)
+        _, _, sigma_t, alpha_s, _, var_ts, posterior_var = chain.unbind(1)  # the fields of a Step
         t = (index + 1).double() / self.schedule.num_steps
-        x0 = self.path.convert(self.predict(x_t, t, y), x_t, t, "x0")
+        x0 = self.path.convert(prediction, x_t, t, "x0")
         if self.levels is not None:
             x0 = x0.clamp(-1, 1)
         # The two means differ by their estimates of x alone.
@@ -161,12 +208,56 @@ class DDPM(Density, Denoiser):
         # Index 0 has no posterior variance: it takes the next one's (Ho et al.'s code clips the same way).
         floor = Step(*self._chain[1].tolist()).posterior_var
         first = (index == 0).view(sigma_t.shape)
-        posterior = torch.where(first, floor, posterior_var)
-        log_var = torch.where(first, floor, var_ts if self.variance == "fixedlarge" else posterior_var).log()
-        kl = kl_normal(gap, posterior.log().expand_as(x), 0.0, log_var.expand_as(x)).flatten(1).sum(1)
+        posterior = torch.where(first, floor, posterior_var).log().expand_as(x)
+        log_var = self._log_var(posterior, torch.where(first, floor, var_ts).log(), var_ts.log(), prediction)
+        kl = kl_normal(gap, posterior, 0.0, log_var).flatten(1).sum(1)
         if self.levels is None:
-            nll = 0.5 * ((x - x0) ** 2 / floor + math.log(2 * math.pi * floor)).flatten(1).sum(1)
+            nll = 0.5 * ((x - x0) ** 2 * torch.exp(-log_var) + math.log(2 * math.pi) + log_var).flatten(1).sum(1)
         else:
-            log_mass = discretized_gaussian_log_mass(x, x0, log_var.expand_as(x), self.levels).flatten(1).sum(1)
+            log_mass = discretized_gaussian_log_mass(x, x0, log_var, self.levels).flatten(1).sum(1)
             nll = -log_density(log_mass, self.dim, self.levels)
         return torch.where(index == 0, nll, kl)
+
+    def _log_var(self, posterior: Tensor, large: Tensor, forward: Tensor, prediction: Prediction) -> Tensor:
+        """Log variance of a reverse step, (B, *shape); ``large`` is the forward step's, but at index 0 the posterior's."""
+        if prediction.variance_share is not None:
+            return prediction.variance_share * forward + (1 - prediction.variance_share) * posterior
+        return large.expand_as(posterior) if self.variance == "fixedlarge" else posterior
+
+
+class LossHistory(nn.Module):
+    """The last losses seen at each time, and a law of times in proportion to their root mean squares.
+
+    Until every time has been seen ``LAST`` times, times are drawn uniformly (Nichol, Dhariwal 2021, eq. 18).
+    """
+
+    LAST = 10
+    UNIFORM = 1e-3  # share of times that are drawn uniformly for ever, so that none is forgotten
+
+    losses: Tensor
+    counts: Tensor
+
+    def __init__(self, num_steps: int):
+        super().__init__()
+        self.register_buffer("losses", torch.zeros(num_steps, self.LAST, dtype=torch.float64))
+        self.register_buffer("counts", torch.zeros(num_steps, dtype=torch.int64))
+
+    def probs(self) -> Tensor:
+        """Return the probability of each index, (T,) float64."""
+        T = len(self.counts)
+        if bool((self.counts < self.LAST).any()):
+            return torch.full_like(self.losses[:, 0], 1 / T)
+        weights = self.losses.double().square().mean(1).sqrt()
+        return (1 - self.UNIFORM) * weights / weights.sum() + self.UNIFORM / T
+
+    def sample(self, n: int, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Draw ``n`` indices, and the weights that keep the mean loss that of uniform times."""
+        probs = self.probs()
+        index = categorical(probs, n, rng=rng)
+        return index, 1 / (len(probs) * probs[index])
+
+    def update(self, index: Tensor, losses: Tensor) -> None:
+        """Remember the losses at some times, (B,), (B,); the newest replace the oldest."""
+        for i, loss in zip(index.tolist(), losses.to(self.losses).unbind(), strict=True):
+            self.losses[i, int(self.counts[i]) % self.LAST] = loss
+            self.counts[i] += 1

@@ -40,13 +40,14 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 class Prediction(NamedTuple):
     """What a denoiser says about ``x_t``.
 
-    ``kind`` says which quantity ``mean`` is, (B, *shape). ``log_var`` is the log variance of one reverse step per
-    element, (B, *shape), where the network has learned it.
+    ``kind`` says which quantity ``mean`` is, (B, *shape). ``variance_share`` is, where the network has learned it, the place of
+    a reverse step's log variance between the posterior's, 0, and the forward step's, 1, per element, (B, *shape): a share
+    rather than a variance, so that it also serves a chain that is thinned out.
     """
 
     kind: Kind
     mean: Tensor
-    log_var: Tensor | None = None
+    variance_share: Tensor | None = None
 
 
 def expand(t: Tensor, like: Tensor) -> Tensor:

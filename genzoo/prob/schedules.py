@@ -10,6 +10,10 @@ References:
     Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", 2020, https://arxiv.org/abs/2006.11239 (section 4).
     Nichol, Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021, https://arxiv.org/abs/2102.09672
     (eq. 17).
+    Song et al., "Score-Based Generative Modeling through SDEs", 2021, https://arxiv.org/abs/2011.13456 (eq. 9, 11 and
+    appendix B, C: VE, VP and sub-VP).
+    Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
+    https://arxiv.org/abs/2206.00364 (table 1, eq. 5).
     Lipman et al., "Flow Matching for Generative Modeling", 2023, https://arxiv.org/abs/2210.02747 (eq. 20, optimal
     transport).
 """
@@ -18,7 +22,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,10 +38,17 @@ class Coefficients(NamedTuple):
 
 
 class Schedule(ABC):
-    """A pair of smooth functions ``alpha(t)`` and ``sigma(t)`` on [0, 1]."""
+    """A pair of smooth functions ``alpha(t)`` and ``sigma(t)`` on [0, 1], whose ratio ``sigma/alpha`` rises strictly.
+
+    ``coordinates`` says in which variable the probability-flow ODE is integrated: the time, where velocities are finite
+    at both ends, or else the noise-to-data ratio ``sigma/alpha``, see ``genzoo.probability_flow``.
+    """
 
     t_min: float = 1e-5  # the least time at which every quantity is well-conditioned in float32
     t_max: float = 1.0 - 1e-5  # the greatest
+    t_first: float = 1.0  # where chains of steps begin, at most t_max
+    t_last: float = 1e-5  # where they stop before they take the estimate of the data
+    coordinates: Literal["time", "ratio"] = "ratio"
 
     @abstractmethod
     def at(self, t: Tensor) -> Coefficients:
@@ -47,11 +58,21 @@ class Schedule(ABC):
             t: times in [0, 1], any shape.
         """
 
+    @abstractmethod
+    def time_of(self, ratio: Tensor) -> Tensor:
+        """Return the time at which ``sigma/alpha`` is ``ratio``, float64; beyond the last one, the last."""
+
+    def ratio(self, t: Tensor) -> Tensor:
+        """Return ``sigma/alpha``, float64: the noise on data that were scaled back to their own size."""
+        c = self.at(t)
+        return c.sigma / c.alpha
+
     def times(self, steps: int | None = None) -> Tensor:
         """List the times that a sampler visits, from noise to data: (steps + 1,) float64, ending at t = 0."""
         if steps is None or steps < 1:
             raise ValueError(f"a schedule in continuous time needs steps >= 1, not {steps}")
-        return torch.cat([torch.linspace(self.t_max, self.t_min, steps, dtype=torch.float64), torch.zeros(1).double()])
+        first = min(self.t_first, self.t_max)
+        return torch.cat([torch.linspace(first, self.t_last, steps, dtype=torch.float64), torch.zeros(1).double()])
 
     @property
     def prior_std(self) -> float:
@@ -59,12 +80,89 @@ class Schedule(ABC):
         return float(self.at(torch.ones(())).sigma)
 
 
-class VariancePreserving(Schedule):
-    """A schedule with ``alpha^2 + sigma^2 = 1``, given by ``log alpha(t)``."""
+class CondOT(Schedule):
+    """The straight path of flow matching, ``alpha = 1 - t``, ``sigma = t`` (Lipman et al. 2023, eq. 20, sigma_min = 0)."""
+
+    coordinates = "time"
+    t_first = 80 / 81  # where sigma/alpha is 80: its SDE, unlike its ODE, is singular at the noise
+
+    def at(self, t: Tensor) -> Coefficients:
+        t = t.double()
+        return Coefficients(1 - t, t, -torch.ones_like(t), torch.ones_like(t))
+
+    def time_of(self, ratio: Tensor) -> Tensor:
+        return 1 / (1 + 1 / ratio.double())
+
+
+class VESchedule(Schedule):
+    """The variance-exploding SDE: ``alpha = 1``, ``sigma^2 = sigma_min^2 (r^{2t} - 1)``, ``r = sigma_max/sigma_min``.
+
+    The variance that the SDE adds to the data (Song et al. 2021, eq. 29-30); often written without the -1, which is noise
+    that would be there at t = 0. The time is, but for the least noise, an affine function of ``log sigma``.
+    """
+
+    t_max = 1.0
+
+    def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0):
+        if not 0 < sigma_min < sigma_max:
+            raise ValueError(f"sigma_min must lie between 0 and sigma_max, not {sigma_min} and {sigma_max}")
+        self.sigma_min, self.rate = sigma_min, math.log(sigma_max / sigma_min)
+
+    def at(self, t: Tensor) -> Coefficients:
+        t = t.double()
+        sigma = self.sigma_min * torch.expm1(2 * self.rate * t).sqrt()
+        d_sigma = self.sigma_min**2 * self.rate * torch.exp(2 * self.rate * t) / sigma
+        return Coefficients(torch.ones_like(t), sigma, torch.zeros_like(t), d_sigma)
+
+    def time_of(self, ratio: Tensor) -> Tensor:
+        return (torch.log1p((ratio.double() / self.sigma_min) ** 2) / (2 * self.rate)).clamp(max=1.0)
+
+
+class EDMSchedule(Schedule):
+    """Karras et al.'s noise: ``alpha = 1``, ``sigma = sigma_max t^rho``.
+
+    Their ODE runs in sigma itself, to which any clock may be attached; this one spreads the times evenly over
+    ``sigma^{1/rho}``, as their sampler's steps are (eq. 5).
+    """
+
+    t_max = 1.0
+
+    def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0):
+        if not 0 < sigma_min < sigma_max or rho < 1:
+            raise ValueError(
+                f"sigma_min must lie between 0 and sigma_max, and rho be at least 1, not {sigma_min}, {sigma_max}, {rho}"
+            )
+        self.sigma_max, self.rho = sigma_max, rho
+        self.t_min = self.t_last = (sigma_min / sigma_max) ** (1 / rho)
+
+    def at(self, t: Tensor) -> Coefficients:
+        t = t.double()
+        sigma, d_sigma = self.sigma_max * t**self.rho, self.sigma_max * self.rho * t ** (self.rho - 1)
+        return Coefficients(torch.ones_like(t), sigma, torch.zeros_like(t), d_sigma)
+
+    def time_of(self, ratio: Tensor) -> Tensor:
+        return ((ratio.double() / self.sigma_max) ** (1 / self.rho)).clamp(max=1.0)
+
+
+class LogAlphaSchedule(Schedule):
+    """A schedule that is given by ``log alpha(t)``."""
 
     @abstractmethod
     def log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``log alpha(t)`` and its time derivative, float64."""
+
+    @abstractmethod
+    def time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
+        """Return the time at which ``log alpha`` has a value, (0, ...) float64; beyond the last one, the last."""
+
+    @property
+    def prior_std(self) -> float:
+        """One: the path ends as good as in N(0, I), and sampling starts from exactly that."""
+        return 1.0
+
+
+class VariancePreserving(LogAlphaSchedule):
+    """A schedule with ``alpha^2 + sigma^2 = 1``."""
 
     def at(self, t: Tensor) -> Coefficients:
         log_alpha, slope = self.log_alpha(t.double())
@@ -72,10 +170,46 @@ class VariancePreserving(Schedule):
         sigma = torch.expm1(2 * log_alpha).abs().sqrt()  # 1 - alpha^2, and +0 rather than -0 at the data
         return Coefficients(alpha, sigma, alpha * slope, -(alpha**2) * slope / sigma)
 
-    @property
-    def prior_std(self) -> float:
-        """One: the chain ends as good as in N(0, I), and sampling starts from exactly that."""
-        return 1.0
+    def time_of(self, ratio: Tensor) -> Tensor:
+        return self.time_of_log_alpha(-0.5 * torch.log1p(ratio.double() ** 2))
+
+
+class _LinearBeta(LogAlphaSchedule):
+    """``log alpha(t) = -1/2 int_0^t beta``, with beta rising linearly from ``beta_min`` to ``beta_max``."""
+
+    t_max = 1.0
+    t_last = 1e-3  # Song et al. 2021, appendix C
+
+    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0):
+        if not 0 < beta_min < beta_max:
+            raise ValueError(f"beta_min must lie between 0 and beta_max, not {beta_min} and {beta_max}")
+        self.beta_min, self.beta_max = beta_min, beta_max
+
+    def log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        rise = self.beta_max - self.beta_min
+        return -0.5 * t * (self.beta_min + 0.5 * rise * t), -0.5 * (self.beta_min + rise * t)
+
+    def time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
+        # The positive root of rise/2 t^2 + beta_min t + 2 log alpha = 0, in the form that does not cancel near t = 0.
+        integral, rise = -2 * log_alpha, self.beta_max - self.beta_min
+        return (2 * integral / (self.beta_min + (self.beta_min**2 + 2 * rise * integral).sqrt())).clamp(max=1.0)
+
+
+class VPSchedule(_LinearBeta, VariancePreserving):
+    """The variance-preserving SDE (Song et al. 2021, eq. 11): DDPM's chain as T goes to infinity."""
+
+
+class SubVPSchedule(_LinearBeta):
+    """The sub-VP SDE: VP's alpha, and ``sigma = 1 - alpha^2``, without a root (Song et al. 2021, eq. 13, 29)."""
+
+    def at(self, t: Tensor) -> Coefficients:
+        log_alpha, slope = self.log_alpha(t.double())
+        alpha = log_alpha.exp()
+        return Coefficients(alpha, -torch.expm1(2 * log_alpha), alpha * slope, -2 * alpha**2 * slope)
+
+    def time_of(self, ratio: Tensor) -> Tensor:
+        # ratio = 1/alpha - alpha = 2 sinh(-log alpha)
+        return self.time_of_log_alpha(-torch.asinh(ratio.double() / 2))
 
 
 class DiscreteSchedule(VariancePreserving):
@@ -92,7 +226,7 @@ class DiscreteSchedule(VariancePreserving):
         if betas.ndim != 1 or not bool(((betas > 0) & (betas < 1)).all()):
             raise ValueError("betas must be a vector of numbers in (0, 1)")
         self.num_steps = len(betas)
-        self.t_min = 1.0 / self.num_steps
+        self.t_min = self.t_last = 1.0 / self.num_steps
         self.t_max = 1.0
         self.betas = betas.double()
         steps = 0.5 * torch.log1p(-self.betas)
@@ -107,6 +241,12 @@ class DiscreteSchedule(VariancePreserving):
         left = position.floor().long().clamp_(0, self.num_steps - 1)
         step = table[left + 1] - table[left]
         return table[left] + (position - left) * step, step * self.num_steps
+
+    def time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
+        table = self._log_alpha.to(log_alpha.device)
+        left = (torch.searchsorted(-table, -log_alpha, right=True) - 1).clamp_(0, self.num_steps - 1)
+        share = (log_alpha - table[left]) / (table[left + 1] - table[left])
+        return (left + share.clamp(max=1.0)) / self.num_steps
 
     def times(self, steps: int | None = None) -> Tensor:
         """Visit the whole chain, or the indices 0, T/steps, 2T/steps, ... of it (rounded down), and then t = 0."""

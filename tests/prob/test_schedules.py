@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from genzoo.prob.schedules import CosineSchedule, DiscreteSchedule, LinearSchedule
-from tests.exact import CondOT, VarianceExploding
+from genzoo.prob.schedules import CondOT, CosineSchedule, DiscreteSchedule, LinearSchedule, VESchedule
 
 
 def linear_betas(T: int) -> np.ndarray:
@@ -68,7 +67,7 @@ def test_noise_only_grows(schedule, formula, T):
     assert ((c.alpha / (1 + c.sigma)).diff() < 0).all()
 
 
-SCHEDULES = [LinearSchedule(1000), LinearSchedule(10), CosineSchedule(1000), CondOT(), VarianceExploding()]
+SCHEDULES = [LinearSchedule(1000), LinearSchedule(10), CosineSchedule(1000), CondOT(), VESchedule()]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
@@ -115,9 +114,9 @@ def test_without_a_number_of_steps_the_whole_chain_is_visited():
     assert LinearSchedule(10).times().tolist() == [i / 10 for i in range(10, -1, -1)]
 
 
-def test_continuous_time_runs_from_the_greatest_time_to_the_least_and_then_to_the_data():
+def test_continuous_time_runs_from_its_first_time_to_its_last_and_then_to_the_data():
     times = CondOT().times(5)
-    assert times[[0, -2, -1]].tolist() == [CondOT.t_max, CondOT.t_min, 0.0]
+    assert times[[0, -2, -1]].tolist() == [CondOT.t_first, CondOT.t_last, 0.0]
     torch.testing.assert_close(times[:-1].diff().diff(), torch.zeros(3).double(), atol=1e-15, rtol=0)
 
 

@@ -1,0 +1,123 @@
+r"""Score-based models through stochastic differential equations.
+
+A linear SDE ``dx = f(t) x dt + g(t) dw`` turns data into noise; its laws are ``x_t = alpha_t x + sigma_t eps``, and the
+schedule says which SDE it is: variance preserving (VP), sub-VP, or variance exploding (VE). Run backwards in time it is again
+an SDE,
+
+    dx = (f x - g^2 grad log p_t(x)) dt + g dw,
+
+so that all that is needed to make data from noise is the score ``grad log p_t``. A network learns it by denoising,
+
+    L = E_t lambda(t) E |s_theta(x_t, t) - grad log p(x_t | x)|^2 = E_t E |eps_theta(x_t, t) - eps|^2,
+
+with ``s = -eps/sigma`` and the weight ``lambda = sigma^2``. The same score drives an ODE with the same laws, which gives
+latents and a density, see ``genzoo.probability_flow``.
+
+Karras et al.'s **preconditioning** hands the network inputs and targets of unit variance at every noise level. In the
+units of the data, ``z = x_t/alpha = x + r eps`` with ``r = sigma/alpha``, the estimate of the data is
+
+    D(z, r) = c_skip z + c_out F(c_in z, t),
+    c_skip = s^2/(r^2 + s^2),   c_out = r s/sqrt(r^2 + s^2),   c_in = 1/sqrt(r^2 + s^2),   s = sigma_data,
+
+and ``L = E |F - (x - c_skip z)/c_out|^2`` is its squared error with the weight ``1/c_out^2``.
+
+References:
+    Song et al., "Score-Based Generative Modeling through SDEs", 2021, https://arxiv.org/abs/2011.13456 (eq. 5-7, 13).
+    Vincent, "A Connection Between Score Matching and Denoising Autoencoders", 2011, https://doi.org/10.1162/NECO_a_00142.
+    Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
+    https://arxiv.org/abs/2206.00364 (eq. 7-8, table 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from genzoo.model import Loss, Samples
+from genzoo.prob.noise_levels import NoiseLevels, UniformTime
+from genzoo.prob.paths import GaussianPath, Prediction, expand
+from genzoo.prob.random import rand, randn
+from genzoo.prob.schedules import Schedule, VPSchedule
+from genzoo.probability_flow import ProbabilityFlow
+from genzoo.samplers import EulerMaruyama, Sampler
+
+
+class ScoreSDE(ProbabilityFlow):
+    """A score-based model.
+
+    Args:
+        network: builds the network, called as ``network(in_shape, out_shape, num_classes)``, for ``(x_t, t, y)``.
+        shape, levels, num_classes: of the data, as in ``GenerativeModel``.
+        schedule: the SDE; VP by default.
+        sigma_data: standard deviation of the data, for Karras et al.'s preconditioning; None for a network that
+            estimates eps from x_t as they are.
+        noise_levels: law of the training times; uniform by default.
+        label_dropout: how often training replaces a class by the null label, so that guidance can be used.
+        sampler: draws the samples; Euler-Maruyama with 500 steps by default.
+        tolerance: of the adaptive solver behind latents and densities, relative and absolute.
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., nn.Module],
+        shape: Sequence[int],
+        levels: int | None = None,
+        num_classes: int = 0,
+        schedule: Schedule | None = None,
+        sigma_data: float | None = 0.5,
+        noise_levels: NoiseLevels | None = None,
+        label_dropout: float = 0.1,
+        sampler: Sampler | None = None,
+        tolerance: float = 1e-5,
+    ):
+        super().__init__(shape, levels, num_classes)
+        if sigma_data is not None and sigma_data <= 0:
+            raise ValueError(f"sigma_data must be positive, or null for no preconditioning, not {sigma_data}")
+        if not 0 <= label_dropout <= 1:
+            raise ValueError(f"label_dropout must be in [0, 1], not {label_dropout}")
+        if tolerance <= 0:
+            raise ValueError(f"tolerance must be positive, not {tolerance}")
+        self.network = network(self.shape, self.shape, num_classes)
+        self.path = GaussianPath(schedule or VPSchedule())
+        self.sigma_data, self.label_dropout = sigma_data, label_dropout
+        self.noise_levels = noise_levels or UniformTime()
+        self.sampler = sampler or EulerMaruyama()
+        self.rtol = self.atol = tolerance
+
+    def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
+        t = t.expand(len(x_t))
+        if self.sigma_data is None:
+            return Prediction("eps", self.network(x_t, t, y).to(x_t.dtype))
+        z, c_skip, c_out, c_in = self._precondition(x_t, t, self.sigma_data)
+        return Prediction("x0", c_skip * z + c_out * self.network(c_in * z, t, y).to(x_t.dtype))
+
+    def _precondition(self, x_t: Tensor, t: Tensor, s: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the noisy data in their own units, c_skip, c_out and c_in."""
+        c = self.path.schedule.at(t)
+        r = c.sigma / c.alpha
+        root = torch.sqrt(r**2 + s**2)
+        c_skip, c_out, c_in = (expand(v, x_t) for v in (s**2 / root**2, r * s / root, 1 / root))
+        return x_t / expand(c.alpha, x_t), c_skip, c_out, c_in
+
+    def loss(
+        self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
+    ) -> Loss:
+        self.check_labels(y, len(x))
+        if y is not None:
+            dropped = rand(y.shape, rng=rng, device=x.device) < self.label_dropout
+            y = torch.where(dropped, self.num_classes, y)
+        t = self.noise_levels.sample(len(x), self.path.schedule, rng, x.device)
+        eps = randn(x.shape, rng=rng, device=x.device, dtype=x.dtype)
+        x_t = self.path.sample(x, eps, t)
+        if self.sigma_data is None:
+            output, target = self.network(x_t, t, y), eps
+        else:
+            z, c_skip, c_out, c_in = self._precondition(x_t, t, self.sigma_data)
+            output, target = self.network(c_in * z, t, y), (x - c_skip * z) / c_out
+        mse = (output.to(x.dtype) - target).square().mean()
+        return Loss(mse, {"mse": mse.detach()})
+
+    def sample(self, n: int, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Samples:
+        return self.sampler(self, n, self.draw_labels(n, y, rng), rng)
