@@ -12,17 +12,22 @@ Images on [-1, 1] are first squeezed into [.05, .95] and sent through a logit. T
 pixels become four channels; couplings alternate between the two colours of a checkerboard; couplings alternate between the
 two halves of the channels; half of the channels leave as latents and the rest go on to the next scale. In the space of 2x2
 blocks the two colours of a checkerboard are channels {0, 3} and {1, 2}, so that every coupling is a split of channels and
-runs on a quarter of the pixels.
+runs on a quarter of the pixels. ``full_resolution`` is the paper's way, four times as dear: the net of a checkerboard coupling
+sees the whole image, one colour of it blank.
 
 Points of the plane take couplings that alternate between the two coordinates.
 
+What a coupling moved may be batch-normalised, which is invertible too.
+
 References:
     Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", 2017, https://arxiv.org/abs/1605.08803 (eq. 4-8,
-    section 3.6 for the multi-scale architecture, section 4.1 for the logit).
+    section 3.6 for the multi-scale architecture, section 3.7 for batch normalisation, section 4.1 for the logit).
+    The authors' code, ``research/real_nvp`` in https://github.com/tensorflow/models.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -31,8 +36,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genzoo.model import Bijective, Bound, Continuous, Density, LogProb, Loss, Samples
+from genzoo.nn.coupling import FullResolution
 from genzoo.prob.random import randn
-from genzoo.prob.transforms import Logit
+from genzoo.prob.transforms import BatchNorm, Logit
 
 
 class Coupling(nn.Module):
@@ -44,13 +50,21 @@ class Coupling(nn.Module):
         shape: of the coupling's input, (C, ...).
         moved: which of the C elements move.
         num_classes: handed to the net.
+        batch_norm: whether what moved is normalised.
     """
 
     moved: Tensor
     kept: Tensor
     order: Tensor
 
-    def __init__(self, network: Callable[..., nn.Module], shape: Sequence[int], moved: Sequence[int], num_classes: int):
+    def __init__(
+        self,
+        network: Callable[..., nn.Module],
+        shape: Sequence[int],
+        moved: Sequence[int],
+        num_classes: int,
+        batch_norm: bool = False,
+    ):
         super().__init__()
         kept = [i for i in range(shape[0]) if i not in set(moved)]
         self.register_buffer("moved", torch.tensor(moved), persistent=False)
@@ -59,6 +73,7 @@ class Coupling(nn.Module):
         self.net = network((len(kept), *shape[1:]), (2 * len(moved), *shape[1:]), num_classes)
         # The bound of the log scale: tanh keeps a coupling from exploding, its factor is learned (section 4.1).
         self.bound = nn.Parameter(torch.full((len(moved), *[1] * len(shape[1:])), 1.0))
+        self.norm = BatchNorm(len(moved)) if batch_norm else None
 
     def _affine(self, a: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         # Log-determinants add up over many couplings: never in bfloat16.
@@ -68,29 +83,60 @@ class Coupling(nn.Module):
     def forward(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         a, b = x.index_select(1, self.kept), x.index_select(1, self.moved)
         log_scale, shift = self._affine(a, y)
-        b = b * log_scale.exp() + shift
-        return torch.cat([a, b], dim=1).index_select(1, self.order), log_scale.flatten(1).sum(1)
+        b, log_det = b * log_scale.exp() + shift, log_scale.flatten(1).sum(1)
+        if self.norm is not None:
+            b, ladj = self.norm(b)
+            log_det = log_det + ladj
+        return torch.cat([a, b], dim=1).index_select(1, self.order), log_det
 
     def inverse(self, z: Tensor, y: Tensor | None) -> Tensor:
         a, b = z.index_select(1, self.kept), z.index_select(1, self.moved)
         log_scale, shift = self._affine(a, y)
+        if self.norm is not None:
+            b = self.norm.inverse(b)
         b = (b - shift) * torch.exp(-log_scale)
         return torch.cat([a, b], dim=1).index_select(1, self.order)
 
 
 class Scale(nn.Module):
-    """One scale of an image flow: 2x2 blocks to channels, checkerboard couplings, channel couplings."""
+    """One scale of an image flow: 2x2 blocks to channels, checkerboard couplings, channel couplings.
 
-    def __init__(self, network: Callable[..., nn.Module], shape: Sequence[int], couplings: int, num_classes: int):
+    Args:
+        network, num_classes, batch_norm: of the couplings.
+        shape: of the scale's input, (C, H, W).
+        checkerboards, halves: how many couplings of either kind.
+        full_resolution: whether the nets of checkerboard couplings see whole images; then pixels on the diagonals of the
+            blocks come first in the output, of all colours, and otherwise the blocks of the first colours.
+    """
+
+    order: Tensor | None
+
+    def __init__(
+        self,
+        network: Callable[..., nn.Module],
+        shape: Sequence[int],
+        checkerboards: int,
+        halves: int,
+        num_classes: int,
+        full_resolution: bool = False,
+        batch_norm: bool = False,
+    ):
         super().__init__()
         C, H, W = shape
         self.out_shape = (4 * C, H // 2, W // 2)
         white = [4 * c + i for c in range(C) for i in (0, 3)]
         black = [4 * c + i for c in range(C) for i in (1, 2)]
-        halves = list(range(2 * C)), list(range(2 * C, 4 * C))
-        splits = [(black, white)[i % 2] for i in range(couplings)] + [halves[(i + 1) % 2] for i in range(couplings)]
-        chain = [Coupling(network, self.out_shape, moved, num_classes) for moved in splits]
+        half = list(range(2 * C)), list(range(2 * C, 4 * C))
+
+        chain = []
+        for moved in [(black, white)[i % 2] for i in range(checkerboards)]:
+            net = functools.partial(FullResolution, network, shape, moved) if full_resolution else network
+            chain.append(Coupling(net, self.out_shape, moved, num_classes, batch_norm))
+        for moved in [half[(i + 1) % 2] for i in range(halves)]:
+            chain.append(Coupling(network, self.out_shape, moved, num_classes, batch_norm))
         self.couplings: Sequence[Coupling] = nn.ModuleList(chain)  # type: ignore[assignment]
+        diagonal_first = torch.tensor([4 * c + i for i in (0, 3, 1, 2) for c in range(C)])
+        self.register_buffer("order", diagonal_first if full_resolution else None, persistent=False)
 
     def forward(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         x = F.pixel_unshuffle(x, 2)
@@ -98,9 +144,11 @@ class Scale(nn.Module):
         for coupling in self.couplings:
             x, ladj = coupling(x, y)
             log_det = log_det + ladj
-        return x, log_det
+        return x if self.order is None else x.index_select(1, self.order), log_det
 
     def inverse(self, z: Tensor, y: Tensor | None) -> Tensor:
+        if self.order is not None:
+            z = z.index_select(1, self.order.argsort())
         for coupling in reversed(self.couplings):
             z = coupling.inverse(z, y)
         return F.pixel_shuffle(z, 2)
@@ -114,6 +162,10 @@ class RealNVP(Density, Bijective):
         shape, levels, num_classes: of the data, as in ``GenerativeModel``.
         scales: of an image; each halves the sides.
         couplings: how many of each kind at a scale, or in all for vectors.
+        full_resolution: whether checkerboard couplings see whole images, as in the paper; the last scale then has one of them
+            more and none between halves of the channels.
+        batch_norm: whether what a coupling moved is normalised.
+        scale_penalty: weight of the squares of all bounds of log scales, and of all magnitudes of normalised weights.
 
     Raises:
         ValueError: for images whose sides cannot be halved ``scales`` times, and for vectors of one element.
@@ -129,25 +181,34 @@ class RealNVP(Density, Bijective):
         num_classes: int = 0,
         scales: int = 2,
         couplings: int = 3,
+        full_resolution: bool = False,
+        batch_norm: bool = False,
+        scale_penalty: float = 0.0,
     ):
         super().__init__(shape, levels, num_classes)
         if scales < 1 or couplings < 1:
             raise ValueError(f"scales and couplings must be at least 1, not {scales} and {couplings}")
+        if scale_penalty < 0:
+            raise ValueError(f"scale_penalty must not be negative, not {scale_penalty}")
         self.latent = Continuous((self.dim,))
+        self.scale_penalty = scale_penalty
         self.logit = Logit() if levels is not None else None
         if len(self.shape) == 3:
             C, H, W = self.shape
             if H % 2**scales or W % 2**scales:
                 raise ValueError(f"scales={scales} needs sides that divide by {2**scales}, not {H}x{W}")
             blocks: list[Scale | Coupling] = []
-            for _ in range(scales):
-                blocks.append(Scale(network, (C, H, W), couplings, num_classes))
+            for i in range(scales):
+                last = full_resolution and i == scales - 1
+                count = (couplings + 1, 0) if last else (couplings, couplings)
+                blocks.append(Scale(network, (C, H, W), *count, num_classes, full_resolution, batch_norm))
                 C, H, W = 2 * C, H // 2, W // 2  # four times the channels, half of which go on
         else:
             if self.dim < 2:
                 raise ValueError("a coupling needs at least two dimensions")
             parts = list(range(self.dim // 2)), list(range(self.dim // 2, self.dim))
-            blocks = [Coupling(network, self.shape, parts[(i + 1) % 2], num_classes) for i in range(couplings)]
+            moved = [parts[(i + 1) % 2] for i in range(couplings)]
+            blocks = [Coupling(network, self.shape, part, num_classes, batch_norm) for part in moved]
         self.blocks: Sequence[Scale | Coupling] = nn.ModuleList(blocks)  # type: ignore[assignment]
 
     def forward_and_log_det(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -190,8 +251,12 @@ class RealNVP(Density, Bijective):
         self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
     ) -> Loss:
         nll = -self.log_prob(x, y).value.mean()
+        total = nll
+        if self.scale_penalty:
+            scales = [p for name, p in self.named_parameters() if name.endswith(("bound", "magnitude"))]
+            total = nll + self.scale_penalty * torch.stack([p.square().sum() for p in scales]).sum()
         # In nats a dimension, so that one learning rate serves small and large images.
-        return Loss(nll / self.dim, {"nll": nll.detach()})
+        return Loss(total / self.dim, {"nll": nll.detach()})
 
     @torch.no_grad()
     def sample(self, n: int, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Samples:

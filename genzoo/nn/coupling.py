@@ -1,16 +1,20 @@
 """Networks inside affine couplings, image to image at one resolution. Shapes: B batch, C channels, H height, W width.
 
-Both start as zero, so that a coupling starts as the identity, and are stabilised by what their papers used: Glow's by
-activation normalisation, RealNVP's by batch normalisation and normalised weights.
+They are stabilised by what their papers used: Glow's by activation normalisation, and it starts as zero, so that a coupling
+starts as the identity; RealNVP's by batch normalisation and normalised weights, which start from unit norms.
 
 References:
+    Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", 2017, https://arxiv.org/abs/1605.08803 (section 4.1),
+    and the authors' code, ``research/real_nvp`` in https://github.com/tensorflow/models.
+    Salimans, Kingma, "Weight Normalization", 2016, https://arxiv.org/abs/1602.07868 (eq. 2).
     Kingma, Dhariwal, "Glow: Generative Flow with Invertible 1x1 Convolutions", 2018, https://arxiv.org/abs/1807.03039
     (section 3.1 for activation normalisation), and the authors' code, https://github.com/openai/glow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -120,3 +124,129 @@ class GlowNet(nn.Module):
         if self.label is not None:
             h = h + self.label(y)[:, :, None, None]
         return self.last(F.relu(self.norm2(self.second(F.relu(h)))))
+
+
+class NormalizedConv(nn.Module):
+    """A convolution whose filters have norm 1, or a learned ``magnitude``: ``w = g v/|v|``.
+
+    Args:
+        in_channels, out_channels: of the image.
+        side: of the filters.
+        magnitude: whether norms are learned; they start at ``side/sqrt(6)``, as the authors' do. Otherwise they stay 1.
+        bias: whether the output is shifted.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, side: int, magnitude: bool, bias: bool = True):
+        super().__init__()
+        self.v = nn.Parameter(torch.empty(out_channels, in_channels, side, side).uniform_(-1, 1))
+        start = side / math.sqrt(6)
+        self.magnitude = nn.Parameter(torch.full((out_channels, 1, 1, 1), start)) if magnitude else None
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        weight = F.normalize(self.v.flatten(1), dim=1).view_as(self.v)
+        if self.magnitude is not None:
+            weight = weight * self.magnitude
+        return F.conv2d(x_BCHW, weight, self.bias, padding="same")
+
+
+def _batch_norm(channels: int) -> nn.BatchNorm2d:
+    """Batch normalisation that is shifted and not scaled, since weights that follow have scales."""
+    norm = nn.BatchNorm2d(channels, eps=1e-4)
+    norm.weight.requires_grad_(False)
+    return norm
+
+
+class RealNVPNet(nn.Module):
+    """RealNVP's net, (B, C, H, W) -> (B, C', H, W): a residual network whose every block adds to the output.
+
+    Args:
+        in_shape, out_shape: (C, H, W) and (C', H, W).
+        num_classes: 0 for a network without classes.
+        width: of the hidden layers where the image has ``side`` rows; it doubles whenever the rows are halved.
+        side: see ``width``; null for the same width everywhere.
+        blocks: residual blocks.
+    """
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        out_shape: Sequence[int],
+        num_classes: int = 0,
+        width: int = 64,
+        side: int | None = None,
+        blocks: int = 8,
+    ):
+        super().__init__()
+        if side is not None:
+            width = width * side // in_shape[1]
+        self.norm_in = _batch_norm(in_shape[0])
+        self.stem = NormalizedConv(2 * in_shape[0], width, 3, magnitude=False)
+        self.label = nn.Embedding(num_classes, width) if num_classes else None
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                _batch_norm(width),
+                nn.ReLU(),
+                NormalizedConv(width, width, 3, magnitude=False, bias=False),
+                _batch_norm(width),
+                nn.ReLU(),
+                NormalizedConv(width, width, 3, magnitude=True),
+            )
+            for _ in range(blocks)
+        )
+        self.skips = nn.ModuleList(NormalizedConv(width, width, 1, magnitude=True) for _ in range(blocks + 1))
+        self.norm_out = _batch_norm(width)
+        self.head = NormalizedConv(width, out_shape[0], 1, magnitude=True)
+
+    def forward(self, x_BCHW: Tensor, y: Tensor | None = None) -> Tensor:
+        x = self.norm_in(x_BCHW)
+        h = self.stem(F.relu(torch.cat([x, -x], dim=1)))
+        if self.label is not None:
+            h = h + self.label(y)[:, :, None, None]
+        out = self.skips[0](h)
+        for block, skip in zip(self.blocks, self.skips[1:], strict=True):
+            h = h + block(h)
+            out = out + skip(h)
+        return self.head(F.relu(self.norm_out(out)))
+
+
+class FullResolution(nn.Module):
+    """The net of a checkerboard coupling that sees the image itself, blank where it moves, and where that is.
+
+    To the coupling it is a net between channels of 2x2 blocks, (B, 2 C, H/2, W/2) -> (B, 4 C, H/2, W/2).
+
+    Args:
+        network: builds the net of the image, from (C + 1, H, W) to (2 C, H, W).
+        shape: of the image, (C, H, W).
+        moved: which of the 4 C elements of a block move.
+        in_shape, out_shape: what the coupling asks for, which follows from the others.
+        num_classes: handed to the net.
+    """
+
+    kept: Tensor
+    answers: Tensor
+    mask: Tensor
+
+    def __init__(
+        self,
+        network: Callable[..., nn.Module],
+        shape: Sequence[int],
+        moved: Sequence[int],
+        in_shape: Sequence[int],
+        out_shape: Sequence[int],
+        num_classes: int,
+    ):
+        super().__init__()
+        C, H, W = shape
+        kept = torch.tensor([i for i in range(4 * C) if i not in set(moved)])
+        self.register_buffer("kept", kept, persistent=False)
+        self.register_buffer("answers", torch.tensor([*moved, *(4 * C + i for i in moved)]), persistent=False)
+        colours = torch.zeros(1, 4 * C, H // 2, W // 2).index_fill_(1, kept, 1.0)
+        self.register_buffer("mask", F.pixel_shuffle(colours, 2)[:, :1], persistent=False)
+        self.net = network((C + 1, H, W), (2 * C, H, W), num_classes)
+
+    def forward(self, a: Tensor, y: Tensor | None) -> Tensor:
+        blank = a.new_zeros(len(a), 2 * a.shape[1], *a.shape[2:])
+        x = F.pixel_shuffle(blank.index_copy(1, self.kept, a), 2)
+        h = self.net(torch.cat([x, self.mask.expand(len(x), -1, -1, -1)], dim=1), y)
+        return F.pixel_unshuffle(h, 2).index_select(1, self.answers)

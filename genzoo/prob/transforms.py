@@ -1,4 +1,4 @@
-"""Fixed invertible transformations and their log-determinants."""
+"""Invertible transformations without weights, and their log-determinants."""
 
 from __future__ import annotations
 
@@ -36,3 +36,48 @@ class Logit(nn.Module):
     def inverse(self, z: Tensor) -> Tensor:
         """Return x; a latent beyond the squeezed interval lands outside [-1, 1]."""
         return (torch.sigmoid(z) - self.margin) / (0.5 - self.margin) - 1
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation of each element of dimension 1, (B, C, ...) -> (B, C, ...).
+
+        z = (x - mean)/sqrt(variance + eps)
+        log |det| = -h w sum log(variance + eps)/2
+
+    Mean and variance are those of the batch in training, and running averages of them in evaluation and on the way back.
+    Either way they count as constants: the log-determinant of an image leaves out that its batch depends on it.
+
+    References:
+        Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", 2017, https://arxiv.org/abs/1605.08803
+        (section 3.7).
+
+    Args:
+        channels: C.
+        momentum: how far the running averages move towards the statistics of a batch.
+        eps: least variance.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-4):
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("variance", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return z and the log-determinant, which all events of a batch share, ()."""
+        mean, variance = self.mean, self.variance
+        if self.training:
+            variance, mean = torch.var_mean(x, dim=(0, *range(2, x.ndim)), correction=0)
+            self.mean.lerp_(mean.detach(), self.momentum)
+            self.variance.lerp_(variance.detach(), self.momentum)
+        log_scale = -0.5 * torch.log(variance + self.eps)
+        per_channel = (-1, *[1] * (x.ndim - 2))
+        z = (x - mean.view(per_channel)) * log_scale.exp().view(per_channel)
+        return z, log_scale.sum() * math.prod(x.shape[2:])
+
+    def inverse(self, z: Tensor) -> Tensor:
+        per_channel = (-1, *[1] * (z.ndim - 2))
+        return z * torch.sqrt(self.variance + self.eps).view(per_channel) + self.mean.view(per_channel)

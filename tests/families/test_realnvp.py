@@ -3,6 +3,7 @@ coupling moves. Random and not fresh: a fresh flow is nearly the identity, of wh
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -11,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genzoo.families.realnvp import Coupling, RealNVP, Scale
+from genzoo.nn.coupling import FullResolution, NormalizedConv, RealNVPNet
 from genzoo.nn.mlp import MLP
 from genzoo.prob.measure import bits_per_dim, dequantize
+from genzoo.prob.transforms import BatchNorm
 
 
 class Conv(nn.Module):
@@ -53,13 +56,25 @@ def randomised(model: RealNVP, gain: float = 1.5) -> RealNVP:
     return model.double()
 
 
+def settled(model: RealNVP) -> RealNVP:
+    """Give the running averages of batch norms something to say, and leave training mode."""
+    for module in model.modules():
+        if isinstance(module, BatchNorm):
+            module.mean.normal_()
+            module.variance.uniform_(0.5, 2.0)
+    return model.eval()
+
+
 CASES = {
     "one channel": lambda: RealNVP(Conv, (1, 8, 8), levels=17),
     "three channels": lambda: RealNVP(Conv, (3, 8, 8), levels=256),
     "three scales": lambda: RealNVP(Conv, (2, 8, 8), levels=256, scales=3, couplings=2),
     "MNIST": lambda: RealNVP(Conv, (1, 28, 28), levels=256),
     "not square": lambda: RealNVP(Conv, (1, 4, 12), levels=2),
+    "full resolution": lambda: RealNVP(Conv, (3, 4, 8), levels=256, full_resolution=True),
+    "batch norm": lambda: settled(RealNVP(Conv, (1, 8, 8), levels=17, full_resolution=True, batch_norm=True)),
     "plane": lambda: RealNVP(small, (2,), couplings=4),
+    "normalised plane": lambda: settled(RealNVP(small, (2,), couplings=4, batch_norm=True)),
     "odd vector": lambda: RealNVP(small, (5,), couplings=3),
 }
 every = pytest.mark.parametrize("name", CASES)
@@ -169,7 +184,7 @@ def pixels_moved(scale: Scale, coupling: Coupling, shape: tuple[int, ...]) -> Te
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 4, 6)])
 def test_the_first_couplings_of_a_scale_alternate_between_the_colours_of_a_checkerboard(shape):
-    scale = Scale(Conv, shape, 3, 0).double()
+    scale = Scale(Conv, shape, 3, 3, 0).double()
     rows, columns = torch.arange(shape[1]), torch.arange(shape[2])
     odd = ((rows[:, None] + columns) % 2 == 1).expand(shape)
     assert torch.equal(pixels_moved(scale, scale.couplings[0], shape), odd)
@@ -179,7 +194,7 @@ def test_the_first_couplings_of_a_scale_alternate_between_the_colours_of_a_check
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 4, 6)])
 def test_the_last_couplings_of_a_scale_alternate_between_the_halves_of_the_channels(shape):
-    scale = Scale(Conv, shape, 2, 0).double()
+    scale = Scale(Conv, shape, 2, 2, 0).double()
     x = torch.randn(1, *scale.out_shape, dtype=torch.float64)
     half = torch.arange(4 * shape[0]) >= 2 * shape[0]
     for coupling, moved in zip(scale.couplings[2:], (half, ~half), strict=True):
@@ -226,6 +241,129 @@ def test_half_of_the_channels_leave_at_each_scale_but_the_last():
     changed = (model.encode(x) != before).any(0)
     assert not changed[:32].any()
     assert changed[32:].all()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# As in the paper.
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 4, 6)])
+def test_at_full_resolution_the_colours_alternate_and_the_last_scale_has_one_checkerboard_more(shape):
+    model = RealNVP(Conv, shape, levels=256, scales=1, full_resolution=True).double()
+    (scale,) = model.blocks
+    rows, columns = torch.arange(shape[1]), torch.arange(shape[2])
+    odd = ((rows[:, None] + columns) % 2 == 1).expand(shape)
+    assert len(scale.couplings) == 4
+    for i, coupling in enumerate(scale.couplings):
+        assert torch.equal(pixels_moved(scale, coupling, shape), odd if i % 2 == 0 else ~odd)
+    first, last = RealNVP(Conv, (1, 8, 8), levels=256, full_resolution=True).blocks
+    assert [isinstance(c.net, FullResolution) for c in first.couplings] == [True] * 3 + [False] * 3
+    assert [isinstance(c.net, FullResolution) for c in last.couplings] == [True] * 4
+
+
+def test_the_net_of_a_checkerboard_sees_the_image_with_the_moving_colour_blank_and_a_mask():
+    seen = []
+
+    class Witness(nn.Module):
+        def forward(self, x: Tensor, y: Tensor | None) -> Tensor:
+            seen.append(x)
+            return x.new_ones(len(x), 4, *x.shape[2:]).cumsum(1)  # log scales 1, 2 and shifts 3, 4 of two colours
+
+    moved = [4 * c + i for c in range(2) for i in (1, 2)]
+    net = FullResolution(lambda i, o, c: Witness(), (2, 4, 6), moved, (4, 2, 3), (8, 2, 3), 0)
+    x = torch.randn(3, 2, 4, 6)
+    answer = net(F.pixel_unshuffle(x, 2)[:, [0, 3, 4, 7]], None)
+    even = ((torch.arange(4)[:, None] + torch.arange(6)) % 2 == 0).float()
+    assert torch.equal(seen[0], torch.cat([x * even, even.expand(3, 1, 4, 6)], dim=1))
+    assert torch.equal(answer, torch.tensor([1.0, 1, 2, 2, 3, 3, 4, 4])[:, None, None].expand(3, 8, 2, 3))
+
+
+def test_at_full_resolution_the_diagonal_pixels_of_all_channels_go_on():
+    """Those of the last scale that depend on its weights are all of the first colour, in each of the channels."""
+    scale = Scale(zero, (3, 4, 4), 1, 0, 0, full_resolution=True)
+    x = torch.arange(48.0).view(1, 3, 4, 4)
+    kept = scale(x, None)[0][:, :6]
+    pixels = torch.cat([x[:, :, 0::2, 0::2], x[:, :, 1::2, 1::2]], dim=1)
+    assert torch.equal(kept, pixels)
+    assert torch.equal(scale.inverse(scale(x, None)[0], None), x)
+
+
+@torch.no_grad()
+def test_a_batch_norm_uses_the_batch_in_training_and_its_averages_elsewhere():
+    norm, x = BatchNorm(3).double(), 2 + 3 * torch.randn(8, 3, 4, 5, dtype=torch.float64)
+    variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+    z, log_det = norm(x)
+    torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(3).double(), atol=1e-9, rtol=0)
+    torch.testing.assert_close(z.var((0, 2, 3), correction=0), variance / (variance + 1e-4), atol=1e-9, rtol=0)
+    torch.testing.assert_close(log_det, -20 * 0.5 * torch.log(variance + 1e-4).sum(), atol=1e-9, rtol=0)
+    torch.testing.assert_close(norm.mean, 0.1 * mean, atol=1e-9, rtol=0)
+    torch.testing.assert_close(norm.variance, 0.9 + 0.1 * variance, atol=1e-9, rtol=0)
+
+    for module in (norm, norm.eval()):  # the way back is the same in training
+        back = module.inverse(z)
+        expected = z * (0.9 + 0.1 * variance + 1e-4).sqrt()[:, None, None] + 0.1 * mean[:, None, None]
+        torch.testing.assert_close(back, expected, atol=1e-9, rtol=0)
+    z, log_det = norm(x)
+    torch.testing.assert_close(norm.inverse(z), x, atol=1e-9, rtol=0)
+    torch.testing.assert_close(log_det, -20 * 0.5 * torch.log(norm.variance + 1e-4).sum(), atol=1e-9, rtol=0)
+    before = norm.mean.clone()
+    norm(x)
+    assert torch.equal(norm.mean, before)
+
+
+def test_the_running_averages_are_learned_travel_and_score_alike():
+    model = RealNVP(small, (2,), couplings=3, batch_norm=True).double()
+    x = 3 + torch.randn(256, 2, dtype=torch.float64)
+    for _ in range(80):
+        trained = model.loss(x).total
+    torch.testing.assert_close(model.eval().loss(x).total, trained, rtol=1e-3, atol=0)
+    other = RealNVP(small, (2,), couplings=3, batch_norm=True).double().eval()
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.log_prob(x).value, model.log_prob(x).value)
+
+
+def test_the_penalty_is_of_bounds_and_magnitudes():
+    net = functools.partial(RealNVPNet, width=4, blocks=1)
+    model = RealNVP(net, (1, 4, 4), levels=17, scales=1, couplings=1, scale_penalty=0.5).double().eval()
+    x = torch.tanh(torch.randn(3, 1, 4, 4)).double()
+    bounds = 2 * 2.0  # two couplings move two elements each, by at most a factor e
+    magnitudes = 2 * (
+        4 * 9 / 6 + 2 * 4 / 6 + 4 / 6
+    )  # one 3x3 convolution, two skips and a head in each net, all of 4 filters
+    total, terms = model.loss(x)
+    assert float(total) == pytest.approx((float(terms["nll"]) + 0.5 * (bounds + magnitudes)) / 16, rel=1e-6)
+
+
+def test_a_normalised_convolution_does_not_care_for_the_length_of_its_filters():
+    layer, x = NormalizedConv(3, 5, 3, magnitude=True).double(), torch.randn(2, 3, 6, 6).double()
+    out = layer(x)
+    expected = torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 5, 3, padding=1).double())
+    expected.parametrizations.weight.original0.data.copy_(layer.magnitude)
+    expected.parametrizations.weight.original1.data.copy_(layer.v)
+    expected.bias.data.zero_()
+    torch.testing.assert_close(out, expected(x), atol=1e-10, rtol=0)
+    layer.v.data.mul_(7)
+    torch.testing.assert_close(layer(x), out, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("num_classes", [0, 3])
+def test_every_weight_of_the_paper_s_net_works_and_in_evaluation_no_image_sees_another(num_classes):
+    net = RealNVPNet((2, 4, 4), (4, 4, 4), num_classes, width=6, blocks=2).double()
+    x, y = torch.randn(4, 2, 4, 4, dtype=torch.float64), torch.arange(4) % 3 if num_classes else None
+    (net(x, y) * torch.randn(4, 4, 4, 4)).sum().backward()
+    assert not [key for key, p in net.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    assert {key for key, p in net.named_parameters() if not p.requires_grad} == {
+        f"{norm}.weight" for norm in ("norm_in", "norm_out", *(f"blocks.{i}.{j}" for i in (0, 1) for j in (0, 3)))
+    }
+    (gradient,) = torch.autograd.grad(net.eval()(x.requires_grad_(), y)[1].square().sum(), x)
+    assert (gradient.flatten(1).abs().sum(1) > 0).tolist() == [False, True, False, False]
+
+
+def test_widths_double_when_rows_halve():
+    def width(rows: int) -> int:
+        return RealNVPNet((3, rows, rows), (6, rows, rows), width=8, side=32, blocks=1).head.v.shape[1]
+
+    assert (width(32), width(16), width(8)) == (8, 16, 32)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

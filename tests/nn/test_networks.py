@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from genzoo.nn.coupling import GlowNet
 from genzoo.nn.layers import Attention, ResBlock, SinusoidalEmbedding, TimeAndClass, group_norm
 from genzoo.nn.mlp import MLP, TimeMLP
 from genzoo.nn.resnet import ConvDecoder, ConvEncoder, ConvNet, resolutions
@@ -30,6 +31,7 @@ NETWORKS = {
     "ConvDecoder": (functools.partial(ConvDecoder, width=4), (5,), (1, 8, 8), False),
     "ConvDecoder-plain": (functools.partial(ConvDecoder, width=4, blocks=0, norm=False), (5,), (1, 8, 8), False),
     "ConvNet": (functools.partial(ConvNet, width=8, blocks=2), (2, 8, 8), (4, 8, 8), False),
+    "GlowNet": (functools.partial(GlowNet, width=8), (2, 8, 8), (4, 8, 8), False),
     "UNet": (functools.partial(UNet, channels=8, multipliers=(1, 2), attention=(8,)), (1, 8, 8), (1, 8, 8), True),
     "UNet-patch": (functools.partial(UNet, channels=8, multipliers=(1, 2), patch=2), (1, 8, 8), (1, 8, 8), True),
 }
@@ -100,7 +102,7 @@ def test_the_time_changes_the_output_and_no_class_is_the_null_class(name):
 @every
 def test_what_should_start_as_zero_does_and_the_rest_does_not(name):
     out = built(name, moved=False)(*inputs(name, 4))
-    starts_as_zero = name in ("MLP-zero", "TimeMLP", "ConvNet", "UNet", "UNet-patch")
+    starts_as_zero = name in ("MLP-zero", "TimeMLP", "ConvNet", "GlowNet", "UNet", "UNet-patch")
     assert bool((out == 0).all()) == starts_as_zero
 
 
