@@ -220,6 +220,32 @@ class Codec(Decoder):
         """Return the latent of each event, (B, *shape) -> (B, *latent.shape)."""
 
 
+class Inferred(NamedTuple):
+    """A latent drawn from q(z | x)."""
+
+    z: Tensor  # (B, *latent.shape)
+    log_q: Tensor  # (B,), log q(z | x); zero where one latent is certain
+
+
+class LatentVariable(Codec):
+    """A codec with a law each way, q(z | x) and p(x | z), so that any prior p(z) bounds the density of an event:
+
+    log p(x) >= E_q[log p(x | z) + log p(z) - log q(z | x)].
+    """
+
+    @abstractmethod
+    def infer(self, x: Tensor, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Inferred:
+        """Draw a latent of each event, (B, *shape), from q(z | x)."""
+
+    @abstractmethod
+    def log_likelihood(self, x: Tensor, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """Return log p(x | z) in nats on the measure of the data, (B,)."""
+
+    @abstractmethod
+    def generate(self, z: Tensor, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Tensor:
+        """Return an event of p(x | z) for each latent, (B, *shape), as ``sample`` would: a draw of it, or its mean."""
+
+
 class Bijective(Codec):
     """A codec that loses nothing: ``decode(encode(x))`` is ``x``."""
 
@@ -297,6 +323,17 @@ class Staged(GenerativeModel):
     @abstractmethod
     def stages(self) -> list[Stage]:
         """List the stages in their order; a stage leaves the weights of the ones before it alone."""
+
+
+class Composite(GenerativeModel):
+    """A model whose samples begin as those of another one, its prior, whose sampler may be exchanged."""
+
+    prior: GenerativeModel
+
+
+def frozen(model: GenerativeModel) -> GenerativeModel:
+    """Fix the weights of a finished model, which others may build on but not train."""
+    return model.requires_grad_(False)
 
 
 def reconstruct(codec: Codec, x: Tensor, y: Tensor | None = None) -> Tensor:

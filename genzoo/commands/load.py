@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from genzoo.commands.config import REFUSALS, UsageError, build, one_line, pick_device
-from genzoo.model import Denoiser, GenerativeModel
+from genzoo.model import Composite, Denoiser, GenerativeModel, frozen
 from genzoo.runs import Run
 from genzoo.training.checkpoints import latest, load_weights
 
@@ -58,12 +58,35 @@ def load(
     return model.to(pick_device(device)).eval().requires_grad_(False)
 
 
+def inlined(node: Any) -> Any:
+    """Replace every model of a run in a configuration by that run's own model, whose weights are fixed.
+
+    What is written into a new run then needs no other run: the weights travel in its checkpoints, and its configuration
+    names no command, which a stranger's may not.
+    """
+    if isinstance(node, list):
+        return [inlined(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if node.get("_target_") == f"{load.__module__}.{load.__name__}":
+        return {"_target_": f"{frozen.__module__}.{frozen.__name__}", "model": Run(node["run"]).config["model"]}
+    return {key: inlined(value) for key, value in node.items()}
+
+
+def walker(model: GenerativeModel) -> GenerativeModel:
+    """Return the part of a model that a sampler walks with: of a composite its prior."""
+    while isinstance(model, Composite):
+        model = model.prior
+    return model
+
+
 def set_sampler(model: GenerativeModel, config: dict[str, Any]) -> None:
     """Give a model another sampler.
 
     Raises:
         UsageError: for a family that has none, and for a sampler that cannot walk along its path.
     """
+    model = walker(model)
     if not isinstance(model, Denoiser):
         raise UsageError(f"sampler: {type(model).__name__} samples in one pass and takes no sampler; leave it out")
     model.sampler = build(config, "sampler")
@@ -76,6 +99,7 @@ def check_sampler(model: GenerativeModel) -> None:
     Raises:
         UsageError: in the sampler's own words.
     """
+    model = walker(model)
     if not isinstance(model, Denoiser):
         return
     sampler: Any = model.sampler

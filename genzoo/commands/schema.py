@@ -88,6 +88,8 @@ class Train(Section):
     trainer: Trainer
     optimizer: dict[str, Any]
     sampler: dict[str, Any] | None = None
+    codec: dict[str, Any] | None = None
+    prior: dict[str, Any] | None = None
     logger: dict[str, Any] | None = None
     metrics: Metrics
     budget: Budget
@@ -99,8 +101,11 @@ class Train(Section):
 
     @model_validator(mode="after")
     def fits_together(self) -> Train:
-        if self.sampler and "sampler" not in self.model:
-            family = str(self.model.get("_target_")).rpartition(".")[2]
+        family = str(self.model.get("_target_")).rpartition(".")[2]
+        for part in ("codec", "prior"):
+            if getattr(self, part) and part not in self.model:
+                raise ValueError(f"{part}: {family} has none to choose; leave it out")
+        if self.sampler and not any("sampler" in owner for owner in (self.model, self.model.get("prior", {}))):
             raise ValueError(f"sampler: {family} samples in one pass and takes no sampler; leave it out")
         classes, known = self.model.get("num_classes", 0), self.data.num_classes
         if known is not None and classes not in (0, known):

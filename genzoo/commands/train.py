@@ -26,7 +26,7 @@ def train(config: dict[str, Any], choices: dict[str, str]) -> Path:
     import torch
 
     from genzoo.commands.evaluate import check_settings, score, show
-    from genzoo.commands.load import check_sampler
+    from genzoo.commands.load import check_sampler, inlined
     from genzoo.data.loader import Batches
     from genzoo.model import GenerativeModel
     from genzoo.prob.random import seed_of
@@ -63,6 +63,7 @@ def train(config: dict[str, Any], choices: dict[str, str]) -> Path:
     budget = Budget(**config["budget"])
     module = GenerativeModule(model, optimizer, batches, budget, learning_rate, settings["ema"], settings["clip"], seed)
 
+    config = {**config, "model": inlined(config["model"])}
     run = Run.create(config["outputs"], f"{choices['model']}-{config['data']['name']}", config)
     logger, failed = None, True
     try:

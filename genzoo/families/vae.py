@@ -24,14 +24,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from genzoo.model import Bound, Codec, Continuous, Density, LogProb, Loss, Samples
+from genzoo.model import Bound, Continuous, Density, Inferred, LatentVariable, LogProb, Loss, Samples
 from genzoo.prob.divergences import kl_normal
 from genzoo.prob.likelihoods import Likelihood
 from genzoo.prob.measure import snap
 from genzoo.prob.random import randn
 
 
-class VAE(Density, Codec):
+class VAE(Density, LatentVariable):
     """A variational autoencoder with a diagonal normal posterior.
 
     Args:
@@ -113,6 +113,22 @@ class VAE(Density, Codec):
         relative = torch.exp(log_w - value)
         return LogProb(value, relative.std(0) / math.sqrt(num_samples))
 
+    def infer(self, x: Tensor, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Inferred:
+        self.check_labels(y, len(x))
+        mean, log_var = self.posterior(x, y)
+        eps = randn(mean.shape, rng=rng, device=x.device, dtype=x.dtype)
+        log_q = -0.5 * (eps**2 + log_var + math.log(2 * math.pi)).sum(1)
+        return Inferred(mean + torch.exp(0.5 * log_var) * eps, log_q)
+
+    def log_likelihood(self, x: Tensor, z: Tensor, y: Tensor | None = None) -> Tensor:
+        self.check_labels(y, len(z))
+        return self.likelihood.log_prob(self.decoder(z, y).to(z.dtype), x)
+
+    def generate(self, z: Tensor, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Tensor:
+        self.check_labels(y, len(z))
+        params = self.decoder(z, y).to(z.dtype)
+        return self.likelihood.sample(params, rng) if self.sample_likelihood else self.likelihood.mean(params)
+
     def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Return the mean of q(z | x), (B, latent_dim)."""
         self.check_labels(y, len(x))
@@ -127,6 +143,4 @@ class VAE(Density, Codec):
     def sample(self, n: int, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Samples:
         y = self.draw_labels(n, y, rng)
         z = randn((n, *self.latent.shape), rng=rng, device=self.device, dtype=self.dtype)
-        params = self.decoder(z, y).to(z.dtype)
-        x = self.likelihood.sample(params, rng) if self.sample_likelihood else self.likelihood.mean(params)
-        return Samples(x, nfe=1)
+        return Samples(self.generate(z, y, rng=rng), nfe=1)

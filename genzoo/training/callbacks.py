@@ -66,7 +66,8 @@ class Record(pl.Callback):
 
         def record() -> None:
             every = max(1, (pl_module.planned_steps or 1) // RECORDS)
-            if pl_module.steps % every and pl_module.steps != pl_module.planned_steps:
+            ends = {*pl_module.boundaries, pl_module.planned_steps}  # a record holds terms of one stage
+            if pl_module.steps % every and pl_module.steps not in ends:
                 return
             current = time.monotonic()
             stage = pl_module.stage_at(pl_module.steps - 1)[0].name

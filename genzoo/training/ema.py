@@ -61,3 +61,9 @@ class EMA:
         if buffers:
             torch._foreach_copy_(average_buffers, buffers)
         self.updates[name] = n + 1
+
+    @torch.no_grad()
+    def hand_back(self, name: str) -> None:
+        """Give a part the average of its weights."""
+        averages, weights, _, _ = self._pairs[name]
+        torch._foreach_copy_(weights, averages)

@@ -8,6 +8,10 @@ therefore keeps its own step counter; Lightning's ``global_step`` is never read.
 Every step is a function of the weights and of its number alone: its batch is ``batches(step)``, its noise
 f(seed, step, rank).
 
+Stages follow each other with optimisers, schedules and averages of their own. A finished stage gets the average of its
+weights, which is what will be used and so what the next one must build on. A plan gives each stage its share of the images,
+or where only seconds are given its share of the seconds, since the steps of one stage may take longer than another's.
+
 A step whose loss or gradient is not finite moves no weight. On a CPU it raises at once; on an accelerator, where
 looking would stall the device, a flag on the device makes the fused optimiser skip the step, and is read after each
 hand-over and before anything is recorded.
@@ -17,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -41,7 +46,7 @@ CORRECTIONS = (
     0.5,
     0.65,
     0.8,
-)  # shares of the plan or the seconds after which a plan by the clock is refitted
+)  # shares of a stage's plan or seconds after which a plan by the clock is refitted
 _ADVICE = "try a lower optimizer.lr or trainer.clip"
 
 
@@ -119,8 +124,11 @@ class GenerativeModule(pl.LightningModule):
         self.planned_steps: int | None = None  # set before the first step
         self.steps = 0
         self.train_seconds = 0.0
-        self._fitted = 0, 0.0  # steps and seconds when the plan was last fitted to the speed
-        self._corrections = 0
+        self.boundaries: list[int] = []  # the steps at which all stages but the last end
+        self._speeds: list[float] = []  # of each stage, in steps a second, where the plan is made by the clock
+        self._begun = 0, 0.0  # steps and seconds when the present stage began
+        self._fitted = 0, 0.0  # and when the plan was last fitted to its speed
+        self._corrections = 0  # of the present stage
         self.window = Window()
         self.latest: dict[str, Any] = {"values": {}, "images_per_second": 0.0}  # what was recorded last
         self.on_step: Callable[[], None] = lambda: None  # called after every step
@@ -153,10 +161,8 @@ class GenerativeModule(pl.LightningModule):
     def stage_at(self, step: int) -> tuple[Stage, int, int]:
         """Return the stage of a step, the step's number within it, and how many steps it has."""
         assert self.planned_steps is not None
-        start, share = 0, 0.0
-        for stage in self.stages[:-1]:
-            share += stage.share
-            stop = round(share * self.planned_steps)
+        start = 0
+        for stage, stop in zip(self.stages, self.boundaries, strict=False):  # the last has the end of the plan
             if step < stop:
                 return stage, step - start, stop - start
             start = stop
@@ -183,7 +189,7 @@ class GenerativeModule(pl.LightningModule):
         if self.model.levels is not None:
             x = dequantize(x, self.model.levels, rng)
         with self._only(player, players):
-            loss = module.loss(x, y if self.model.num_classes else None, turn=turn, rng=rng)
+            loss = module.loss(x, y if module.num_classes else None, turn=turn, rng=rng)
             loss.total.backward()
         norm = torch.nn.utils.clip_grad_norm_(player.parameters, self.clip or float("inf"))
         self._guard(player, loss, norm)
@@ -198,6 +204,9 @@ class GenerativeModule(pl.LightningModule):
         prefix = "" if turn is None else f"{turn}_"
         self.window.add({**loss.terms, f"{prefix}grad_norm": norm})
         self.steps += 1
+        if self.steps in self.boundaries:
+            for name in players:
+                self.ema.hand_back(f"{stage.name}/{name}")
         self.on_step()
 
     @property
@@ -264,38 +273,59 @@ class GenerativeModule(pl.LightningModule):
         """Fix how many steps schedules expect; where only seconds are given, by measuring this machine's speed."""
         if self.budget.images is not None:
             self.planned_steps = math.ceil(self.budget.images / self.batches.batch_size)
+            self.boundaries = [round(share * self.planned_steps) for share in self._shares()[:-1]]
         else:
             assert self.budget.seconds is not None
-            start = time.monotonic()
-            speed = self.measure_speed(min(3.0, 0.05 * self.budget.seconds))
+            start, trial = time.monotonic(), min(3.0, 0.05 * self.budget.seconds)
+            self._speeds = [self.measure_speed(trial * stage.share, i) for i, stage in enumerate(self.stages)]
             self.train_seconds = time.monotonic() - start
-            # A little less than fits, so that the schedule ends before the clock does.
-            self.planned_steps = self._steps_in_time(speed)
+            self._plan_by_clock(0)
             self._fitted = self.steps, self.train_seconds
 
-    def _steps_in_time(self, speed: float) -> int:
-        """Return how many steps will have been done when the seconds are spent: a little less than fits."""
+    def _shares(self) -> list[float]:
+        """Return the share of the budget that is spent at the end of each stage."""
+        return list(itertools.accumulate(stage.share for stage in self.stages))
+
+    def _plan_by_clock(self, present: int) -> None:
+        """Plan from the present stage on as many steps as its share of the seconds will hold: a little less than fits."""
         assert self.budget.seconds is not None
-        return self.steps + max(1, int(0.97 * speed * (self.budget.seconds - self.train_seconds)))
+        stop, seconds, ends = self.steps, self.train_seconds, self.boundaries[:present]
+        for share, speed in zip(self._shares()[present:], self._speeds[present:], strict=True):
+            # So that a schedule ends before the clock does; a stage that is late takes its time from the next one.
+            stop += max(1, int(0.97 * speed * (share * self.budget.seconds - seconds)))
+            seconds = max(seconds, share * self.budget.seconds)
+            ends.append(stop)
+        self.boundaries, self.planned_steps = ends[:-1], ends[-1]
 
     def _correct_plan(self) -> None:
-        """Where only seconds are given, fit the plan a few times to the speed since it was last fitted.
+        """Where only seconds are given, fit the plan a few times a stage to the speed since it was last fitted.
 
-        A machine that was busy when the speed was measured would otherwise end its schedule long before the clock.
+        A machine that was busy when the speed was measured would otherwise end its schedule long before the clock. A stage
+        that is over stays as it was.
         """
-        if self.budget.images is not None or self._corrections == len(CORRECTIONS):
+        if self.budget.images is not None:
             return
         assert self.budget.seconds is not None and self.planned_steps is not None
-        if (
-            max(self.steps / self.planned_steps, self.train_seconds / self.budget.seconds)
-            < CORRECTIONS[self._corrections]
-        ):
+        present = sum(self.steps >= stop for stop in self.boundaries)
+        if self.steps in self.boundaries:  # a stage has just ended
+            self._begun = self._fitted = self.steps, self.train_seconds
+            self._corrections = 0
+            self._plan_by_clock(present)
+            return
+        if self._corrections == len(CORRECTIONS):
+            return
+        begun_steps, begun_seconds = self._begun
+        stop = [*self.boundaries, self.planned_steps][present]
+        steps = (self.steps - begun_steps) / (stop - begun_steps)
+        seconds = (self.train_seconds - begun_seconds) / (self._shares()[present] * self.budget.seconds - begun_seconds)
+        if max(steps, seconds) < CORRECTIONS[self._corrections]:
             return
         self._corrections += 1
-        steps, seconds = self._fitted
+        done, spent = self.steps - self._fitted[0], self.train_seconds - self._fitted[1]
         self._fitted = self.steps, self.train_seconds
-        if self.train_seconds > seconds:
-            self.planned_steps = self._steps_in_time((self.steps - steps) / (self.train_seconds - seconds))
+        if spent > 0:
+            self._speeds[present] = done / spent
+            self._plan_by_clock(present)
 
     def on_fit_start(self) -> None:
         """Plan before the first step, and before any callback asks for the plan."""
@@ -307,15 +337,20 @@ class GenerativeModule(pl.LightningModule):
         """Show Lightning the optimisers; the module steps them itself."""
         return [player.optimizer for players in self.players.values() for player in players.values()]
 
-    def measure_speed(self, seconds: float) -> float:
-        """Train for about ``seconds`` and undo it all; return steps a second.
+    def measure_speed(self, seconds: float, stage: int = 0) -> float:
+        """Train one stage for about ``seconds`` and undo it all; return steps a second.
 
         The first steps, which warm up allocators and caches, do not count.
         """
         weights = copy.deepcopy(self.model.state_dict())
         states = [copy.deepcopy(optimizer.state_dict()) for optimizer in self.configure_optimizers()]
         average, updates = copy.deepcopy(self.ema.model.state_dict()), dict(self.ema.updates)
-        on_step, self.on_step, planned, self.planned_steps = self.on_step, lambda: None, self.planned_steps, 10**9
+        on_step, self.on_step = self.on_step, lambda: None
+        plan, endless = (self.planned_steps, self.boundaries), 10**9
+        self.planned_steps, self.boundaries = (
+            endless,
+            [0 if i < stage else endless for i in range(len(self.stages) - 1)],
+        )
         for _ in range(6):
             self.step()
         start, counted = time.monotonic(), 0
@@ -327,7 +362,8 @@ class GenerativeModule(pl.LightningModule):
             optimizer.load_state_dict(state)
         self.ema.model.load_state_dict(average)
         self.ema.updates = updates
-        self.steps, self.planned_steps, self.on_step, self.window = 0, planned, on_step, Window()
+        self.planned_steps, self.boundaries = plan
+        self.steps, self.on_step, self.window = 0, on_step, Window()
         return counted / elapsed
 
     def state(self) -> dict[str, Any]:
@@ -335,6 +371,9 @@ class GenerativeModule(pl.LightningModule):
         return {
             "steps": self.steps,
             "planned_steps": self.planned_steps,
+            "boundaries": list(self.boundaries),
+            "speeds": list(self._speeds),
+            "begun": self._begun,
             "corrections": self._corrections,
             "train_seconds": self.train_seconds,
             "ema_updates": dict(self.ema.updates),

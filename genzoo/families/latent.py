@@ -1,0 +1,299 @@
+r"""Latent models: a prior over the codes of a codec.
+
+A codec turns events into latents and back, and another generative model, the prior, learns the law of these latents. The
+codec's stage comes first; the prior's stage sees nothing but ``z ~ q(z | x)``. A sample is a draw of the prior, decoded. Where
+the codec is a law both ways and the prior is a density, the pair bounds the density of events,
+
+    log p(x) >= E_q[log p(x | z) + log p(z) - log q(z | x)].
+
+With the prior N(0, I) this is the bound of a variational autoencoder; a learned prior can only raise it.
+
+The prior is an ordinary model of data, on one of two measures:
+
+- Real latents are standardised, ``(z - m)/s`` for each channel, by the mean and the deviation of the first batch of its stage
+  (latent diffusion's scale factor), so that a noising prior starts from the scale that it expects. By the change of variables
+  ``log p(z) = log p((z - m)/s) - sum log s``.
+- Codes are integers in 0..K-1, which reach the prior as an image with K levels would: spread over their bins of [-1, 1] (see
+  ``genzoo.prob.measure``). Discrete families snap them to the middle of the bins; the density of a continuous one bounds the
+  probability of the codes. Either way ``log P(k) >= E log p(z) - D log(K/2)``.
+
+References:
+    van den Oord, Vinyals, Kavukcuoglu, "Neural Discrete Representation Learning", 2017, https://arxiv.org/abs/1711.00937
+    (section 3.3: a prior over codes).
+    Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", 2022, https://arxiv.org/abs/2112.10752
+    (section 3; appendix G: the scale of the latents).
+    Theis, van den Oord, Bethge, "A note on the evaluation of generative models", 2016, https://arxiv.org/abs/1511.01844
+    (section 3.1).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from genzoo.model import (
+    Adversarial,
+    Bound,
+    Codec,
+    Composite,
+    Continuous,
+    Density,
+    Discrete,
+    GenerativeModel,
+    LatentVariable,
+    LogProb,
+    Loss,
+    Samples,
+    Stage,
+    Staged,
+)
+from genzoo.prob.measure import dequantize, quantize
+
+
+class Measure(nn.Module, ABC):
+    """How latents become events of the prior and come back."""
+
+    @abstractmethod
+    def forward(self, z: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        """Return the prior's event of each latent, (B, *latent.shape)."""
+
+    @abstractmethod
+    def inverse(self, event: Tensor) -> Tensor:
+        """Return the latent of each event of the prior."""
+
+    @abstractmethod
+    def log_det(self) -> Tensor:
+        """Return log p(z) - log p(event), the same for all latents, ()."""
+
+    @abstractmethod
+    def observe(self, z: Tensor) -> None:
+        """Learn the scale of the latents from the first batch."""
+
+
+class Codes(Measure):
+    """Integers in 0..levels-1, spread over the bins of [-1, 1]."""
+
+    constant: Tensor
+
+    def __init__(self, latent: Discrete):
+        super().__init__()
+        self.levels = latent.levels
+        log_det = -math.prod(latent.shape) * math.log(latent.levels / 2)
+        self.register_buffer("constant", torch.tensor(log_det), persistent=False)
+
+    def forward(self, z: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        return dequantize(z, self.levels, rng).to(self.constant.dtype)
+
+    def inverse(self, event: Tensor) -> Tensor:
+        return quantize(event, self.levels)
+
+    def log_det(self) -> Tensor:
+        return self.constant
+
+    def observe(self, z: Tensor) -> None:
+        """Integers have no scale."""
+
+
+class Standardized(Measure):
+    """Real latents with zero mean and unit variance for each channel, known from the first batch; before it as they are."""
+
+    mean: Tensor
+    std: Tensor
+    known: Tensor
+
+    def __init__(self, latent: Continuous):
+        super().__init__()
+        each = (latent.shape[0], *[1] * (len(latent.shape) - 1))
+        self.places = math.prod(latent.shape[1:])  # that share a scale
+        self.register_buffer("mean", torch.zeros(each))
+        self.register_buffer("std", torch.ones(each))
+        self.register_buffer("known", torch.tensor(False))
+
+    def forward(self, z: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        return (z - self.mean) / self.std
+
+    def inverse(self, event: Tensor) -> Tensor:
+        return event * self.std + self.mean
+
+    def log_det(self) -> Tensor:
+        return -self.places * self.std.log().sum()
+
+    @torch.no_grad()
+    def observe(self, z: Tensor) -> None:
+        rows = z.transpose(0, 1).flatten(1)
+        std, mean = torch.std_mean(rows, dim=1, correction=0)
+        # Selected and not branched upon: looking would stall an accelerator.
+        self.std.copy_(torch.where(self.known, self.std, std.clamp(min=1e-4).view(self.std.shape)))
+        self.mean.copy_(torch.where(self.known, self.mean, mean.view(self.mean.shape)))
+        self.known.fill_(True)
+
+
+@contextlib.contextmanager
+def resting(codec: Codec) -> Iterator[None]:
+    """Hold a finished codec in evaluation mode: without dropout, and with averages that stay."""
+    training = codec.training
+    codec.eval()
+    try:
+        yield
+    finally:
+        codec.train(training)
+
+
+class _Latent(Codec, Composite, Staged):
+    """What latent models share: a codec, a prior of its latents, and the measure between the two.
+
+    The model is itself a codec, whose real latents are the standardised ones that the prior draws.
+    """
+
+    def __init__(self, codec: Codec, prior: GenerativeModel, codec_share: float):
+        super().__init__(codec.shape, codec.levels, prior.num_classes)
+        self.codec, self.prior, self.latent = codec, prior, codec.latent
+        self.measure = Codes(codec.latent) if isinstance(codec.latent, Discrete) else Standardized(codec.latent)
+        # A codec whose weights are fixed is finished.
+        self.codec_share = codec_share if any(p.requires_grad for p in codec.parameters()) else 0.0
+
+    def stages(self) -> list[Stage]:
+        prior = PriorStage(self.codec, self.measure, self.prior)
+        if not self.codec_share:
+            return [Stage("prior", prior, 1.0)]
+        return [Stage("codec", self.codec, self.codec_share), Stage("prior", prior, 1 - self.codec_share)]
+
+    def _label(self, y: Tensor | None, n: int) -> Tensor | None:
+        """Return what the codec is to know of the classes."""
+        self.check_labels(y, n)
+        return y if self.codec.num_classes else None
+
+    def loss(
+        self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
+    ) -> Loss:
+        """Return the loss of the last stage, the prior's."""
+        return self.stages()[-1].module.loss(x, y, rng=rng)
+
+    def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        z = self.codec.encode(x, self._label(y, len(x)))
+        return z if isinstance(self.latent, Discrete) else self.measure(z)
+
+    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        z = z if isinstance(self.latent, Discrete) else self.measure.inverse(z)
+        return self.codec.decode(z, self._label(y, len(z)))
+
+    @torch.no_grad()
+    def sample(self, n: int, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Samples:
+        y = self.draw_labels(n, y, rng)
+        event, nfe, _ = self.prior.sample(n, y, rng=rng)
+        z, label = self.measure.inverse(event), self._label(y, n)
+        codec = self.codec
+        x = codec.generate(z, label, rng=rng) if isinstance(codec, LatentVariable) else codec.decode(z, label)
+        return Samples(x, nfe + 1)
+
+
+class LatentModel(_Latent):
+    """A latent model without a density: its codec or its prior has none."""
+
+
+class LatentDensity(_Latent, Density):
+    """A latent model that bounds the density of its events, since its codec is a law both ways and its prior a density."""
+
+    codec: LatentVariable
+    prior: Density
+
+    def __init__(self, codec: LatentVariable, prior: Density, codec_share: float):
+        super().__init__(codec, prior, codec_share)
+        self.bound = Bound.LOWER | prior.bound
+
+    def log_prob(
+        self, x: Tensor, y: Tensor | None = None, *, num_samples: int = 20, rng: torch.Generator | None = None
+    ) -> LogProb:
+        """Return the bound with one latent drawn for each event.
+
+        Args:
+            x, y, rng: as in ``Density``.
+            num_samples: draws that the prior may use for each latent.
+
+        Returns:
+            The bound; its error is that of the prior's density.
+        """
+        label = self._label(y, len(x))
+        z, log_q = self.codec.infer(x, label, rng=rng)
+        value, stderr = self.prior.log_prob(self.measure(z, rng), y, num_samples=num_samples, rng=rng)
+        log_likelihood = self.codec.log_likelihood(x, z, label)
+        return LogProb(log_likelihood + value + self.measure.log_det() - log_q, stderr)
+
+
+class PriorStage(GenerativeModel):
+    """The stage of the prior: its loss on the latents of data. It owns no weight of the codec."""
+
+    def __init__(self, codec: Codec, measure: Measure, prior: GenerativeModel):
+        super().__init__(codec.shape, codec.levels, prior.num_classes)
+        self.measure, self.prior = measure, prior
+        self._finished = (codec,)  # a tuple hides it from ``parameters()``
+
+    def loss(
+        self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
+    ) -> Loss:
+        self.check_labels(y, len(x))
+        (codec,) = self._finished
+        label = y if codec.num_classes else None
+        with torch.no_grad(), resting(codec):
+            z = codec.infer(x, label, rng=rng).z if isinstance(codec, LatentVariable) else codec.encode(x, label)
+            if self.prior.training:
+                self.measure.observe(z)
+            event = self.measure(z, rng)
+        return self.prior.loss(event, y, rng=rng)
+
+    @torch.no_grad()
+    def sample(self, n: int, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Samples:
+        """Decode what the prior draws, to the mean of p(x | z)."""
+        (codec,) = self._finished
+        y = self.draw_labels(n, y, rng)
+        event, nfe, _ = self.prior.sample(n, y, rng=rng)
+        return Samples(codec.decode(self.measure.inverse(event), y if codec.num_classes else None), nfe + 1)
+
+
+def latent(
+    codec: GenerativeModel,
+    prior: Callable[..., GenerativeModel],
+    shape: Sequence[int],
+    levels: int | None = None,
+    num_classes: int = 0,
+    codec_share: float = 0.5,
+) -> LatentModel | LatentDensity:
+    """Put a codec and a prior together; what the pair can do follows from what they can do.
+
+    Args:
+        codec: a codec of the data, or a latent model, whose codec is taken; one whose weights are fixed is finished and has no
+            stage of its own.
+        prior: builds the prior, called as ``prior(shape=..., levels=..., num_classes=...)`` for events that are latents.
+        shape, levels, num_classes: of the data, as in ``GenerativeModel``; the codec may know of no classes.
+        codec_share: of the budget that the codec is trained for; the rest is the prior's.
+
+    Raises:
+        ValueError: for parts that do not fit together.
+    """
+    if isinstance(codec, _Latent):
+        codec = codec.codec
+    if not isinstance(codec, Codec):
+        raise ValueError(f"codec: {type(codec).__name__} does not encode; choose one that does, such as vae or vqvae")
+    if (codec.shape, codec.levels) != (tuple(shape), levels):
+        raise ValueError(
+            f"codec: made for events of shape {list(codec.shape)} with levels {codec.levels}, "
+            f"but the data have shape {list(shape)} and levels {levels}"
+        )
+    if codec.num_classes not in (0, num_classes):
+        raise ValueError(f"codec: has {codec.num_classes} classes, but the model has {num_classes}")
+    if not 0 < codec_share < 1:
+        raise ValueError(f"codec_share must be between 0 and 1, not {codec_share}")
+    space = codec.latent
+    built = prior(
+        shape=space.shape, levels=space.levels if isinstance(space, Discrete) else None, num_classes=num_classes
+    )
+    if isinstance(built, Adversarial | Staged):
+        raise ValueError(f"prior: {type(built).__name__} is not trained by one loss; choose a prior that is")
+    if isinstance(codec, LatentVariable) and isinstance(built, Density):
+        return LatentDensity(codec, built, codec_share)
+    return LatentModel(codec, built, codec_share)

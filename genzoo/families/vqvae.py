@@ -1,0 +1,149 @@
+r"""Vector-quantised variational autoencoders: codecs with discrete codes.
+
+An encoder turns an event into a grid of vectors, each of which is replaced by the nearest of K codes; a decoder turns the
+grid of codes ``k`` back into a law of the event. Training minimises
+
+    L = -log p(x | e_k)/D + beta mean |z - sg[e_k]|^2
+
+where the gradient passes from ``e_k`` to ``z`` as if nothing had been rounded, the second term commits the encoder to its
+codes, and the codes follow by moving averages (``genzoo.nn.quantize``). The third term of eq. 3, which moves the codes by
+gradient, is what the averages replace.
+
+The posterior puts all its mass on one grid, so that any prior over the grids bounds the density of events,
+
+    log p(x) >= log P(k(x)) + log p(x | k(x)).
+
+A codec alone draws the codes of its samples independently, as often as each is used. A prior of the grids that knows better
+is trained in a second stage, by ``genzoo.families.latent``.
+
+References:
+    van den Oord, Vinyals, Kavukcuoglu, "Neural Discrete Representation Learning", 2017, https://arxiv.org/abs/1711.00937
+    (eq. 3, sections 3.2 and 3.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from genzoo.model import Discrete, Inferred, LatentVariable, Loss, Samples
+from genzoo.nn.quantize import VectorQuantizer, perplexity, straight_through
+from genzoo.prob.likelihoods import Likelihood
+from genzoo.prob.measure import snap
+from genzoo.prob.random import rand
+
+
+class VQVAE(LatentVariable):
+    """A vector-quantised autoencoder.
+
+    Args:
+        encoder: builds the encoder, called as ``encoder(in_shape, out_shape, num_classes)``, for ``(x, y)``.
+        decoder: builds the decoder, in the same way, for ``(e, y)``.
+        likelihood: p(x | z) given the decoder's output.
+        shape, levels, num_classes: of the data, as in ``GenerativeModel``.
+        codebook_size: K.
+        embedding_dim: of a code.
+        downsampling: of images: how many pixels a side of a code's patch has.
+        tokens: of vectors: how many codes stand for one.
+        commitment: beta.
+        decay: of the moving averages that the codes are.
+        revival: codes used less than this share of the mean are replaced; 0 for never.
+        sample_likelihood: whether samples are draws of p(x | z), noise of each pixel included, or its mean.
+
+    Raises:
+        ValueError: for images whose sides ``downsampling`` does not divide.
+    """
+
+    latent: Discrete
+
+    def __init__(
+        self,
+        encoder: Callable[..., nn.Module],
+        decoder: Callable[..., nn.Module],
+        likelihood: Likelihood,
+        shape: Sequence[int],
+        levels: int | None = None,
+        num_classes: int = 0,
+        codebook_size: int = 512,
+        embedding_dim: int = 64,
+        downsampling: int = 4,
+        tokens: int = 2,
+        commitment: float = 0.25,
+        decay: float = 0.99,
+        revival: float = 0.1,
+        sample_likelihood: bool = False,
+    ):
+        super().__init__(shape, levels, num_classes)
+        if downsampling < 1 or tokens < 1:
+            raise ValueError(f"downsampling and tokens must be at least 1, not {downsampling} and {tokens}")
+        if commitment < 0:
+            raise ValueError(f"commitment must not be negative, not {commitment}")
+        channels, *sides = self.shape
+        if any(side % downsampling for side in sides):
+            raise ValueError(f"downsampling={downsampling} does not divide the sides of {sides[0]}x{sides[1]} pixels")
+        grid = tuple(side // downsampling for side in sides) or (tokens, 1)
+        self.latent = Discrete((1, *grid), codebook_size)
+        self.quantizer = VectorQuantizer(codebook_size, embedding_dim, decay, revival=revival)
+        self.likelihood = likelihood
+        self.encoder = encoder(self.shape, (embedding_dim, *grid), num_classes)
+        self.decoder = decoder((embedding_dim, *grid), (likelihood.num_params(channels), *sides), num_classes)
+        self.commitment, self.sample_likelihood = commitment, sample_likelihood
+
+    def _vectors(self, x: Tensor, y: Tensor | None) -> Tensor:
+        x = x if self.levels is None else snap(x, self.levels)
+        return self.encoder(x, y).to(x.dtype)
+
+    def _params(self, z: Tensor, y: Tensor | None) -> Tensor:
+        e = self.quantizer.lookup(z[:, 0])
+        return self.decoder(e, y).to(e.dtype)
+
+    def loss(
+        self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
+    ) -> Loss:
+        self.check_labels(y, len(x))
+        z = self._vectors(x, y)
+        k = self.quantizer.nearest(z)
+        e = self.quantizer.lookup(k)
+        if self.training:
+            self.quantizer.update(z.detach(), k, rng)
+        distortion = -self.likelihood.log_prob(self.decoder(straight_through(z, e), y).to(x.dtype), x).mean()
+        commitment = (z - e).square().mean()
+        exponential, usage = perplexity(k, self.latent.levels)
+        # In nats a dimension, so that one weight of the commitment serves small and large images.
+        total = distortion / self.dim + self.commitment * commitment
+        terms = {"distortion": distortion.detach(), "commitment": commitment.detach()}
+        return Loss(total, {**terms, "perplexity": exponential, "usage": usage})
+
+    def infer(self, x: Tensor, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Inferred:
+        """Return the one grid of codes of each event, (B, 1, h, w), whose log probability under q is 0."""
+        return Inferred(self.encode(x, y), x.new_zeros(len(x)))
+
+    def log_likelihood(self, x: Tensor, z: Tensor, y: Tensor | None = None) -> Tensor:
+        self.check_labels(y, len(z))
+        return self.likelihood.log_prob(self._params(z, y), x)
+
+    def generate(self, z: Tensor, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Tensor:
+        self.check_labels(y, len(z))
+        params = self._params(z, y)
+        return self.likelihood.sample(params, rng) if self.sample_likelihood else self.likelihood.mean(params)
+
+    def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Return the index of the nearest code at each place of the grid, (B, 1, h, w) int64."""
+        self.check_labels(y, len(x))
+        return self.quantizer.nearest(self._vectors(x, y)).unsqueeze(1)
+
+    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """Return the mean of p(x | z)."""
+        self.check_labels(y, len(z))
+        return self.likelihood.mean(self._params(z, y))
+
+    @torch.no_grad()
+    def sample(self, n: int, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Samples:
+        """Decode codes that are drawn independently, as often as each is used."""
+        y = self.draw_labels(n, y, rng)
+        cdf = self.quantizer.probs.double().cumsum(0)
+        u = rand((n, *self.latent.shape), rng=rng, device=self.device).double() * cdf[-1]
+        z = torch.searchsorted(cdf, u, right=True).clamp_(max=self.latent.levels - 1)
+        return Samples(self.generate(z, y, rng=rng), nfe=1)

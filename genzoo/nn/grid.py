@@ -1,0 +1,117 @@
+"""Images to grids of features and back: the encoder and decoder of codecs with a code for each patch of an image.
+
+Each layer of stride two halves or doubles the sides; between them and the grid lies a stack of residual layers.
+
+References:
+    van den Oord, Vinyals, Kavukcuoglu, "Neural Discrete Representation Learning", 2017, https://arxiv.org/abs/1711.00937
+    (section 4.1).
+    DeepMind, Sonnet 2, ``vqvae_example.ipynb``, https://github.com/google-deepmind/sonnet (widths and order of the layers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def halvings(image: Sequence[int], grid: Sequence[int]) -> int:
+    """Count the halvings from an image of (C, H, W) to a grid of (D, h, w).
+
+    Raises:
+        ValueError: where no number of halvings leads there.
+    """
+    count = max(image[1] // grid[1], 1).bit_length() - 1
+    if any(side != small * 2**count for side, small in zip(image[1:], grid[1:], strict=True)):
+        raise ValueError(f"no number of halvings leads from {image[1]}x{image[2]} to {grid[1]}x{grid[2]}")
+    return count
+
+
+class ResidualStack(nn.Module):
+    """Layers ``h <- h + conv1x1 relu conv3x3 relu h``, and a last relu."""
+
+    def __init__(self, width: int, residual_width: int, blocks: int):
+        super().__init__()
+        self.narrow = nn.ModuleList(nn.Conv2d(width, residual_width, 3, padding=1) for _ in range(blocks))
+        self.widen = nn.ModuleList(nn.Conv2d(residual_width, width, 1) for _ in range(blocks))
+
+    def forward(self, h: Tensor) -> Tensor:
+        for narrow, widen in zip(self.narrow, self.widen, strict=True):
+            h = h + widen(F.relu(narrow(F.relu(h))))
+        return F.relu(h)
+
+
+class GridEncoder(nn.Module):
+    """Image to grid, (B, C, H, W) -> (B, D, h, w).
+
+    Args:
+        in_shape: (C, H, W).
+        out_shape: (D, h, w), the sides halved some times.
+        num_classes: 0 for a network without classes.
+        width: of the hidden layers, the first of which has half of it.
+        residual_width: inside residual layers.
+        blocks: how many residual layers.
+
+    Raises:
+        ValueError: where no number of halvings leads from one to the other.
+    """
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        out_shape: Sequence[int],
+        num_classes: int = 0,
+        width: int = 128,
+        residual_width: int = 32,
+        blocks: int = 2,
+    ):
+        super().__init__()
+        channels, layers = in_shape[0], []
+        for i in range(halvings(in_shape, out_shape)):
+            wider = width // 2 if i == 0 else width
+            layers += [nn.Conv2d(channels, wider, 4, stride=2, padding=1), nn.ReLU()]
+            channels = wider
+        self.down = nn.Sequential(*layers, nn.Conv2d(channels, width, 3, padding=1))
+        self.label = nn.Embedding(num_classes, width) if num_classes else None
+        self.stack = ResidualStack(width, residual_width, blocks)
+        self.head = nn.Conv2d(width, out_shape[0], 1)
+
+    def forward(self, x_BCHW: Tensor, y: Tensor | None = None) -> Tensor:
+        h = self.down(x_BCHW)
+        if self.label is not None:
+            h = h + self.label(y)[:, :, None, None]
+        return self.head(self.stack(h))
+
+
+class GridDecoder(nn.Module):
+    """Grid to image, (B, D, h, w) -> (B, C, H, W); the mirror of ``GridEncoder``, with its arguments."""
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        out_shape: Sequence[int],
+        num_classes: int = 0,
+        width: int = 128,
+        residual_width: int = 32,
+        blocks: int = 2,
+    ):
+        super().__init__()
+        self.stem = nn.Conv2d(in_shape[0], width, 3, padding=1)
+        self.label = nn.Embedding(num_classes, width) if num_classes else None
+        self.stack = ResidualStack(width, residual_width, blocks)
+        count = halvings(out_shape, in_shape)
+        layers: list[nn.Module] = []
+        for i in range(count - 1):
+            before, after = width if i == 0 else width // 2, width // 2
+            layers += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
+        channels = width // 2 if count > 1 else width
+        last = nn.ConvTranspose2d(channels, out_shape[0], 4, stride=2, padding=1)
+        layers += [last if count else nn.Conv2d(channels, out_shape[0], 3, padding=1)]
+        self.up = nn.Sequential(*layers)
+
+    def forward(self, z_BDHW: Tensor, y: Tensor | None = None) -> Tensor:
+        h = self.stem(z_BDHW)
+        if self.label is not None:
+            h = h + self.label(y)[:, :, None, None]
+        return self.up(self.stack(h))

@@ -1,0 +1,136 @@
+r"""Vector quantisation with a codebook of moving averages. Shapes: B batch, D embedding, H height, W width, N tokens, K codes.
+
+A vector is replaced by the nearest of K codes, ``k = argmin_j |z - e_j|``. The codes are no parameters: each is the mean of
+the vectors that it stands for, kept as moving averages of their count and of their sum,
+
+    N_k <- d N_k + (1 - d) n_k,      m_k <- d m_k + (1 - d) sum_{z -> k} z,      e_k = m_k / N_k
+
+which is online k-means: no gradient reaches the codebook, and no learning rate moves it. In ``e_k`` the counts are smoothed,
+``N_k <- (N_k + eps)/(N + K eps) N`` with ``N = sum_k N_k``, so that no code is divided by zero. Counts begin as one and sums
+as the codes themselves: from zero, the first code that is missed would be thrown far away.
+
+A code that nothing is near to never moves again. Codes that are used less than a share ``revival`` of the mean are therefore
+replaced by vectors of the present batch; the first batch replaces them all, which places the codebook where the data are.
+
+The gradient of what follows passes to the vector as if it had not been rounded (``straight_through``).
+
+References:
+    van den Oord, Vinyals, Kavukcuoglu, "Neural Discrete Representation Learning", 2017, https://arxiv.org/abs/1711.00937
+    (section 3.2, appendix A.1).
+    Razavi, van den Oord, Vinyals, "Generating Diverse High-Fidelity Images with VQ-VAE-2", 2019,
+    https://arxiv.org/abs/1906.00446 (section 2.1).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from genzoo.prob.random import randint
+
+
+def straight_through(z: Tensor, e: Tensor) -> Tensor:
+    """Return the value of ``e`` with the gradient of ``z``."""
+    return z + (e - z).detach()
+
+
+class VectorQuantizer(nn.Module):
+    """A codebook of K codes in D dimensions.
+
+    Args:
+        codebook_size: K.
+        embedding_dim: D.
+        decay: d of the moving averages.
+        eps: of the smoothed counts.
+        revival: codes used less than this share of the mean are replaced; 0 for never.
+    """
+
+    codes: Tensor
+    counts: Tensor
+    sums: Tensor
+    placed: Tensor
+
+    def __init__(
+        self, codebook_size: int, embedding_dim: int, decay: float = 0.99, eps: float = 1e-5, revival: float = 0.1
+    ):
+        super().__init__()
+        if codebook_size < 2 or embedding_dim < 1:
+            raise ValueError(
+                f"a codebook needs at least 2 codes of 1 dimension, not {codebook_size} of {embedding_dim}"
+            )
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), not {decay}")
+        if not 0 <= revival < 1:
+            raise ValueError(f"revival must be in [0, 1), not {revival}")
+        if eps <= 0:
+            raise ValueError(f"eps must be positive, not {eps}")
+        self.codebook_size, self.decay, self.eps, self.revival = codebook_size, decay, eps, revival
+        side = math.sqrt(3 / embedding_dim)  # codes of about unit length
+        codes = torch.empty(codebook_size, embedding_dim).uniform_(-side, side)
+        self.register_buffer("codes", codes)
+        self.register_buffer("counts", torch.ones(codebook_size))
+        self.register_buffer("sums", codes.clone())
+        self.register_buffer("placed", torch.tensor(revival == 0))  # whether a first batch has placed the codes
+
+    @property
+    def probs(self) -> Tensor:
+        """How often each code is used, (K,)."""
+        return self.counts / self.counts.sum()
+
+    def nearest(self, z_BDHW: Tensor) -> Tensor:
+        """Return the index of the nearest code at each place, (B, H, W) int64."""
+        with torch.autocast(z_BDHW.device.type, enabled=False):  # a difference of squares, too coarse in bfloat16
+            z_ND = z_BDHW.movedim(1, -1).flatten(0, -2)
+            # |z - e|^2 without |z|^2, which is the same for every code: one matrix product.
+            distance_NK = torch.addmm(self.codes.square().sum(1), z_ND, self.codes.T, alpha=-2)
+        return distance_NK.argmin(1).view(z_BDHW.movedim(1, -1).shape[:-1])
+
+    def lookup(self, k_BHW: Tensor) -> Tensor:
+        """Return the code of each index, (B, D, H, W)."""
+        return self.codes[k_BHW].movedim(-1, 1)
+
+    @torch.no_grad()
+    def update(self, z_BDHW: Tensor, k_BHW: Tensor, rng: torch.Generator | None = None) -> None:
+        """Move the codes towards the vectors that they stand for, and revive the dead ones; for training alone.
+
+        Over several processes the vectors of all of them count.
+
+        Args:
+            z_BDHW: vectors.
+            k_BHW: the index of each, from ``nearest``.
+            rng: chooses the vectors that revive codes.
+        """
+        z_ND, k_N = z_BDHW.movedim(1, -1).flatten(0, -2).to(self.codes.dtype), k_BHW.flatten()
+        counts, sums = torch.zeros_like(self.counts), torch.zeros_like(self.sums)
+        counts.index_add_(0, k_N, torch.ones_like(k_N, dtype=counts.dtype))
+        sums.index_add_(0, k_N, z_ND)
+        # As many vectors as there are codes, whether they are needed or not: looking would stall an accelerator.
+        spare = z_ND[randint(len(z_ND), (self.codebook_size,), rng=rng, device=z_ND.device)]
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(counts)
+            dist.all_reduce(sums)
+            dist.broadcast(spare, 0)
+        self.counts.lerp_(counts, 1 - self.decay)
+        self.sums.lerp_(sums, 1 - self.decay)
+
+        total = self.counts.sum()
+        mean = total / self.codebook_size
+        dead = (self.counts < self.revival * mean) | ~self.placed
+        self.counts.copy_(torch.where(dead, mean, self.counts))
+        self.sums.copy_(torch.where(dead[:, None], mean * spare, self.sums))
+        total = self.counts.sum()
+        smoothed = (self.counts + self.eps) / (total + self.codebook_size * self.eps) * total
+        self.codes.copy_(self.sums / smoothed[:, None])
+        self.placed.fill_(True)
+
+
+def perplexity(k: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
+    """Say how many codes a batch uses: the exponential of their entropy, and the share of the codes that occur at all."""
+    counts = torch.zeros(codebook_size, device=k.device).index_add_(
+        0, k.flatten(), torch.ones(k.numel(), device=k.device)
+    )
+    p = counts / k.numel()
+    return torch.exp(-torch.xlogy(p, p).sum()), (counts > 0).float().mean()
