@@ -67,8 +67,8 @@ class Measure(nn.Module, ABC):
         """Return the latent of each event of the prior."""
 
     @abstractmethod
-    def log_det(self) -> Tensor:
-        """Return log p(z) - log p(event), the same for all latents, ()."""
+    def log_det(self) -> Tensor | float:
+        """Return log p(z) - log p(event), the same for all latents."""
 
     @abstractmethod
     def observe(self, z: Tensor) -> None:
@@ -78,22 +78,18 @@ class Measure(nn.Module, ABC):
 class Codes(Measure):
     """Integers in 0..levels-1, spread over the bins of [-1, 1]."""
 
-    constant: Tensor
-
     def __init__(self, latent: Discrete):
         super().__init__()
-        self.levels = latent.levels
-        log_det = -math.prod(latent.shape) * math.log(latent.levels / 2)
-        self.register_buffer("constant", torch.tensor(log_det), persistent=False)
+        self.levels, self.places = latent.levels, math.prod(latent.shape)
 
     def forward(self, z: Tensor, rng: torch.Generator | None = None) -> Tensor:
-        return dequantize(z, self.levels, rng).to(self.constant.dtype)
+        return dequantize(z, self.levels, rng)
 
     def inverse(self, event: Tensor) -> Tensor:
         return quantize(event, self.levels)
 
-    def log_det(self) -> Tensor:
-        return self.constant
+    def log_det(self) -> float:
+        return -self.places * math.log(self.levels / 2)
 
     def observe(self, z: Tensor) -> None:
         """Integers have no scale."""
@@ -220,7 +216,8 @@ class LatentDensity(_Latent, Density):
         """
         label = self._label(y, len(x))
         z, log_q = self.codec.infer(x, label, rng=rng)
-        value, stderr = self.prior.log_prob(self.measure(z, rng), y, num_samples=num_samples, rng=rng)
+        event = self.measure(z, rng).to(x.dtype)
+        value, stderr = self.prior.log_prob(event, y, num_samples=num_samples, rng=rng)
         log_likelihood = self.codec.log_likelihood(x, z, label)
         return LogProb(log_likelihood + value + self.measure.log_det() - log_q, stderr)
 
@@ -243,7 +240,7 @@ class PriorStage(GenerativeModel):
             z = codec.infer(x, label, rng=rng).z if isinstance(codec, LatentVariable) else codec.encode(x, label)
             if self.prior.training:
                 self.measure.observe(z)
-            event = self.measure(z, rng)
+            event = self.measure(z, rng).to(x.dtype)
         return self.prior.loss(event, y, rng=rng)
 
     @torch.no_grad()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
@@ -12,7 +16,7 @@ from genzoo.commands.config import UsageError
 from genzoo.runs import Run, RunError
 from genzoo.samplers import Ancestral
 from genzoo.training import checkpoints
-from tests.commands import SMALL, untrained
+from tests.commands import SMALL, genzoo, trained, untrained
 from tests.toys import Mean
 
 
@@ -73,3 +77,74 @@ def test_public_names_are_found_where_they_live():
         assert name in dir(package)
     with pytest.raises(AttributeError, match="no attribute 'gan'"):
         package.gan  # noqa: B018
+
+
+# A codec of a finished run
+
+
+LATENT = [
+    "model=latent",
+    "prior.network.width=8",
+    "prior.network.depth=1",
+    "prior.schedule.num_steps=20",
+    "sampler.steps=5",
+]
+
+
+def test_a_run_over_another_one_s_codec_needs_it_no_longer(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source, _, average = untrained(tmp_path, *SMALL["vae"])
+    run = trained(*LATENT, "codec=run", f"codec.run={source}", "metrics.throughput=2").resolve()
+    text = (run / "config.yaml").read_text()
+    config = yaml.safe_load(text)
+    assert config["model"]["codec"] == {"_target_": "genzoo.model.frozen", "model": Run(source).config["model"]}
+    assert config["codec"]["run"] == str(source), "where it came from stays on record"
+    assert {event.get("stage") for event in Run(run).events()} == {"prior", None}
+
+    shutil.rmtree(source)
+    model = load(run)
+    assert same(model.codec, average), "its averaged weights, bit by bit"
+    assert [stage.name for stage in model.stages()] == ["prior"]
+    before = load(run, ema=False)
+    assert same(before.codec, average) and not same(before.prior, model.prior)
+    for command in (
+        ["sample", f"run={run}", "n=4", "sampler=ddim", "sampler.steps=3"],
+        ["evaluate", f"run={run}", "metrics.n=4", "metrics.throughput=2"],
+    ):
+        code, _, err = genzoo(*command)
+        assert code == 0, err
+    assert load(run, sampler={"_target_": "genzoo.samplers.Ancestral", "steps": 3}).sample(2).nfe == 3 + 1
+
+
+def test_a_codec_that_does_not_fit_is_refused_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    vae, ddpm = (untrained(tmp_path, *SMALL[name])[0] for name in ("vae", "ddpm"))
+    for words, message in [
+        (["data=moons", f"codec.run={vae}"], r"model: codec: made for events of shape \[1, 8, 8\] with levels 17"),
+        ([f"codec.run={ddpm}"], "model: codec: DDPM does not encode"),
+        (["codec.run=/nowhere"], "model.codec: run=/nowhere: no such directory"),
+        ([], r"codec\.run is missing: say codec\.run="),
+    ]:
+        code, out, err = genzoo(*LATENT, "codec=run", *words)
+        assert (code, out) == (2, "") and err.count("\n") == 1
+        assert re.search(message, err), err
+    assert not Path("outputs").exists()
+
+
+def test_a_stranger_s_run_may_not_name_another_run(tmp_path):
+    run = untrained(tmp_path, *SMALL["vae"])[0]
+    config = Run(run).config
+    config["model"]["encoder"] = {"_target_": "genzoo.commands.load.load", "run": str(run)}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(UsageError, match=r"genzoo\.commands\.load\.load: not among the classes"):
+        load(run)
+
+
+def test_parts_are_chosen_where_there_are_any():
+    for words, message in [
+        (["model=vae", "codec=vae"], "codec: VAE has none to choose; leave it out"),
+        (["model=ddpm", "prior=ddpm"], "prior: DDPM has none to choose; leave it out"),
+        (["model=latent", "prior=realnvp", "sampler=ddim"], "sampler: latent samples in one pass"),
+    ]:
+        code, _, err = genzoo(*words)
+        assert code == 2 and message in err

@@ -426,3 +426,75 @@ def test_a_plan_by_images_is_never_corrected(clock):
     module.plan()
     module.training_step((0, 10**6), 0)
     assert module.steps == module.planned_steps == 100
+
+
+# Stages, continued: what is handed on, and whose seconds they are
+
+
+def test_a_finished_stage_gets_the_average_of_its_weights_and_the_next_builds_on_it():
+    module = module_of(Relay(), 20, ema_decay=0.99)
+    module.training_step((0, 4), 0)
+    assert not torch.equal(module.model.first.map.weight, module.ema.model.first.map.weight)
+    module.training_step((4, 5), 0)
+    for part in (module.model, module.ema.model):
+        assert same([*part.first.parameters()], [*module.model.first.parameters()])
+    module.training_step((5, 20), 0)
+    assert not torch.equal(module.model.second.map.weight, module.ema.model.second.map.weight)
+
+
+def in_seconds(clock: Clock, shares: tuple[float, float], slowness: int, then: int | None = None) -> GenerativeModule:
+    """A relay in twenty seconds whose second part's steps take ``slowness`` more readings of the clock.
+
+    After its 100th step it takes ``then`` of them, where that is said.
+    """
+    model, calls = Relay(shares=shares), []
+    loss = model.second.loss
+
+    def slow(*arguments: Any, **keywords: Any) -> Loss:
+        calls.append(1)
+        clock.reads += slowness if then is None or len(calls) < 100 else then
+        return loss(*arguments, **keywords)
+
+    model.second.loss = slow
+    slowly = functools.partial(torch.optim.SGD, lr=1e-3)
+    module = GenerativeModule(model, slowly, Batches(points(), BATCH, 0), Budget(seconds=20.0))
+    module.plan()
+    return module
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.2, 0.8)])
+def test_where_seconds_are_given_stages_share_the_seconds_and_not_the_steps(clock, shares):
+    module, ended = in_seconds(clock, shares, slowness=9), []
+    measuring = module.train_seconds
+    module.on_step = lambda: ended.append((module.stage_at(module.steps - 1)[0].name, module.train_seconds))
+    module.training_step((0, 10**6), 0)
+    first = max(seconds for name, seconds in ended if name == "first")
+    assert first == pytest.approx(20 * shares[0], rel=0.05) and module.train_seconds == pytest.approx(20, rel=0.05)
+    count = [sum(name == stage for name, _ in ended) for stage in ("first", "second")]
+    assert count[0] / count[1] == pytest.approx(10 * (shares[0] - measuring / 20) / shares[1], rel=0.1)
+
+
+def test_a_boundary_never_moves_back_over_steps_that_are_done(clock):
+    """Even where a stage turns out ten times as slow as when it was measured."""
+    module, seen = in_seconds(clock, (0.5, 0.5), slowness=1, then=30), []
+    module.on_step = lambda: seen.append((module.steps, *module.boundaries, module.planned_steps))
+    module.training_step((0, 10**6), 0)
+    final = module.boundaries[0]
+    for steps, boundary, planned in seen:
+        assert steps <= planned and (boundary == final if steps >= final else boundary > steps or boundary == final)
+    assert len({planned for *_, planned in seen}) > 4, "the plan was corrected"
+    assert module.finished and module.train_seconds < 22
+
+
+def test_each_stage_runs_its_own_schedule_to_its_end_by_the_clock(clock):
+    module, rates = in_seconds(clock, (0.5, 0.5), slowness=4), {"first": [], "second": []}
+    module.learning_rate = LearningRate("cosine")
+
+    def note() -> None:
+        name = module.stage_at(module.steps - 1)[0].name
+        rates[name].append(module.players[name]["model"].optimizer.param_groups[0]["lr"])
+
+    module.on_step = note
+    module.training_step((0, 10**6), 0)
+    for name, rate in rates.items():
+        assert rate[0] == pytest.approx(1e-3, rel=1e-3) and rate[-1] < 1e-5, name

@@ -1,0 +1,188 @@
+"""The codebook of moving averages: against its recursion by hand, the optimal quantiser of a normal law, and its gradients.
+
+References:
+    Max, "Quantizing for minimum distortion", 1960, https://doi.org/10.1109/TIT.1960.1057548 (table I: the least distortions).
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from genzoo.nn.quantize import VectorQuantizer, perplexity, straight_through
+from genzoo.prob.random import generator, randn
+
+
+def grid(n: int, dim: int, name: str = "vectors", side: int = 3) -> Tensor:
+    return torch.randn(n, dim, side, side, generator=generator(name), dtype=torch.float64)
+
+
+def test_the_nearest_code_is_the_nearest_and_is_looked_up_in_its_place():
+    quantizer, z = VectorQuantizer(7, 5).double(), grid(4, 5)
+    k = quantizer.nearest(z)
+    assert k.shape == (4, 3, 3) and k.dtype == torch.int64
+    for b in range(4):
+        for i in range(3):
+            for j in range(3):
+                here = z[b, :, i, j]
+                assert int(k[b, i, j]) == int((quantizer.codes - here).square().sum(1).argmin())
+                assert torch.equal(quantizer.lookup(k)[b, :, i, j], quantizer.codes[k[b, i, j]])
+
+
+def test_the_nearest_code_is_found_in_float32_under_autocast():
+    """Two codes that bfloat16 cannot tell apart."""
+    quantizer = VectorQuantizer(2, 1)
+    quantizer.codes.copy_(torch.tensor([[1.0], [1.001]]))
+    z = torch.tensor([1.0004, 1.0006]).view(2, 1, 1, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert quantizer.nearest(z).flatten().tolist() == [0, 1]
+
+
+def test_codes_are_the_recursion_by_hand():
+    K, D, decay, eps = 6, 3, 0.9, 1e-5
+    quantizer = VectorQuantizer(K, D, decay, eps, revival=0).double()
+    counts, sums = [1.0] * K, [code.clone() for code in quantizer.codes]
+    for step in range(5):
+        z = grid(8, D, f"batch {step}")
+        k = quantizer.nearest(z)
+        vectors, owners = z.movedim(1, -1).reshape(-1, D), k.flatten().tolist()
+        quantizer.update(z, k)
+        for j in range(K):
+            mine = [v for v, owner in zip(vectors, owners, strict=True) if owner == j]
+            counts[j] = decay * counts[j] + (1 - decay) * len(mine)
+            sums[j] = decay * sums[j] + (1 - decay) * sum(mine, torch.zeros(D).double())
+        total = sum(counts)
+        for j in range(K):
+            smoothed = (counts[j] + eps) / (total + K * eps) * total
+            torch.testing.assert_close(quantizer.codes[j], sums[j] / smoothed, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(quantizer.probs, torch.tensor(counts).double() / sum(counts))
+
+
+@pytest.mark.parametrize("K, least", [(2, 0.36338), (4, 0.11748), (8, 0.03455), (16, 0.00950)])
+def test_the_codes_of_a_normal_law_reach_the_least_distortion(K, least):
+    quantizer, rng = VectorQuantizer(K, 1), generator("normal", K)
+    for decay, steps in ((0.8, 800), (0.99, 400)):  # first quickly, then precisely
+        quantizer.decay = decay
+        for _ in range(steps):
+            z = randn((4096, 1, 1, 1), rng=rng)
+            quantizer.update(z, quantizer.nearest(z), rng)
+    # The distortion of a codebook exactly, by quadrature over its cells.
+    x = torch.linspace(-8, 8, 400_001, dtype=torch.float64)
+    z = x.view(-1, 1, 1, 1)
+    quantizer.double()
+    error = (z - quantizer.lookup(quantizer.nearest(z))).flatten().square()
+    distortion = float(torch.trapezoid(error * torch.exp(-0.5 * x**2) / (2 * torch.pi) ** 0.5, x))
+    assert least - 1e-5 <= distortion <= 1.01 * least
+
+
+def test_the_first_batch_places_the_codes_among_its_vectors():
+    quantizer, z = VectorQuantizer(8, 4).double(), grid(10, 4) + 100
+    quantizer.update(z, quantizer.nearest(z), generator("spare"))
+    vectors = z.movedim(1, -1).reshape(-1, 4)
+    distance = (quantizer.codes[:, None] - vectors).norm(dim=-1).amin(1)
+    assert float(distance.max()) < 1e-2, "but for the smoothing, codes are vectors of the batch"
+    assert len(quantizer.nearest(z).unique()) == len(quantizer.codes.unique(dim=0)) > 4
+
+
+def settled(**settings) -> tuple[VectorQuantizer, Tensor]:
+    """A codebook in equilibrium with vectors at four corners, but for one code that lies far from all of them."""
+    corners = 10 * torch.eye(4, dtype=torch.float64)
+    quantizer = VectorQuantizer(4, 4, **settings).double()
+    quantizer.codes.copy_(corners)
+    quantizer.codes[2] = -1000.0
+    quantizer.sums.copy_(16 * quantizer.codes)
+    quantizer.counts.fill_(16)
+    quantizer.counts[2] = 1e-3
+    quantizer.sums[2] = -1.0
+    quantizer.placed.fill_(True)
+    return quantizer, corners.repeat(16, 1).view(-1, 4, 1, 1)
+
+
+def test_a_dead_code_is_revived_and_live_ones_are_left_alone():
+    once, never = settled(revival=0.1)[0], settled(revival=0.0)[0]
+    z = settled()[1]
+    for quantizer in (once, never):
+        quantizer.update(z, quantizer.nearest(z), generator("revival"))
+    live = [0, 1, 3]
+    torch.testing.assert_close(once.codes[live], never.codes[live], rtol=1e-5, atol=1e-5)
+    assert float((never.codes[2] + 1000).abs().max()) < 20
+    assert float((z.flatten(1) - once.codes[2]).norm(dim=1).min()) < 1e-3, "it is a vector of the batch"
+    assert float(once.probs[2]) > 0.2, "and has time to find a use"
+
+
+def test_revival_goes_on_until_every_code_is_used():
+    for revival, used in ((0.1, 4), (0.0, 3)):
+        quantizer, z = settled(decay=0.9, revival=revival)
+        for step in range(1500):
+            quantizer.update(z, quantizer.nearest(z), generator("revival", step))
+        assert len(quantizer.nearest(z).unique()) == used
+
+
+def test_what_revives_a_code_is_chosen_by_the_generator():
+    def revived(seed: int) -> Tensor:
+        torch.manual_seed(0)
+        quantizer, z = VectorQuantizer(5, 4).double(), grid(20, 4)
+        quantizer.update(z, quantizer.nearest(z), generator(seed))
+        return quantizer.codes
+
+    assert torch.equal(revived(1), revived(1)) and not torch.equal(revived(1), revived(2))
+
+
+def test_the_gradient_passes_straight_through_and_none_reaches_the_codes():
+    quantizer, z = VectorQuantizer(6, 4).double(), grid(5, 4).requires_grad_()
+    e = quantizer.lookup(quantizer.nearest(z))
+    out = straight_through(z, e)
+    torch.testing.assert_close(out, e, rtol=0, atol=1e-15)
+    weight = grid(5, 4, "weights")
+    (out.square() * weight).sum().backward()
+    torch.testing.assert_close(z.grad, 2 * e * weight, rtol=1e-12, atol=1e-12)
+    assert not list(quantizer.parameters()) and not any(b.requires_grad for b in quantizer.buffers())
+
+
+def test_vectors_of_all_processes_count(monkeypatch):
+    """Two processes with the same batch are one process with that batch twice."""
+    alone, together = (VectorQuantizer(5, 4, revival=0).double() for _ in range(2))
+    together.load_state_dict(alone.state_dict())
+    z = grid(6, 4)
+    twice = torch.cat([z, z])
+    alone.update(twice, alone.nearest(twice))
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor: tensor.mul_(2))
+    monkeypatch.setattr(dist, "broadcast", lambda tensor, source: None)
+    together.update(z, together.nearest(z))
+    torch.testing.assert_close(together.codes, alone.codes, rtol=1e-12, atol=1e-12)
+
+
+def test_perplexity_counts_codes_in_equal_use():
+    k = torch.arange(4).repeat(8).view(2, 4, 4)
+    exponential, usage = perplexity(k, 16)
+    assert float(exponential) == pytest.approx(4) and float(usage) == 0.25
+    assert float(perplexity(torch.zeros(3, 2, 2, dtype=torch.int64), 16)[0]) == 1
+
+
+def test_a_copy_of_the_state_goes_on_alike():
+    quantizer, z = VectorQuantizer(6, 4).double(), grid(9, 4)
+    quantizer.update(z, quantizer.nearest(z), generator(0))
+    other = VectorQuantizer(6, 4).double()
+    other.load_state_dict(copy.deepcopy(quantizer.state_dict()))
+    for codebook in (quantizer, other):
+        codebook.update(z, codebook.nearest(z), generator(1))
+    assert torch.equal(quantizer.codes, other.codes) and torch.equal(quantizer.counts, other.counts)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"codebook_size": 1}, "at least 2 codes of 1 dimension, not 1 of 4"),
+        ({"decay": 1.0}, r"decay must be in \[0, 1\), not 1.0"),
+        ({"revival": -0.1}, r"revival must be in \[0, 1\), not -0.1"),
+        ({"eps": 0.0}, "eps must be positive, not 0.0"),
+    ],
+)
+def test_impossible_codebooks_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        VectorQuantizer(**{"codebook_size": 4, "embedding_dim": 4, **settings})

@@ -1,0 +1,44 @@
+"""The vector quantiser against lucidrains' vector-quantize-pytorch: codes, codebook, counts and the commitment's gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from genzoo.nn.quantize import VectorQuantizer, straight_through
+from genzoo.prob.random import generator
+
+reference = pytest.importorskip("vector_quantize_pytorch")
+
+
+def test_the_codebook_is_the_reference_s_over_many_batches():
+    K, D, beta = 32, 8, 0.25
+    torch.manual_seed(0)
+    theirs = reference.VectorQuantize(
+        D, K, decay=0.99, eps=1e-5, commitment_weight=beta, rotation_trick=False, kmeans_init=False,
+        threshold_ema_dead_code=0, use_cosine_sim=False, accept_image_fmap=True,
+    ).train()  # fmt: skip
+    ours = VectorQuantizer(K, D, decay=0.99, eps=1e-5, revival=0)
+    codebook = theirs._codebook
+    codebook.embed.data.copy_(torch.randn(1, K, D))
+    codebook.embed_avg.data.copy_(codebook.embed.data)
+    ours.codes.copy_(codebook.embed[0])
+    ours.sums.copy_(codebook.embed_avg[0])
+
+    for step in range(30):
+        z = torch.randn(4, D, 5, 5, generator=generator("parity", step)) + 0.1 * step
+        mine, other = z.clone().requires_grad_(), z.clone().requires_grad_()
+        expected, indices, loss = theirs(other)
+        k = ours.nearest(mine)
+        e = ours.lookup(k)
+        out = straight_through(mine, e)
+        assert torch.equal(k, indices)
+        torch.testing.assert_close(out, expected, rtol=0, atol=1e-6)
+        commitment = beta * (mine - e).square().mean()
+        torch.testing.assert_close(commitment, loss.squeeze(), rtol=1e-5, atol=1e-6)
+        (out.sin().sum() + commitment).backward()
+        (expected.sin().sum() + loss.sum()).backward()
+        torch.testing.assert_close(mine.grad, other.grad, rtol=0, atol=1e-6)
+        ours.update(z, k)
+        torch.testing.assert_close(ours.counts, codebook.cluster_size[0], rtol=0, atol=1e-6)
+        torch.testing.assert_close(ours.codes, codebook.embed[0], rtol=0, atol=1e-6)
