@@ -12,8 +12,12 @@ if TYPE_CHECKING:
     from genzoo.families.gan import WGAN as WGAN
     from genzoo.families.gan import WGANGP as WGANGP
     from genzoo.families.glow import Glow as Glow
+    from genzoo.families.latent import LatentDensity as LatentDensity
+    from genzoo.families.latent import LatentModel as LatentModel
+    from genzoo.families.latent import latent as latent
     from genzoo.families.realnvp import RealNVP as RealNVP
     from genzoo.families.vae import VAE as VAE
+    from genzoo.families.vqvae import VQVAE as VQVAE
 
 # Names are imported when they are asked for, so that `python -m genzoo --help` need not wait for torch.
 _HOME = {
@@ -21,12 +25,29 @@ _HOME = {
     "DDPM": "genzoo.families.ddpm",
     "Glow": "genzoo.families.glow",
     "GAN": "genzoo.families.gan",
+    "LatentDensity": "genzoo.families.latent",
+    "LatentModel": "genzoo.families.latent",
     "RealNVP": "genzoo.families.realnvp",
     "VAE": "genzoo.families.vae",
+    "VQVAE": "genzoo.families.vqvae",
     "WGAN": "genzoo.families.gan",
     "WGANGP": "genzoo.families.gan",
+    "latent": "genzoo.families.latent",
 }
-__all__ = ["DDPM", "GAN", "Glow", "RealNVP", "VAE", "WGAN", "WGANGP", "load"]
+__all__ = [
+    "DDPM",
+    "GAN",
+    "Glow",
+    "LatentDensity",
+    "LatentModel",
+    "RealNVP",
+    "VAE",
+    "VQVAE",
+    "WGAN",
+    "WGANGP",
+    "latent",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:
