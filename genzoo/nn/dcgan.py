@@ -71,7 +71,8 @@ class DCGANCritic(nn.Module):
         out_shape: of one output.
         num_classes: 0 for a network without classes; an embedding of the class scales the last features.
         width: channels of the first convolution; they double with each further strided one.
-        refine: whether a 3x3 convolution comes first and after each halving, as in Miyato's CNN; Radford's has none.
+        refine: whether a 3x3 convolution comes first and after each halving, as in Miyato's CNN; Radford's has none. An image
+            that is halved less than twice gets them anyway: one convolution would be no critic.
         norm: batch norm after every convolution but the first. Not for critics with a penalty, which is per sample.
         spectral_norm: whether the largest singular value of every weight is held at one.
         slope: of the leaky ReLU below zero.
@@ -92,7 +93,8 @@ class DCGANCritic(nn.Module):
         channels, *sides = in_shape
         sizes = resolutions(*sides)
         self.out_shape = tuple(out_shape)
-        plan = [(width, False)] if refine or len(sizes) == 1 else []  # channels of each convolution, and if it halves
+        refine = refine or len(sizes) < 3
+        plan = [(width, False)] if refine else []  # channels of each convolution, and whether it halves
         for i in range(1, len(sizes)):
             w = width * 2 ** (i if refine else i - 1)
             plan += [(w, True), *([(w, False)] if refine else [])]

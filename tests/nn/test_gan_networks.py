@@ -97,6 +97,9 @@ def test_networks_fit_any_side(side, num_classes):
         assert out.shape == (4, *shape)
         out.square().sum().backward()
         assert not [key for key, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+        assert bool(num_classes) == any(p.shape[0] == CLASSES for p in network.parameters() if p.ndim == 2), (
+            "no classes"
+        )
     for build in CRITICS.values():
         x = torch.randn(4, *shape, requires_grad=True)
         out = build(shape, (1,), num_classes)(x, *labels(num_classes, 4))
