@@ -30,7 +30,7 @@ def bad_lines() -> Iterator[tuple[str, str]]:
     yield "trainer.batchsize=3", "'trainer.batchsize'|did you mean 'trainer.batch_size'?"
     yield "model.latent_dims=3", "'model.latent_dims'|did you mean 'model.latent_dim'?"
     yield "modle.latent_dim=3", "'modle.latent_dim'|did you mean 'model.latent_dim'?"
-    yield "+foo=1", "'foo'|choose from budget, data"
+    yield "+foo=1", "'foo'|choose from budget, codec, data"
     yield "+model.foo=1", "'model.foo'|latent_dim"
     yield "+model.encoder.widht=1", "'model.encoder.widht'|did you mean 'width'?"
     yield "model=ddpm model.schedule.beta_start=1e-3", "num_steps|+model.schedule.beta_start"
