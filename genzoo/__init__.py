@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from genzoo.commands.load import load as load
+    from genzoo.families.autoregressive import Autoregressive as Autoregressive
     from genzoo.families.ddpm import DDPM as DDPM
     from genzoo.families.gan import GAN as GAN
     from genzoo.families.gan import WGAN as WGAN
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 # Names are imported when they are asked for, so that `python -m genzoo --help` need not wait for torch.
 _HOME = {
     "load": "genzoo.commands.load",
+    "Autoregressive": "genzoo.families.autoregressive",
     "DDPM": "genzoo.families.ddpm",
     "Glow": "genzoo.families.glow",
     "GAN": "genzoo.families.gan",
@@ -35,6 +37,7 @@ _HOME = {
     "latent": "genzoo.families.latent",
 }
 __all__ = [
+    "Autoregressive",
     "DDPM",
     "GAN",
     "Glow",

@@ -70,6 +70,11 @@ def _levels(levels: int | None) -> int:
     return levels
 
 
+def _summed(log_p: Tensor) -> Tensor:
+    """Add up the pixels of each event, (B, ...) -> (B,); a vector is a single pixel, with no dimension of its own."""
+    return log_p.reshape(len(log_p), math.prod(log_p.shape[1:])).sum(1)
+
+
 def _draw_index(logits: Tensor, u: Tensor) -> Tensor:
     """Draw an index of dimension 1 by inversion of the cumulative sum, (B, K, ...) and uniform (B, 1, ...) -> (B, 1, ...)."""
     cdf = logits.double().softmax(1).cumsum(1)
@@ -204,7 +209,7 @@ class LogisticMixture(Likelihood):
         mean = torch.stack([_chained(mean, coefficients, centre[:, :, :c]) for c in range(x.shape[1])], dim=2)
         log_mass = logistic_log_mass(k, mean, log_scale, self.levels).sum(2)
         log_mass = (logits.squeeze(2).log_softmax(1) + log_mass).logsumexp(1)
-        return log_density(log_mass.flatten(1).sum(1), x[0].numel(), self.levels)
+        return log_density(_summed(log_mass), x[0].numel(), self.levels)
 
     def mean(self, params: Tensor) -> Tensor:
         """Return the mean of the locations: bins, and what the ends cut off, are left out of account."""
@@ -338,8 +343,7 @@ class GaussianMixture(Likelihood):
         logits, mean, log_std = self._split(params)
         z = (x[:, None] - mean) * torch.exp(-log_std)
         log_normal = -(0.5 * z.square() + log_std + 0.5 * math.log(2 * math.pi)).sum(2)
-        log_p = (logits.squeeze(2).log_softmax(1) + log_normal).logsumexp(1)
-        return log_p.view(len(x), -1).sum(1)  # a vector is one pixel, and has no dimension left
+        return _summed((logits.squeeze(2).log_softmax(1) + log_normal).logsumexp(1))
 
     def mean(self, params: Tensor) -> Tensor:
         logits, mean, _ = self._split(params)

@@ -1,0 +1,112 @@
+r"""Autoregressive models: the chain rule of probability, with a network for its factors.
+
+The pixels of an event are put in raster order, and the density is the product
+
+    p(x) = prod_i p(x_i | x_1, ..., x_{i-1})
+
+whose factors are laws of one kind, ``likelihood``, with parameters that a causal network reads off the earlier pixels. All
+factors of a known event come from one evaluation of the network, so that the density is exact and training is by maximum
+likelihood; an event is made pixel by pixel, with one evaluation each, and the channels of a pixel are chained within the
+likelihood.
+
+The network is a gated PixelCNN or a transformer. A vector of D numbers is a raster of D pixels, each with a continuous
+law: ``p(x_1) p(x_2 | x_1) ...``. Integers that stand for no quantity, such as the codes of a codec, enter one-hot. With
+``patch`` a block of pixels counts as one pixel of many channels: fewer steps, of which each has more to say at once.
+
+References:
+    van den Oord, Kalchbrenner, Kavukcuoglu, "Pixel Recurrent Neural Networks", 2016, https://arxiv.org/abs/1601.06759
+    (eq. 1 and 2).
+    van den Oord et al., "Conditional Image Generation with PixelCNN Decoders", 2016, https://arxiv.org/abs/1606.05328.
+    Salimans, Karpathy, Chen, Kingma, "PixelCNN++", 2017, https://arxiv.org/abs/1701.05517.
+    Chen et al., "Generative Pretraining from Pixels", 2020, https://proceedings.mlr.press/v119/chen20s.html.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from genzoo.model import Bound, Density, LogProb, Loss, Samples
+from genzoo.nn.causal import CausalNetwork
+from genzoo.prob.likelihoods import Likelihood
+from genzoo.prob.measure import quantize, snap
+
+
+class Autoregressive(Density):
+    """A product of conditional laws in raster order.
+
+    Args:
+        network: builds the causal network, called as ``network(in_shape, out_shape, num_classes)``, for ``(x, y)``.
+        likelihood: builds the law of a pixel, called as ``likelihood(levels=levels)``.
+        shape, levels, num_classes: of the data, as in ``GenerativeModel``.
+        inputs: how the network sees a pixel: its "values", or which of the levels, its "classes", one-hot.
+        patch: side of the blocks of an image that count as one pixel.
+
+    Raises:
+        ValueError: for classes of data without levels, and blocks that do not tile the image.
+    """
+
+    bound = Bound.EXACT
+
+    def __init__(
+        self,
+        network: Callable[..., CausalNetwork],
+        likelihood: Callable[..., Likelihood],
+        shape: Sequence[int],
+        levels: int | None = None,
+        num_classes: int = 0,
+        inputs: Literal["values", "classes"] = "values",
+        patch: int = 1,
+    ):
+        super().__init__(shape, levels, num_classes)
+        if inputs not in ("values", "classes"):
+            raise ValueError(f"inputs must be values or classes, not {inputs!r}")
+        if inputs == "classes" and levels is None:
+            raise ValueError("inputs=classes needs data with levels")
+        C, H, W = self.shape if len(self.shape) == 3 else (1, self.dim, 1)
+        if patch < 1 or (patch > 1 and (len(self.shape) != 3 or H % patch or W % patch)):
+            raise ValueError(f"patch={patch} does not tile an event of shape {self.shape}")
+        self.inputs, self.patch = inputs, patch
+        self.unpatched = C, H, W
+        self.raster = C * patch**2, H // patch, W // patch
+        self.likelihood = likelihood(levels=levels)
+        channels, *sides = self.raster
+        seen = channels * levels if inputs == "classes" and levels is not None else channels
+        self.network = network((seen, *sides), (self.likelihood.num_params(channels), *sides), num_classes)
+
+    def _seen(self, pixels: Tensor) -> Tensor:
+        """Return what the network sees of pixels, (B, C, ...) -> (B, C or C * levels, ...)."""
+        if self.inputs == "values" or self.levels is None:
+            return pixels
+        return F.one_hot(quantize(pixels, self.levels), self.levels).movedim(-1, 2).flatten(1, 2).to(pixels.dtype)
+
+    def log_prob(
+        self, x: Tensor, y: Tensor | None = None, *, num_samples: int = 1, rng: torch.Generator | None = None
+    ) -> LogProb:
+        self.check_labels(y, len(x))
+        x = x if self.levels is None else snap(x, self.levels)
+        pixels = F.pixel_unshuffle(x.view(-1, *self.unpatched), self.patch)
+        params = self.network(self._seen(pixels), y).to(x.dtype)
+        return LogProb(self.likelihood.log_prob(params, pixels))
+
+    def loss(
+        self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
+    ) -> Loss:
+        nll = -self.log_prob(x, y).value.mean()
+        # In nats a dimension, so that one learning rate serves small and large images.
+        return Loss(nll / self.dim, {"nll": nll.detach()})
+
+    @torch.no_grad()
+    def sample(self, n: int, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Samples:
+        walk = self.network.walk(n, self.draw_labels(n, y, rng))
+        _, H, W = self.raster
+        pixels: list[Tensor] = []
+        for i in range(H * W):
+            params = walk.step(self._seen(pixels[-1]) if i else None)
+            pixels.append(self.likelihood.sample(params.to(self.dtype), rng))
+        x = torch.stack(pixels, dim=2).view(n, *self.raster)
+        return Samples(F.pixel_shuffle(x, self.patch).view(n, *self.shape), nfe=H * W)

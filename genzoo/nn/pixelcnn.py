@@ -1,0 +1,174 @@
+r"""The gated PixelCNN. Shapes: B batch, C channels, H height, W width, E width of the network, P parameters of a pixel.
+
+Two stacks of convolutions run side by side. The vertical one, v, sees all rows above a pixel; the horizontal one, h, sees
+the pixels to the left in its own row and, through a 1x1 convolution, the vertical one. Between them they see every
+earlier pixel: a single stack of masked kernels would be blind to a wedge on the right. A layer is
+
+    v' = Conv_v(v),                    v <- tanh(v'_1 + e_1) sigmoid(v'_2 + e_2)
+    h' = Conv_h(h) + W v' + e,         h <- h + U tanh(h'_1) sigmoid(h'_2)
+
+with the halves 1 and 2 of the channels, and the class in e. No kernel is masked: the image enters v moved down by a row and
+h moved right by a pixel, and from there every kernel ends at its own row or pixel. A channel of ones tells the image from
+its border.
+
+An image is made row by row: the vertical stack runs once a row, the horizontal one once a pixel, on nothing but the
+columns that its kernels reach.
+
+References:
+    van den Oord, Kalchbrenner, Vinyals, Espeholt, Graves, Kavukcuoglu, "Conditional Image Generation with PixelCNN
+    Decoders", 2016, https://arxiv.org/abs/1606.05328 (eq. 2 and 4, figure 2).
+    Ramachandran et al., "Fast Generation for Convolutional Autoregressive Models", 2017, https://arxiv.org/abs/1704.06001.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genzoo.nn.causal import CausalNetwork, Walk
+
+
+def _gate(x: Tensor) -> Tensor:
+    a, b = x.chunk(2, dim=1)
+    return torch.tanh(a) * torch.sigmoid(b)
+
+
+class GatedLayer(nn.Module):
+    """One layer of both stacks.
+
+    Args:
+        in_channels: of either stack; there is a residual connection where they equal ``width``.
+        width: E, the channels that leave.
+        num_classes: 0 for a network without classes.
+        kernel: odd side of the square of which the causal half is seen.
+        dilation: distance of two elements of a kernel.
+        dropout: of the horizontal stack before its last convolution.
+    """
+
+    def __init__(self, in_channels: int, width: int, num_classes: int, kernel: int, dilation: int, dropout: float):
+        super().__init__()
+        self.in_channels, self.reach = in_channels, dilation * (kernel // 2)
+        half = kernel // 2 + 1
+        self.vertical = nn.Conv2d(in_channels, 2 * width, (half, kernel), padding=(0, self.reach), dilation=dilation)
+        self.horizontal = nn.Conv2d(in_channels, 2 * width, (1, half), dilation=dilation)
+        self.link = nn.Conv2d(2 * width, 2 * width, 1)
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Conv2d(width, width, 1)
+        self.residual = in_channels == width
+        self.label = nn.Embedding(num_classes, 4 * width) if num_classes else None
+
+    def embed(self, y: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
+        """Return what the class adds to the vertical and to the horizontal stack."""
+        if self.label is None:
+            return 0.0, 0.0
+        vertical, horizontal = self.label(y)[:, :, None, None].chunk(2, dim=1)
+        return vertical, horizontal
+
+    def down(self, v: Tensor, e: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Run the vertical stack on rows that begin ``reach`` above the first wanted: its output, and what h takes of it."""
+        features = self.vertical(v)
+        return _gate(features + e), self.link(features)
+
+    def right(self, h: Tensor, link: Tensor, e: Tensor | float) -> Tensor:
+        """Run the horizontal stack on columns that begin ``reach`` left of the first wanted."""
+        out = self.out(self.dropout(_gate(self.horizontal(h) + link + e)))
+        return h[..., self.reach :] + out if self.residual else out
+
+
+class PixelCNN(CausalNetwork):
+    """A gated PixelCNN, (B, C, H, W) and classes -> (B, P, H, W).
+
+    Args:
+        in_shape: (C, H, W).
+        out_shape: (P, H, W).
+        num_classes: 0 for a network without classes.
+        width: E, the channels of either stack.
+        layers: how many.
+        first_kernel: odd side of the first layer's kernels.
+        kernel: odd side of the others'.
+        dilations: of the layers after the first, repeated.
+        dropout: in every layer.
+
+    Raises:
+        ValueError: for kernels of an even side.
+    """
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        out_shape: Sequence[int],
+        num_classes: int = 0,
+        width: int = 64,
+        layers: int = 6,
+        first_kernel: int = 7,
+        kernel: int = 3,
+        dilations: Sequence[int] = (1,),
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        if first_kernel % 2 == 0 or kernel % 2 == 0:
+            raise ValueError(f"first_kernel and kernel must be odd, not {first_kernel} and {kernel}")
+        if layers < 1 or not dilations:
+            raise ValueError(f"layers and dilations must be at least one, not {layers} and {list(dilations)}")
+        channels, *self.sides = in_shape
+        settings = [(channels + 1, first_kernel, 1)]
+        settings += [(width, kernel, dilations[i % len(dilations)]) for i in range(layers - 1)]
+        chain = [GatedLayer(c, width, num_classes, side, dilation, dropout) for c, side, dilation in settings]
+        self.layers: Sequence[GatedLayer] = nn.ModuleList(chain)  # type: ignore[assignment]
+        self.head = nn.Sequential(nn.ReLU(), nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, out_shape[0], 1))
+
+    def forward(self, x_BCHW: Tensor, y: Tensor | None = None) -> Tensor:
+        x = F.pad(x_BCHW, (0, 0, 0, 0, 0, 1), value=1.0)  # the channel of ones
+        v, h = F.pad(x[:, :, :-1], (0, 0, 1, 0)), F.pad(x[..., :-1], (1, 0))
+        for layer in self.layers:
+            e_v, e_h = layer.embed(y)
+            v, link = layer.down(F.pad(v, (0, 0, layer.reach, 0)), e_v)
+            h = layer.right(F.pad(h, (layer.reach, 0)), link, e_h)
+        return self.head(h)
+
+    def walk(self, n: int, y: Tensor | None = None) -> Walk:
+        return _PixelWalk(self, n, y)
+
+
+class _PixelWalk(Walk):
+    """Remembers each layer's inputs: of the vertical stack all rows, of the horizontal one this row."""
+
+    def __init__(self, network: PixelCNN, n: int, y: Tensor | None):
+        self.network, self.position = network, 0
+        height, self.width = network.sides
+        self.embeddings = [layer.embed(y) for layer in network.layers]
+        zeros = network.layers[0].out.weight.new_zeros
+        self.row = zeros((n, network.layers[0].in_channels, 1, self.width))
+        self.rows = [zeros((n, one.in_channels, one.reach + height, self.width)) for one in network.layers]
+        self.columns = [zeros((n, one.in_channels, 1, one.reach + self.width)) for one in network.layers]
+        self.links: list[Tensor] = []
+
+    def step(self, pixel_BC: Tensor | None) -> Tensor:
+        i, j = divmod(self.position, self.width)
+        self.position += 1
+        if pixel_BC is None:
+            h = torch.zeros_like(self.row[..., :1])
+        else:
+            left = F.pad(pixel_BC, (0, 1), value=1.0)[:, :, None, None]
+            self.row[..., j - 1 : j or None] = left
+            h = left if j else torch.zeros_like(left)
+        if j == 0:
+            self._begin_row(i)
+        for layer, columns, link, (_, e) in zip(
+            self.network.layers, self.columns, self.links, self.embeddings, strict=True
+        ):
+            columns[..., layer.reach + j : layer.reach + j + 1] = h
+            h = layer.right(columns[..., j : j + layer.reach + 1], link[..., j : j + 1], e)
+        return self.network.head(h)[:, :, 0, 0]
+
+    def _begin_row(self, i: int) -> None:
+        """Run the vertical stack for a row, whose input is the row above."""
+        self.links = []
+        v = self.row if i else torch.zeros_like(self.row)
+        for layer, rows, (e, _) in zip(self.network.layers, self.rows, self.embeddings, strict=True):
+            rows[:, :, layer.reach + i : layer.reach + i + 1] = v
+            v, link = layer.down(rows[:, :, i : i + layer.reach + 1], e)
+            self.links.append(link)

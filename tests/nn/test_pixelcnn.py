@@ -1,0 +1,218 @@
+"""The gated PixelCNN and the law of all causal networks: each output sees strictly earlier pixels, all of them that it can
+reach, and a walk through the pixels says what one look at the whole image says."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genzoo.nn.causal import CausalNetwork
+from genzoo.nn.pixelcnn import GatedLayer, PixelCNN
+from genzoo.nn.transformer import Transformer
+
+CLASSES = 3
+NETWORKS = {
+    "pixelcnn": functools.partial(PixelCNN, width=6, layers=4, first_kernel=3),
+    "pixelcnn-wide": functools.partial(PixelCNN, width=6, layers=2, first_kernel=7, kernel=5),
+    "pixelcnn-dilated": functools.partial(PixelCNN, width=6, layers=4, first_kernel=3, dilations=(1, 2, 4)),
+    "pixelcnn-one": functools.partial(PixelCNN, width=6, layers=1, first_kernel=5),
+    "transformer": functools.partial(Transformer, width=8, layers=2, heads=2),
+    "transformer-one": functools.partial(Transformer, width=8, layers=1, heads=1),
+}
+every = pytest.mark.parametrize("name", NETWORKS)
+classes = pytest.mark.parametrize("num_classes", [0, CLASSES], ids=["unconditional", "conditional"])
+SHAPE = (2, 5, 4)
+
+
+def built(name: str, num_classes: int = 0, shape: tuple[int, ...] = SHAPE, outputs: int = 3) -> CausalNetwork:
+    """Build a network in float64 with all weights moved away from where they start."""
+    torch.manual_seed(0)
+    network = NETWORKS[name](shape, (outputs, *shape[1:]), num_classes).double()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    return network.eval()
+
+
+def labels(n: int, num_classes: int) -> Tensor | None:
+    return torch.arange(n) % num_classes if num_classes else None
+
+
+def jacobian(network: CausalNetwork, shape: tuple[int, ...], y: Tensor | None = None) -> Tensor:
+    """Largest derivative of any output of pixel i with respect to channel c of pixel j, (pixels, C, pixels)."""
+    x = torch.randn(1, *shape, dtype=torch.float64)
+    full = torch.autograd.functional.jacobian(lambda image: network(image, y)[0].flatten(1), x, vectorize=True)
+    return full[:, :, 0].flatten(3).abs().amax(0)
+
+
+def reaches(reach: list[int], shape: tuple[int, ...]) -> Tensor:
+    """Which pixels (i, j) see (k, l): above, within a square of layers' reaches, or left in the row; (pixels, pixels)."""
+    _, H, W = shape
+    i, j, k, m = torch.meshgrid(*map(torch.arange, (H, W, H, W)), indexing="ij")
+    total = sum(reach)
+    above = (k < i) & (i - k <= total + 1) & ((m - j).abs() <= total)
+    left = (k == i) & (m < j) & (j - m <= total + 1)
+    return (above | left).reshape(H * W, H * W)
+
+
+@classes
+@every
+def test_an_output_sees_every_earlier_pixel_and_no_other(name, num_classes):
+    """All channels of all earlier pixels: small images lie within every network's reach, and no pixel is in a blind spot."""
+    derivatives = jacobian(built(name, num_classes), SHAPE, labels(1, num_classes))
+    pixels = SHAPE[1] * SHAPE[2]
+    earlier = torch.ones(pixels, pixels).tril(-1).bool()[:, None].expand(-1, SHAPE[0], -1)
+    if name == "pixelcnn-one":  # a kernel of 5 on the image moved by one
+        earlier = earlier & reaches([2], SHAPE)[:, None]
+    assert torch.equal(derivatives > 0, earlier)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_there_is_no_blind_spot_within_the_reach(layers):
+    """On an image larger than the reach, exactly a square above and a line to the left are seen."""
+    shape = (1, 9, 9)
+    network = PixelCNN(shape, (1, 9, 9), width=4, layers=layers, first_kernel=3, kernel=3).double()
+    assert torch.equal(jacobian(network, shape)[:, 0] > 0, reaches([1] * layers, shape))
+
+
+@every
+def test_a_change_of_a_pixel_however_large_changes_later_outputs_alone(name):
+    """Causality of the values themselves, where derivatives could vanish."""
+    network = built(name)
+    x = torch.randn(1, *SHAPE, dtype=torch.float64)
+    for position in (0, 6, 19):
+        other = x.clone()
+        other.view(1, SHAPE[0], -1)[:, :, position] += 100
+        change = (network(other) - network(x)).abs().amax(1).flatten()
+        assert bool((change[: position + 1] < 1e-12).all())
+        assert bool((change[position + 1 : position + 2] > 1e-4).all())
+
+
+@classes
+@every
+def test_a_walk_says_what_a_look_at_the_whole_image_says(name, num_classes):
+    network, y = built(name, num_classes), labels(3, num_classes)
+    x = torch.randn(3, *SHAPE, dtype=torch.float64)
+    expected = network(x, y).flatten(2)
+    walk, pixel = network.walk(3, y), None
+    with torch.no_grad():
+        for i in range(expected.shape[2]):
+            torch.testing.assert_close(walk.step(pixel), expected[..., i], rtol=0, atol=1e-10)
+            pixel = x.flatten(2)[..., i]
+
+
+@every
+def test_two_walks_do_not_disturb_each_other(name):
+    network = built(name)
+    x = torch.randn(2, *SHAPE, dtype=torch.float64).flatten(2)
+    with torch.no_grad():
+        alone = network.walk(2)
+        expected = [alone.step(x[..., i - 1] if i else None) for i in range(20)]
+        first, second = network.walk(2), network.walk(2)
+        for i in range(20):
+            got = first.step(x[..., i - 1] if i else None)
+            second.step(x[..., i - 1] + 1 if i else None)
+            assert torch.equal(got, expected[i])
+
+
+@classes
+@every
+def test_every_weight_works_and_no_example_sees_another(name, num_classes):
+    network, y = built(name, num_classes), labels(6, num_classes)
+    x = torch.randn(6, *SHAPE, dtype=torch.float64, requires_grad=True)
+    out = network(x, y)
+    (gradient,) = torch.autograd.grad(out[1].square().sum(), x, retain_graph=True)
+    assert (gradient.flatten(1).abs().sum(1) > 0).tolist() == [False, True, False, False, False, False]
+    (out * torch.randn_like(out)).sum().backward()
+    assert not [key for key, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+@every
+def test_the_class_changes_every_output(name):
+    network, y = built(name, CLASSES), labels(3, CLASSES)
+    x = torch.randn(3, *SHAPE, dtype=torch.float64)
+    change = (network(x, y) - network(x, (y + 1) % CLASSES)).abs().amax(1)
+    assert change.min() > 1e-4
+
+
+@every
+def test_a_row_of_one_pixel_and_a_column_of_one_are_images_too(name):
+    for shape in ((1, 6, 1), (1, 1, 6), (1, 1, 1)):
+        network, x = built(name, shape=shape), torch.randn(2, *shape, dtype=torch.float64)
+        walk = network.walk(2)
+        with torch.no_grad():
+            steps = [walk.step(x.flatten(2)[..., i - 1] if i else None) for i in range(x[0].numel())]
+            torch.testing.assert_close(torch.stack(steps, 2), network(x).flatten(2), rtol=0, atol=1e-10)
+
+
+def test_the_border_differs_from_grey():
+    """The first pixel of a row, whose neighbours are beyond the border, is told from one among pixels of zeros."""
+    network = built("pixelcnn", shape=(1, 9, 9))
+    out = network(torch.zeros(1, 1, 9, 9, dtype=torch.float64))[0, 0]
+    assert (out[0, 0] - out[8, 4]).abs() > 1e-4 and (out[8, 0] - out[8, 4]).abs() > 1e-4
+
+
+# The layer against masked convolutions
+
+
+def masked(weight: Tensor, half: int) -> Tensor:
+    """Complete half a kernel to a square one of zeros."""
+    side = 2 * half - 1
+    full = weight.new_zeros(*weight.shape[:2], side, side)
+    rows = slice(0, half) if weight.shape[2] == half and weight.shape[3] == side else slice(half - 1, half)
+    full[:, :, rows, : weight.shape[3]] = weight
+    return full
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_a_layer_is_the_paper_s_with_square_masked_kernels(kernel, dilation):
+    """Equation 4 with symmetric padding and kernels whose later half is zero, where the layer crops instead."""
+    width, half = 4, kernel // 2 + 1
+    layer = GatedLayer(width, width, CLASSES, kernel, dilation, dropout=0.0).double()
+    v, h = torch.randn(2, 2, width, 7, 6, dtype=torch.float64)
+    y = torch.tensor([2, 0])
+    reach = dilation * (kernel // 2)
+
+    def conv(x: Tensor, module: nn.Conv2d) -> Tensor:
+        return F.conv2d(x, masked(module.weight, half), module.bias, padding=reach, dilation=dilation)
+
+    def gate(x: Tensor) -> Tensor:
+        return torch.tanh(x[:, :width]) * torch.sigmoid(x[:, width:])
+
+    e = layer.label.weight[y][:, :, None, None]
+    features = conv(v, layer.vertical)
+    link = torch.einsum("oc,bchw->bohw", layer.link.weight[..., 0, 0], features) + layer.link.bias.view(-1, 1, 1)
+    inner = gate(conv(h, layer.horizontal) + link + e[:, 2 * width :])
+    out = torch.einsum("oc,bchw->bohw", layer.out.weight[..., 0, 0], inner) + layer.out.bias.view(-1, 1, 1)
+
+    e_v, e_h = layer.embed(y)
+    got_v, got_link = layer.down(F.pad(v, (0, 0, reach, 0)), e_v)
+    got_h = layer.right(F.pad(h, (reach, 0)), got_link, e_h)
+    torch.testing.assert_close(got_v, gate(features + e[:, : 2 * width]), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(got_h, h + out, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"kernel": 4}, "must be odd, not 7 and 4"),
+        ({"first_kernel": 2}, "must be odd, not 2 and 3"),
+        ({"layers": 0}, "must be at least one, not 0"),
+        ({"dilations": []}, "must be at least one"),
+    ],
+)
+def test_impossible_settings_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        PixelCNN((1, 4, 4), (1, 4, 4), **wrong)
+
+
+def test_dropout_works_in_training_alone():
+    network = PixelCNN((1, 4, 4), (1, 4, 4), width=8, layers=2, dropout=0.5)
+    x = torch.randn(2, 1, 4, 4)
+    assert not torch.equal(network.train()(x), network(x))
+    assert torch.equal(network.eval()(x), network(x))
