@@ -89,17 +89,29 @@ class TimeAndClass(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two normalised 3x3 convolutions around a skip, with an embedding added in between.
+    """Two normalised 3x3 convolutions around a skip, with an embedding in between.
+
+    The embedding is added after the first convolution, or with ``scale_shift`` it scales and shifts the second norm.
 
     References:
         Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", 2020, https://arxiv.org/abs/2006.11239 (appendix B).
+        Nichol, Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021, https://arxiv.org/abs/2102.09672
+        (appendix A).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, embedding: int = 0, dropout: float = 0.0):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding: int = 0,
+        dropout: float = 0.0,
+        scale_shift: bool = False,
+    ):
         super().__init__()
         self.norm1 = group_norm(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.project = nn.Linear(embedding, out_channels) if embedding else None
+        self.scale_shift = scale_shift
+        self.project = nn.Linear(embedding, (2 if scale_shift else 1) * out_channels) if embedding else None
         self.norm2 = group_norm(out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_(nn.Conv2d(out_channels, out_channels, 3, padding=1))
@@ -107,9 +119,13 @@ class ResBlock(nn.Module):
 
     def forward(self, x_BCHW: Tensor, e_BE: Tensor | None = None) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x_BCHW)))
-        if self.project is not None and e_BE is not None:
-            h = h + self.project(F.silu(e_BE))[:, :, None, None]
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        e = None if self.project is None or e_BE is None else self.project(F.silu(e_BE))[:, :, None, None]
+        if self.scale_shift and e is not None:
+            scale, shift = e.chunk(2, dim=1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h if e is None else h + e)
+        h = self.conv2(self.dropout(F.silu(h)))
         return self.skip(x_BCHW) + h
 
 
@@ -119,12 +135,14 @@ class Attention(nn.Module):
     Args:
         channels: C.
         head_channels: width of a head; None for a single head of width C.
+        scale: of the sum with the skip.
     """
 
-    def __init__(self, channels: int, head_channels: int | None = None):
+    def __init__(self, channels: int, head_channels: int | None = None, scale: float = 1.0):
         super().__init__()
         if head_channels is not None and channels % head_channels:
             raise ValueError(f"head_channels={head_channels} does not divide the {channels} channels")
+        self.scale = scale
         self.heads = 1 if head_channels is None else channels // head_channels
         self.norm = group_norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
@@ -138,4 +156,4 @@ class Attention(nn.Module):
         )
         q, k, v = qkv_BHNC.chunk(3, dim=1)
         h = F.scaled_dot_product_attention(q, k, v)
-        return x_BCHW + self.out(h.transpose(2, 3).reshape(B, C, H, W))
+        return self.scale * (x_BCHW + self.out(h.transpose(2, 3).reshape(B, C, H, W)))

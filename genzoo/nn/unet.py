@@ -29,6 +29,7 @@ class UNet(nn.Module):
         attention: resolutions, as sides of the feature map, that attend to themselves.
         head_channels: width of an attention head; null for a single head.
         dropout: inside residual blocks.
+        scale_shift: whether the embedding scales and shifts the blocks' norms rather than being added.
         patch: side of the pixel blocks that become channels before the first level; 2 makes a 28x28 image four
             channels of 14x14 and a step about four times as cheap.
 
@@ -47,6 +48,7 @@ class UNet(nn.Module):
         attention: Sequence[int] = (),
         head_channels: int | None = None,
         dropout: float = 0.0,
+        scale_shift: bool = False,
         patch: int = 1,
     ):
         super().__init__()
@@ -60,7 +62,7 @@ class UNet(nn.Module):
 
         def level(inputs: int, outputs: int, side: int) -> nn.ModuleList:
             attend = Attention(outputs, head_channels) if side in attention else nn.Identity()
-            return nn.ModuleList([ResBlock(inputs, outputs, embedding, dropout), attend])
+            return nn.ModuleList([ResBlock(inputs, outputs, embedding, dropout, scale_shift), attend])
 
         self.down = nn.ModuleList()
         skips, c, side = [channels], channels, height // patch
@@ -74,7 +76,11 @@ class UNet(nn.Module):
                 skips.append(c)
                 side = (side + 1) // 2
         self.middle = nn.ModuleList(
-            [ResBlock(c, c, embedding, dropout), Attention(c, head_channels), ResBlock(c, c, embedding, dropout)]
+            [
+                ResBlock(c, c, embedding, dropout, scale_shift),
+                Attention(c, head_channels),
+                ResBlock(c, c, embedding, dropout, scale_shift),
+            ]
         )
         self.up = nn.ModuleList()
         sides = [height // patch]
