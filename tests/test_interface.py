@@ -441,12 +441,13 @@ def test_a_density_of_the_plane_integrates_to_one_and_a_lower_bound_to_less(case
 @every(Density, data=tuple(TINY_EVENT), conditional=False)
 def test_a_density_of_images_gives_the_cube_the_share_of_its_samples_that_fall_there(case):
     """All 2^4 images of two levels: a law of integers is constant on their bins, a flow is not and may leak out."""
-    model, n = case.model().double(), 4000
+    model = case.model().double()
     if Bound.LOWER not in model.bound:
+        n, cells, slack = (4000, 12, 1e-3) if model.bound is Bound.EXACT else (1000, 5, 0.03)  # an ODE costs more
         samples = unclipped(model, n, generator("cube"))
         share = float((samples.flatten(1).abs().amax(1) <= 1).double().mean())
         error = math.sqrt(share * (1 - share) / n)
-        assert mass(model, -1, 1, 12) == pytest.approx(share, abs=4 * error + 1e-3)
+        assert mass(model, -1, 1, cells) == pytest.approx(share, abs=4 * error + slack)
         return
     bits = torch.tensor([[0, 0, 0, 0], [1, 1, 1, 1], [1, 0, 1, 0]]).repeat(16, 1).view(-1, 1, 2, 2)
     model = trained(case, dequantize(bits, 2, generator("bits")))
