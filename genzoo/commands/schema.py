@@ -90,6 +90,7 @@ class Train(Section):
     sampler: dict[str, Any] | None = None
     codec: dict[str, Any] | None = None
     prior: dict[str, Any] | None = None
+    teacher: dict[str, Any] | None = None
     logger: dict[str, Any] | None = None
     metrics: Metrics
     budget: Budget
@@ -102,7 +103,7 @@ class Train(Section):
     @model_validator(mode="after")
     def fits_together(self) -> Train:
         family = str(self.model.get("_target_")).rpartition(".")[2]
-        for part in ("codec", "prior"):
+        for part in ("codec", "prior", "teacher"):
             if getattr(self, part) and part not in self.model:
                 raise ValueError(f"{part}: {family} has none to choose; leave it out")
         if self.sampler and not any("sampler" in owner for owner in (self.model, self.model.get("prior", {}))):

@@ -169,7 +169,7 @@ class NCSNpp(nn.Module):
         h, copy = self.stem(x_BCHW), x_BCHW
         skips = [h]
         for i, level in enumerate(self.down):
-            for block, attend in level:
+            for block, attend in level:  # type: ignore[attr-defined]
                 h = attend(block(h, e_BE))
                 skips.append(h)
             if i < len(self.shrink):
@@ -179,8 +179,8 @@ class NCSNpp(nn.Module):
                 skips.append(h)
         block1, attend, block2 = self.middle
         h = block2(attend(block1(h, e_BE)), e_BE)
-        for i, (level, attend) in enumerate(self.up):
-            for block in level:
+        for i, (level, attend) in enumerate(self.up):  # type: ignore[misc]
+            for block in level:  # type: ignore[attr-defined]
                 h = block(torch.cat([h, skips.pop()], dim=1), e_BE)
             h = attend(h)
             if i < len(self.grow):

@@ -1,4 +1,4 @@
-"""Every paper's recipe under ``conf/experiment/``: it composes, its network has the paper's size, and it trains at full width."""
+"""Every paper's recipe under ``conf/experiment/``: it composes, its networks have the paper's size, and it trains in full."""
 
 from __future__ import annotations
 
