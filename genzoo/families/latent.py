@@ -286,9 +286,12 @@ def latent(
     if not 0 < codec_share < 1:
         raise ValueError(f"codec_share must be between 0 and 1, not {codec_share}")
     space = codec.latent
-    built = prior(
-        shape=space.shape, levels=space.levels if isinstance(space, Discrete) else None, num_classes=num_classes
-    )
+    codes = space.levels if isinstance(space, Discrete) else None
+    try:
+        built = prior(shape=space.shape, levels=codes, num_classes=num_classes)
+    except ValueError as error:
+        what = "real numbers" if codes is None else f"{codes} codes"
+        raise ValueError(f"prior: does not fit latents of shape {list(space.shape)} of {what}: {error}") from error
     if isinstance(built, Adversarial | Staged):
         raise ValueError(f"prior: {type(built).__name__} is not trained by one loss; choose a prior that is")
     if isinstance(codec, LatentVariable) and isinstance(built, Density):

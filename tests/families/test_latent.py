@@ -355,6 +355,10 @@ def test_a_codec_may_know_of_no_classes():
         ({"codec": lambda: vq(num_classes=3)}, "codec: has 3 classes, but the model has 0"),
         ({"levels": 17}, "codec: made for events of shape .* levels None, but the data have .* levels 17"),
         ({"prior": functools.partial(WGANGP, small, small)}, "prior: WGANGP is not trained by one loss"),
+        (
+            {"prior": functools.partial(RealNVP, small)},
+            r"prior: does not fit latents of shape \[1, 2, 1\] of 5 codes: scales=2",
+        ),
         ({"codec_share": 1.0}, "codec_share must be between 0 and 1, not 1.0"),
     ],
 )
