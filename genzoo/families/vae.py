@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from genzoo.model import Bound, Continuous, Density, Inferred, LatentVariable, LogProb, Loss, Samples
+from genzoo.prob.bounds import RateCost, importance_weighted
 from genzoo.prob.divergences import kl_normal
 from genzoo.prob.likelihoods import Likelihood
-from genzoo.prob.measure import snap
 from genzoo.prob.random import randn
 
 
@@ -40,8 +40,12 @@ class VAE(Density, LatentVariable):
         likelihood: p(x | z) given the decoder's output.
         shape, levels, num_classes: of the data, as in ``GenerativeModel``.
         latent_dim: size of z.
-        beta: weight of the KL term in the loss; the bound that ``log_prob`` reports never uses it.
+        beta, warmup, free_bits: what the loss charges for the KL term, see ``RateCost``; the bound that ``log_prob``
+            reports uses none of them.
         sample_likelihood: whether samples are draws of p(x | z), noise of each pixel included, or its mean.
+
+    Raises:
+        ValueError: for a likelihood of other data.
     """
 
     bound = Bound.LOWER
@@ -56,24 +60,25 @@ class VAE(Density, LatentVariable):
         num_classes: int = 0,
         latent_dim: int = 16,
         beta: float = 1.0,
+        warmup: int = 0,
+        free_bits: float = 0.0,
         sample_likelihood: bool = False,
     ):
         super().__init__(shape, levels, num_classes)
         if latent_dim < 1:
             raise ValueError(f"latent_dim must be at least 1, not {latent_dim}")
-        if beta < 0:
-            raise ValueError(f"beta must not be negative, not {beta}")
+        likelihood.check(levels)
         channels, *sides = self.shape
         self.latent = Continuous((latent_dim,))
         self.likelihood = likelihood
         self.encoder = encoder(self.shape, (2 * latent_dim,), num_classes)
         self.decoder = decoder((latent_dim,), (likelihood.num_params(channels), *sides), num_classes)
-        self.beta, self.sample_likelihood = beta, sample_likelihood
+        self.cost = RateCost(beta, warmup, free_bits)
+        self.sample_likelihood = sample_likelihood
 
     def posterior(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return mean and log variance of q(z | x), each (B, latent_dim)."""
-        x = x if self.levels is None else snap(x, self.levels)
-        mean, log_var = self.encoder(x, y).to(x.dtype).chunk(2, dim=1)
+        mean, log_var = self.encoder(self.likelihood.observe(x), y).to(x.dtype).chunk(2, dim=1)
         return mean, log_var.clamp(-20, 10)
 
     def loss(
@@ -83,17 +88,17 @@ class VAE(Density, LatentVariable):
         mean, log_var = self.posterior(x, y)
         z = mean + torch.exp(0.5 * log_var) * randn(mean.shape, rng=rng, device=x.device, dtype=x.dtype)
         distortion = -self.likelihood.log_prob(self.decoder(z, y).to(x.dtype), x).mean()
-        rate = kl_normal(mean, log_var).sum(1).mean()
+        divergence = kl_normal(mean, log_var)
         # In nats a dimension, so that one learning rate serves small and large images.
-        total = (distortion + self.beta * rate) / self.dim
-        return Loss(total, {"distortion": distortion.detach(), "rate": rate.detach()})
+        total = (distortion + self.cost(divergence)) / self.dim
+        return Loss(total, {"distortion": distortion.detach(), "rate": divergence.detach().sum(1).mean()})
 
     def log_prob(
         self, x: Tensor, y: Tensor | None = None, *, num_samples: int = 1, rng: torch.Generator | None = None
     ) -> LogProb:
         """Return the ELBO, or with ``num_samples > 1`` the tighter importance-weighted bound.
 
-        The standard error, known with more than one draw, is that of the logarithm of a mean by the delta method.
+        Its standard error is known with more than one draw.
         """
         self.check_labels(y, len(x))
         if num_samples < 1:
@@ -108,10 +113,7 @@ class VAE(Density, LatentVariable):
                 return LogProb(log_likelihood - kl_normal(mean, log_var).sum(1))
             log_prior_over_posterior = 0.5 * (eps**2 + log_var - z**2).sum(1)
             log_weights.append(log_likelihood + log_prior_over_posterior)
-        log_w = torch.stack(log_weights)
-        value = log_w.logsumexp(0) - math.log(num_samples)
-        relative = torch.exp(log_w - value)
-        return LogProb(value, relative.std(0) / math.sqrt(num_samples))
+        return LogProb(*importance_weighted(torch.stack(log_weights)))
 
     def infer(self, x: Tensor, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Inferred:
         self.check_labels(y, len(x))

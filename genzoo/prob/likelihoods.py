@@ -37,6 +37,8 @@ LOG_SCALE_MIN = -7.0
 class Likelihood(nn.Module, ABC):
     """The law of an event given ``num_params(C)`` numbers for each of its pixels."""
 
+    levels: int | None = None  # of the integers whose law it is; None for a density of real vectors
+
     @abstractmethod
     def num_params(self, channels: int) -> int:
         """Return how many numbers the law of a pixel takes."""
@@ -52,6 +54,22 @@ class Likelihood(nn.Module, ABC):
     @abstractmethod
     def sample(self, params: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """Draw from the law, (B, C, ...)."""
+
+    def check(self, levels: int | None) -> None:
+        """Refuse data with other levels; the dequantised values of any image have a density.
+
+        Raises:
+            ValueError: saying both numbers.
+        """
+        if self.levels not in (None, levels):
+            raise ValueError(f"the likelihood is of integers with {self.levels} levels, the data have levels={levels}")
+
+    def observe(self, x: Tensor) -> Tensor:
+        """Return what may be known of an event, such as by an encoder: its levels where the law is one of integers.
+
+        The noise of dequantisation is no part of an integer: a posterior that saw it would bound nothing.
+        """
+        return x if self.levels is None else snap(x, self.levels)
 
     def channels(self, params: Tensor) -> int:
         """Return how many channels the event has that a network's output describes."""
@@ -153,6 +171,8 @@ class DiscretizedLogistic(Likelihood):
     The log scale is an output of the network, at least -7.
     """
 
+    levels: int
+
     def __init__(self, levels: int):
         super().__init__()
         self.levels = _levels(levels)
@@ -185,6 +205,8 @@ class LogisticMixture(Likelihood):
         levels: K.
         components: how many logistic laws are mixed.
     """
+
+    levels: int
 
     def __init__(self, levels: int, components: int = 10):
         super().__init__()
@@ -244,6 +266,7 @@ class Bernoulli(Likelihood):
             raise ValueError(
                 f"a Bernoulli likelihood needs binary images, levels=2, not {levels}: use a categorical one"
             )
+        self.levels = levels
 
     def num_params(self, channels: int) -> int:
         return channels
@@ -270,6 +293,8 @@ class Categorical(Likelihood):
     whose slopes t are outputs of the network as the logits l are. A normal law of channel c with a mean linear in x is of
     this form, with a slope proportional to k.
     """
+
+    levels: int
 
     def __init__(self, levels: int):
         super().__init__()

@@ -142,6 +142,37 @@ def test_beta_weighs_the_rate_in_the_loss_and_never_touches_the_bound():
     torch.testing.assert_close(four - one, 3 * terms["rate"] / 5, atol=1e-12, rtol=0)
 
 
+def test_warm_up_and_free_bits_change_the_loss_and_never_touch_the_bound():
+    x, plain, charged = data(20), ppca(0.3), ppca(0.3, warmup=40, free_bits=1.5).train()
+    distortion, rate = plain.loss(x, rng=generator(0)).terms.values()
+    mean, log_var = plain.posterior(x)
+    per_latent = 0.5 * (log_var.exp() + mean**2 - 1 - log_var).mean(0)
+    assert float(per_latent.min()) < 1.5 < float(per_latent.max()), "one latent is free, the other one is not"
+    for weight in (0.0, 0.5, 1.0, 1.0):
+        total, terms = charged.loss(x, rng=generator(0))
+        torch.testing.assert_close(total, (distortion + weight * per_latent.clamp(min=1.5).sum()) / 5)
+        assert torch.equal(terms["rate"], rate) and torch.equal(terms["distortion"], distortion)
+        for k in (1, 3):
+            assert torch.equal(*(m.log_prob(x, num_samples=k, rng=generator(k)).value for m in (plain, charged)))
+
+
+def test_a_density_of_images_sees_and_scores_their_values_as_they_are():
+    """A Gaussian likelihood knows no levels: the bound is that of the density of the dequantised values."""
+    plain, x = ppca(), data(30)
+    model = VAE(linear, linear, Gaussian(), (5, 1, 1), levels=256, latent_dim=2).double()
+    flat = network(lambda x, y: plain.encoder(x.flatten(1)))
+    model.encoder, model.decoder = flat((), (), 0), network(lambda z, y: plain.decoder(z)[:, :, None, None])((), (), 0)
+    model.likelihood = plain.likelihood
+    value = model.log_prob(x[:, :, None, None], num_samples=2).value
+    torch.testing.assert_close(value, LAW.log_prob(x), atol=1e-9, rtol=0)
+
+
+def test_a_likelihood_of_other_data_is_refused():
+    for levels in (256, None):
+        with pytest.raises(ValueError, match=f"integers with 17 levels, the data have levels={levels}"):
+            VAE(linear, linear, DiscretizedLogistic(17), (1, 4, 4), levels)
+
+
 def test_samples_follow_the_law_of_the_model():
     model = ppca(sample_likelihood=True)
     x = model.sample(200_000).x

@@ -1,0 +1,93 @@
+"""What the loss charges for the rate, against sums written out; and what it must leave alone."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+
+import pytest
+import torch
+
+from genzoo.data.dataset import Split
+from genzoo.data.loader import Batches
+from genzoo.families.vae import VAE
+from genzoo.nn.mlp import MLP
+from genzoo.prob.bounds import RateCost, importance_weighted
+from genzoo.prob.likelihoods import Gaussian
+from genzoo.prob.random import generator
+from genzoo.training.budget import Budget
+from genzoo.training.module import GenerativeModule
+
+KL = torch.tensor([[0.0, 3.0, 1.0], [1.0, 0.2, 2.0]]).double()  # two events, three latents; means .5, 1.6, 1.5
+
+
+def test_plain_it_is_the_mean_rate_of_all_layers():
+    maps = torch.rand(2, 4, 3, 3).double()
+    cost = RateCost()(KL, maps)
+    torch.testing.assert_close(cost, (KL.sum() + maps.sum()) / 2)
+    torch.testing.assert_close(RateCost(beta=2.5)(KL, maps), 2.5 * cost)
+
+
+def test_free_bits_are_granted_to_the_mean_over_the_batch_of_each_group():
+    """The first latent uses .5 nats on average, and the second 1.6 although one event uses only .2 of it."""
+    assert float(RateCost(free_bits=1.0)(KL)) == pytest.approx(1.0 + 1.6 + 1.5)
+    assert float(RateCost(beta=2.0, free_bits=1.55)(KL)) == pytest.approx(2 * (1.55 + 1.6 + 1.55))
+    channels = torch.tensor([[[[0.1, 0.2], [0.3, 0.1]], [[0.0, 0.0], [0.1, 0.0]]]])  # one event, sums .7 and .1
+    assert float(RateCost(free_bits=0.5)(channels)) == pytest.approx(0.7 + 0.5)
+
+
+def test_free_bits_have_no_gradient():
+    kl = KL.clone().requires_grad_(True)
+    RateCost(free_bits=1.0)(kl).backward()
+    assert torch.equal(kl.grad, torch.tensor([[0.0, 0.5, 0.5], [0.0, 0.5, 0.5]]).double())
+
+
+def test_the_weight_rises_with_the_images_of_training_and_then_stays():
+    cost = RateCost(beta=3.0, warmup=5)
+    paid = [float(cost(KL)) / 3.6 for _ in range(5)]
+    assert paid == pytest.approx([0.0, 3 * 2 / 5, 3 * 4 / 5, 3.0, 3.0])
+    assert int(cost.seen) == 10
+
+
+def test_only_training_counts_and_the_count_is_saved_with_the_weights():
+    cost, other = RateCost(warmup=8), RateCost(warmup=8)
+    for _ in range(2):
+        cost(KL)
+    cost.eval()
+    assert float(cost(KL)) == float(cost(KL)) == pytest.approx(1.8) and int(cost.seen) == 4
+    other.load_state_dict(cost.state_dict())
+    assert float(other(KL)) == pytest.approx(1.8)
+    assert int(copy.deepcopy(cost).double().seen) == 4
+
+
+def test_the_trainer_counts_its_steps_and_forgets_those_that_measured_its_speed():
+    small = functools.partial(MLP, width=8, depth=1)
+    model = VAE(small, small, Gaussian(), (2,), latent_dim=2, warmup=1000).train()
+    batches = Batches(Split(torch.randn(32, 2), None), 8, seed=0)
+    module = GenerativeModule(model, functools.partial(torch.optim.Adam, lr=1e-3), batches, Budget(seconds=1.0))
+    module.plan()
+    assert int(model.cost.seen) == 0
+    for _ in range(3):
+        module.step()
+    assert int(model.cost.seen) == int(module.ema.model.cost.seen) == module.images == 24
+
+
+@pytest.mark.parametrize("name", ["beta", "warmup", "free_bits"])
+def test_a_negative_price_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name} must not be negative, not -1"):
+        RateCost(**{name: -1})
+
+
+def test_the_importance_weighted_bound_is_the_logarithm_of_the_mean_weight():
+    log_w = torch.randn(7, 5, dtype=torch.float64) + 800  # far beyond what exp can hold
+    value, stderr = importance_weighted(log_w)
+    w = (log_w - 800).exp()
+    torch.testing.assert_close(value, w.mean(0).log() + 800, atol=1e-12, rtol=0)
+    torch.testing.assert_close(stderr, w.std(0) / math.sqrt(7) / w.mean(0), atol=1e-12, rtol=0)
+
+
+def test_its_error_is_the_spread_over_repetitions():
+    log_w = 0.3 * torch.randn(50, 20_000, dtype=torch.float64, generator=generator(0))
+    value, stderr = importance_weighted(log_w)
+    assert float(value.std()) == pytest.approx(float(stderr.square().mean().sqrt()), rel=0.05)
