@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from genzoo.families.gan import WGAN as WGAN
     from genzoo.families.gan import WGANGP as WGANGP
     from genzoo.families.glow import Glow as Glow
+    from genzoo.families.hvae import HVAE as HVAE
     from genzoo.families.latent import LatentDensity as LatentDensity
     from genzoo.families.latent import LatentModel as LatentModel
     from genzoo.families.latent import latent as latent
@@ -27,6 +28,7 @@ _HOME = {
     "DDPM": "genzoo.families.ddpm",
     "Glow": "genzoo.families.glow",
     "GAN": "genzoo.families.gan",
+    "HVAE": "genzoo.families.hvae",
     "LatentDensity": "genzoo.families.latent",
     "LatentModel": "genzoo.families.latent",
     "RealNVP": "genzoo.families.realnvp",
@@ -41,6 +43,7 @@ __all__ = [
     "DDPM",
     "GAN",
     "Glow",
+    "HVAE",
     "LatentDensity",
     "LatentModel",
     "RealNVP",

@@ -1,0 +1,221 @@
+r"""Hierarchical variational autoencoders.
+
+The latents of a hierarchy are drawn one after another, each from a law that those above it decide,
+
+    p(x, z_1, ..., z_L) = p(x | z_1, ..., z_L) prod_l p(z_l | z_<l),    p(z_l | z_<l) = N(mu_l, diag s_l^2),
+
+and the posterior goes down the same way, with the event in view, q(z_l | z_<l, x) = N(m_l, diag r_l^2). So the lower bound
+has a term for each layer, against a prior that is learned and depends on the layers above,
+
+    log p(x) >= E_q [log p(x | z) - sum_l KL(q(z_l | z_<l, x) || p(z_l | z_<l))],                    (ELBO)
+
+and K draws of all layers together give the tighter one
+
+    log p(x) >= E log 1/K sum_k p(x, z^k) / q(z^k | x).                                              (IWAE)
+
+The latent of an event is the noise of the priors, eps_l = (z_l - mu_l)/s_l, which is N(0, I) whatever the weights: to decode
+noise is to sample.
+
+References:
+    Sonderby, Raiko, Maaloe, Sonderby, Winther, "Ladder Variational Autoencoders", 2016, https://arxiv.org/abs/1602.02282.
+    Child, "Very Deep VAEs Generalize Autoregressive Models and Can Outperform Them on Images", 2021,
+    https://arxiv.org/abs/2011.10650 (section 2).
+    Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", 2016, https://arxiv.org/abs/1509.00519 (eq. 8).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from genzoo.model import Bound, Continuous, Density, Inferred, LatentVariable, LogProb, Loss, Samples
+from genzoo.nn.ladder import Ladder
+from genzoo.prob.bounds import RateCost, importance_weighted
+from genzoo.prob.divergences import kl_normal
+from genzoo.prob.likelihoods import Likelihood
+from genzoo.prob.random import randn
+
+
+class Normal(NamedTuple):
+    """A normal law with a diagonal covariance."""
+
+    mean: Tensor  # (B, Z, H, W)
+    log_std: Tensor
+
+    @classmethod
+    def of(cls, moments: Tensor, dtype: torch.dtype) -> Normal:
+        """Read means and log standard deviations off a network's output, (B, 2Z, H, W)."""
+        mean, log_std = moments.to(dtype).chunk(2, dim=1)
+        return cls(mean, log_std.clamp(-10, 5))
+
+    def at(self, eps: Tensor) -> Tensor:
+        """Return the point that is ``eps`` standard deviations from the mean."""
+        return self.mean + torch.exp(self.log_std) * eps
+
+    def standardize(self, z: Tensor) -> Tensor:
+        """Return how many standard deviations a point is from the mean."""
+        return (z - self.mean) * torch.exp(-self.log_std)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return the log density of each event, (B,), without the constant that all normal laws share."""
+        return -(0.5 * self.standardize(z).square() + self.log_std).flatten(1).sum(1)
+
+
+class Layer(NamedTuple):
+    """What happened at one layer of a descent."""
+
+    prior: Normal
+    posterior: Normal  # the prior itself where no event was seen
+    z: Tensor
+
+    def divergence(self) -> Tensor:
+        """Return KL(q || p) of each latent, (B, Z, H, W)."""
+        p, q = self.prior, self.posterior
+        return kl_normal(q.mean, 2 * q.log_std, p.mean, 2 * p.log_std)
+
+
+class HVAE(Density, LatentVariable):
+    """A variational autoencoder with a hierarchy of latents.
+
+    Args:
+        network: builds the network, called as ``network(in_shape, out_shape, num_classes)``; see ``genzoo.nn.ladder``.
+        likelihood: p(x | z) given the network's output.
+        shape, levels, num_classes: of the data, as in ``GenerativeModel``.
+        beta, warmup, free_bits: what the loss charges for the KL terms, see ``RateCost``; the bound that ``log_prob``
+            reports uses none of them.
+        sample_likelihood: whether samples are draws of p(x | z), noise of each pixel included, or its mean.
+
+    Raises:
+        ValueError: for a likelihood of other data.
+    """
+
+    bound = Bound.LOWER
+
+    def __init__(
+        self,
+        network: Callable[..., Ladder],
+        likelihood: Likelihood,
+        shape: Sequence[int],
+        levels: int | None = None,
+        num_classes: int = 0,
+        beta: float = 1.0,
+        warmup: int = 0,
+        free_bits: float = 0.0,
+        sample_likelihood: bool = False,
+    ):
+        super().__init__(shape, levels, num_classes)
+        likelihood.check(levels)
+        channels, *sides = self.shape
+        self.likelihood, self.sample_likelihood = likelihood, sample_likelihood
+        self.network = network(self.shape, (likelihood.num_params(channels), *sides), num_classes)
+        self.sizes = [math.prod(shape) for shape in self.network.latents]
+        self.latent = Continuous((sum(self.sizes),))
+        self.cost = RateCost(beta, warmup, free_bits)
+
+    def _descend(
+        self, eps: Tensor, y: Tensor | None, seen: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, list[Layer]]:
+        """Draw the latents from the top to the bottom, by the noise that is given.
+
+        Args:
+            eps: noise of all layers, (B, *latent.shape).
+            y: classes.
+            seen: what each layer sees of an event, for draws from the posterior; without it they are from the prior.
+
+        Returns:
+            The parameters of the likelihood, and the layers, the top one first.
+        """
+        h, layers = self.network.top(len(eps)), []
+        noise = [e.reshape(-1, *shape) for e, shape in zip(eps.split(self.sizes, 1), self.network.latents, strict=True)]
+        for i, rung in enumerate(self.network.rungs):
+            h = rung.enter(h, y)
+            moments, features = rung.prior(h)
+            prior = posterior = Normal.of(moments, eps.dtype)
+            if seen is not None:
+                posterior = Normal.of(rung.posterior(h, seen[i]), eps.dtype)
+            z = posterior.at(noise[i])
+            h = rung.merge(h + features, z)
+            layers.append(Layer(prior, posterior, z))
+        return self.network.output(h).to(eps.dtype), layers
+
+    def _noise(self, n: int, rng: torch.Generator | None) -> Tensor:
+        return randn((n, *self.latent.shape), rng=rng, device=self.device, dtype=self.dtype)
+
+    @staticmethod
+    def _noise_of(layers: Sequence[Layer]) -> Tensor:
+        """Return the noise by which the priors would have drawn these latents, (B, *latent.shape)."""
+        return torch.cat([layer.prior.standardize(layer.z).flatten(1) for layer in layers], dim=1)
+
+    def loss(
+        self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
+    ) -> Loss:
+        self.check_labels(y, len(x))
+        seen = self.network.ascend(self.likelihood.observe(x))
+        params, layers = self._descend(self._noise(len(x), rng), y, seen)
+        distortion = -self.likelihood.log_prob(params, x).mean()
+        divergences = [layer.divergence() for layer in layers]
+        rates = [kl.detach().flatten(1).sum(1).mean() for kl in divergences]
+        # In nats a dimension, so that one learning rate serves small and large images.
+        total = (distortion + self.cost(*divergences)) / self.dim
+        terms = {"distortion": distortion.detach(), "rate": torch.stack(rates).sum()}
+        return Loss(total, terms | {f"rate_{i}": rate for i, rate in enumerate(rates)})
+
+    def log_prob(
+        self, x: Tensor, y: Tensor | None = None, *, num_samples: int = 1, rng: torch.Generator | None = None
+    ) -> LogProb:
+        """Return the ELBO, or with ``num_samples > 1`` the tighter importance-weighted bound and its standard error."""
+        self.check_labels(y, len(x))
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, not {num_samples}")
+        seen = self.network.ascend(self.likelihood.observe(x))
+        log_weights = []
+        for _ in range(num_samples):
+            params, layers = self._descend(self._noise(len(x), rng), y, seen)
+            log_weight = self.likelihood.log_prob(params, x)
+            for layer in layers:
+                if num_samples == 1:
+                    log_weight = log_weight - layer.divergence().flatten(1).sum(1)
+                else:
+                    log_weight = log_weight + layer.prior.log_prob(layer.z) - layer.posterior.log_prob(layer.z)
+            log_weights.append(log_weight)
+        if num_samples == 1:
+            return LogProb(log_weights[0])
+        return LogProb(*importance_weighted(torch.stack(log_weights)))
+
+    def infer(self, x: Tensor, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Inferred:
+        self.check_labels(y, len(x))
+        seen = self.network.ascend(self.likelihood.observe(x))
+        _, layers = self._descend(self._noise(len(x), rng), y, seen)
+        # The density of the noise is that of z times the volume of a unit of noise, prod s_l.
+        log_q = torch.stack([q.log_prob(z) + p.log_std.flatten(1).sum(1) for p, q, z in layers]).sum(0)
+        return Inferred(self._noise_of(layers), log_q - 0.5 * sum(self.sizes) * math.log(2 * math.pi))
+
+    def log_likelihood(self, x: Tensor, z: Tensor, y: Tensor | None = None) -> Tensor:
+        self.check_labels(y, len(z))
+        return self.likelihood.log_prob(self._descend(z, y)[0], x)
+
+    def generate(self, z: Tensor, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Tensor:
+        self.check_labels(y, len(z))
+        params, _ = self._descend(z, y)
+        return self.likelihood.sample(params, rng) if self.sample_likelihood else self.likelihood.mean(params)
+
+    def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Return the noise that the priors would have needed to draw the means of the posteriors, (B, *latent.shape)."""
+        self.check_labels(y, len(x))
+        silence = torch.zeros(len(x), *self.latent.shape, device=x.device, dtype=x.dtype)
+        _, layers = self._descend(silence, y, self.network.ascend(self.likelihood.observe(x)))
+        return self._noise_of(layers)
+
+    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """Return the mean of p(x | z)."""
+        self.check_labels(y, len(z))
+        return self.likelihood.mean(self._descend(z, y)[0])
+
+    @torch.no_grad()
+    def sample(self, n: int, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Samples:
+        y = self.draw_labels(n, y, rng)
+        return Samples(self.generate(self._noise(n, rng), y, rng=rng), nfe=1)

@@ -1,0 +1,203 @@
+r"""The network of a hierarchical autoencoder: up once from the event to a summary, then down through stochastic layers.
+
+The sizes of an image are those that halving gives, and one pixel at last: 32 -> 16 -> 8 -> 4 -> 1. On the way up residual
+blocks leave an activation ``a`` at each size. On the way down a stream ``h`` begins as a constant and passes one rung after
+another; at rung l it is read for the prior and, together with the activation of its size, for the posterior of the latent
+z_l, which is then written into it:
+
+    p(z_l | z_<l) from prior(h),      h <- h + features(h) + W z_l,
+    q(z_l | z_<l, x) from posterior([h, a]),      h <- h + block(h).
+
+Points of the plane are images of one pixel, where the 3x3 convolutions are 1x1 ones.
+
+Shapes: B batch, C channels of the stream, Z of a latent, H height, W width.
+
+References:
+    Child, "Very Deep VAEs Generalize Autoregressive Models and Can Outperform Them on Images", 2021,
+    https://arxiv.org/abs/2011.10650 (section 3), and https://github.com/openai/vdvae, whose blocks, wiring and first
+    weights these are.
+    Sonderby et al., "Ladder Variational Autoencoders", 2016, https://arxiv.org/abs/1602.02282.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genzoo.nn.resnet import resolutions
+
+Size = tuple[int, int]
+
+
+def _conv(inputs: int, outputs: int, size: Size = (1, 1)) -> nn.Conv2d:
+    """Make a convolution that starts without a bias: 3x3 where there are neighbours to see, else 1x1."""
+    side = 3 if min(size) > 2 else 1
+    conv = nn.Conv2d(inputs, outputs, side, padding=side // 2)
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    return conv
+
+
+def _bottleneck(inputs: int, inner: int, outputs: int, size: Size, last: float = 1.0) -> nn.Sequential:
+    """Make four convolutions, 1x1, 3x3, 3x3, 1x1, with narrow ones inside.
+
+    Args:
+        inputs, inner, outputs: channels.
+        size: of the feature map.
+        last: factor of the first weights of the last convolution. N branches that add to one stream with N^-1/2 each
+            leave its scale alone, however many they are.
+    """
+    convs = [_conv(inputs, inner), _conv(inner, inner, size), _conv(inner, inner, size), _conv(inner, outputs)]
+    with torch.no_grad():
+        convs[-1].weight *= last
+    return nn.Sequential(*(layer for conv in convs for layer in (nn.GELU(), conv)))
+
+
+class Entry(nn.Module):
+    """The first value of the stream at a size: a constant, the class, and the stream of the size before, stretched."""
+
+    def __init__(self, width: int, size: Size, num_classes: int):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(width, *size))
+        self.label = nn.Embedding(num_classes, width) if num_classes else None
+
+    def forward(self, h_BCHW: Tensor, y_B: Tensor | None) -> Tensor:
+        h_BCHW = self.bias + F.interpolate(h_BCHW, size=self.bias.shape[1:], mode="nearest")
+        return h_BCHW if self.label is None else h_BCHW + self.label(y_B)[:, :, None, None]
+
+
+class Rung(nn.Module):
+    """One stochastic layer of the way down.
+
+    Args:
+        width: C.
+        channels: Z.
+        inner: width inside the blocks.
+        size: (H, W).
+        scale: of the first weights that add to the stream.
+        entry: for the first rung of a size.
+    """
+
+    def __init__(self, width: int, channels: int, inner: int, size: Size, scale: float, entry: Entry | None):
+        super().__init__()
+        self.entry, self.size = entry, size
+        self.split = [2 * channels, width]
+        self.of_prior = _bottleneck(width, inner, sum(self.split), size, last=0.0)  # starts as N(0, 1)
+        self.of_posterior = _bottleneck(2 * width, inner, 2 * channels, size)
+        self.project = _conv(channels, width)
+        with torch.no_grad():
+            self.project.weight *= scale
+        self.block = _bottleneck(width, inner, width, size, last=scale)
+
+    def enter(self, h_BCHW: Tensor, y_B: Tensor | None) -> Tensor:
+        """Bring the stream to this size."""
+        return h_BCHW if self.entry is None else self.entry(h_BCHW, y_B)
+
+    def prior(self, h_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log standard deviation of p(z | h), (B, 2Z, H, W), and what else the stream gains, (B, C, H, W)."""
+        moments, features = self.of_prior(h_BCHW).split(self.split, dim=1)
+        return moments, features
+
+    def posterior(self, h_BCHW: Tensor, a_BCHW: Tensor) -> Tensor:
+        """Return mean and log standard deviation of q(z | h, x), (B, 2Z, H, W)."""
+        return self.of_posterior(torch.cat([h_BCHW, a_BCHW], dim=1))
+
+    def merge(self, h_BCHW: Tensor, z_BZHW: Tensor) -> Tensor:
+        """Write a latent into the stream."""
+        h_BCHW = h_BCHW + self.project(z_BZHW)
+        return h_BCHW + self.block(h_BCHW)
+
+
+def _per_size(name: str, blocks: int | Sequence[int], sizes: Sequence[Size]) -> list[int]:
+    """Return a number of blocks for each size."""
+    counts = [blocks] * len(sizes) if isinstance(blocks, int) else list(blocks)
+    if len(counts) != len(sizes) or min(counts) < 1:
+        said = ", ".join(f"{height}x{width}" for height, width in sizes)
+        raise ValueError(f"{name} must be a positive number, or one for each of the sizes {said}, not {blocks}")
+    return counts
+
+
+class Ladder(nn.Module):
+    """The way up and the way down.
+
+    Args:
+        in_shape: of the event, (C, H, W) or (D,).
+        out_shape: of the output, alike.
+        num_classes: 0 for a network without classes.
+        width: of the streams both ways.
+        latent_channels: Z, of every rung.
+        up: residual blocks at each size, finest first, or one number for all; the last of each size but the coarsest
+            leads to the next size.
+        down: rungs at each size, finest first, or one number for all.
+        bottleneck: width inside the blocks, in units of ``width``.
+        patch: side of the pixel blocks that become channels on the way in, and are made of channels on the way out.
+
+    Raises:
+        ValueError: where ``patch`` does not divide the sides, or a list does not fit the sizes.
+    """
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        out_shape: Sequence[int],
+        num_classes: int = 0,
+        width: int = 64,
+        latent_channels: int = 16,
+        up: int | Sequence[int] = 2,
+        down: int | Sequence[int] = 2,
+        bottleneck: float = 0.25,
+        patch: int = 1,
+    ):
+        super().__init__()
+        if min(width, latent_channels, patch) < 1 or bottleneck <= 0:
+            given = f"{width}, {latent_channels}, {patch} and {bottleneck}"
+            raise ValueError(f"width, latent_channels, patch and bottleneck must be positive, not {given}")
+        channels, H, W = (*in_shape, 1, 1)[:3]
+        if H % patch or W % patch:
+            raise ValueError(f"patch={patch} does not divide the {H}x{W} image")
+        self.in_shape, self.out_shape, self.patch = (channels, H, W), tuple(out_shape), patch
+        sizes = resolutions(H // patch, W // patch)
+        self.sizes = sizes if sizes[-1] == (1, 1) else [*sizes, (1, 1)]
+        ups, self.downs = _per_size("up", up, self.sizes), _per_size("down", down, self.sizes)
+        inner = max(1, int(bottleneck * width))
+
+        self.stem = _conv(channels * patch**2, width, self.sizes[0])
+        scale = sum(ups) ** -0.5
+        blocks = [
+            nn.ModuleList(_bottleneck(width, inner, width, size, last=scale) for _ in range(count))
+            for size, count in zip(self.sizes, ups, strict=True)
+        ]
+        self.up: Sequence[Sequence[nn.Module]] = nn.ModuleList(blocks)  # type: ignore[assignment]
+        scale = sum(self.downs) ** -0.5
+        rungs = []
+        for size, count in zip(reversed(self.sizes), reversed(self.downs), strict=True):
+            for i in range(count):
+                entry = None if i else Entry(width, size, num_classes)
+                rungs.append(Rung(width, latent_channels, inner, size, scale, entry))
+        self.rungs: Sequence[Rung] = nn.ModuleList(rungs)  # type: ignore[assignment]
+        self.latents = [(latent_channels, *rung.size) for rung in rungs]
+        self.head = _conv(width, self.out_shape[0] * patch**2)
+
+    def ascend(self, x: Tensor) -> list[Tensor]:
+        """Return the activation that each rung sees, the top one first: (B, *in_shape) -> (B, C, H, W) each."""
+        h_BCHW = self.stem(F.pixel_unshuffle(x.reshape(-1, *self.in_shape), self.patch))
+        seen: list[Tensor] = []
+        for i, (*blocks, last) in enumerate(self.up):
+            for block in blocks:
+                h_BCHW = h_BCHW + block(h_BCHW)
+            if i < len(self.up) - 1:
+                seen += [h_BCHW] * self.downs[i]
+                (H, W), (lower_H, lower_W) = self.sizes[i : i + 2]
+                h_BCHW = F.avg_pool2d(h_BCHW + last(h_BCHW), (H // lower_H, W // lower_W))
+        seen += [h_BCHW + last(h_BCHW)] * self.downs[-1]
+        return seen[::-1]
+
+    def top(self, n: int) -> Tensor:
+        """Return the stream above the first rung: nothing, (n, C, 1, 1)."""
+        return self.stem.weight.new_zeros(n, self.stem.out_channels, 1, 1)
+
+    def output(self, h_BCHW: Tensor) -> Tensor:
+        """Read the output off the stream that has left the last rung, (B, C, H, W) -> (B, *out_shape)."""
+        return F.pixel_shuffle(self.head(h_BCHW), self.patch).reshape(-1, *self.out_shape)
