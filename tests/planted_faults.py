@@ -1,0 +1,379 @@
+"""Plants the silent bugs of this field one by one, and shows that the suite goes red for each.
+
+    python -m tests.planted_faults            all of them, some minutes
+    python -m tests.planted_faults penalty    those with a word in their name
+
+Each fault is one change of one line, the kind that runs, trains and yields plausible numbers. The package is copied, the
+line is changed in the copy, and the tests that should see it are run there: a fault that they survive is reported, and the
+exit status is 1. The tests themselves are run on the copy without any fault first. This is no part of the quick suite.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Fault(NamedTuple):
+    """One bug: where it is planted, what it changes, and the tests that should see it."""
+
+    name: str
+    path: str  # below genzoo/
+    right: str  # occurs once
+    wrong: str
+    tests: str  # arguments of pytest
+
+
+FAULTS = [
+    # Every family
+    Fault(
+        "bits/dim forget the offset of the measure, +7 at 256 levels",
+        "prob/measure.py",
+        "return -log_prob / (dim * math.log(2.0)) + math.log2(levels / 2)",
+        "return -log_prob / (dim * math.log(2.0))",
+        "tests/prob/test_measure.py tests/metrics",
+    ),
+    Fault(
+        "levels are found by rounding and not by a floor",
+        "prob/measure.py",
+        "return torch.floor((x + 1.0) * (levels / 2)).clamp_(0, levels - 1).long()",
+        "return torch.round((x + 1.0) * ((levels - 1) / 2)).clamp_(0, levels - 1).long()",
+        "tests/prob/test_measure.py",
+    ),
+    Fault(
+        "floats become bytes without a clamp, and wrap",
+        "prob/measure.py",
+        "return torch.floor((x + 1.0) * (levels / 2)).clamp_(0, levels - 1).long()",
+        "return torch.floor((x + 1.0) * (levels / 2)).long()",
+        "tests/prob/test_measure.py",
+    ),
+    Fault(
+        "averages of weights are not used for evaluation",
+        "commands/train.py",
+        'score(module.ema.model, data, run, config["metrics"], seed=seed, ema=True)',
+        'score(module.model, data, run, config["metrics"], seed=seed, ema=True)',
+        "tests/commands/test_train.py tests/commands/test_evaluate.py",
+    ),
+    Fault(
+        "averages of weights have no warm-up",
+        "training/ema.py",
+        "decay = min(self.decay, (1 + n) / (10 + n)) if n else 0.0",
+        "decay = self.decay if n else 0.0",
+        "tests/training/test_ema.py",
+    ),
+    Fault(
+        "averages of weights leave out the buffers",
+        "training/ema.py",
+        "torch._foreach_copy_(average_buffers, buffers)",
+        "pass",
+        "tests/training/test_ema.py",
+    ),
+    Fault(
+        "dropout stays on at evaluation",
+        "commands/evaluate.py",
+        "    model.eval()\n    status",
+        "    model.train()\n    status",
+        "tests/commands/test_evaluate.py",
+    ),
+    # VAE and hierarchical VAE
+    Fault(
+        "the reconstruction is a mean over pixels beside a summed KL, a hidden beta",
+        "families/vae.py",
+        "distortion = -self.likelihood.log_prob(self.decoder(z, y).to(x.dtype), x).mean()",
+        "distortion = -self.likelihood.log_prob(self.decoder(z, y).to(x.dtype), x).mean() / self.dim",
+        "tests/families/test_vae.py",
+    ),
+    Fault(
+        "the importance-weighted bound lacks its -log K",
+        "families/vae.py",
+        "value = log_w.logsumexp(0) - math.log(num_samples)",
+        "value = log_w.logsumexp(0)",
+        "tests/families/test_vae.py",
+    ),
+    Fault(
+        "the last bin of the discretised logistic does not reach to infinity",
+        "prob/likelihoods.py",
+        "inner = first + last + torch.log(-torch.expm1(-width))",
+        "last = inner = first + last + torch.log(-torch.expm1(-width))",
+        "tests/prob/test_likelihoods.py",
+    ),
+    # Vector quantisation
+    Fault(
+        "straight-through on the wrong side",
+        "nn/quantize.py",
+        "return z + (e - z).detach()",
+        "return e + (z - e).detach()",
+        "tests/nn/test_quantize.py tests/families/test_vqvae.py",
+    ),
+    Fault(
+        "the codebook's averages are updated at evaluation",
+        "families/vqvae.py",
+        "        if self.training:\n            self.quantizer.update",
+        "        if True:\n            self.quantizer.update",
+        "tests/nn/test_quantize.py tests/families/test_vqvae.py",
+    ),
+    Fault(
+        "dead codes are never revived",
+        "nn/quantize.py",
+        "dead = (self.counts < self.revival * mean) | ~self.placed",
+        "dead = ~self.placed.expand_as(self.counts)",
+        "tests/nn/test_quantize.py",
+    ),
+    Fault(
+        "channels and places are mixed when vectors are flattened",
+        "nn/quantize.py",
+        "z_ND = z_BDHW.movedim(1, -1).flatten(0, -2)\n            # |z",
+        "z_ND = z_BDHW.reshape(-1, z_BDHW.shape[1])\n            # |z",
+        "tests/nn/test_quantize.py tests/families/test_vqvae.py",
+    ),
+    Fault(
+        "the reported bound leaves out the prior of the codes",
+        "families/latent.py",
+        "return LogProb(log_likelihood + value + self.measure.log_det() - log_q, stderr)",
+        "return LogProb(log_likelihood - log_q, stderr)",
+        "tests/families/test_latent.py",
+    ),
+    Fault(
+        "the density of standardised latents forgets its Jacobian",
+        "families/latent.py",
+        "return -self.places * self.std.log().sum()",
+        "return 0 * self.std.log().sum()",
+        "tests/families/test_latent.py",
+    ),
+    # Autoregressive models
+    Fault(
+        "a pixel sees itself",
+        "nn/pixelcnn.py",
+        "v, h = F.pad(x[:, :, :-1], (0, 0, 1, 0)), F.pad(x[..., :-1], (1, 0))",
+        "v, h = F.pad(x[:, :, :-1], (0, 0, 1, 0)), x",
+        "tests/nn/test_pixelcnn.py",
+    ),
+    Fault(
+        "the vertical stack is cut off, which leaves a blind spot",
+        "nn/pixelcnn.py",
+        "return _gate(features + e), self.link(features)",
+        "return _gate(features + e), 0 * self.link(features)",
+        "tests/nn/test_pixelcnn.py",
+    ),
+    Fault(
+        "samples are put together column by column",
+        "families/autoregressive.py",
+        "x = torch.stack(pixels, dim=2).view(n, *self.raster)",
+        "x = torch.stack(pixels, dim=2).view(n, *self.raster).transpose(2, 3)",
+        "tests/families/test_autoregressive.py",
+    ),
+    # GANs
+    Fault(
+        "the penalty's norm is taken over the batch as well",
+        "families/gan.py",
+        "return (gradient.flatten(1).norm(dim=1) - 1).square().mean()",
+        "return (gradient.norm() - 1).square().mean()",
+        "tests/families/test_gan.py",
+    ),
+    Fault(
+        "the penalty has no second derivative",
+        "families/gan.py",
+        "create_graph=True",
+        "create_graph=False",
+        "tests/families/test_gan.py",
+    ),
+    Fault(
+        "one place between data and samples serves the whole batch",
+        "families/gan.py",
+        "a = a.view(-1, *[1] * (x.ndim - 1))",
+        "a = a[0]",
+        "tests/families/test_gan.py",
+    ),
+    Fault(
+        "Wasserstein's distance has the wrong sign",
+        "families/gan.py",
+        "loss = self.penalty * penalty - distance",
+        "loss = self.penalty * penalty + distance",
+        "tests/families/test_gan.py",
+    ),
+    # Flows
+    Fault(
+        "a coupling's log-determinant has the wrong sign",
+        "families/realnvp.py",
+        "b, log_det = b * log_scale.exp() + shift, log_scale.flatten(1).sum(1)",
+        "b, log_det = b * log_scale.exp() + shift, -log_scale.flatten(1).sum(1)",
+        "tests/families/test_realnvp.py",
+    ),
+    Fault(
+        "the logit's log-determinant forgets the squeeze to [.05, .95]",
+        "prob/transforms.py",
+        "log_det = F.softplus(z) + F.softplus(-z) + math.log(0.5 - self.margin)",
+        "log_det = F.softplus(z) + F.softplus(-z) + math.log(0.5)",
+        "tests/prob/test_transforms_and_divergences.py",
+    ),
+    Fault(
+        "sampling does not undo the squeeze",
+        "prob/transforms.py",
+        "return (torch.sigmoid(z) - self.margin) / (0.5 - self.margin) - 1",
+        "return 2 * torch.sigmoid(z) - 1",
+        "tests/prob/test_transforms_and_divergences.py",
+    ),
+    Fault(
+        "the initialisation of activation norms is lost on a resume",
+        "nn/coupling.py",
+        'self.register_buffer("initialized", torch.tensor(False))',
+        'self.register_buffer("initialized", torch.tensor(False), persistent=False)',
+        "tests/families/test_glow.py tests/nn",
+    ),
+    Fault(
+        "the log-determinant of a 1x1 convolution is counted once and not for each pixel",
+        "families/glow.py",
+        "log_det = math.prod(self.sides) * (self.norm.log_scale.sum() + self.mix.log_det)",
+        "log_det = math.prod(self.sides) * self.norm.log_scale.sum() + self.mix.log_det",
+        "tests/families/test_glow.py",
+    ),
+    # DDPM
+    Fault(
+        "the data's estimate is clipped, but the noise is not computed anew",
+        "samplers.py",
+        "return Estimate(x0, (x_t - alpha * x0) / sigma, prediction)",
+        'return Estimate(x0, path.convert(prediction, x_t, times, "eps").to(x_t.dtype), prediction)',
+        "tests/test_samplers.py",
+    ),
+    Fault(
+        "noise is added at the last step",
+        "samplers.py",
+        "            if not step.last:\n                z = randn",
+        "            if True:\n                z = randn",
+        "tests/test_samplers.py",
+    ),
+    Fault(
+        "the first index has a posterior variance of its own, zero",
+        "families/ddpm.py",
+        "floor = Step(*self._chain[1].tolist()).posterior_var",
+        "floor = 1e-20",
+        "tests/families/test_ddpm.py",
+    ),
+    Fault(
+        "betas do not scale with the number of steps",
+        "prob/schedules.py",
+        "scale = 1000 / num_steps",
+        "scale = 1.0",
+        "tests/prob/test_schedules.py",
+    ),
+    Fault(
+        "betas of the cosine schedule are not capped",
+        "prob/schedules.py",
+        "super().__init__((1 - abar[1:] / abar[:-1]).clamp(max=0.999))",
+        "super().__init__((1 - abar[1:] / abar[:-1]).clamp(max=0.999999))",
+        "tests/prob/test_schedules.py",
+    ),
+    Fault(
+        "the bound's gradient reaches the mean in the hybrid objective",
+        "families/ddpm.py",
+        "prediction = prediction._replace(mean=prediction.mean.detach())",
+        "pass",
+        "tests/families/test_ddpm.py",
+    ),
+    # Score-based models and flow matching
+    Fault(
+        "the standard deviation of the sub-VP SDE is a root",
+        "prob/schedules.py",
+        "return Coefficients(alpha, -torch.expm1(2 * log_alpha), alpha * slope, -2 * alpha**2 * slope)",
+        "return Coefficients(alpha, (-torch.expm1(2 * log_alpha)).sqrt(), alpha * slope, -2 * alpha**2 * slope)",
+        "tests/prob/test_schedules.py",
+    ),
+    Fault(
+        "Hutchinson's probe is drawn anew at each evaluation",
+        "probability_flow.py",
+        "None if probes is None else probes[:, rows].flatten(2)",
+        "None if probes is None else torch.randn_like(probes[:, rows]).sign().flatten(2)",
+        "tests/test_probability_flow.py",
+    ),
+    Fault(
+        "one adaptive step serves the whole batch",
+        "prob/solvers.py",
+        "accepted = error <= 1",
+        "accepted = (error <= 1) & (error.max() <= 1)",
+        "tests/prob/test_solvers.py",
+    ),
+    Fault(
+        "the second evaluation of guidance is not counted",
+        "samplers.py",
+        "self.nfe += self.denoiser.evaluations",
+        "self.nfe += 1",
+        "tests/test_samplers.py",
+    ),
+    Fault(
+        "the score has the wrong sign",
+        "prob/paths.py",
+        '"score": (zero, -1 / c.sigma),',
+        '"score": (zero, 1 / c.sigma),',
+        "tests/prob/test_paths.py",
+    ),
+    Fault(
+        "a path with paired noise says that it has a score",
+        "families/flow_matching.py",
+        "independent=not paired",
+        "independent=True",
+        "tests/families/test_flow_matching.py",
+    ),
+    Fault(
+        "optimal transport minimises distances and not their squares",
+        "families/flow_matching.py",
+        "eps.flatten(1).float()).square()",
+        "eps.flatten(1).float())",
+        "tests/families/test_flow_matching.py",
+    ),
+    Fault(
+        "the classes do not follow the pairing",
+        "families/flow_matching.py",
+        "return eps[torch.from_numpy(order).to(eps.device)]",
+        "return eps[torch.from_numpy(order).argsort().to(eps.device)]",
+        "tests/families/test_flow_matching.py",
+    ),
+]
+
+
+def run(folder: Path, tests: str) -> tuple[bool, str]:
+    """Run tests on a copy of the package; return whether they pass, and the last line of what they say."""
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests.split()]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    assert done.returncode in (0, 1), f"these tests cannot be run: {tests}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+    return done.returncode == 0, failed[0] if failed else done.stdout.strip().splitlines()[-1]
+
+
+def main(words: list[str]) -> int:
+    """Plant the faults whose names hold all the words; return how many survived."""
+    chosen = [fault for fault in FAULTS if all(word in fault.name for word in words)]
+    survived, begun = [], time.monotonic()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, "genzoo")
+        ignored = shutil.ignore_patterns("outputs", "multirun", "__pycache__", ".git", "data")
+        shutil.copytree(ROOT, folder, ignore=lambda path, names: ignored(path, names) if Path(path) == ROOT else [])
+        for tests in sorted({path for fault in chosen for path in fault.tests.split()}):
+            passed, said = run(folder, tests)
+            assert passed, f"{tests} fails without any fault: {said}"
+        for i, fault in enumerate(chosen, 1):
+            source = folder / "genzoo" / fault.path
+            text = source.read_text()
+            assert text.count(fault.right) == 1, f"{fault.path} holds {text.count(fault.right)} times: {fault.right}"
+            source.write_text(text.replace(fault.right, fault.wrong))
+            passed, said = run(folder, fault.tests)
+            source.write_text(text)
+            survived += [fault] if passed else []
+            print(
+                f"{i:2}/{len(chosen)} {'SURVIVED' if passed else 'red'}: {fault.name}\n        {said[:140]}", flush=True
+            )
+    minutes = (time.monotonic() - begun) / 60
+    print(f"{len(chosen) - len(survived)} of {len(chosen)} faults turn the suite red ({minutes:.1f} minutes)")
+    return len(survived)
+
+
+if __name__ == "__main__":
+    sys.exit(min(main(sys.argv[1:]), 1))
