@@ -87,7 +87,7 @@ def gap(run: Path, law: str) -> dict:
 
 def scatter(axes, points: torch.Tensor, title: str, law: str) -> None:
     """Draw points on the frame of a law."""
-    (left, right), (low, high) = LAWS[law].box
+    (left, right), (low, high) = LAWS[law].support
     axes.scatter(points[:, 0], points[:, 1], s=1.5, alpha=0.5, linewidths=0, color="#1f4e79")
     axes.set(xlim=(left, right), ylim=(low, high), xticks=[], yticks=[])
     axes.set_aspect("equal")
