@@ -81,7 +81,7 @@ class GridEncoder(nn.Module):
         h = self.down(x_BCHW)
         if self.label is not None:
             h = h + self.label(y)[:, :, None, None]
-        return self.head(self.stack(h))
+        return self.head(self.stack(F.relu(h)))
 
 
 class GridDecoder(nn.Module):
