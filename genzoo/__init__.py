@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from genzoo.families.gan import GAN as GAN
     from genzoo.families.gan import WGAN as WGAN
     from genzoo.families.gan import WGANGP as WGANGP
+    from genzoo.families.flow_matching import FlowMatching as FlowMatching
     from genzoo.families.glow import Glow as Glow
     from genzoo.families.hvae import HVAE as HVAE
     from genzoo.families.latent import LatentDensity as LatentDensity
     from genzoo.families.latent import LatentModel as LatentModel
     from genzoo.families.latent import latent as latent
     from genzoo.families.realnvp import RealNVP as RealNVP
+    from genzoo.families.score_sde import ScoreSDE as ScoreSDE
     from genzoo.families.vae import VAE as VAE
     from genzoo.families.vqvae import VQVAE as VQVAE
 
@@ -26,12 +28,14 @@ _HOME = {
     "load": "genzoo.commands.load",
     "Autoregressive": "genzoo.families.autoregressive",
     "DDPM": "genzoo.families.ddpm",
+    "FlowMatching": "genzoo.families.flow_matching",
     "Glow": "genzoo.families.glow",
     "GAN": "genzoo.families.gan",
     "HVAE": "genzoo.families.hvae",
     "LatentDensity": "genzoo.families.latent",
     "LatentModel": "genzoo.families.latent",
     "RealNVP": "genzoo.families.realnvp",
+    "ScoreSDE": "genzoo.families.score_sde",
     "VAE": "genzoo.families.vae",
     "VQVAE": "genzoo.families.vqvae",
     "WGAN": "genzoo.families.gan",
@@ -41,12 +45,14 @@ _HOME = {
 __all__ = [
     "Autoregressive",
     "DDPM",
+    "FlowMatching",
     "GAN",
     "Glow",
     "HVAE",
     "LatentDensity",
     "LatentModel",
     "RealNVP",
+    "ScoreSDE",
     "VAE",
     "VQVAE",
     "WGAN",
