@@ -9,10 +9,10 @@ if TYPE_CHECKING:
     from genzoo.commands.load import load as load
     from genzoo.families.autoregressive import Autoregressive as Autoregressive
     from genzoo.families.ddpm import DDPM as DDPM
+    from genzoo.families.flow_matching import FlowMatching as FlowMatching
     from genzoo.families.gan import GAN as GAN
     from genzoo.families.gan import WGAN as WGAN
     from genzoo.families.gan import WGANGP as WGANGP
-    from genzoo.families.flow_matching import FlowMatching as FlowMatching
     from genzoo.families.glow import Glow as Glow
     from genzoo.families.hvae import HVAE as HVAE
     from genzoo.families.latent import LatentDensity as LatentDensity
