@@ -8,8 +8,8 @@ earlier pixel: a single stack of masked kernels would be blind to a wedge on the
     h' = Conv_h(h) + W v' + e,         h <- h + U tanh(h'_1) sigmoid(h'_2)
 
 with the halves 1 and 2 of the channels, and the class in e. No kernel is masked: the image enters v moved down by a row and
-h moved right by a pixel, and from there every kernel ends at its own row or pixel. A channel of ones tells the image from
-its border.
+h moved right by a pixel, and from there every kernel ends at its own row or pixel. Three channels beside those of the image
+tell where a pixel is: ones, which end at the border, its row and its column.
 
 An image is made row by row: the vertical stack runs once a row, the horizontal one once a pixel, on nothing but the
 columns that its kernels reach.
@@ -96,6 +96,8 @@ class PixelCNN(CausalNetwork):
         ValueError: for kernels of an even side.
     """
 
+    place: Tensor
+
     def __init__(
         self,
         in_shape: Sequence[int],
@@ -114,14 +116,17 @@ class PixelCNN(CausalNetwork):
         if layers < 1 or not dilations:
             raise ValueError(f"layers and dilations must be at least one, not {layers} and {list(dilations)}")
         channels, *self.sides = in_shape
-        settings = [(channels + 1, first_kernel, 1)]
+        rows, columns = (torch.linspace(-1, 1, side) for side in self.sides)
+        place = torch.stack([torch.ones(*self.sides), *torch.meshgrid(rows, columns, indexing="ij")])
+        self.register_buffer("place", place, persistent=False)
+        settings = [(channels + len(place), first_kernel, 1)]
         settings += [(width, kernel, dilations[i % len(dilations)]) for i in range(layers - 1)]
         chain = [GatedLayer(c, width, num_classes, side, dilation, dropout) for c, side, dilation in settings]
         self.layers: Sequence[GatedLayer] = nn.ModuleList(chain)  # type: ignore[assignment]
         self.head = nn.Sequential(nn.ReLU(), nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, out_shape[0], 1))
 
     def forward(self, x_BCHW: Tensor, y: Tensor | None = None) -> Tensor:
-        x = F.pad(x_BCHW, (0, 0, 0, 0, 0, 1), value=1.0)  # the channel of ones
+        x = torch.cat([x_BCHW, self.place.to(x_BCHW.dtype).expand(len(x_BCHW), -1, -1, -1)], dim=1)
         v, h = F.pad(x[:, :, :-1], (0, 0, 1, 0)), F.pad(x[..., :-1], (1, 0))
         for layer in self.layers:
             e_v, e_h = layer.embed(y)
@@ -148,11 +153,11 @@ class _PixelWalk(Walk):
 
     def step(self, pixel_BC: Tensor | None) -> Tensor:
         i, j = divmod(self.position, self.width)
-        self.position += 1
         if pixel_BC is None:
             h = torch.zeros_like(self.row[..., :1])
         else:
-            left = F.pad(pixel_BC, (0, 1), value=1.0)[:, :, None, None]
+            place = self.network.place.flatten(1)[:, self.position - 1].to(pixel_BC.dtype)
+            left = torch.cat([pixel_BC, place.expand(len(pixel_BC), -1)], dim=1)[:, :, None, None]
             self.row[..., j - 1 : j or None] = left
             h = left if j else torch.zeros_like(left)
         if j == 0:
@@ -162,6 +167,7 @@ class _PixelWalk(Walk):
         ):
             columns[..., layer.reach + j : layer.reach + j + 1] = h
             h = layer.right(columns[..., j : j + layer.reach + 1], link[..., j : j + 1], e)
+        self.position += 1
         return self.network.head(h)[:, :, 0, 0]
 
     def _begin_row(self, i: int) -> None:

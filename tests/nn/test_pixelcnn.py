@@ -12,20 +12,23 @@ from torch import Tensor, nn
 
 from genzoo.nn.causal import CausalNetwork
 from genzoo.nn.pixelcnn import GatedLayer, PixelCNN
+from genzoo.nn.pixelcnnpp import PixelCNNPP
 from genzoo.nn.transformer import Transformer
 
 CLASSES = 3
 NETWORKS = {
-    "pixelcnn": functools.partial(PixelCNN, width=6, layers=4, first_kernel=3),
+    "pixelcnn": functools.partial(PixelCNN, width=6, layers=5, first_kernel=3),
     "pixelcnn-wide": functools.partial(PixelCNN, width=6, layers=2, first_kernel=7, kernel=5),
     "pixelcnn-dilated": functools.partial(PixelCNN, width=6, layers=4, first_kernel=3, dilations=(1, 2, 4)),
     "pixelcnn-one": functools.partial(PixelCNN, width=6, layers=1, first_kernel=5),
+    "pixelcnnpp": functools.partial(PixelCNNPP, width=6, resolutions=2, resnets=1, dropout=0.0),
+    "pixelcnnpp-flat": functools.partial(PixelCNNPP, width=6, resolutions=1, resnets=2, dropout=0.0),
     "transformer": functools.partial(Transformer, width=8, layers=2, heads=2),
     "transformer-one": functools.partial(Transformer, width=8, layers=1, heads=1),
 }
 every = pytest.mark.parametrize("name", NETWORKS)
 classes = pytest.mark.parametrize("num_classes", [0, CLASSES], ids=["unconditional", "conditional"])
-SHAPE = (2, 5, 4)
+SHAPE = (2, 4, 6)
 
 
 def built(name: str, num_classes: int = 0, shape: tuple[int, ...] = SHAPE, outputs: int = 3) -> CausalNetwork:
@@ -43,10 +46,16 @@ def labels(n: int, num_classes: int) -> Tensor | None:
 
 
 def jacobian(network: CausalNetwork, shape: tuple[int, ...], y: Tensor | None = None) -> Tensor:
-    """Largest derivative of any output of pixel i with respect to channel c of pixel j, (pixels, C, pixels)."""
-    x = torch.randn(1, *shape, dtype=torch.float64)
-    full = torch.autograd.functional.jacobian(lambda image: network(image, y)[0].flatten(1), x, vectorize=True)
-    return full[:, :, 0].flatten(3).abs().amax(0)
+    """Largest derivative of any output of pixel i with respect to channel c of pixel j, (pixels, C, pixels).
+
+    The largest at three images, since a rectifier may be shut at one.
+    """
+
+    def at(x: Tensor) -> Tensor:
+        full = torch.autograd.functional.jacobian(lambda image: network(image, y)[0].flatten(1), x, vectorize=True)
+        return full[:, :, 0].flatten(3).abs().amax(0)
+
+    return torch.stack([at(x) for x in torch.randn(3, 1, *shape, dtype=torch.float64)]).amax(0)
 
 
 def reaches(reach: list[int], shape: tuple[int, ...]) -> Tensor:
@@ -75,7 +84,8 @@ def test_an_output_sees_every_earlier_pixel_and_no_other(name, num_classes):
 def test_there_is_no_blind_spot_within_the_reach(layers):
     """On an image larger than the reach, exactly a square above and a line to the left are seen."""
     shape = (1, 9, 9)
-    network = PixelCNN(shape, (1, 9, 9), width=4, layers=layers, first_kernel=3, kernel=3).double()
+    torch.manual_seed(0)
+    network = PixelCNN(shape, (1, 9, 9), width=16, layers=layers, first_kernel=3, kernel=3).double()
     assert torch.equal(jacobian(network, shape)[:, 0] > 0, reaches([1] * layers, shape))
 
 
@@ -84,7 +94,7 @@ def test_a_change_of_a_pixel_however_large_changes_later_outputs_alone(name):
     """Causality of the values themselves, where derivatives could vanish."""
     network = built(name)
     x = torch.randn(1, *SHAPE, dtype=torch.float64)
-    for position in (0, 6, 19):
+    for position in (0, 6, 23):
         other = x.clone()
         other.view(1, SHAPE[0], -1)[:, :, position] += 100
         change = (network(other) - network(x)).abs().amax(1).flatten()
@@ -111,9 +121,9 @@ def test_two_walks_do_not_disturb_each_other(name):
     x = torch.randn(2, *SHAPE, dtype=torch.float64).flatten(2)
     with torch.no_grad():
         alone = network.walk(2)
-        expected = [alone.step(x[..., i - 1] if i else None) for i in range(20)]
+        expected = [alone.step(x[..., i - 1] if i else None) for i in range(24)]
         first, second = network.walk(2), network.walk(2)
-        for i in range(20):
+        for i in range(24):
             got = first.step(x[..., i - 1] if i else None)
             second.step(x[..., i - 1] + 1 if i else None)
             assert torch.equal(got, expected[i])
@@ -141,7 +151,7 @@ def test_the_class_changes_every_output(name):
 
 @every
 def test_a_row_of_one_pixel_and_a_column_of_one_are_images_too(name):
-    for shape in ((1, 6, 1), (1, 1, 6), (1, 1, 1)):
+    for shape in ((1, 6, 1), (1, 1, 6), (1, 1, 1)) if name != "pixelcnnpp" else ((1, 6, 2), (1, 2, 6)):
         network, x = built(name, shape=shape), torch.randn(2, *shape, dtype=torch.float64)
         walk = network.walk(2)
         with torch.no_grad():
@@ -149,11 +159,13 @@ def test_a_row_of_one_pixel_and_a_column_of_one_are_images_too(name):
             torch.testing.assert_close(torch.stack(steps, 2), network(x).flatten(2), rtol=0, atol=1e-10)
 
 
-def test_the_border_differs_from_grey():
-    """The first pixel of a row, whose neighbours are beyond the border, is told from one among pixels of zeros."""
-    network = built("pixelcnn", shape=(1, 9, 9))
-    out = network(torch.zeros(1, 1, 9, 9, dtype=torch.float64))[0, 0]
-    assert (out[0, 0] - out[8, 4]).abs() > 1e-4 and (out[8, 0] - out[8, 4]).abs() > 1e-4
+@pytest.mark.parametrize("network", [PixelCNN, PixelCNNPP])
+def test_the_border_is_no_grey(network):
+    """On an image of zeros the border can be told from a pixel: the first output differs from one in the middle."""
+    torch.manual_seed(0)
+    out = network((1, 8, 8), (4, 8, 8), width=16)(torch.zeros(1, 1, 8, 8))[0]
+    for place in ((0, 0), (0, 4), (4, 0)):
+        assert (out[:, *place] - out[:, 4, 4]).abs().max() > 1e-4
 
 
 # The layer against masked convolutions
@@ -209,6 +221,33 @@ def test_a_layer_is_the_paper_s_with_square_masked_kernels(kernel, dilation):
 def test_impossible_settings_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         PixelCNN((1, 4, 4), (1, 4, 4), **wrong)
+
+
+def test_an_image_that_cannot_be_halved_is_refused():
+    with pytest.raises(ValueError, match="resolutions=3 needs sides that divide by 4, not 6x8"):
+        PixelCNNPP((1, 6, 8), (1, 6, 8), width=4)
+    with pytest.raises(ValueError, match="must be at least 1, not 3 and 0"):
+        PixelCNNPP((1, 8, 8), (1, 8, 8), width=4, resnets=0)
+
+
+def test_the_network_of_pixelcnnpp_has_the_parameters_that_its_reference_makes():
+    """Counted from the layers of the reference, each with the direction and the length of its weights and a bias."""
+
+    def layer(height: int, width: int, inputs: int, outputs: int) -> int:
+        return height * width * inputs * outputs + 2 * outputs
+
+    def block(height: int, width: int, beside: int) -> int:
+        shortcut = layer(1, 1, 2 * beside, 160) if beside else 0
+        return layer(height, width, 320, 160) + shortcut + layer(height, width, 320, 320)
+
+    count = layer(2, 3, 4, 160) + layer(1, 3, 4, 160) + layer(2, 1, 4, 160)  # three colours and a channel of ones
+    count += 15 * (block(2, 3, 0) + block(2, 2, 160))  # five at each of three resolutions
+    count += 4 * (layer(2, 3, 160, 160) + layer(2, 2, 160, 160))  # two halvings, two doublings
+    count += 17 * (block(2, 3, 160) + block(2, 2, 320))  # five, six and six
+    count += layer(1, 1, 160, 100)
+    with torch.device("meta"):
+        network = PixelCNNPP((3, 32, 32), (100, 32, 32))
+    assert sum(p.numel() for p in network.parameters()) == count == 53_659_080
 
 
 def test_dropout_works_in_training_alone():

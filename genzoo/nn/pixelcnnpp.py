@@ -1,0 +1,192 @@
+r"""The network of PixelCNN++. Shapes: B batch, C channels, H height, W width, E width of the network, P parameters of a pixel.
+
+Two streams of gated residual blocks run side by side, as in the gated PixelCNN: u sees the rows above a pixel, ul also
+what is to its left. A block is
+
+    x <- x + a sigmoid(b),    (a, b) = Conv(dropout(f(Conv f(x) + W f(s)))),    f(x) = elu([x, -x])
+
+with s the other stream and, on the way back, the skip. Strided convolutions halve the image and transposed ones double it,
+so that far pixels are few steps away; skips from every block of the way down meet a block of the way up. All convolutions
+are weight-normalised.
+
+Nothing looks ahead: an image enters moved by a row, or by a pixel; every kernel ends at its own row or pixel; and a pixel
+of the half image stands for a block of four of which it sees what is before the first.
+
+References:
+    Salimans, Karpathy, Chen, Kingma, "PixelCNN++", 2017, https://arxiv.org/abs/1701.05517 (section 2.3 to 2.5, figure 2).
+    Salimans, Kingma, "Weight Normalization", 2016, https://arxiv.org/abs/1602.07868.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from genzoo.nn.causal import CausalNetwork, Walk
+
+
+def _concat_elu(x: Tensor) -> Tensor:
+    return F.elu(torch.cat([x, -x], dim=1))
+
+
+class ShiftedConv(nn.Module):
+    """A convolution whose kernel ends at the pixel's own row, and in the ``corner`` at its own column too."""
+
+    def __init__(self, inputs: int, outputs: int, corner: bool, kernel: tuple[int, int] | None = None, stride: int = 1):
+        super().__init__()
+        height, width = kernel or ((2, 2) if corner else (2, 3))
+        self.padding = (width - 1, 0, height - 1, 0) if corner else (width // 2, width // 2, height - 1, 0)
+        self.conv = weight_norm(nn.Conv2d(inputs, outputs, (height, width), stride))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, self.padding))
+
+
+def _doubling(width: int, corner: bool) -> nn.Module:
+    """A transposed convolution that sees of the half image what ``ShiftedConv`` may see of the whole."""
+    if corner:
+        return weight_norm(nn.ConvTranspose2d(width, width, (2, 2), 2), dim=1)
+    conv = nn.ConvTranspose2d(width, width, (2, 3), 2, padding=(0, 1), output_padding=(0, 1))
+    return weight_norm(conv, dim=1)
+
+
+class GatedResnet(nn.Module):
+    """A gated residual block of one stream.
+
+    Args:
+        width: E.
+        beside: channels of what is seen besides the stream itself, 0 for nothing.
+        corner: which of the two streams.
+        num_classes: 0 for a network without classes.
+        dropout: between the convolutions.
+    """
+
+    def __init__(self, width: int, beside: int, corner: bool, num_classes: int, dropout: float):
+        super().__init__()
+        self.first = ShiftedConv(2 * width, width, corner)
+        self.beside = weight_norm(nn.Conv2d(2 * beside, width, 1)) if beside else None
+        self.dropout = nn.Dropout(dropout)
+        self.second = ShiftedConv(2 * width, 2 * width, corner)
+        with torch.no_grad():
+            self.second.conv.parametrizations.weight.original0.mul_(0.1)  # blocks start near the identity
+        self.label = nn.Embedding(num_classes, 2 * width) if num_classes else None
+
+    def forward(self, x: Tensor, s: Tensor | None, y: Tensor | None) -> Tensor:
+        h = self.first(_concat_elu(x))
+        if self.beside is not None and s is not None:
+            h = h + self.beside(_concat_elu(s))
+        h = self.second(self.dropout(_concat_elu(h)))
+        if self.label is not None:
+            h = h + self.label(y)[:, :, None, None]
+        a, b = h.chunk(2, dim=1)
+        return x + a * torch.sigmoid(b)
+
+
+class PixelCNNPP(CausalNetwork):
+    """The network of PixelCNN++, (B, C, H, W) and classes -> (B, P, H, W).
+
+    Sampling looks at the whole image anew for every pixel.
+
+    Args:
+        in_shape: (C, H, W).
+        out_shape: (P, H, W).
+        num_classes: 0 for a network without classes.
+        width: E.
+        resolutions: how many, the image's own one of them.
+        resnets: blocks of each stream at a resolution, on the way down; one more on the way up, as skips need.
+        dropout: in every block.
+
+    Raises:
+        ValueError: for images whose sides cannot be halved so often.
+    """
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        out_shape: Sequence[int],
+        num_classes: int = 0,
+        width: int = 160,
+        resolutions: int = 3,
+        resnets: int = 5,
+        dropout: float = 0.5,
+    ):
+        super().__init__()
+        channels, H, W = in_shape
+        if resolutions < 1 or resnets < 1:
+            raise ValueError(f"resolutions and resnets must be at least 1, not {resolutions} and {resnets}")
+        if H % 2 ** (resolutions - 1) or W % 2 ** (resolutions - 1):
+            raise ValueError(
+                f"resolutions={resolutions} needs sides that divide by {2 ** (resolutions - 1)}, not {H}x{W}"
+            )
+        self.in_shape, inputs = tuple(in_shape), channels + 1
+        self.above = ShiftedConv(inputs, width, corner=False)
+        self.above_left = ShiftedConv(inputs, width, corner=False, kernel=(1, 3))
+        self.left = ShiftedConv(inputs, width, corner=True, kernel=(2, 1))
+
+        def blocks(skip: int) -> nn.ModuleList:
+            u = GatedResnet(width, skip, False, num_classes, dropout)
+            return nn.ModuleList([u, GatedResnet(width, width + skip, True, num_classes, dropout)])
+
+        def halving() -> nn.ModuleList:
+            return nn.ModuleList(ShiftedConv(width, width, corner, stride=2) for corner in (False, True))
+
+        def doubling() -> nn.ModuleList:
+            return nn.ModuleList(_doubling(width, corner) for corner in (False, True))
+
+        # The layers in their order, one for each stream.
+        down, up = nn.ModuleList(), nn.ModuleList()
+        for i in range(resolutions):
+            down.extend([halving()] if i else [])
+            down.extend(blocks(skip=0) for _ in range(resnets))
+            up.extend([doubling()] if i else [])
+            up.extend(blocks(skip=width) for _ in range(resnets + (i > 0)))
+        self.down: Sequence[Sequence[nn.Module]] = down  # type: ignore[assignment]
+        self.up: Sequence[Sequence[nn.Module]] = up  # type: ignore[assignment]
+        self.head = weight_norm(nn.Conv2d(width, out_shape[0], 1))
+
+    def forward(self, x_BCHW: Tensor, y: Tensor | None = None) -> Tensor:
+        x = F.pad(x_BCHW, (0, 0, 0, 0, 0, 1), value=1.0)  # a channel of ones tells the image from its border
+
+        def lower(h: Tensor) -> Tensor:
+            return F.pad(h[:, :, :-1], (0, 0, 1, 0))
+
+        u = lower(self.above(x))
+        ul = lower(self.above_left(x)) + F.pad(self.left(x)[..., :-1], (1, 0))
+        skips = [(u, ul)]
+        for layer_u, layer_ul in self.down:
+            if isinstance(layer_u, GatedResnet):
+                u = layer_u(u, None, y)
+                ul = layer_ul(ul, u, y)
+            else:
+                u, ul = layer_u(u), layer_ul(ul)
+            skips.append((u, ul))
+        u, ul = skips.pop()
+        for layer_u, layer_ul in self.up:
+            if isinstance(layer_u, GatedResnet):
+                skip_u, skip_ul = skips.pop()
+                u = layer_u(u, skip_u, y)
+                ul = layer_ul(ul, torch.cat([u, skip_ul], dim=1), y)
+            else:
+                u, ul = layer_u(u), layer_ul(ul)
+        return self.head(F.elu(ul))
+
+    def walk(self, n: int, y: Tensor | None = None) -> Walk:
+        return _ImageWalk(self, n, y)
+
+
+class _ImageWalk(Walk):
+    """Remembers the image alone."""
+
+    def __init__(self, network: PixelCNNPP, n: int, y: Tensor | None):
+        self.network, self.y, self.position = network, y, 0
+        self.image = network.head.bias.new_zeros(n, *network.in_shape)
+
+    def step(self, pixel_BC: Tensor | None) -> Tensor:
+        if pixel_BC is not None:
+            self.image.flatten(2)[..., self.position - 1] = pixel_BC
+        self.position += 1
+        return self.network(self.image, self.y).flatten(2)[..., self.position - 1]
