@@ -186,8 +186,7 @@ class GenerativeModule(pl.LightningModule):
             torch.cuda.manual_seed(layers)
         rng = torch.Generator(device).manual_seed(seed_of("noise", self.seed, self.steps, self._rank))
         x, y = self.batches(self.steps)
-        if self.model.levels is not None:
-            x = dequantize(x, self.model.levels, rng)
+        x = (x if self.model.levels is None else dequantize(x, self.model.levels, rng)).to(self.model.dtype)
         with self._only(player, players):
             loss = module.loss(x, y if module.num_classes else None, turn=turn, rng=rng)
             loss.total.backward()
