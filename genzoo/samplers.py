@@ -319,11 +319,11 @@ class PredictorCorrector(Chain):
     """A step of the reverse diffusion, then steps of Langevin's dynamics at the same noise (Song et al. 2021, algorithm 1).
 
         predictor:  x <- (2 - alpha_ts) x + var_ts score + sqrt(var_ts) z                    (eq. 46, reverse diffusion)
-        corrector:  x <- x + e score + sqrt(2 e) z,    e = 2 (snr |z| / |score|)^2 [alpha_s^2]        (algorithm 4, 5)
+        corrector:  x <- x + e score + sqrt(2 e) z,    e = 2 alpha_ts^2 (snr |z| / |score|)^2        (algorithm 4, 5)
 
     The authors take the norms' means over the batch, which makes a sample depend on its neighbours. ``norms="expected"`` puts
-    what they come to in high dimension, ``|z| = sqrt(D)`` and ``|score| = sqrt(D)/sigma``, so that ``e = 2 (snr sigma)^2``; a
-    sample's own norms are an option too, but in few dimensions a score may vanish.
+    what they come to in high dimension, ``|z| = sqrt(D)`` and ``|score| = sqrt(D)/sigma``, so that
+    ``e = 2 (alpha_ts snr sigma)^2``; a sample's own norms are an option too, but in few dimensions a score may vanish.
 
     Args:
         snr: signal-to-noise ratio of the corrector.

@@ -9,10 +9,14 @@ the law at time t is N(alpha mu, C), and the five things that a network may pred
     E[x | x_t] = mu + alpha Sigma C^-1 z          E[eps | x_t] = sigma C^-1 z          score = -C^-1 z
     velocity = alpha' mu + (alpha' alpha Sigma + sigma' sigma I) C^-1 z
     v = alpha E[eps | x_t] - sigma E[x | x_t]
+
+The probability-flow ODE carries x from t to s, ``alpha_s mu + sqrt(C_s C_t^-1) z``, with log-determinant
+``1/2 log det(C_s C_t^-1)``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -22,8 +26,32 @@ from torch import Tensor, nn
 from genzoo import samplers
 from genzoo.model import Denoiser, Loss, Samples
 from genzoo.prob.paths import GaussianPath, Kind, Prediction
-from genzoo.prob.random import rand, randn
-from genzoo.prob.schedules import Schedule
+from genzoo.prob.random import rand, randint, randn
+from genzoo.prob.schedules import (
+    CondOT,
+    CosineSchedule,
+    EDMSchedule,
+    LinearSchedule,
+    Schedule,
+    SubVPSchedule,
+    VESchedule,
+    VPSchedule,
+)
+
+SCHEDULES: dict[str, Schedule] = {
+    "vp": VPSchedule(),
+    "sub_vp": SubVPSchedule(),
+    "ve": VESchedule(),
+    "edm": EDMSchedule(),
+    "cond_ot": CondOT(),
+    "linear": LinearSchedule(1000),
+    "cosine": CosineSchedule(1000),
+}
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+
+# Three correlated dimensions.
+MU = [1.0, -2.0, 0.5]
+SIGMA = [[1.0, 0.6, -0.2], [0.6, 2.0, 0.3], [-0.2, 0.3, 0.5]]
 
 
 class GaussianDenoiser(Denoiser):
@@ -71,6 +99,17 @@ class GaussianDenoiser(Denoiser):
             return d_alpha * self.mu + ((d_alpha * alpha * self.lam + d_sigma * sigma) * w) @ self.axes.T
         return {"x0": x0, "eps": eps, "score": -w @ self.axes.T, "v": alpha * eps - sigma * x0}[kind]
 
+    def spread(self, t: float) -> Tensor:
+        """Variances of the law at time t along the axes of Sigma, the eigenvalues of C, (D,)."""
+        c = self.path.schedule.at(torch.tensor(t, dtype=torch.float64))
+        return c.alpha**2 * self.lam + c.sigma**2
+
+    def carry(self, x: Tensor, t: float, s: float) -> Tensor:
+        """Follow the probability-flow ODE from t to s, (B, D) -> (B, D)."""
+        alpha_t, alpha_s = self.path.schedule.at(torch.tensor([t, s], dtype=torch.float64)).alpha
+        gain = (self.spread(s) / self.spread(t)).sqrt()
+        return alpha_s * self.mu + (((x - alpha_t * self.mu) @ self.axes) * gain) @ self.axes.T
+
     def _variance_share(self, t: Tensor, s: Tensor) -> Tensor:
         # Law of total variance: that of q(x_s | x_t, x), and that of its mean as x ~ p(x | x_t) varies.
         (alpha_t, alpha_s), (sigma_t, sigma_s), _, _ = self.path.schedule.at(torch.stack([t, s]))
@@ -94,6 +133,53 @@ class GaussianDenoiser(Denoiser):
     def sample(self, n: int, y: Tensor | None = None, *, rng=None) -> Samples:
         z = randn((n, *self.shape), rng=rng, dtype=torch.float64)
         return Samples(self.mu + (z * self.lam.sqrt()) @ self.axes.T, nfe=0)
+
+
+class MixtureDenoiser(Denoiser):
+    r"""The exact denoiser of a mixture of isotropic normal laws, float64: nothing about it is linear.
+
+        E[x | x_t] = sum_k P(k | x_t) (m_k + alpha s_k/c_k (x_t - alpha m_k)),    c_k = alpha^2 s_k + sigma^2
+
+    Args:
+        schedule: of the path.
+        means: m, (K, D).
+        variances: s, (K,).
+    """
+
+    def __init__(self, schedule: Schedule, means: Sequence, variances: Sequence[float]):
+        super().__init__((len(means[0]),))
+        self.path = GaussianPath(schedule)
+        self.means = torch.tensor(means, dtype=torch.float64)
+        self.variances = torch.tensor(variances, dtype=torch.float64)
+        self.calls = 0
+        self.double()
+
+    def log_mixture(self, x: Tensor) -> Tensor:
+        """Log density of the data, (B,)."""
+        return self._log_joint(x, self.means, self.variances).logsumexp(1)
+
+    def _log_joint(self, x: Tensor, means: Tensor, variances: Tensor) -> Tensor:
+        """Log density of each point and component, (B, K); means (..., K, D) and variances (..., K)."""
+        distance = (x[:, None] - means).square().sum(2)
+        log_normal = -0.5 * (distance / variances + self.dim * torch.log(2 * torch.pi * variances))
+        return log_normal - math.log(len(self.means))
+
+    def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
+        self.calls += 1
+        alpha, sigma, _, _ = (c.view(-1, 1) for c in self.path.schedule.at(t))
+        c = alpha**2 * self.variances + sigma**2
+        centres = alpha[..., None] * self.means
+        share = self._log_joint(x_t, centres, c).softmax(1)
+        of_each = self.means + (alpha * self.variances / c)[..., None] * (x_t[:, None] - centres)
+        return Prediction("x0", (share[..., None] * of_each).sum(1))
+
+    def loss(self, x: Tensor, y: Tensor | None = None, *, turn=None, rng=None) -> Loss:
+        raise AssertionError("nothing is trained")
+
+    def sample(self, n: int, y: Tensor | None = None, *, rng=None) -> Samples:
+        k = randint(len(self.means), (n,), rng=rng)
+        z = randn((n, self.dim), rng=rng, dtype=torch.float64)
+        return Samples(self.means[k] + self.variances[k].sqrt()[:, None] * z, nfe=0)
 
 
 class Network(nn.Module):

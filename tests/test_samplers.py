@@ -16,13 +16,11 @@ import torch
 from genzoo.prob.paths import KINDS
 from genzoo.prob.schedules import CondOT, CosineSchedule, LinearSchedule, VESchedule
 from genzoo.samplers import DDIM, Ancestral
-from tests.exact import GaussianDenoiser, law
+from tests.exact import MU, SIGMA, GaussianDenoiser, law
 
 LAMBDA = [1.0, 0.25, 4.0]
 LINEAR = LinearSchedule(1000)
 SCHEDULES = [LINEAR, CosineSchedule(500), CondOT(), VESchedule()]
-SIGMA = [[1.0, 0.6, -0.2], [0.6, 2.0, 0.3], [-0.2, 0.3, 0.5]]
-MU = [1.0, -2.0, 0.5]
 
 # Final variances of the chain of 1000 linear steps from N(0, 1), for data N(0, lambda), by lambda.
 GOLDEN = {

@@ -13,13 +13,12 @@ so that all that is needed to make data from noise is the score ``grad log p_t``
 with ``s = -eps/sigma`` and the weight ``lambda = sigma^2``. The same score drives an ODE with the same laws, which gives
 latents and a density, see ``genzoo.probability_flow``.
 
-Karras et al.'s **preconditioning** hands the network inputs and targets of unit variance at every noise level. In the
-units of the data, ``z = x_t/alpha = x + r eps`` with ``r = sigma/alpha``, the estimate of the data is
+Karras et al.'s **preconditioning** hands the network inputs and targets of unit variance at every noise level. With s the
+standard deviation of the data, that of x_t is ``q = sqrt(alpha^2 s^2 + sigma^2)``, and the estimate of the data is
 
-    D(z, r) = c_skip z + c_out F(c_in z, t),
-    c_skip = s^2/(r^2 + s^2),   c_out = r s/sqrt(r^2 + s^2),   c_in = 1/sqrt(r^2 + s^2),   s = sigma_data,
+    D(x_t, t) = c_skip x_t + c_out F(c_in x_t, t),      c_skip = alpha s^2/q^2,   c_out = sigma s/q,   c_in = 1/q,
 
-and ``L = E |F - (x - c_skip z)/c_out|^2`` is its squared error with the weight ``1/c_out^2``.
+which is theirs where alpha = 1. ``L = E |F - (x - c_skip x_t)/c_out|^2`` is its squared error with the weight ``1/c_out^2``.
 
 References:
     Song et al., "Score-Based Generative Modeling through SDEs", 2021, https://arxiv.org/abs/2011.13456 (eq. 5-7, 13).
@@ -90,16 +89,14 @@ class ScoreSDE(ProbabilityFlow):
         t = t.expand(len(x_t))
         if self.sigma_data is None:
             return Prediction("eps", self.network(x_t, t, y).to(x_t.dtype))
-        z, c_skip, c_out, c_in = self._precondition(x_t, t, self.sigma_data)
-        return Prediction("x0", c_skip * z + c_out * self.network(c_in * z, t, y).to(x_t.dtype))
+        c_skip, c_out, c_in = self._precondition(x_t, t, self.sigma_data)
+        return Prediction("x0", c_skip * x_t + c_out * self.network(c_in * x_t, t, y).to(x_t.dtype))
 
-    def _precondition(self, x_t: Tensor, t: Tensor, s: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the noisy data in their own units, c_skip, c_out and c_in."""
+    def _precondition(self, x_t: Tensor, t: Tensor, s: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Return c_skip, c_out and c_in for every row of x_t."""
         c = self.path.schedule.at(t)
-        r = c.sigma / c.alpha
-        root = torch.sqrt(r**2 + s**2)
-        c_skip, c_out, c_in = (expand(v, x_t) for v in (s**2 / root**2, r * s / root, 1 / root))
-        return x_t / expand(c.alpha, x_t), c_skip, c_out, c_in
+        q = torch.sqrt((c.alpha * s) ** 2 + c.sigma**2)
+        return expand(c.alpha * s**2 / q**2, x_t), expand(c.sigma * s / q, x_t), expand(1 / q, x_t)
 
     def loss(
         self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
@@ -114,8 +111,8 @@ class ScoreSDE(ProbabilityFlow):
         if self.sigma_data is None:
             output, target = self.network(x_t, t, y), eps
         else:
-            z, c_skip, c_out, c_in = self._precondition(x_t, t, self.sigma_data)
-            output, target = self.network(c_in * z, t, y), (x - c_skip * z) / c_out
+            c_skip, c_out, c_in = self._precondition(x_t, t, self.sigma_data)
+            output, target = self.network(c_in * x_t, t, y), (x - c_skip * x_t) / c_out
         mse = (output.to(x.dtype) - target).square().mean()
         return Loss(mse, {"mse": mse.detach()})
 

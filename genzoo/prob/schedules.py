@@ -202,6 +202,8 @@ class VPSchedule(_LinearBeta, VariancePreserving):
 class SubVPSchedule(_LinearBeta):
     """The sub-VP SDE: VP's alpha, and ``sigma = 1 - alpha^2``, without a root (Song et al. 2021, eq. 13, 29)."""
 
+    t_min = 1e-4  # sigma, without a root, is 1e-5 here, below which float32 loses the noise on the data
+
     def at(self, t: Tensor) -> Coefficients:
         log_alpha, slope = self.log_alpha(t.double())
         alpha = log_alpha.exp()

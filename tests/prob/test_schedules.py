@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from genzoo.prob.schedules import CondOT, CosineSchedule, DiscreteSchedule, LinearSchedule, VESchedule
+from genzoo.prob.schedules import (
+    CondOT,
+    CosineSchedule,
+    DiscreteSchedule,
+    EDMSchedule,
+    LinearSchedule,
+    SubVPSchedule,
+    VESchedule,
+    VPSchedule,
+)
+from tests.exact import every_schedule
 
 
 def linear_betas(T: int) -> np.ndarray:
@@ -67,16 +77,102 @@ def test_noise_only_grows(schedule, formula, T):
     assert ((c.alpha / (1 + c.sigma)).diff() < 0).all()
 
 
-SCHEDULES = [LinearSchedule(1000), LinearSchedule(10), CosineSchedule(1000), CondOT(), VESchedule()]
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+@every_schedule
 def test_derivatives_are_the_limits_of_differences(schedule):
     T, h = 1000, 1e-7
     inside = (torch.arange(T) + 0.1 + 0.8 * torch.rand(T)).double() / T  # the slope jumps on the grid
     c, after, before = schedule.at(inside), schedule.at(inside + h), schedule.at(inside - h)
     torch.testing.assert_close(c.d_alpha, (after.alpha - before.alpha) / (2 * h), atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(c.d_sigma, (after.sigma - before.sigma) / (2 * h), atol=1e-6, rtol=1e-5)
+
+
+# The SDE of a path: dx = f x dt + g dw with f = alpha'/alpha and g^2 = (sigma^2)' - 2 f sigma^2. Here in the words of the
+# papers, for VP and sub-VP with beta(t) = .1 + 19.9 t, whose integral is B(t).
+def beta(t):
+    return 0.1 + 19.9 * t
+
+
+def B(t):
+    return 0.1 * t + 19.9 * t**2 / 2
+
+
+RATE = math.log(50 / 0.01)
+SDES = {
+    "vp": (VPSchedule(), lambda t: -beta(t) / 2, beta),
+    "sub_vp": (SubVPSchedule(), lambda t: -beta(t) / 2, lambda t: beta(t) * (1 - np.exp(-2 * B(t)))),
+    "ve": (VESchedule(), lambda t: 0 * t, lambda t: 2 * RATE * 0.01**2 * (50 / 0.01) ** (2 * t)),
+    "edm": (EDMSchedule(), lambda t: 0 * t, lambda t: 2 * (80 * t**7) * (80 * 7 * t**6)),
+    "cond_ot": (CondOT(), lambda t: -1 / (1 - t), lambda t: 2 * t / (1 - t)),
+}
+every_sde = pytest.mark.parametrize(("schedule", "drift", "diffusion"), SDES.values(), ids=SDES)
+
+
+@every_sde
+def test_a_schedule_solves_the_sde_of_its_paper(schedule, drift, diffusion):
+    t = np.linspace(0.01, 0.99, 99)
+    c = schedule.at(torch.from_numpy(t))
+    alpha, sigma, d_alpha, d_sigma = (v.numpy() for v in c)
+    np.testing.assert_allclose(d_alpha / alpha, drift(t), rtol=1e-12, atol=1e-12)
+    # As sigma^2 f may nearly cancel (sigma^2)', the tolerance is relative to the greater.
+    g2 = 2 * sigma * d_sigma - 2 * d_alpha / alpha * sigma**2
+    np.testing.assert_allclose(g2, diffusion(t), rtol=1e-9, atol=0)
+
+
+def test_kernels_are_those_of_the_papers():
+    """What is left of the data and what noise they have, written out (Song et al. 2021, eq. 29)."""
+    t = np.linspace(0.01, 1, 100)
+    vp, sub_vp, ve = (schedule().at(torch.from_numpy(t)) for schedule in (VPSchedule, SubVPSchedule, VESchedule))
+    for c in (vp, sub_vp):
+        np.testing.assert_allclose(c.alpha.numpy(), np.exp(-B(t) / 2), rtol=1e-12)
+    np.testing.assert_allclose(vp.sigma.numpy() ** 2, 1 - np.exp(-B(t)), rtol=1e-10)
+    np.testing.assert_allclose(sub_vp.sigma.numpy(), 1 - np.exp(-B(t)), rtol=1e-10)
+    np.testing.assert_allclose(ve.sigma.numpy() ** 2, 0.01**2 * ((50 / 0.01) ** (2 * t) - 1), rtol=1e-10)
+    assert (ve.alpha == 1).all()
+
+
+def test_priors_are_those_of_the_papers():
+    assert [s().prior_std for s in (VPSchedule, SubVPSchedule, CondOT, LinearSchedule)] == [1.0] * 4
+    assert VESchedule().prior_std == pytest.approx(50, rel=1e-7)
+    assert EDMSchedule().prior_std == 80
+
+
+def test_ddpms_chain_is_vp_in_many_steps():
+    t = torch.linspace(0.05, 1, 20, dtype=torch.float64)
+    for T, rel in ((1000, 0.02), (4000, 0.005)):
+        chain, limit = LinearSchedule(T).at(t).alpha.log(), VPSchedule().at(t).alpha.log()
+        torch.testing.assert_close(chain, limit, rtol=rel, atol=0)
+
+
+def test_edms_steps_are_those_of_karras():
+    """Equation 5 with rho = 7, from 80 to .002."""
+    schedule, N = EDMSchedule(), 18
+    sigma = schedule.at(schedule.times(N)).sigma
+    for i in range(N):
+        root = 80 ** (1 / 7) + i / (N - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))
+        assert float(sigma[i]) == pytest.approx(root**7, rel=1e-10)
+    assert sigma[N] == 0
+
+
+@every_schedule
+def test_a_ratio_knows_its_time_and_beyond_the_last_is_the_last(schedule):
+    t = torch.linspace(schedule.t_min, schedule.t_max, 301, dtype=torch.float64)
+    ratio = schedule.ratio(t)
+    assert (ratio.diff() > 0).all()
+    torch.testing.assert_close(schedule.time_of(ratio), t, atol=1e-10, rtol=1e-9)
+    assert float(schedule.time_of(torch.tensor(1e12))) == pytest.approx(1.0, abs=1e-11)
+    assert float(schedule.time_of(torch.tensor(0.0))) == 0.0
+
+
+@pytest.mark.parametrize("make", [VPSchedule, SubVPSchedule, VESchedule, EDMSchedule])
+@pytest.mark.parametrize("ends", [(0.0, 1.0), (2.0, 1.0), (-1.0, 1.0)])
+def test_ends_are_positive_and_in_order(make, ends):
+    with pytest.raises(ValueError, match=str(ends[0])):
+        make(*ends)
+
+
+def test_edms_rho_is_at_least_one():
+    with pytest.raises(ValueError, match=r"0\.5"):
+        EDMSchedule(rho=0.5)
 
 
 def test_between_two_steps_log_alpha_is_linear():
