@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genzoo.families.ddpm import DDPM, strata
+from genzoo.families.ddpm import DDPM, LossHistory, strata
 from genzoo.prob.measure import bin_centre, bits_per_dim
 from genzoo.prob.random import generator
 from genzoo.prob.schedules import DiscreteSchedule, LinearSchedule
@@ -51,11 +51,34 @@ def exact_bound(x: Tensor, T: int, variance: str, mu=MU, lam=LAM) -> np.ndarray:
         c = abar[i] * lam + 1 - abar[i]
         error2 = ((1 - abar[i]) * d / c) ** 2 + abar[i] * lam**2 * (1 - abar[i]) / c**2
         if i == 0:  # the decoder, with the variance that the next index gives the posterior
-            bound -= 0.5 * (error2 / posterior[1] + math.log(2 * math.pi * posterior[1]))
+            decoder = lam * (1 - abar[0]) / c if variance == "optimal" else posterior[1]
+            bound -= 0.5 * (error2 / decoder + np.log(2 * math.pi * decoder))
         else:
-            gap2 = before[i] * betas[i] ** 2 / (1 - abar[i]) ** 2 * error2
-            bound -= kl(gap2, posterior[i], betas[i] if variance == "fixedlarge" else posterior[i])
+            of_x0 = math.sqrt(before[i]) * betas[i] / (1 - abar[i])
+            reverse = {
+                "fixedlarge": betas[i],
+                "fixedsmall": posterior[i],
+                "optimal": posterior[i] + of_x0**2 * lam * (1 - abar[i]) / c,  # law of total variance
+            }[variance]
+            bound -= kl(of_x0**2 * error2, posterior[i], reverse)
     return bound.sum(1)
+
+
+def learned_model(T: int, **kwargs) -> DDPM:
+    """The exact noise, and the exact variance of every step: at index 0 that of the data, given x_1."""
+    schedule = LinearSchedule(T)
+    denoiser = GaussianDenoiser(schedule, MU, LAM, hop=1 / T)
+    betas, alpha, sigma = schedule.betas, *schedule.at(torch.arange(1, T + 1).double() / T)[:2]
+    floor = betas[1] * (sigma[0] / sigma[1]) ** 2
+    of_data = denoiser.lam * sigma[0] ** 2 / (alpha[0] ** 2 * denoiser.lam + sigma[0] ** 2)
+
+    def answer(x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        eps, share = denoiser.predict(x_t, t)[1:]
+        share = torch.where((t < 1.5 / T)[:, None], torch.log(of_data / floor) / torch.log(betas[0] / floor), share)
+        return torch.cat([eps, 2 * share - 1], dim=1)
+
+    kwargs.setdefault("objective", "hybrid")
+    return DDPM(network(answer), (2,), schedule=schedule, variance="learned", **kwargs).double()
 
 
 EVENTS = torch.tensor([[0.3, 0.2], [1.4, -3.0]], dtype=torch.float64)
@@ -71,6 +94,28 @@ def test_the_bound_is_the_sum_of_its_closed_terms(T, repetitions, variance):
     expected = torch.from_numpy(exact_bound(EVENTS, T, variance))
     assert ((value.mean(1) - expected).abs() < 4 * error).all(), (value.mean(1), expected, error)
     assert (error < 0.08).all()
+
+
+def test_the_bound_with_the_best_variance_is_its_closed_form():
+    x = EVENTS.repeat_interleave(20_000, dim=0)
+    value, stderr = (v.view(2, -1) for v in learned_model(20).log_prob(x, num_samples=40))
+    error = stderr.square().mean(1).sqrt() / math.sqrt(20_000)
+    expected = torch.from_numpy(exact_bound(EVENTS, 20, "optimal"))
+    assert ((value.mean(1) - expected).abs() < 4 * error).all(), (value.mean(1), expected, error)
+
+
+def test_the_best_variance_closes_the_bound():
+    """The reverse chain is then the exact one but for its prior: the bound is the likelihood, event by event, on the
+    shortest chain too, where the fixed variances are far from it."""
+    law = torch.distributions.Normal(torch.tensor(MU).double(), torch.tensor(LAM).double().sqrt())
+    x = law.sample((4000,))
+    log_p = law.log_prob(x).sum(1)
+    for T in (8, 20, 100):
+        torch.testing.assert_close(torch.from_numpy(exact_bound(x, T, "optimal")), log_p, atol=1e-3, rtol=0)
+    best, *fixed = (m.log_prob(x, num_samples=16) for m in (learned_model(8), *(exact_model(8, v) for v in VARIANCES)))
+    error = float(best.stderr.square().mean().sqrt()) / math.sqrt(4000)
+    assert float(best.value.mean()) == pytest.approx(float(log_p.mean()), abs=4 * error)
+    assert all(float(bound.value.mean()) < float(log_p.mean()) - max(0.1, 4 * error) for bound in fixed)
 
 
 @pytest.mark.parametrize("kind", ["x0", "v"])
@@ -290,3 +335,226 @@ def test_the_bound_is_computed_with_coefficients_in_double_precision():
     error = stderr.view(2, -1).square().mean(1).sqrt() / math.sqrt(4000)
     expected = torch.from_numpy(exact_bound(EVENTS, 1000, "fixedlarge"))
     assert ((value.view(2, -1).mean(1) - expected).abs() < 4 * error + 1e-3).all()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Improved DDPM: learned variances, the hybrid objective and the bound, importance sampling.
+
+
+class Wired(torch.nn.Module):
+    """Predicts ``a x_t`` for the noise and ``b`` for the place of the variance, and notes what it was asked."""
+
+    def __init__(self, learned: bool):
+        super().__init__()
+        self.a, self.b = (torch.nn.Parameter(torch.tensor(v, dtype=torch.float64)) for v in (0.6, 0.3))
+        self.learned = learned
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        self.x_t, self.t = x_t, t
+        return torch.cat([self.a * x_t, self.b.expand_as(x_t)], dim=1) if self.learned else self.a * x_t
+
+
+def wired(objective: str, T: int = 10, levels: int | None = None, shape: tuple[int, ...] = (3,)) -> DDPM:
+    learned = objective != "simple"
+    return DDPM(
+        lambda *shapes: Wired(learned),
+        shape,
+        levels,
+        schedule=LinearSchedule(T),
+        variance="learned" if learned else "fixedlarge",
+        objective=objective,
+    ).double()
+
+
+def gradients(model: DDPM, x: Tensor) -> tuple[float, float | None]:
+    model.loss(x, rng=generator(5)).total.backward()
+    b = model.network.b.grad
+    return float(model.network.a.grad), None if b is None else float(b)
+
+
+@pytest.mark.parametrize("T", [10, 1000])
+def test_in_the_hybrid_the_bound_moves_the_variance_alone(T):
+    """The mean sees the gradient of the simple loss and nothing else, the variance T/1000 that of the bound."""
+    x = torch.randn(400, 3, dtype=torch.float64)
+    simple, bound, hybrid = (gradients(wired(objective, T), x) for objective in ("simple", "vlb", "hybrid"))
+    assert hybrid[0] == pytest.approx(simple[0], rel=1e-12)
+    assert hybrid[1] == pytest.approx(bound[1], rel=1e-12)
+    assert abs(bound[0]) > 1e-3 * T / 1000
+    assert simple[1] is None
+
+
+def test_the_hybrid_is_the_simple_loss_and_a_thousandth_of_the_bound_in_bits():
+    """Each term written out in betas: KL to the posterior, log variance between the posterior's and beta's by (b + 1)/2."""
+    T, model = 10, wired("hybrid")
+    x = torch.randn(300, 3, dtype=torch.float64)
+    total, terms = model.loss(x, rng=generator(5))
+    x_t, index = model.network.x_t.detach(), (model.network.t * T).round().long() - 1
+    betas = torch.from_numpy(np.minimum(np.linspace(1e-4, 0.02, T) * 1000 / T, 0.999))
+    abar = (1 - betas).cumprod(0)
+    before = torch.cat([torch.ones(1).double(), abar[:-1]])
+    posterior = betas * (1 - before) / (1 - abar)
+    low, high = posterior.clone(), betas
+    low[0] = posterior[1]
+    b, now, then, beta = betas[index, None], abar[index, None], before[index, None], betas[index, None]
+    eps, share = 0.6 * x_t, (0.3 + 1) / 2
+    x0 = (x_t - (1 - now).sqrt() * eps) / now.sqrt()
+    variance = torch.exp(share * high[index, None].log() + (1 - share) * low[index, None].log())
+    means = [then.sqrt() * beta / (1 - now) * data + (1 - b).sqrt() * (1 - then) / (1 - now) * x_t for data in (x, x0)]
+    q, p = (
+        torch.distributions.Normal(m, v.sqrt())
+        for m, v in zip(means, (low[index, None].expand(-1, 3), variance), strict=True)
+    )
+    divergence = torch.distributions.kl_divergence(q, p)
+    decoder = -torch.distributions.Normal(x0, variance.sqrt()).log_prob(x)
+    bits = torch.where(index[:, None] == 0, decoder, divergence).mean() / math.log(2)
+    true_eps = (x_t - now.sqrt() * x) / (1 - now).sqrt()
+    mse = (eps - true_eps).square().mean()
+    assert float(terms["vlb"]) == pytest.approx(float(bits), rel=1e-9)
+    assert float(terms["mse"]) == pytest.approx(float(mse), rel=1e-9)
+    assert float(total.detach()) == pytest.approx(float(mse + T / 1000 * bits), rel=1e-9)
+
+
+def test_the_objective_vlb_is_the_bound_but_for_the_prior():
+    """Its mean over times, data and noise is -(log p bound + KL of the prior)/(T D log 2), in bits."""
+    T, n = 20, 200_000
+    model = exact_model(T)
+    model.objective = "vlb"
+    x = EVENTS[:1].expand(n, 2)
+    abar = float(model.schedule.at(torch.ones(())).alpha ** 2)
+    prior = float(kl(abar * EVENTS[0].numpy() ** 2, 1 - abar, 1.0).sum())
+    expected = -(float(exact_bound(EVENTS[:1], T, "fixedlarge")[0]) + prior) / (T * 2 * math.log(2))
+    draws = [model.loss(x[: n // 20], rng=generator(i)) for i in range(20)]
+    terms = torch.stack([loss.terms["vlb"] for loss in draws])
+    error = float(terms.std()) / math.sqrt(20)
+    assert float(terms.mean()) == pytest.approx(expected, abs=4 * error)
+    assert error < 0.04 * abs(expected)
+    assert float(draws[0].total) == pytest.approx(T / 1000 * float(terms[0]), rel=1e-12)
+
+
+@pytest.mark.parametrize("place", [-1.0, -0.2, 1.0, 1.3])
+def test_a_learned_variance_lies_between_the_fixed_ones_in_its_logarithm(place):
+    """At the ends the bound is that of the fixed choice, between them and beyond as log v says."""
+    T, x = 10, torch.randn(40, 2, dtype=torch.float64)
+    denoiser = GaussianDenoiser(LinearSchedule(T), MU, LAM)
+    answer = network(lambda x_t, t, y: torch.cat([denoiser.exact("eps", x_t, t), torch.full_like(x_t, place)], dim=1))
+    model = DDPM(answer, (2,), schedule=LinearSchedule(T), variance="learned", objective="hybrid").double()
+    share = model.predict(x, torch.full((40,), 0.5)).variance_share
+    torch.testing.assert_close(share, torch.full_like(x, (place + 1) / 2))
+    index = torch.arange(40) % (T - 1) + 1
+    step = model._chain[index].unbind(1)
+    t = (index + 1).double() / T
+    terms = {v: exact_model(T, v)._term(x, x, index, exact_model(T, v).predict(x, t)) for v in VARIANCES}
+    got = model._term(x, x, index, model.predict(x, t))
+    if abs(place) == 1:
+        torch.testing.assert_close(got, terms["fixedlarge" if place == 1 else "fixedsmall"], atol=1e-10, rtol=1e-10)
+    variance = step[5] ** ((place + 1) / 2) * step[6] ** ((1 - place) / 2)
+    gap = step[3] * step[5] / step[2] ** 2 * (x - denoiser.exact("x0", x, t)).T
+    expected = 0.5 * ((step[6] + gap**2) / variance - 1 - torch.log(step[6] / variance)).sum(0)
+    torch.testing.assert_close(got, expected, atol=1e-9, rtol=1e-9)
+
+
+def test_times_are_drawn_uniformly_until_each_was_seen_ten_times():
+    history = LossHistory(4)
+    for _ in range(9):
+        history.update(torch.arange(4), torch.arange(4).double() + 1)
+    history.update(torch.tensor([0, 1, 2]), torch.ones(3))
+    assert torch.equal(history.probs(), torch.full((4,), 0.25).double())
+    history.update(torch.tensor([3]), torch.tensor([4.0]))
+    assert history.probs()[3] > 0.25 > history.probs()[0]
+
+
+def test_times_are_drawn_by_the_root_mean_square_of_their_last_ten_losses():
+    """Equation 18; a thousandth of the draws stays uniform."""
+    rng = torch.Generator().manual_seed(0)
+    history, losses = LossHistory(5), torch.rand(37, 5, generator=rng, dtype=torch.float64) * torch.arange(1, 6)
+    for row in losses:
+        order = torch.randperm(5, generator=rng)
+        history.update(order, row[order])
+    rms = losses[-10:].square().mean(0).sqrt()
+    torch.testing.assert_close(history.probs(), 0.999 * rms / rms.sum() + 0.001 / 5)
+    index, weight = history.sample(100_000, generator(0))
+    share = index.bincount(minlength=5) / 100_000
+    assert ((share - history.probs()).abs() < 4 * (share * (1 - share) / 100_000).sqrt()).all()
+    torch.testing.assert_close(weight, 1 / (5 * history.probs()[index]))
+
+
+def test_two_losses_of_one_time_in_one_batch_are_both_remembered():
+    history = LossHistory(2)
+    history.update(torch.tensor([0, 0, 1, 0]), torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    assert history.counts.tolist() == [3, 1]
+    assert history.losses[0, :3].tolist() == [1.0, 2.0, 4.0]
+
+
+def importance_model(T: int = 20, **kwargs) -> DDPM:
+    denoiser = GaussianDenoiser(LinearSchedule(T), MU, LAM)
+    return DDPM(
+        exact_network(denoiser), (2,), schedule=LinearSchedule(T), objective="vlb", importance=True, **kwargs
+    ).double()
+
+
+def test_importance_sampling_changes_the_variance_of_the_loss_and_not_its_mean():
+    model, x = importance_model().train(), EVENTS[:1].expand(2000, 2)
+    uniform = exact_model(20)
+    uniform.objective = "vlb"
+    while (model.history.counts < LossHistory.LAST).any():
+        assert torch.equal(model.history.probs(), torch.full((20,), 1 / 20, dtype=torch.float64))
+        model.loss(x, rng=generator("warm-up", int(model.history.counts.sum())))
+    assert model.history.probs().max() > 3 / 20
+    model.eval()
+    counts = model.history.counts.clone()
+    drawn, plain = (torch.stack([m.loss(x, rng=generator(i)).total for i in range(60)]) for m in (model, uniform))
+    error = math.sqrt((float(drawn.var()) + float(plain.var())) / 60)
+    assert float(drawn.mean()) == pytest.approx(float(plain.mean()), abs=4 * error)
+    assert float(drawn.std()) < 0.8 * float(plain.std())
+    assert torch.equal(model.history.counts, counts)  # a loss that is only looked at is not remembered
+
+
+def test_the_history_travels_with_the_weights():
+    model, other = importance_model().train(), importance_model()
+    model.loss(EVENTS.repeat(50, 1), rng=generator(0))
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.history.counts, model.history.counts)
+    assert int(model.history.counts.sum()) == 100
+    assert torch.equal(other.history.losses, model.history.losses)
+    assert exact_model(20).history is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "what"),
+    [
+        ({"prediction": "score"}, "'score'"),
+        ({"variance": "small"}, "'small'"),
+        ({"objective": "kl"}, "'kl'"),
+        ({"variance": "learned"}, "learned goes with another objective than simple"),
+        ({"objective": "hybrid"}, "fixedlarge goes with another objective than hybrid"),
+        ({"label_dropout": 2.0}, "not 2.0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(setting, what):
+    with pytest.raises(ValueError, match=what):
+        DDPM(network(lambda x_t, t, y: x_t), (2,), **setting)
+
+
+def test_a_learned_variance_is_sampled_with():
+    """By the ancestral sampler alone: others take such a model too, and leave its variance alone."""
+    ddim = [DDIM(5)(model, 9, rng=generator(3)).x for model in (learned_model(20), exact_model(20))]
+    torch.testing.assert_close(*ddim)
+    model = learned_model(20, sampler=Ancestral("learned"))
+    x = model.sample(40_000, rng=generator(2)).x
+    spread = x.var(0)
+    assert float(spread[0]) == pytest.approx(chain_variance(LAM[0], 20), rel=0.05)
+    assert float(spread[1]) == pytest.approx(chain_variance(LAM[1], 20), rel=0.05)
+
+
+def chain_variance(lam: float, T: int) -> float:
+    """Of the ancestral chain from N(0, 1) with exact variances, without noise at its last step."""
+    betas = np.minimum(np.linspace(1e-4, 0.02, T) * 1000 / T, 0.999)
+    abar = np.append(1.0, np.cumprod(1 - betas))
+    v = 1.0
+    for i in range(T, 0, -1):
+        c = abar[i] * lam + 1 - abar[i]
+        of_x0 = math.sqrt(abar[i - 1]) * betas[i - 1] / (1 - abar[i])
+        of_x_t = math.sqrt(1 - betas[i - 1]) * (1 - abar[i - 1]) / (1 - abar[i])
+        drawn = betas[i - 1] * (1 - abar[i - 1]) / (1 - abar[i]) + of_x0**2 * lam * (1 - abar[i]) / c
+        v = (of_x0 * math.sqrt(abar[i]) * lam / c + of_x_t) ** 2 * v + (drawn if i > 1 else 0.0)
+    return v
