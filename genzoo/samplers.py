@@ -41,6 +41,7 @@ from genzoo.prob.schedules import Schedule
 from genzoo.probability_flow import ProbabilityFlowODE
 
 Variance = Literal["fixedlarge", "fixedsmall", "learned"]
+RATIO_MAX = 80.0  # of noise to data: beyond it data on [-1, 1] have vanished (Karras et al. 2022)
 
 
 class Step(NamedTuple):
@@ -65,9 +66,8 @@ class Step(NamedTuple):
         return of_x_t * x_t + self.alpha_s * self.var_ts / self.sigma_t**2 * x0
 
 
-def plan(path: GaussianPath, steps: int | None) -> list[Step]:
+def plan(path: GaussianPath, times: Tensor) -> list[Step]:
     """Compute all steps of a chain once, in float64."""
-    times = path.schedule.times(steps)
     c = path.schedule.at(times)
     alpha, sigma = c.alpha.tolist(), c.sigma.tolist()
     chain = []
@@ -76,6 +76,16 @@ def plan(path: GaussianPath, steps: int | None) -> list[Step]:
         posterior_var = var_ts * (sigma[i + 1] / sigma[i]) ** 2
         chain.append(Step(t, alpha[i], sigma[i], alpha[i + 1], sigma[i + 1], var_ts, posterior_var))
     return chain
+
+
+def ratios(schedule: Schedule, steps: int, rho: float, ratio_max: float) -> Tensor:
+    """Spread sigma/alpha evenly over its ``rho``-th root, from the first, at most ``ratio_max``, to the last: (steps,).
+
+    Karras et al. 2022, eq. 5, with rho = 7.
+    """
+    ends = schedule.ratio(torch.tensor([schedule.t_max, schedule.t_last], dtype=torch.float64)).clamp(max=ratio_max)
+    first, last = ends ** (1 / rho)
+    return (first + torch.linspace(0, 1, steps, dtype=torch.float64) * (last - first)) ** rho
 
 
 def start(schedule: Schedule, noise: Tensor, t: float) -> Tensor:
@@ -167,13 +177,21 @@ Walk = Iterator[tuple[Tensor, int]]
 
 
 class Chain(Sampler):
-    """A sampler that walks down the schedule's own times, from the prior to the data."""
+    """A sampler that walks down a list of times, by default the schedule's own, from the prior to the data."""
+
+    rho: float | None = None  # where given, the times are spread over the rho-th root of sigma/alpha instead
+
+    def times(self, schedule: Schedule) -> Tensor:
+        """List the times that are visited, from noise to data, float64."""
+        if self.rho is None or self.steps is None:
+            return schedule.times(self.steps)
+        return torch.cat([schedule.time_of(ratios(schedule, self.steps, self.rho, RATIO_MAX)), torch.zeros(1).double()])
 
     def states(self, denoiser: Denoiser, noise: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Walk:
-        ask, chain = Questions(denoiser, y, self.clip), plan(denoiser.path, self.steps)
+        ask, chain = Questions(denoiser, y, self.clip), plan(denoiser.path, self.times(denoiser.path.schedule))
         schedule = denoiser.path.schedule
         # A thinned chain begins somewhat before the prior, and takes its noise all the same, as is the custom.
-        x = start(schedule, noise, min(schedule.t_first, schedule.t_max))
+        x = start(schedule, noise, min(schedule.t_first, schedule.t_max) if self.rho is None else chain[0].t)
         yield x, 0
         yield from ((state, ask.nfe) for state in self.walk(ask, x, chain, rng))
 
@@ -259,16 +277,21 @@ class DPMSolver(Chain):
         x_s = sigma_s/sigma_t x_t - alpha_s (e^{-h} - 1) D,    D = x0_t + h/(2 h') (x0_t - x0_t'),    h = lambda_s - lambda_t
 
     with ``t', h'`` of the step before (Lu et al. 2022, algorithm 2). The first step is of first order, and so is the last,
-    whose h is infinite: it takes the estimate of the data.
+    whose h is infinite: it takes the estimate of the data. Steps that are even in the time of a noising path are very uneven
+    in lambda near the data, where a rule of second order does worse than DDIM.
 
     Args:
+        rho: spreads the steps evenly over the rho-th root of sigma/alpha; None for the schedule's own times.
         steps, clip, trajectory: as in ``Sampler``.
     """
 
     stochastic = False
 
-    def __init__(self, steps: int | None = 20, clip: bool = True, trajectory: bool = False):
+    def __init__(self, steps: int = 20, rho: float | None = 7.0, clip: bool = True, trajectory: bool = False):
         super().__init__(steps, clip, trajectory)
+        if rho is not None and rho < 1:
+            raise ValueError(f"rho must be at least 1, or null for the schedule's own times, not {rho}")
+        self.rho = rho
 
     def walk(self, ask: Questions, x: Tensor, chain: list[Step], rng: torch.Generator | None) -> Iterator[Tensor]:
         before: tuple[Tensor, float] | None = None
@@ -397,7 +420,7 @@ class Solver(Sampler):
         self,
         steps: int = 18,
         rho: float = 7.0,
-        ratio_max: float = 80.0,
+        ratio_max: float = RATIO_MAX,
         clip: bool = True,
         trajectory: bool = False,
     ):
@@ -411,10 +434,7 @@ class Solver(Sampler):
         assert self.steps is not None
         if ode.in_time:
             return torch.linspace(1, 0, self.steps + 1, dtype=torch.float64).tolist()
-        first, last = min(self.ratio_max, ode.ends[1]), ode.variable(ode.schedule.t_last)
-        share = torch.linspace(0, 1, self.steps, dtype=torch.float64)
-        roots = first ** (1 / self.rho) + share * (last ** (1 / self.rho) - first ** (1 / self.rho))
-        return [*(roots**self.rho).tolist(), 0.0]
+        return [*ratios(ode.schedule, self.steps, self.rho, self.ratio_max).tolist(), 0.0]
 
     def states(self, denoiser: Denoiser, noise: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Walk:
         ode = ProbabilityFlowODE(denoiser, y)

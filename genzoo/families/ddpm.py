@@ -109,7 +109,7 @@ class DDPM(Density, Denoiser):
         self.history = LossHistory(self.schedule.num_steps) if importance else None
         self.sampler = sampler or DDIM()
         # Coefficients of every step of the chain, row i for index i, in float64 whatever the model's dtype.
-        self._chain = torch.tensor(plan(self.path, None)[::-1], dtype=torch.float64)
+        self._chain = torch.tensor(plan(self.path, self.schedule.times())[::-1], dtype=torch.float64)
 
     def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
         output = self.network(x_t, t.expand(len(x_t)), y).to(x_t.dtype)

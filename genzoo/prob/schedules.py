@@ -85,6 +85,7 @@ class CondOT(Schedule):
 
     coordinates = "time"
     t_first = 80 / 81  # where sigma/alpha is 80: its SDE, unlike its ODE, is singular at the noise
+    t_last = 1e-3
 
     def at(self, t: Tensor) -> Coefficients:
         t = t.double()

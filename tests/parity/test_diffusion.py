@@ -143,7 +143,7 @@ def test_dpm_solver_steps(schedule, steps, noise):
     times = schedule.times(steps)
     made.set_timesteps(timesteps=[round(float(t) * T) - 1 for t in times[:-1]])
     made.sigmas = schedule.ratio(times)
-    ours = DPMSolver(steps, trajectory=True)(model(schedule), 4).trajectory
+    ours = DPMSolver(steps, rho=None, trajectory=True)(model(schedule), 4).trajectory
     agree(ours, walk(made, model(schedule), noise[0]))
 
 
