@@ -7,9 +7,10 @@ repeated with a smaller one.
 A solver that takes one step for a whole batch couples the samples: what a sample becomes depends on its neighbours. Here
 each row has its own variable, its own step and its own decision to accept, and leaves the batch when it has arrived.
 
-The rule that chooses the next step is chaotic: what a row's drift differs by in its last digit when it is computed in another
-batch grows two- to fourfold with each step, until after forty of them the row takes other steps and ends within the tolerance
-elsewhere. So step sizes are rounded to eighths of an octave, which forgets the last digits each time.
+The rule that chooses the next step is chaotic where the drift holds waves shorter than the steps, as a network's time embedding
+does: what a row's drift differs by in its last digit when it is computed in another batch grows severalfold with each step,
+until after some tens of them the row takes other steps and ends within the tolerance elsewhere. So step sizes are rounded
+down to eighths of an octave, which forgets the last digits each time.
 
 References:
     Dormand, Prince, "A family of embedded Runge-Kutta formulae", 1980, https://doi.org/10.1016/0771-050X(80)90013-3.

@@ -93,6 +93,10 @@ def test_the_error_follows_the_tolerance_and_the_work_its_fifth_root():
     assert 0.85 < slope < 1.15
     work = math.log10(runs[-1][1] / runs[1][1]) / 4
     assert 0.15 < work < 0.25
+    watched = Watched(pendulum)
+    dopri5(watched, 0.0, 3.0, z, rtol=1e-6, atol=1e-6)
+    begun = steps(watched.seen[0])
+    assert len(set(begun)) > 0.8 * len(begun)  # on so smooth a way few steps are rejected
 
 
 def test_each_tolerance_counts():
@@ -150,21 +154,21 @@ def test_each_row_walks_at_its_own_pace_and_knows_nothing_of_its_neighbours():
 
 
 def test_the_last_digits_of_the_drift_do_not_choose_the_steps():
-    """In another batch a network's answer has other last digits: here they are drawn at random."""
+    """In another batch a network's answer has other last digits: here they are drawn at random, beside a small wave that is
+    shorter than the steps. Steps chosen freely end .001 to .05 apart."""
+
+    def wavy(u: Tensor, z: Tensor, rows: Tensor) -> Tensor:
+        return pendulum(u, z, rows) + 0.01 * torch.cos(100 * column(u))
+
+    def noisy(u: Tensor, z: Tensor, rows: Tensor) -> Tensor:
+        return wavy(u, z, rows) * (1 + 1e-15 * torch.randn_like(z))
+
     z = torch.randn(5, 2, dtype=torch.float64)
-    expected, evaluations = dopri5(pendulum, 0.0, 30.0, z, rtol=1e-4, atol=1e-4)
-    assert evaluations > 600
+    expected, evaluations = dopri5(wavy, 0.0, 30.0, z, rtol=1e-3, atol=1e-3)
     for _ in range(3):
-        noisy, count = dopri5(
-            lambda u, z, rows: pendulum(u, z, rows) * (1 + 1e-15 * torch.randn_like(z)),
-            0.0,
-            30.0,
-            z,
-            rtol=1e-4,
-            atol=1e-4,
-        )
+        result, count = dopri5(noisy, 0.0, 30.0, z, rtol=1e-3, atol=1e-3)
         assert count == evaluations
-        torch.testing.assert_close(noisy, expected, atol=1e-9, rtol=0)
+        torch.testing.assert_close(result, expected, atol=1e-8, rtol=0)
 
 
 def test_a_norm_of_ones_own_judges_the_steps():
