@@ -314,13 +314,14 @@ def ideal(sampler: Sampler, denoiser: GaussianDenoiser, noise: Tensor) -> Tensor
 
 
 def spread_out(schedule: Schedule) -> Schedule:
-    """The same schedule, whose chains take equal steps in log(sigma/alpha), where DPM-Solver++ is of second order."""
+    """The same schedule, whose chains step in log(sigma/alpha), where DPM-Solver++ is of second order, by 1, 2, 1, 2, ..."""
     spread = copy.copy(schedule)
     first, last = min(schedule.t_first, schedule.t_max), schedule.t_last
-    ends = schedule.ratio(torch.tensor([first, last], dtype=torch.float64)).clamp(max=80).log10().tolist()
+    high, low = schedule.ratio(torch.tensor([first, last], dtype=torch.float64)).clamp(max=80).log()
 
     def times(steps: int) -> Tensor:
-        inner = schedule.time_of(torch.logspace(*ends, steps, dtype=torch.float64))
+        gaps = torch.cat([torch.zeros(1), 1 + torch.arange(steps - 1) % 2]).double()
+        inner = schedule.time_of(torch.exp(high + (low - high) * gaps.cumsum(0) / gaps.sum()))
         return torch.cat([inner, torch.zeros(1, dtype=torch.float64)])
 
     spread.times = times
@@ -334,6 +335,7 @@ ORDERS = {
     "heun": (Heun, 2),
     "ddim": (DDIM, 1),
     "dpm_solver": (functools.partial(DPMSolver, rho=None), 2),
+    "dpm_solver-rho": (DPMSolver, 2),
 }
 
 
