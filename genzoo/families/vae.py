@@ -39,7 +39,7 @@ class VAE(Density, LatentVariable):
         decoder: builds the decoder, in the same way, for ``(z, y)``.
         likelihood: p(x | z) given the decoder's output.
         shape, levels, num_classes: of the data, as in ``GenerativeModel``.
-        latent_dim: size of z.
+        latent_dim: size of z, or its shape, (C, h, w), for networks that keep a grid.
         beta, warmup, free_bits: what the loss charges for the KL term, see ``RateCost``; the bound that ``log_prob``
             reports uses none of them.
         sample_likelihood: whether samples are draws of p(x | z), noise of each pixel included, or its mean.
@@ -58,26 +58,27 @@ class VAE(Density, LatentVariable):
         shape: Sequence[int],
         levels: int | None = None,
         num_classes: int = 0,
-        latent_dim: int = 16,
+        latent_dim: int | Sequence[int] = 16,
         beta: float = 1.0,
         warmup: int = 0,
         free_bits: float = 0.0,
         sample_likelihood: bool = False,
     ):
         super().__init__(shape, levels, num_classes)
-        if latent_dim < 1:
+        latent = (latent_dim,) if isinstance(latent_dim, int) else tuple(latent_dim)
+        if not latent or min(latent) < 1:
             raise ValueError(f"latent_dim must be at least 1, not {latent_dim}")
         likelihood.check(levels)
         channels, *sides = self.shape
-        self.latent = Continuous((latent_dim,))
+        self.latent = Continuous(latent)
         self.likelihood = likelihood
-        self.encoder = encoder(self.shape, (2 * latent_dim,), num_classes)
-        self.decoder = decoder((latent_dim,), (likelihood.num_params(channels), *sides), num_classes)
+        self.encoder = encoder(self.shape, (2 * latent[0], *latent[1:]), num_classes)
+        self.decoder = decoder(latent, (likelihood.num_params(channels), *sides), num_classes)
         self.cost = RateCost(beta, warmup, free_bits)
         self.sample_likelihood = sample_likelihood
 
     def posterior(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return mean and log variance of q(z | x), each (B, latent_dim)."""
+        """Return mean and log variance of q(z | x), each (B, *latent.shape)."""
         mean, log_var = self.encoder(self.likelihood.observe(x), y).to(x.dtype).chunk(2, dim=1)
         return mean, log_var.clamp(-20, 10)
 
@@ -91,7 +92,7 @@ class VAE(Density, LatentVariable):
         divergence = kl_normal(mean, log_var)
         # In nats a dimension, so that one learning rate serves small and large images.
         total = (distortion + self.cost(divergence)) / self.dim
-        return Loss(total, {"distortion": distortion.detach(), "rate": divergence.detach().sum(1).mean()})
+        return Loss(total, {"distortion": distortion.detach(), "rate": divergence.detach().flatten(1).sum(1).mean()})
 
     def log_prob(
         self, x: Tensor, y: Tensor | None = None, *, num_samples: int = 1, rng: torch.Generator | None = None
@@ -110,8 +111,8 @@ class VAE(Density, LatentVariable):
             z = mean + torch.exp(0.5 * log_var) * eps
             log_likelihood = self.likelihood.log_prob(self.decoder(z, y).to(x.dtype), x)
             if num_samples == 1:
-                return LogProb(log_likelihood - kl_normal(mean, log_var).sum(1))
-            log_prior_over_posterior = 0.5 * (eps**2 + log_var - z**2).sum(1)
+                return LogProb(log_likelihood - kl_normal(mean, log_var).flatten(1).sum(1))
+            log_prior_over_posterior = 0.5 * (eps**2 + log_var - z**2).flatten(1).sum(1)
             log_weights.append(log_likelihood + log_prior_over_posterior)
         return LogProb(*importance_weighted(torch.stack(log_weights)))
 
@@ -119,7 +120,7 @@ class VAE(Density, LatentVariable):
         self.check_labels(y, len(x))
         mean, log_var = self.posterior(x, y)
         eps = randn(mean.shape, rng=rng, device=x.device, dtype=x.dtype)
-        log_q = -0.5 * (eps**2 + log_var + math.log(2 * math.pi)).sum(1)
+        log_q = -0.5 * (eps**2 + log_var + math.log(2 * math.pi)).flatten(1).sum(1)
         return Inferred(mean + torch.exp(0.5 * log_var) * eps, log_q)
 
     def log_likelihood(self, x: Tensor, z: Tensor, y: Tensor | None = None) -> Tensor:
@@ -132,7 +133,7 @@ class VAE(Density, LatentVariable):
         return self.likelihood.sample(params, rng) if self.sample_likelihood else self.likelihood.mean(params)
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return the mean of q(z | x), (B, latent_dim)."""
+        """Return the mean of q(z | x), (B, *latent.shape)."""
         self.check_labels(y, len(x))
         return self.posterior(x, y)[0]
 

@@ -348,6 +348,17 @@ def test_classes_reach_prior_posterior_and_output():
     assert not torch.equal(model.decode(eps, torch.tensor([0])), model.decode(eps, torch.tensor([2])))
 
 
+def test_bfloat16_networks_leave_the_bound_in_float32():
+    model = moved(LogisticMixture(17, components=2)).float()
+    x = torch.rand(6, 1, 8, 8) * 2 - 1
+    exact = model.loss(x, rng=generator(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = model.loss(x, rng=generator(2))
+        value = model.log_prob(x, num_samples=2, rng=generator(2)).value
+    assert value.dtype == rough.total.dtype == torch.float32
+    assert float(rough.total) == pytest.approx(float(exact.total), rel=0.03)
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="integers with 17 levels, the data have levels=256"):
         HVAE(SMALL, DiscretizedLogistic(17), (1, 8, 8), 256)

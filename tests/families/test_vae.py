@@ -106,7 +106,7 @@ def test_importance_weighted_bounds_rise_with_the_number_of_draws_towards_the_li
 
 def test_the_reported_error_is_the_spread_over_repetitions():
     x = data(1).repeat(4000, 1)
-    value, stderr = ppca(0.15, 0.8).log_prob(x, num_samples=50)
+    value, stderr = ppca(0.15, 0.8).requires_grad_(False).log_prob(x, num_samples=50)
     assert float(value.std()) == pytest.approx(float(stderr.square().mean().sqrt()), rel=0.1)
 
 
@@ -188,6 +188,25 @@ def test_codes_are_posterior_means_and_decode_to_the_mean_of_the_event():
     z = torch.linalg.solve(M, W.T @ (x - MU).T).T
     torch.testing.assert_close(model.encode(x), z, atol=1e-12, rtol=0)
     torch.testing.assert_close(model.decode(z), z @ W.T + MU, atol=1e-12, rtol=0)
+
+
+def test_a_grid_of_latents_is_the_vector_of_its_elements():
+    """The same model with latents of shape (1, 1, 2), drawn from the same noise."""
+    flat, x = ppca(0.2, 1.5), data(20)
+    model = VAE(linear, linear, Gaussian(), (5,), latent_dim=[1, 1, 2]).double()
+    model.encoder = network(lambda x, y: flat.encoder(x).view(-1, 2, 1, 2))((), (), 0)
+    model.decoder = network(lambda z, y: flat.decoder(z.flatten(1)))((), (), 0)
+    model.likelihood = flat.likelihood
+    assert model.latent.shape == (1, 1, 2)
+    torch.testing.assert_close(model.encode(x).flatten(1), flat.encode(x), atol=1e-12, rtol=0)
+    for k in (1, 3):
+        values = [m.log_prob(x, num_samples=k, rng=generator(k)).value for m in (model, flat)]
+        torch.testing.assert_close(*values, atol=1e-9, rtol=0)
+    torch.testing.assert_close(model.loss(x, rng=generator(0)).total, flat.loss(x, rng=generator(0)).total)
+    torch.testing.assert_close(model.infer(x, rng=generator(0)).log_q, flat.infer(x, rng=generator(0)).log_q)
+    for wrong in ([], [4, 0, 2], 0):
+        with pytest.raises(ValueError, match="latent_dim must be at least 1, not"):
+            VAE(linear, linear, Gaussian(), (5,), latent_dim=wrong)
 
 
 def test_images_are_snapped_to_their_levels_before_they_are_encoded():
