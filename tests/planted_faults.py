@@ -93,9 +93,23 @@ FAULTS = [
     ),
     Fault(
         "the importance-weighted bound lacks its -log K",
+        "prob/bounds.py",
+        "value = log_weights.logsumexp(0) - math.log(draws)",
+        "value = log_weights.logsumexp(0)",
+        "tests/prob/test_bounds.py tests/families/test_vae.py",
+    ),
+    Fault(
+        "a layer's KL is taken from N(0, 1) and not from its learned prior",
+        "families/hvae.py",
+        "return kl_normal(q.mean, 2 * q.log_std, p.mean, 2 * p.log_std)",
+        "return kl_normal(q.mean, 2 * q.log_std)",
+        "tests/families/test_hvae.py",
+    ),
+    Fault(
+        "free bits are counted in the reported bound",
         "families/vae.py",
-        "value = log_w.logsumexp(0) - math.log(num_samples)",
-        "value = log_w.logsumexp(0)",
+        "return LogProb(log_likelihood - kl_normal(mean, log_var).flatten(1).sum(1))",
+        "return LogProb(log_likelihood - kl_normal(mean, log_var).clamp(min=self.cost.free_bits).flatten(1).sum(1))",
         "tests/families/test_vae.py",
     ),
     Fault(

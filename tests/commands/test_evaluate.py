@@ -13,8 +13,9 @@ import torch
 
 from genzoo import load
 from genzoo.commands.config import build
-from genzoo.commands.evaluate import subset
+from genzoo.commands.evaluate import score, subset
 from genzoo.data import digits
+from genzoo.nn.layers import ResBlock
 from genzoo.prob.random import SampleStreams
 from genzoo.runs import Run
 from genzoo.training import checkpoints
@@ -98,6 +99,18 @@ def test_the_same_question_has_the_same_answer_and_another_one_its_own_file(here
     assert trained["card"]["setting"]["weights"] == "trained"
     assert len(list((run / "results").iterdir())) == 2
     assert scores(run, "metrics.n=8", "seed=1")["test/bpd_upper"]["value"] != likelihood[0]["value"]
+
+
+def test_a_model_in_training_is_scored_without_its_dropout(here):
+    run = Run(untrained(here, *SMALL["ddpm"], "model.network.dropout=0.5")[0])
+    model, data = load(run.path), digits()
+    settings = {"n": 8, "num_samples": 4, "batch_size": 8, "throughput": 2}
+    torch.nn.init.normal_(model.network.head[-1].weight)  # which begins as zero, and would hide the dropout
+    for block in (module for module in model.modules() if isinstance(module, ResBlock)):
+        torch.nn.init.normal_(block.conv2.weight)
+    expected = score(model, data, run, settings, seed=0, ema=True)["metrics"]["test/bpd_upper"]["value"]
+    measured = score(model.train(), data, run, settings, seed=0, ema=True)["metrics"]["test/bpd_upper"]["value"]
+    assert measured == expected
 
 
 def test_another_sampler_is_what_is_measured(here):
