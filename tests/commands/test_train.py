@@ -14,6 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from genzoo.runs import Run
 from genzoo.training import callbacks
 from genzoo.training.module import GenerativeModule
 from tests.commands import SMALL, TINY, genzoo, trained
@@ -154,3 +155,14 @@ def test_an_interrupt_in_the_middle_of_training_is_an_interrupt(monkeypatch):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     (status,) = (json.loads(path.read_text()) for path in Path("outputs").rglob("status.json"))
     assert (status["state"], status["why"]) == ("failed", "KeyboardInterrupt")
+
+
+def test_a_training_is_scored_with_its_averaged_weights():
+    run = trained(*SMALL["realnvp"], "optimizer.lr=0.1", "trainer.precision=32-true")
+    said = Run(run).result["metrics"]["test/bpd"]["value"]
+    scores = {}
+    for ema in ("true", "false"):
+        assert genzoo("evaluate", f"run={run}", f"ema={ema}", "metrics.n=16", "metrics.throughput=2").code == 0
+        scores[ema] = Run(run).result["metrics"]["test/bpd"]["value"]
+    assert said == pytest.approx(scores["true"], rel=1e-6)
+    assert said != pytest.approx(scores["false"], rel=1e-4)
