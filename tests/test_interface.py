@@ -92,7 +92,12 @@ class Case:
         """Build the model with first weights of a seed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return build(shrunk(self.config["model"], SIZES[self.kind]), "model")
+            model = build(shrunk(self.config["model"], SIZES[self.kind]), "model")
+        # Random weights on high frequencies of the time make a drift so rough that no ODE solver could follow it.
+        for name, buffer in model.named_buffers():
+            if name.endswith("frequencies"):
+                buffer *= 0.02
+        return model
 
     @functools.cached_property
     def _moved(self) -> GenerativeModel:
@@ -100,10 +105,6 @@ class Case:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += 0.1 * torch.randn(parameter.shape, generator=rng)
-            # Random weights on high frequencies of the time make a drift so rough that no ODE solver could follow it.
-            for name, buffer in model.named_buffers():
-                if name.endswith("frequencies"):
-                    buffer *= 0.02
         return model.eval()
 
     def model(self) -> GenerativeModel:
