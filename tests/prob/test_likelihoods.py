@@ -260,6 +260,20 @@ def test_a_logistic_mixture_is_the_sum_of_chained_differences_of_the_cdf():
         assert float(got) - 3 * math.log(levels / 2) == pytest.approx(math.log(total), abs=1e-9)
 
 
+def test_a_coin_and_a_softmax_are_torchs():
+    logits = 2 * torch.randn(6, 3, 4, 4, dtype=torch.float64)
+    k = torch.randint(2, logits.shape)
+    expected = torch.distributions.Bernoulli(logits=logits).log_prob(k.double()).sum((1, 2, 3))
+    got = Bernoulli().log_prob(logits, bin_centre(k, 2, torch.float64))
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+    logits = 2 * torch.randn(6, 17, 4, 4, dtype=torch.float64)
+    k = torch.randint(17, (6, 1, 4, 4))
+    expected = torch.distributions.Categorical(logits=logits.movedim(1, -1)).log_prob(k[:, 0]).sum((1, 2))
+    got = Categorical(17).log_prob(logits, bin_centre(k, 17, torch.float64))
+    torch.testing.assert_close(got, expected + 16 * math.log(17 / 2), rtol=1e-12, atol=1e-12)
+
+
 def test_one_component_of_a_mixture_is_the_logistic_law_itself():
     params = torch.randn(5, 2, 4, 4, dtype=torch.float64)
     x = torch.rand(5, 1, 4, 4, dtype=torch.float64) * 2 - 1
