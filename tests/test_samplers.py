@@ -345,7 +345,7 @@ def test_twice_the_steps_make_the_error_smaller_by_two_to_the_order(sampler, ord
     denoiser = GaussianDenoiser(spread_out(schedule) if chain else schedule, MU, SIGMA, "velocity")
     errors = [
         float((walked(sampler(steps), denoiser, CORNERS) - ideal(sampler(steps), denoiser, CORNERS)).abs().max())
-        for steps in (80, 160)
+        for steps in (50, 100)
     ]
     measured = math.log2(errors[0] / errors[1])
     assert measured > order - 0.15
@@ -472,8 +472,8 @@ def errors(sampler: Sampler, denoiser: GaussianDenoiser, monkeypatch: pytest.Mon
 def test_a_stochastic_sampler_recovers_the_data_and_halves_its_error_with_its_steps(make, schedule, monkeypatch):
     """Of weak order one. The corrector has an error of its own, which the number of steps does not reduce."""
     denoiser = GaussianDenoiser(schedule, MU, SIGMA)
-    (_, coarse), (mean, fine) = (errors(make(steps), denoiser, monkeypatch) for steps in (50, 100))
-    assert mean < 0.05
+    (_, coarse), (mean, fine) = (errors(make(steps), denoiser, monkeypatch) for steps in (40, 80))
+    assert mean < 0.06
     assert fine < 0.25
     if make is not PredictorCorrector:
         # The laws of the prior and of the data at the first time differ by up to this.
@@ -483,9 +483,9 @@ def test_a_stochastic_sampler_recovers_the_data_and_halves_its_error_with_its_st
 @every_schedule
 @pytest.mark.parametrize("make", [Midpoint, Heun, DPMSolver, DDIM], ids=lambda make: make.__name__)
 def test_an_ode_sampler_recovers_the_data_but_for_their_mean_in_the_prior(make, schedule, monkeypatch):
-    sampler = make(100)
+    sampler = make(60)
     mean, covariance = errors(sampler, GaussianDenoiser(schedule, MU, SIGMA, "velocity"), monkeypatch)
-    assert covariance < (0.11 if make is DDIM else 0.02)
+    assert covariance < (0.18 if make is DDIM else 0.03)
     # alpha_T mu, as the ODE carries it to the data; nothing where the path ends in noise alone.
     assert mean < (1e-5 if schedule.coordinates == "time" and not issubclass(make, Chain) else 0.06)
 
@@ -497,7 +497,7 @@ def test_an_ode_sampler_recovers_the_data_but_for_their_mean_in_the_prior(make, 
 @pytest.mark.parametrize("snr", [0.16, 0.5])
 def test_the_corrector_alone_settles_at_its_closed_variance(snr):
     """At one noise level forever: x <- x - e x/c + sqrt(2e) z has the variance 2c^2/(2c - e)."""
-    n, denoiser, t = 20_000, centred(VPSchedule()), 0.3
+    n, denoiser, t = 5_000, centred(VPSchedule()), 0.3
     c = denoiser.path.schedule.at(torch.tensor(t).double())
     alpha, sigma = float(c.alpha), float(c.sigma)
     still = Step(t, alpha, sigma, alpha, sigma, 0.0, 0.0)  # a predictor's step to where it is
