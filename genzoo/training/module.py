@@ -309,14 +309,15 @@ class GenerativeModule(pl.LightningModule):
         if self.steps in self.boundaries:  # a stage has just ended
             self._begun = self._fitted = self.steps, self.train_seconds
             self._corrections = 0
-            self._plan_by_clock(present)
             return
         if self._corrections == len(CORRECTIONS):
             return
         begun_steps, begun_seconds = self._begun
         stop = [*self.boundaries, self.planned_steps][present]
         steps = (self.steps - begun_steps) / (stop - begun_steps)
-        seconds = (self.train_seconds - begun_seconds) / (self._shares()[present] * self.budget.seconds - begun_seconds)
+        # Nothing is left where an earlier stage was very late.
+        left = self._shares()[present] * self.budget.seconds - begun_seconds
+        seconds = (self.train_seconds - begun_seconds) / max(left, 1e-9)
         if max(steps, seconds) < CORRECTIONS[self._corrections]:
             return
         self._corrections += 1

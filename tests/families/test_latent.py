@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from genzoo.commands.load import set_sampler
+from genzoo.data.dataset import Split
+from genzoo.data.loader import Batches
 from genzoo.families.ddpm import DDPM
 from genzoo.families.gan import WGANGP
 from genzoo.families.latent import Codes, LatentDensity, LatentModel, Standardized, latent
@@ -30,6 +32,8 @@ from genzoo.nn.mlp import MLP, TimeMLP
 from genzoo.prob.likelihoods import Gaussian
 from genzoo.prob.measure import bin_centre, quantize
 from genzoo.prob.random import generator, rand, randn
+from genzoo.training.budget import Budget
+from genzoo.training.module import GenerativeModule
 
 W = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, -0.5], [0.0, 0.0]], dtype=torch.float64)
 MU = torch.tensor([0.5, -1.0, 0.0, 2.0, 0.3], dtype=torch.float64)
@@ -345,6 +349,12 @@ def test_a_codec_may_know_of_no_classes():
     assert (first.num_classes, second.num_classes) == (0, 3)
     second.loss(x, y, rng=generator(0))
     assert model.log_prob(x, y).value.shape == (6,) and model.sample(4).x.shape == (4, 2)
+
+    batches, sgd = Batches(Split(x, y), 3, seed=0), functools.partial(torch.optim.SGD, lr=1e-3)
+    module = GenerativeModule(model, sgd, batches, Budget(images=12))
+    module.plan()
+    module.training_step((0, 4), 0)
+    assert module.finished, "each stage is told the classes that it knows of"
 
 
 @pytest.mark.parametrize(
