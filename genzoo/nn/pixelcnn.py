@@ -171,9 +171,8 @@ class _PixelWalk(Walk):
         return self.network.head(h)[:, :, 0, 0]
 
     def _begin_row(self, i: int) -> None:
-        """Run the vertical stack for a row, whose input is the row above."""
-        self.links = []
-        v = self.row if i else torch.zeros_like(self.row)
+        """Run the vertical stack for a row, whose input is the row above, zeros at first."""
+        self.links, v = [], self.row
         for layer, rows, (e, _) in zip(self.network.layers, self.rows, self.embeddings, strict=True):
             rows[:, :, layer.reach + i : layer.reach + i + 1] = v
             v, link = layer.down(rows[:, :, i : i + layer.reach + 1], e)
