@@ -168,6 +168,14 @@ def test_the_border_is_no_grey(network):
         assert (out[:, *place] - out[:, 4, 4]).abs().max() > 1e-4
 
 
+def test_pixelcnnpp_sees_ones_beside_the_channels_of_the_image():
+    network, seen = PixelCNNPP((2, 8, 8), (4, 8, 8), width=4, resnets=1), []
+    network.above.register_forward_pre_hook(lambda module, arguments: seen.extend(arguments))
+    x = torch.randn(3, 2, 8, 8)
+    network(x)
+    assert torch.equal(seen[0], torch.cat([x, torch.ones(3, 1, 8, 8)], dim=1))
+
+
 # The layer against masked convolutions
 
 
