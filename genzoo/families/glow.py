@@ -114,7 +114,10 @@ class Step(nn.Module):
     def forward(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         # A rotation that was rounded to bfloat16 has another determinant: what must be inverted is computed in full.
         with torch.autocast(x.device.type, enabled=False):
-            x = F.conv2d(self.norm(x), self.mix.matrix()[:, :, None, None])
+            self.norm.settle(x)
+            # Norm and convolution are one affine map of the channels, W (x + b) exp(s): one pass over the image.
+            matrix = self.mix.matrix() * self.norm.log_scale.exp().view(-1)
+            x = torch.einsum("ij,bjhw->bihw", matrix, x) + torch.einsum("ij,jhw->ihw", matrix, self.norm.bias)
             log_det = math.prod(self.sides) * (self.norm.log_scale.sum() + self.mix.log_det)
         a, b = x[:, : self.kept], x[:, self.kept :]
         shift, log_scale = self._coupling(a, y)
@@ -130,7 +133,7 @@ class Step(nn.Module):
             b = b * torch.exp(-log_scale)
         with torch.autocast(z.device.type, enabled=False):
             x = torch.cat([a, b - shift], dim=1)
-            return self.norm.inverse(F.conv2d(x, self.mix.inverse_matrix()[:, :, None, None]))
+            return self.norm.inverse(torch.einsum("ij,bjhw->bihw", self.mix.inverse_matrix(), x))
 
 
 class Split(nn.Module):

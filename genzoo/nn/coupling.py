@@ -58,8 +58,10 @@ class ActNorm(nn.Module):
         return self.SPEED * self.scale
 
     @torch.no_grad()
-    def _initialize(self, x_BCHW: Tensor) -> None:
-        """Fit mean and variance of the channels, unless that was done before."""
+    def settle(self, x_BCHW: Tensor) -> None:
+        """In training, fit mean and variance of the channels unless that was done before; elsewhere do nothing."""
+        if self._settled or not self.training:
+            return
         if not self.initialized:
             variance, mean = torch.var_mean(x_BCHW.to(self.bias.dtype), dim=(0, 2, 3), correction=0)
             self.bias.copy_(-mean[:, None, None])
@@ -69,8 +71,7 @@ class ActNorm(nn.Module):
         self._settled = True
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        if self.training and not self._settled:
-            self._initialize(x_BCHW)
+        self.settle(x_BCHW)
         return (x_BCHW + self.bias) * self.log_scale.exp()
 
     def inverse(self, z_BCHW: Tensor) -> Tensor:
