@@ -8,7 +8,7 @@ z_l, which is then written into it:
     p(z_l | z_<l) from prior(h),      h <- h + features(h) + W z_l,
     q(z_l | z_<l, x) from posterior([h, a]),      h <- h + block(h).
 
-Points of the plane are images of one pixel, where the 3x3 convolutions are 1x1 ones.
+Points of the plane are images of one pixel, where convolutions are linear maps.
 
 Shapes: B batch, C channels of the stream, Z of a latent, H height, W width.
 
@@ -32,26 +32,33 @@ from genzoo.nn.resnet import resolutions
 Size = tuple[int, int]
 
 
-def _conv(inputs: int, outputs: int, size: Size = (1, 1)) -> nn.Conv2d:
-    """Make a convolution that starts without a bias: 3x3 where there are neighbours to see, else 1x1."""
-    side = 3 if min(size) > 2 else 1
-    conv = nn.Conv2d(inputs, outputs, side, padding=side // 2)
-    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-    return conv
-
-
-def _bottleneck(inputs: int, inner: int, outputs: int, size: Size, last: float = 1.0) -> nn.Sequential:
-    """Make four convolutions, 1x1, 3x3, 3x3, 1x1, with narrow ones inside.
+def _conv(inputs: int, outputs: int, size: Size, side: int = 1, scale: float = 1.0) -> nn.Module:
+    """Make a convolution that starts without a bias.
 
     Args:
-        inputs, inner, outputs: channels.
-        size: of the feature map.
-        last: factor of the first weights of the last convolution. N branches that add to one stream with N^-1/2 each
-            leave its scale alone, however many they are.
+        inputs, outputs: channels.
+        size: of the feature map. Of a single pixel it is a linear map, which a CPU does twice as fast.
+        side: of the kernel, where the feature map is larger than 2x2; there is nothing around smaller ones to see.
+        scale: factor of the first weights. N branches that add to one stream with N^-1/2 each leave its scale alone,
+            however many they are.
     """
-    convs = [_conv(inputs, inner), _conv(inner, inner, size), _conv(inner, inner, size), _conv(inner, outputs)]
+    side = side if min(size) > 2 else 1
+    single = size == (1, 1)
+    conv = nn.Linear(inputs, outputs) if single else nn.Conv2d(inputs, outputs, side, padding=side // 2)
     with torch.no_grad():
-        convs[-1].weight *= last
+        conv.weight *= scale
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    return nn.Sequential(nn.Flatten(), conv, nn.Unflatten(1, (outputs, 1, 1))) if single else conv
+
+
+def _bottleneck(inputs: int, inner: int, outputs: int, size: Size, scale: float = 1.0) -> nn.Sequential:
+    """Make four convolutions, 1x1, 3x3, 3x3, 1x1, with narrow ones inside; ``scale`` is that of the last one."""
+    convs = [
+        _conv(inputs, inner, size),
+        _conv(inner, inner, size, side=3),
+        _conv(inner, inner, size, side=3),
+        _conv(inner, outputs, size, scale=scale),
+    ]
     return nn.Sequential(*(layer for conv in convs for layer in (nn.GELU(), conv)))
 
 
@@ -84,12 +91,10 @@ class Rung(nn.Module):
         super().__init__()
         self.entry, self.size = entry, size
         self.split = [2 * channels, width]
-        self.of_prior = _bottleneck(width, inner, sum(self.split), size, last=0.0)  # starts as N(0, 1)
+        self.of_prior = _bottleneck(width, inner, sum(self.split), size, scale=0.0)  # starts as N(0, 1)
         self.of_posterior = _bottleneck(2 * width, inner, 2 * channels, size)
-        self.project = _conv(channels, width)
-        with torch.no_grad():
-            self.project.weight *= scale
-        self.block = _bottleneck(width, inner, width, size, last=scale)
+        self.project = _conv(channels, width, size, scale=scale)
+        self.block = _bottleneck(width, inner, width, size, scale=scale)
 
     def enter(self, h_BCHW: Tensor, y_B: Tensor | None) -> Tensor:
         """Bring the stream to this size."""
@@ -138,6 +143,8 @@ class Ladder(nn.Module):
         ValueError: where ``patch`` does not divide the sides, or a list does not fit the sizes.
     """
 
+    nothing: Tensor
+
     def __init__(
         self,
         in_shape: Sequence[int],
@@ -163,10 +170,10 @@ class Ladder(nn.Module):
         ups, self.downs = _per_size("up", up, self.sizes), _per_size("down", down, self.sizes)
         inner = max(1, int(bottleneck * width))
 
-        self.stem = _conv(channels * patch**2, width, self.sizes[0])
+        self.stem = _conv(channels * patch**2, width, self.sizes[0], side=3)
         scale = sum(ups) ** -0.5
         blocks = [
-            nn.ModuleList(_bottleneck(width, inner, width, size, last=scale) for _ in range(count))
+            nn.ModuleList(_bottleneck(width, inner, width, size, scale=scale) for _ in range(count))
             for size, count in zip(self.sizes, ups, strict=True)
         ]
         self.up: Sequence[Sequence[nn.Module]] = nn.ModuleList(blocks)  # type: ignore[assignment]
@@ -178,7 +185,8 @@ class Ladder(nn.Module):
                 rungs.append(Rung(width, latent_channels, inner, size, scale, entry))
         self.rungs: Sequence[Rung] = nn.ModuleList(rungs)  # type: ignore[assignment]
         self.latents = [(latent_channels, *rung.size) for rung in rungs]
-        self.head = _conv(width, self.out_shape[0] * patch**2)
+        self.register_buffer("nothing", torch.zeros(width, 1, 1), persistent=False)
+        self.head = _conv(width, self.out_shape[0] * patch**2, self.sizes[0])
 
     def ascend(self, x: Tensor) -> list[Tensor]:
         """Return the activation that each rung sees, the top one first: (B, *in_shape) -> (B, C, H, W) each."""
@@ -196,7 +204,7 @@ class Ladder(nn.Module):
 
     def top(self, n: int) -> Tensor:
         """Return the stream above the first rung: nothing, (n, C, 1, 1)."""
-        return self.stem.weight.new_zeros(n, self.stem.out_channels, 1, 1)
+        return self.nothing.expand(n, -1, -1, -1)
 
     def output(self, h_BCHW: Tensor) -> Tensor:
         """Read the output off the stream that has left the last rung, (B, C, H, W) -> (B, *out_shape)."""

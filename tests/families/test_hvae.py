@@ -281,6 +281,21 @@ def test_each_layer_depends_on_the_noise_above_it_and_on_no_other():
             assert torch.equal(was.z, now.z) == (k < depth)
 
 
+def test_to_decode_is_to_walk_down_the_network_by_hand():
+    model = moved(DiscretizedLogistic(17))
+    eps, start = torch.randn(3, *model.latent.shape).double(), 0
+    h = model.network.top(3)
+    for rung, (Z, *size) in zip(model.network.rungs, model.network.latents, strict=True):
+        h = rung.enter(h, None)
+        moments, features = rung.prior(h)
+        stop = start + Z * math.prod(size)
+        z = moments[:, :Z] + moments[:, Z:].exp() * eps[:, start:stop].reshape(3, Z, *size)
+        h = rung.merge(h + features, z)
+        start = stop
+    assert torch.equal(model.decode(eps), model.likelihood.mean(model.network.output(h)))
+    assert features.any()
+
+
 def test_the_bound_is_made_of_the_laws_that_torch_knows():
     model = moved(LogisticMixture(17, components=2))
     x = torch.rand(4, 1, 8, 8).double() * 2 - 1
