@@ -33,7 +33,7 @@ MODELS = (
     "vae", "hvae", "vqvae", "latent", "autoregressive", "realnvp", "glow", "ddpm", "score_sde", "flow_matching",
     "gan", "wgan", "wgan_gp",
 )  # fmt: skip
-SECONDS = 60  # of training
+SECONDS = 90  # of training
 SAMPLERS = {
     "ancestral": {"_target_": "genzoo.samplers.Ancestral", "steps": 200},
     "ddim": {"_target_": "genzoo.samplers.DDIM", "steps": 50},
