@@ -18,6 +18,14 @@ from genzoo.commands.config import CONF, validate
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep statistics and downloads of the tests away from the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GENZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def restored_randomness() -> Iterator[None]:
     """Start every test from the same random state, and give back the one that was there."""

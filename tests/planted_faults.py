@@ -78,7 +78,7 @@ FAULTS = [
     ),
     Fault(
         "dropout stays on at evaluation",
-        "commands/evaluate.py",
+        "commands/score.py",
         "    model.eval()\n    status",
         "    model.train()\n    status",
         "tests/commands/test_evaluate.py",

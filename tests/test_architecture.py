@@ -29,7 +29,7 @@ LAYERS: dict[str, set[str]] = {
     "guidance": {"model", "prob", "samplers"},
     "families": MODELS,
     "data": {"prob"},
-    "metrics": {"model", "prob"},
+    "metrics": {"model", "prob", "runs"},
     "runs": set(),
     "report": {"runs"},
     "training": {"model", "prob", "data", "metrics", "runs"},

@@ -40,12 +40,15 @@ class Trainer(Section):
     ema: Annotated[float, Field(ge=0, lt=1)]
     grids: Annotated[int, Field(ge=0, le=1000)]
     saves: Annotated[int, Field(gt=0, le=1000)]
+    scores: Annotated[int, Field(ge=0, le=1000)]
+    score_samples: Annotated[int, Field(gt=0, le=2**20)]
     learning_rate: dict[str, Any]
 
 
 class Budget(Section):
     images: Positive | None
     seconds: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None
+    samples: NonNegative
 
     @model_validator(mode="after")
     def limits_something(self) -> Budget:
@@ -78,10 +81,15 @@ class Data(Section):
 
 
 class Metrics(Section):
-    n: Positive | None
+    n: NonNegative | None
+    events: Positive | None
     num_samples: Count
     batch_size: Count
     throughput: Annotated[int, Field(gt=0, le=2**16)]
+    features: Annotated[str, Field(min_length=1)] | None
+    force: bool
+    inception_weights: Annotated[str, Field(min_length=1)] | None
+    dinov2_weights: Annotated[str, Field(min_length=1)] | None
 
 
 class Train(Section):
@@ -137,11 +145,35 @@ class Sample(Section):
 class Evaluate(Section):
     sampler: dict[str, Any] | None = None
     metrics: Metrics
-    run: Annotated[str, Field(min_length=1)]
+    run: Annotated[str, Field(min_length=1)] | None
+    samples: Annotated[str, Field(min_length=1)] | None
+    out: Annotated[str, Field(min_length=1)] | None
+    data: Data | None = None
     seed: Seed
     ema: bool
     device: Literal["auto", "cpu", "cuda"]
     trust: list[str]
+    # What kinds of data say of training, for which there is no use here.
+    budget: dict[str, Any] | None = None
+    trainer: dict[str, Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def has_no_data_by_default(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in given.items() if key != "data" or value != {"kind": "image"}}
+
+    @model_validator(mode="after")
+    def has_one_subject(self) -> Evaluate:
+        if (self.run is None) == (self.samples is None):
+            raise ValueError("run: say run=DIR, or samples=FOLDER|FILE.npz with data=..., and not both")
+        if self.samples is not None:
+            if self.data is None:
+                raise ValueError("data is missing: say data=..., what the samples are compared with")
+            if self.sampler is not None:
+                raise ValueError("sampler: the samples are drawn already; leave it out")
+        elif self.data is not None or self.out is not None:
+            raise ValueError("data and out belong to samples=...; a run knows its own")
+        return self
 
 
 SCHEMAS: dict[str, type[Section]] = {"train": Train, "sample": Sample, "evaluate": Evaluate}

@@ -25,8 +25,9 @@ def train(config: dict[str, Any], choices: dict[str, str]) -> Path:
     """
     import torch
 
-    from genzoo.commands.evaluate import check_settings, score, show
+    from genzoo.commands.evaluate import show
     from genzoo.commands.load import check_sampler, inlined
+    from genzoo.commands.score import Subject, check_settings, interim, pick_network, score
     from genzoo.data.loader import Batches
     from genzoo.model import GenerativeModel
     from genzoo.prob.random import seed_of
@@ -52,15 +53,17 @@ def train(config: dict[str, Any], choices: dict[str, str]) -> Path:
     check_optimizer(optimizer)
     learning_rate = build(settings["learning_rate"], "trainer.learning_rate")
     records = build(config["logger"], "logger") if config.get("logger") else None
+    network = pick_network(config["metrics"], config["data"], needed=False)
     data = build(config["data"]["source"], "data")
     check_data(config["data"], data, model)
+    subject = Subject(data, config["data"]["name"], config["data"]["flip"])
 
     if model.num_classes:
         model.class_probs.copy_(torch.bincount(data.train.y, minlength=model.num_classes).float() / len(data.train.y))
     if settings["precision"] == "64-true":
         model.double()
     batches = Batches(data.train, settings["batch_size"], seed, flip=config["data"]["flip"])
-    budget = Budget(**config["budget"])
+    budget = Budget(config["budget"]["images"], config["budget"]["seconds"])
     module = GenerativeModule(model, optimizer, batches, budget, learning_rate, settings["ema"], settings["clip"], seed)
 
     config = {**config, "model": inlined(config["model"])}
@@ -74,12 +77,15 @@ def train(config: dict[str, Any], choices: dict[str, str]) -> Path:
             lambda model, path: draw_grid(model, data, path),
             grids=settings["grids"],
             saves=settings["saves"],
+            score=lambda model: interim(model, subject, config["metrics"], settings["score_samples"], network, seed),
+            scores=settings["scores"],
             loggers=[logger] if logger else [],
             accelerator="gpu" if device == "cuda" else "cpu",
             devices=1,
             precision=settings["precision"],
         )
-        result = score(module.ema.model, data, run, config["metrics"], seed=seed, ema=True)
+        network = network and network.to(module.ema.model.device)
+        result = score(module.ema.model, subject, run, config["metrics"], network, seed=seed, ema=True)
         if logger:
             values = {name: entry["value"] for name, entry in result["metrics"].items()}
             logger.log_metrics({**values, "images": module.images}, step=module.images)

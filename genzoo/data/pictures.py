@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,7 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genzoo.data.dataset import DataError
 from genzoo.prob.measure import to_bytes
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def as_bytes(x: Tensor, levels: int) -> np.ndarray:
@@ -60,3 +65,71 @@ def save_scatter(path: Path | BinaryIO, samples: Tensor, truth: Tensor | None = 
         axes.set_title(name)
         axes.set_aspect("equal")
     figure.savefig(path, format="png", dpi=100)
+
+
+def read_samples(path: Path, shape: Sequence[int], levels: int | None) -> Tensor:
+    """Read what any program has drawn: a folder of pictures, in the order of their names, or one array of an .npz file.
+
+    Args:
+        path: the folder or the file.
+        shape: of one event of the data.
+        levels: of the data; None for points.
+
+    Returns:
+        Bytes, (N, C, H, W) uint8, or points, (N, 2) float32. Grey pictures of colour data are spread over the channels.
+
+    Raises:
+        DataError: for what is no such folder or file, or does not fit the data.
+    """
+    if path.is_dir():
+        if levels is None:
+            raise DataError(f"samples={path}: points of the plane come in an .npz file")
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        if not files:
+            raise DataError(f"samples={path}: holds no {', '.join(SUFFIXES)}")
+        return torch.stack([_read_picture(file, shape) for file in files])
+    if not path.is_file():
+        raise DataError(f"samples={path}: no such folder or file")
+    array = _read_array(path)
+    if levels is None:
+        if array.ndim != 2 or array.shape[1:] != tuple(shape) or array.dtype.kind != "f":
+            raise DataError(f"samples={path}: holds {array.dtype} {array.shape}, not floats (N, {shape[0]})")
+        if not np.isfinite(array).all():
+            raise DataError(f"samples={path}: holds NaN or infinity")
+        return torch.from_numpy(array.astype(np.float32))
+    C, H, W = shape
+    if array.ndim == 3:
+        array = array[..., None]
+    fits = array.dtype == np.uint8 and array.ndim == 4 and array.shape[1:3] == (H, W) and array.shape[3] in (1, C)
+    if not fits:
+        raise DataError(f"samples={path}: holds {array.dtype} {array.shape}, not uint8 (N, {H}, {W}, {C})")
+    return torch.from_numpy(array).permute(0, 3, 1, 2).expand(-1, C, -1, -1).contiguous()
+
+
+def _read_array(path: Path) -> np.ndarray:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            names = [name for name in ("samples", "arr_0", "images") if name in arrays.files] or list(arrays.files)
+            if not names:
+                raise DataError(f"samples={path}: holds no array")
+            return arrays[names[0]]
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"samples={path}: no .npz file of plain arrays: {error}") from error
+
+
+def _read_picture(path: Path, shape: Sequence[int]) -> Tensor:
+    from PIL import Image
+
+    C, H, W = shape
+    try:
+        with Image.open(path) as image:
+            if image.size != (W, H):
+                raise DataError(f"{path}: is {image.size[0]}x{image.size[1]}, the data are {W}x{H}: resize it yourself")
+            if image.mode not in ("L", "RGB"):
+                raise DataError(f"{path}: has the mode {image.mode}; store it as 8-bit grey or RGB")
+            pixels = np.asarray(image.convert("L" if C == 1 else "RGB"))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    return torch.from_numpy(pixels.reshape(H, W, C).copy()).permute(2, 0, 1)

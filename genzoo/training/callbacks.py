@@ -125,6 +125,38 @@ class Grids(pl.Callback):
         self.run.log(event="samples", step=pl_module.steps, images=pl_module.images, file=f"samples/{path.name}")
 
 
+class Scores(pl.Callback):
+    """Scores samples of the averaged model at intervals; the end has a scoring of its own.
+
+    Args:
+        run: whose record the scores go into.
+        score: measures a model.
+        count: how many times.
+    """
+
+    def __init__(self, run: Run, score: Callable[[GenerativeModel], dict[str, float | None]] | None, count: int):
+        self.run, self.score, self.count = run, score, count
+
+    def milestones(self, planned: int) -> set[int]:
+        if not self.score or not self.count:
+            return set()
+        return {step for step in milestones(planned, self.count + 1) if step < planned}
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: GenerativeModule, *_: Any) -> None:
+        if pl_module.steps not in self.milestones(pl_module.planned_steps or 1) or pl_module.finished:
+            return
+        assert self.score is not None
+        model: Any = pl_module.ema.model
+        was_training = model.training
+        values = self.score(model)
+        model.train(was_training)
+        seconds = round(pl_module.train_seconds, 3)
+        self.run.log(event="interim", step=pl_module.steps, images=pl_module.images, seconds=seconds, values=values)
+        for logger in trainer.loggers:
+            numbers = {f"interim/{name}": value for name, value in values.items() if value is not None}
+            logger.log_metrics({**numbers, "images": pl_module.images}, step=pl_module.images)
+
+
 class Checkpoints(pl.Callback):
     """Saves the run at intervals and at its end."""
 
@@ -209,6 +241,8 @@ def fit(
     *,
     grids: int,
     saves: int,
+    score: Callable[[GenerativeModel], dict[str, float | None]] | None = None,
+    scores: int = 0,
     loggers: list[Any],
     **trainer: Any,
 ) -> None:
@@ -219,22 +253,23 @@ def fit(
         run: where everything is written.
         draw: makes a picture of a model's samples at a path.
         grids, saves: how many pictures and checkpoints.
+        score, scores: measures a few samples of a model, and how many times.
         loggers: of Lightning.
         trainer: accelerator, devices and precision, as Lightning's ``Trainer`` takes them.
 
     Raises:
         NonFiniteError: when a loss or gradient is not finite.
     """
-    pictures, saver = Grids(run, draw, grids), Checkpoints(run, saves)
+    pictures, saver, scorer = Grids(run, draw, grids), Checkpoints(run, saves), Scores(run, score, scores)
 
     def stops() -> set[int]:
         planned = module.planned_steps or 1
-        return pictures.milestones(planned) | saver.milestones(planned)
+        return pictures.milestones(planned) | saver.milestones(planned) | scorer.milestones(planned)
 
     lightning = pl.Trainer(
         max_epochs=1,
         logger=loggers,
-        callbacks=[Record(run), pictures, saver, ProgressBar()],
+        callbacks=[Record(run), pictures, saver, scorer, ProgressBar()],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

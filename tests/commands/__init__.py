@@ -22,7 +22,14 @@ from genzoo.training import checkpoints
 from tests.conftest import composed
 
 # A training of four steps on networks that are as small as can be.
-TINY = ["budget.images=256", "trainer.batch_size=64", "trainer.threads=1", "metrics.n=16", "metrics.num_samples=4"]
+TINY = [
+    "budget.images=256",
+    "trainer.batch_size=64",
+    "trainer.threads=1",
+    "metrics.n=0",
+    "metrics.events=16",
+    "metrics.num_samples=4",
+]
 SMALL = {
     "vae": ["model=vae", "model.encoder.width=4", "model.decoder.width=4", "model.latent_dim=4"],
     "realnvp": ["model=realnvp", "model.network.width=4", "model.couplings=1", "model.scales=1"],

@@ -13,8 +13,9 @@ import torch
 
 from genzoo import load
 from genzoo.commands.config import build
-from genzoo.commands.evaluate import score, subset
+from genzoo.commands.score import Subject, score
 from genzoo.data import digits
+from genzoo.metrics.evaluator import subset
 from genzoo.nn.layers import ResBlock
 from genzoo.prob.random import SampleStreams
 from genzoo.runs import Run
@@ -29,7 +30,7 @@ def here(monkeypatch, tmp_path) -> Path:
     return tmp_path
 
 
-FAST = ["metrics.throughput=4", "metrics.num_samples=4"]
+FAST = ["metrics.throughput=4", "metrics.num_samples=4", "metrics.n=0"]
 
 
 def scores(run: Path, *words: str) -> dict:
@@ -58,7 +59,7 @@ def test_bits_per_dimension_are_those_of_the_dequantised_test_split(here):
         "unit": "bits/dim", "bound": "EXACT", "split": "test", "split_sha256": sha256, "n": 360, "levels": 17,
         "dequantization": "uniform, one draw",
     }  # fmt: skip
-    budget = {"images": 256, "seconds": 60}
+    budget = {"images": 256, "seconds": 60, "samples": 1000}
     assert card["setting"] == {
         "weights": "ema", "step": 4, "images_seen": 256, "budget": budget, "train_seed": 0, "seed": 0,
     }  # fmt: skip
@@ -70,7 +71,7 @@ def test_bits_per_dimension_are_those_of_the_dequantised_test_split(here):
 def test_points_are_scored_in_nats_beside_the_law_that_made_them(here):
     words = ["model=realnvp", "data=moons", "model.couplings=2"]
     run = untrained(here, *words)[0]
-    metrics = scores(run, "metrics.n=500")
+    metrics = scores(run, "metrics.events=500")
     data = build(composed(*words)["data"]["source"], "data")
     x = data.test.x[subset(len(data.test.x), 500)]
     for name, log_p in {"nll": load(run).log_prob(x).value, "nll_truth": data.density.log_prob(x)}.items():
@@ -80,7 +81,7 @@ def test_points_are_scored_in_nats_beside_the_law_that_made_them(here):
 
 
 def test_a_bound_is_called_one_and_what_has_no_density_gets_no_score(here):
-    vae = scores(untrained(here, *SMALL["vae"])[0], "metrics.n=8")
+    vae = scores(untrained(here, *SMALL["vae"])[0], "metrics.events=8")
     assert [name for name in vae if name.startswith("test/")] == ["test/bpd_upper"]
     assert vae["test/bpd_upper"]["card"]["protocol"]["bound"] == "LOWER"
     assert vae["test/bpd_upper"]["card"]["setting"]["num_samples"] == 4
@@ -91,32 +92,34 @@ def test_a_bound_is_called_one_and_what_has_no_density_gets_no_score(here):
 
 def test_the_same_question_has_the_same_answer_and_another_one_its_own_file(here):
     run = untrained(here, *SMALL["vae"])[0]
-    likelihood = [scores(run, "metrics.n=8")["test/bpd_upper"] for _ in range(2)]
+    likelihood = [scores(run, "metrics.events=8")["test/bpd_upper"] for _ in range(2)]
     assert likelihood[0] == likelihood[1]
     assert len(list((run / "results").iterdir())) == 1
-    trained = scores(run, "metrics.n=8", "ema=false")["test/bpd_upper"]
+    trained = scores(run, "metrics.events=8", "ema=false")["test/bpd_upper"]
     assert trained["value"] != likelihood[0]["value"]
     assert trained["card"]["setting"]["weights"] == "trained"
     assert len(list((run / "results").iterdir())) == 2
-    assert scores(run, "metrics.n=8", "seed=1")["test/bpd_upper"]["value"] != likelihood[0]["value"]
+    assert scores(run, "metrics.events=8", "seed=1")["test/bpd_upper"]["value"] != likelihood[0]["value"]
 
 
 def test_a_model_in_training_is_scored_without_its_dropout(here):
     run = Run(untrained(here, *SMALL["ddpm"], "model.network.dropout=0.5")[0])
-    model, data = load(run.path), digits()
-    settings = {"n": 8, "num_samples": 4, "batch_size": 8, "throughput": 2}
+    model, subject = load(run.path), Subject(digits(), "digits", flip=False)
+    settings = {"n": 0, "events": 8, "num_samples": 4, "batch_size": 8, "throughput": 2}
     torch.nn.init.normal_(model.network.head[-1].weight)  # which begins as zero, and would hide the dropout
     for block in (module for module in model.modules() if isinstance(module, ResBlock)):
         torch.nn.init.normal_(block.conv2.weight)
-    expected = score(model, data, run, settings, seed=0, ema=True)["metrics"]["test/bpd_upper"]["value"]
-    measured = score(model.train(), data, run, settings, seed=0, ema=True)["metrics"]["test/bpd_upper"]["value"]
+    expected = score(model, subject, run, settings, None, seed=0, ema=True)["metrics"]["test/bpd_upper"]["value"]
+    measured = score(model.train(), subject, run, settings, None, seed=0, ema=True)["metrics"]["test/bpd_upper"][
+        "value"
+    ]
     assert measured == expected
 
 
 def test_another_sampler_is_what_is_measured(here):
     run = untrained(here, *SMALL["ddpm"])[0]
-    assert scores(run, "metrics.n=2")["sampling/nfe"]["value"] == 20
-    assert scores(run, "metrics.n=2", "sampler=ddim", "sampler.steps=5")["sampling/nfe"]["value"] == 5
+    assert scores(run, "metrics.events=2")["sampling/nfe"]["value"] == 20
+    assert scores(run, "metrics.events=2", "sampler=ddim", "sampler.steps=5")["sampling/nfe"]["value"] == 5
 
 
 def test_a_score_that_is_not_finite_is_null_in_the_files_and_named_on_the_terminal(here):
@@ -125,7 +128,7 @@ def test_a_score_that_is_not_finite_is_null_in_the_files_and_named_on_the_termin
         for p in model.parameters():
             p.fill_(float("nan"))
     checkpoints.save(run / "checkpoints", 5, model, model, {})
-    code, out, _ = genzoo("evaluate", f"run={run}", *FAST, "metrics.n=1")
+    code, out, _ = genzoo("evaluate", f"run={run}", *FAST, "metrics.events=1")
     assert code == 0 and "nan" in out
     measured = json.loads((run / "result.json").read_text())["metrics"]["test/bpd"]
     assert (measured["value"], measured["stderr"]) == (None, None)

@@ -109,7 +109,7 @@ def test_a_run_over_another_one_s_codec_needs_it_no_longer(tmp_path, monkeypatch
     assert same(before.codec, average) and not same(before.prior, model.prior)
     for command in (
         ["sample", f"run={run}", "n=4", "sampler=ddim", "sampler.steps=3"],
-        ["evaluate", f"run={run}", "metrics.n=4", "metrics.throughput=2"],
+        ["evaluate", f"run={run}", "metrics.events=4", "metrics.throughput=2"],
     ):
         code, _, err = genzoo(*command)
         assert code == 0, err

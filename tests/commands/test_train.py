@@ -162,7 +162,12 @@ def test_a_training_is_scored_with_its_averaged_weights():
     said = Run(run).result["metrics"]["test/bpd"]["value"]
     scores = {}
     for ema in ("true", "false"):
-        assert genzoo("evaluate", f"run={run}", f"ema={ema}", "metrics.n=16", "metrics.throughput=2").code == 0
+        assert (
+            genzoo(
+                "evaluate", f"run={run}", f"ema={ema}", "metrics.n=0", "metrics.events=16", "metrics.throughput=2"
+            ).code
+            == 0
+        )
         scores[ema] = Run(run).result["metrics"]["test/bpd"]["value"]
     assert said == pytest.approx(scores["true"], rel=1e-6)
     assert said != pytest.approx(scores["false"], rel=1e-4)

@@ -1,0 +1,420 @@
+"""What is measured of a model: density, samples, reconstructions and cost, each number with how it was made.
+
+A number carries a card of two parts. The protocol says what must be alike for two numbers to be ranked together; the setting
+says what made this one: weights, step, sampler, evaluations, budget, seeds.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import sys
+import time
+from typing import Any, NamedTuple
+
+from genzoo.commands.config import REFUSALS, UsageError, one_line
+
+EVALUATIONS = 50  # of the network that a sample may take, unless another sampler is asked for
+CLASSIC = 25  # steps of Heun's method, two evaluations each but the last
+
+
+class Subject(NamedTuple):
+    """The data that a model is scored on."""
+
+    data: Any  # a DataSet
+    name: str
+    flip: bool  # whether training saw mirror images
+
+
+def score(
+    model: Any,
+    subject: Subject,
+    run: Any,
+    settings: dict[str, Any],
+    network: Any,
+    *,
+    seed: int,
+    ema: bool,
+    chosen: bool = False,
+) -> dict[str, Any]:
+    """Measure what the model's abilities allow, and write it into the run.
+
+    Args:
+        model: what is scored.
+        subject: its data.
+        run: where the scores go.
+        settings: of the configuration's section ``metrics``.
+        network: what features are made of; None for none.
+        seed: of all noise.
+        ema: whether the weights are the averaged ones.
+        chosen: whether the user asked for this sampler, however many evaluations it takes.
+    """
+    from genzoo.model import Codec, Density
+
+    model.eval()
+    status = run.status
+    setting = {
+        "weights": "ema" if ema else "trained",
+        "step": status.get("step"),
+        "images_seen": status.get("images"),
+        "budget": run.config.get("budget"),
+        "train_seed": run.config.get("seed"),
+        "seed": seed,
+    }
+    metrics = likelihood(model, subject.data, settings, setting) if isinstance(model, Density) else {}
+    if isinstance(model, Codec):
+        metrics |= reconstruction(model, subject.data, settings, setting)
+    with within_evaluations(model, chosen):
+        setting |= {"sampler": sampler_card(model)}
+        costs = cost(model, settings, setting, status)
+        metrics |= costs
+        warnings: list[str] = []
+        if settings["n"]:
+            setting |= {"nfe": costs["sampling/nfe"]["value"]}
+            found, warnings = quality(model, subject, settings, setting, network)
+            metrics |= found
+    say("")
+    result = {"scored": _now(), "metrics": metrics, "warnings": warnings}
+    run.write_result(result)
+    run.log(event="scores", step=status.get("step"), values={name: m["value"] for name, m in metrics.items()})
+    return result
+
+
+def _now() -> str:
+    from genzoo.runs import now
+
+    return now()
+
+
+def check_settings(model: Any, settings: dict[str, Any]) -> None:
+    """Score one made-up event, so that what a density does not accept is said before anything takes long.
+
+    Raises:
+        UsageError: in the model's own words.
+    """
+    import torch
+
+    from genzoo.model import Density
+
+    if not isinstance(model, Density):
+        return
+    x = torch.zeros(1, *model.shape, device=model.device, dtype=model.dtype)
+    y = torch.zeros(1, device=model.device, dtype=torch.int64) if model.num_classes else None
+    try:
+        with torch.no_grad():
+            rng = torch.Generator(model.device)
+            copy.deepcopy(model).eval().log_prob(x, y, num_samples=settings["num_samples"], rng=rng)
+    except REFUSALS as error:
+        raise UsageError(f"metrics: {one_line(error)}") from error
+
+
+def pick_network(settings: dict[str, Any], data: dict[str, Any], *, needed: bool) -> Any:
+    """Make the network that features are made of, before anything takes long.
+
+    Args:
+        settings: of the configuration's section ``metrics``.
+        data: of its section ``data``.
+        needed: whether to go on without, where the network was not asked for by name and cannot be had.
+
+    Raises:
+        FeatureError: for a network that cannot be had.
+        TooFew: for fewer samples than it has features.
+    """
+    from genzoo.metrics.evaluator import check_enough
+    from genzoo.metrics.features import FeatureError, feature_network, fitting
+
+    name = settings["features"]
+    if name is None or settings["n"] == 0:
+        return None
+    automatic = name == "auto"
+    if automatic:
+        name = fitting(data["name"], tuple(data["shape"]), data["levels"])
+    if (name == "identity") != (data["levels"] is None):
+        raise UsageError(f"metrics.features={name}: " + ("is for points" if name == "identity" else "is for images"))
+    try:
+        network = feature_network(name, settings["inception_weights"], settings["dinov2_weights"])
+    except FeatureError as error:
+        if needed or not automatic:
+            raise
+        print(f"genzoo: no FID at the end of this run: {error}", file=sys.stderr)
+        return None
+    if settings["n"] is not None:
+        check_enough(settings["n"], network, settings["force"])
+    return network
+
+
+def likelihood(model: Any, data: Any, settings: dict[str, Any], setting: dict[str, Any]) -> dict[str, Any]:
+    """Score the log density of the test split, beside that of the law that made the data where it is known."""
+    from genzoo.metrics.evaluator import subset
+    from genzoo.metrics.likelihood import mean_with_error, score_log_prob
+
+    chosen = subset(len(data.test.x), settings["events"])
+    x, y = data.test.x[chosen], None if data.test.y is None else data.test.y[chosen]
+    name, result = score_log_prob(
+        model,
+        x,
+        y,
+        num_samples=settings["num_samples"],
+        batch_size=settings["batch_size"],
+        seed=setting["seed"],
+        progress=lambda done: say(f"scoring {done}/{len(x)}"),
+    )
+    protocol = {
+        "unit": "nats" if model.levels is None else "bits/dim",
+        "bound": str(model.bound.name or model.bound),
+        "split": "test",
+        "split_sha256": hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest(),
+        "n": result.n,
+        "levels": model.levels,
+        "dequantization": None if model.levels is None else "uniform, one draw",
+    }
+    draws = {"num_samples": settings["num_samples"]} if model.bound else {}
+    metrics = {f"test/{name}": entry(result.value, result.stderr, "lower", protocol, {**setting, **draws})}
+    if data.density is not None:
+        truth = mean_with_error(-data.density.log_prob(x))
+        protocol = {**protocol, "bound": "EXACT", "model": "the law that made the data"}
+        metrics["test/nll_truth"] = entry(truth.value, truth.stderr, "lower", protocol, {})
+    return metrics
+
+
+def reconstruction(model: Any, data: Any, settings: dict[str, Any], setting: dict[str, Any]) -> dict[str, Any]:
+    """Score what a codec gives back of test images; a bijection loses nothing, and is not asked."""
+    import torch
+
+    from genzoo.metrics.evaluator import stored, subset
+    from genzoo.metrics.reconstruction import reconstruction_error
+    from genzoo.metrics.reference import sha256_of
+    from genzoo.model import Bijective, reconstruct
+    from genzoo.prob.measure import bin_centre, to_bytes
+
+    if isinstance(model, Bijective) or model.levels is None:
+        return {}
+    chosen = subset(len(data.test.x), settings["events"])
+    x, y = data.test.x[chosen], data.test.y[chosen] if model.num_classes else None
+    parts = []
+    with torch.no_grad():
+        for rows in torch.arange(len(x)).split(settings["batch_size"]):
+            batch = bin_centre(x[rows].to(model.device), model.levels).to(model.dtype)
+            labels = None if y is None else y[rows].to(model.device)
+            parts.append(to_bytes(reconstruct(model, batch, labels), model.levels))
+    errors = reconstruction_error(stored(x, model.levels), torch.cat(parts))
+    units = {"mse": "on [0, 1]", "psnr": "dB", "ssim": "1 is alike"}
+    better = {"mse": "lower", "psnr": "higher", "ssim": "higher"}
+    protocol = {"split": "test", "split_sha256": sha256_of(x)}
+    return {
+        f"reconstruction/{name}": entry(
+            error.value, error.stderr, better[name], {"unit": units[name], **protocol, "n": error.n}, setting
+        )
+        for name, error in errors.items()
+    }
+
+
+def interim(
+    model: Any, subject: Subject, settings: dict[str, Any], n: int, network: Any, seed: int
+) -> dict[str, float | None]:
+    """Score a few samples in the middle of training: values alone, since few samples make no number to be quoted."""
+    model.eval()
+    settings = {**settings, "n": n, "force": True}
+    with within_evaluations(model, chosen=False):
+        found, _ = quality(model, subject, settings, {"seed": seed}, network and network.to(model.device))
+    say("")
+    return {name: measured["value"] for name, measured in found.items()}
+
+
+def quality(
+    model: Any, subject: Subject, settings: dict[str, Any], setting: dict[str, Any], network: Any
+) -> tuple[dict[str, Any], list[str]]:
+    """Draw samples and compare them with both splits."""
+    x, y, broken = draw(model, settings["n"], settings["batch_size"], setting["seed"])
+    if broken:
+        return {}, [f"{broken} of {len(x)} samples are not finite: they are compared with nothing"]
+    return compare(x, y, subject, settings, setting, network)
+
+
+def compare(
+    x: Any, y: Any, subject: Subject, settings: dict[str, Any], setting: dict[str, Any], network: Any
+) -> tuple[dict[str, Any], list[str]]:
+    """Compare samples, bytes or points, with the splits of some data.
+
+    Args:
+        x: (N, *shape).
+        y: the classes that were asked for, (N,), or None.
+        subject: the data.
+        settings: of the configuration's section ``metrics``.
+        setting: what made the samples.
+        network: what features are made of; None for none.
+
+    Returns:
+        The scores, and warnings.
+    """
+    from genzoo.metrics import evaluator
+    from genzoo.metrics.features import cache_folder
+    from genzoo.metrics.reference import reference
+
+    data, cache = subject.data, cache_folder() / "references"
+    splits = {name: evaluator.stored(getattr(data, name).x, data.levels) for name in ("train", "test")}
+    found: dict[str, Any] = {}
+    if network is not None:
+        say(f"features of {len(x)} samples")
+        fake = network.extract(x, settings["batch_size"])
+        for split, images in splits.items():
+            real = reference(
+                f"{subject.name}/{split}",
+                images,
+                getattr(data, split).y,
+                network,
+                cache,
+                settings["batch_size"],
+                functools.partial(_progress, split, len(images)),
+            )
+            scores = evaluator.against(fake, real, network, settings["force"])
+            if split == "train":
+                scores |= evaluator.of_classes(fake, y, real, network, data.classes)
+            found |= {f"{split}/{name}": measured for name, measured in scores.items()}
+    if data.levels is None:
+        for split, points in splits.items():
+            scores = evaluator.of_points(x, points, f"{subject.name}/{split}")
+            found |= {f"{split}/{name}": measured for name, measured in scores.items()}
+    copies, warning = evaluator.of_copies(x, splits["train"], splits["test"], subject.flip, subject.name, cache, say)
+    found |= {f"memorisation/{name}": measured for name, measured in copies.items()}
+    return (
+        {name: entry(m.value, m.stderr, m.better, m.protocol, setting, m.detail) for name, m in found.items()},
+        [warning] if warning else [],
+    )
+
+
+def _progress(split: str, n: int, done: int) -> None:
+    say(f"features of {split}: {done}/{n}")
+
+
+def draw(model: Any, n: int, batch_size: int, seed: int) -> tuple[Any, Any, int]:
+    """Draw samples as they are stored, bytes or points; sample i is f(seed, i).
+
+    Returns:
+        The samples, the classes of a conditional model, and how many samples are not finite.
+    """
+    import torch
+
+    from genzoo.prob.measure import to_bytes
+    from genzoo.prob.random import SampleStreams
+
+    parts, labels, broken = [], list[Any](), 0
+    for start in range(0, n, batch_size):
+        rows = range(start, min(start + batch_size, n))
+        rng = SampleStreams(seed, rows, device=model.device)
+        y = model.draw_labels(len(rows), None, rng)
+        x = model.sample(len(rows), y, rng=rng).x.float().cpu()
+        broken += int((~x.isfinite().flatten(1).all(1)).sum())
+        parts.append(x if model.levels is None else to_bytes(x, model.levels))
+        labels.append(None if y is None else y.cpu())
+        say(f"sampling {rows.stop}/{n}")
+    return torch.cat(parts), None if labels[0] is None else torch.cat(labels), broken
+
+
+class within_evaluations:
+    """Exchange a denoiser's sampler for Heun's method in 25 steps where a sample takes more than 50 evaluations.
+
+    Args:
+        model: whose sampler.
+        chosen: whether the user asked for this sampler.
+    """
+
+    def __init__(self, model: Any, chosen: bool):
+        from genzoo.commands.load import walker
+        from genzoo.model import Denoiser
+
+        part = walker(model)
+        self.walker: Any = part if isinstance(part, Denoiser) and not chosen else None
+        self.model = model
+
+    def __enter__(self) -> None:
+        if self.walker is None:
+            return
+        from genzoo.prob.random import SampleStreams
+        from genzoo.samplers import Heun
+
+        self.sampler = self.walker.sampler
+        if (getattr(self.sampler, "steps", None) or 0) > EVALUATIONS:
+            nfe = EVALUATIONS + 1
+        else:
+            nfe = self.model.sample(2, rng=SampleStreams(0, range(2), device=self.model.device)).nfe
+        if nfe > EVALUATIONS:
+            self.walker.sampler = Heun(steps=CLASSIC)
+
+    def __exit__(self, *_: object) -> None:
+        if self.walker is not None:
+            self.walker.sampler = self.sampler
+
+
+def sampler_card(model: Any) -> dict[str, Any] | None:
+    """Name the sampler of a denoiser and its settings."""
+    from genzoo.commands.load import walker
+    from genzoo.model import Denoiser
+
+    part = walker(model)
+    if not isinstance(part, Denoiser):
+        return None
+    plain = {k: v for k, v in vars(part.sampler).items() if isinstance(v, int | float | str | bool | None)}
+    return {"name": type(part.sampler).__name__, **plain}
+
+
+def cost(model: Any, settings: dict[str, Any], setting: dict[str, Any], status: dict[str, Any]) -> dict[str, Any]:
+    """Measure what samples cost, and say what training did."""
+    say("measuring the speed of sampling")
+    speed, nfe = throughput(model, settings["throughput"])
+    device = str(model.device)
+    protocol = {"unit": "samples/s", "batch": settings["throughput"], "device": device, "nfe": nfe}
+    metrics = {
+        "sampling/samples_per_second": entry(speed, None, "higher", protocol, setting),
+        "sampling/nfe": entry(nfe, None, "lower", {"unit": "evaluations"}, setting),
+        "model/parameters": entry(sum(p.numel() for p in model.parameters()), None, "lower", {"unit": "weights"}, {}),
+    }
+    if status.get("train_seconds"):
+        rate, protocol = status["images"] / status["train_seconds"], {"unit": "images/s", "device": device}
+        metrics["train/images_per_second"] = entry(rate, None, "higher", protocol, setting)
+    return metrics
+
+
+def entry(
+    value: Any,
+    stderr: float | None,
+    better: str,
+    protocol: dict[str, Any],
+    setting: dict[str, Any],
+    detail: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Put a number together with how it was made."""
+    return {
+        "value": value,
+        "stderr": stderr,
+        "better": better,
+        "card": {"protocol": dict(protocol), "setting": dict(setting)},
+        **({"detail": detail} if detail else {}),
+    }
+
+
+def throughput(model: Any, n: int) -> tuple[float, int]:
+    """Return samples a second and evaluations a sample, after one warm-up where that costs less than a second."""
+    import torch
+
+    from genzoo.prob.random import SampleStreams
+
+    def once() -> tuple[float, int]:
+        rng = SampleStreams(0, range(n), device=model.device)
+        start = time.perf_counter()
+        nfe = model.sample(n, rng=rng).nfe
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start, nfe
+
+    seconds, nfe = once()
+    if seconds < 1:
+        seconds, nfe = min(once() for _ in range(3))
+    return n / seconds, nfe
+
+
+def say(text: str) -> None:
+    """Show on the terminal what is being done; write nothing where there is no terminal."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,289 @@
+"""One evaluation for the samples of every family, and of any other program.
+
+Samples arrive as bytes, or as points of the plane, and leave as scores, each with its protocol: everything that has to be
+alike for two numbers to be ranked together.
+
+    fid, kid, is                   of Inception features; of any other network fd_<network>, kd_<network>, class_score_<network>
+    fid_infinity                   what the distance would be of infinitely many samples
+    precision, recall,             with their network in the name where it is not Inception
+    density, coverage
+    sliced_wasserstein, mmd        of points of the plane
+    nearest_ratio, authentic,      against the training split, in the space of the data
+    copied
+    class_accuracy, fd_per_class   of a conditional model, where the network knows the classes of the data
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from genzoo.metrics.features import FeatureNetwork, Features
+from genzoo.metrics.frechet import (
+    frechet_distance_of_features,
+    frechet_infinity,
+    frechet_stderr,
+    moments,
+)
+from genzoo.metrics.inception_score import SPLITS, inception_score
+from genzoo.metrics.kernel import (
+    SUBSET_SIZE,
+    SUBSETS,
+    gaussian_mmd,
+    kernel_distance,
+    kernel_distance_stderr,
+    median_distance,
+)
+from genzoo.metrics.likelihood import mean_with_error
+from genzoo.metrics.manifold import manifold
+from genzoo.metrics.memorisation import Neighbours, memorisation, neighbours
+from genzoo.metrics.reference import Reference, cached, sha256_of
+from genzoo.metrics.transport import DIRECTIONS, sliced_wasserstein
+from genzoo.prob.measure import bin_centre, to_bytes
+from genzoo.prob.random import generator
+
+NEIGHBOURS = 10_000  # features of each side that balls are made of
+MEMORISED = 2_000  # samples whose nearest training event is looked for
+K, K_COVERAGE = 3, 5
+
+
+class Measured(NamedTuple):
+    """A score and how it was made."""
+
+    value: Any
+    stderr: float | None
+    better: str  # "lower", "higher" or "neither"
+    protocol: dict[str, Any]
+    detail: dict[str, Any] | None = None  # what belongs to the number beside its error
+
+
+class TooFew(ValueError):
+    """Fewer samples than a distance needs; the message is one line."""
+
+    exit_code = 2  # of the command line
+
+
+def stored(x: Tensor, levels: int | None) -> Tensor:
+    """Events of a data set the way samples are compared with them: integers as bytes, points as they are."""
+    return x if levels is None else to_bytes(bin_centre(x, levels, torch.float64), levels)
+
+
+def subset(size: int, n: int | None) -> Tensor:
+    """Choose ``n`` of ``size`` events, the same ones for every model: all, or a fixed draw in the order of the data."""
+    if n is None or n >= size:
+        return torch.arange(size)
+    return torch.randperm(size, generator=generator("subset", size))[:n].sort().values
+
+
+def check_enough(n: int, network: FeatureNetwork, force: bool) -> None:
+    """Refuse a Frechet distance of fewer samples than features, whose covariance is singular.
+
+    Raises:
+        TooFew: unless forced.
+    """
+    if n < network.dim and not force:
+        raise TooFew(
+            f"metrics.n={n}: fewer samples than the {network.dim} features of {network.name}, of which no Frechet distance "
+            f"can be trusted; draw at least {network.dim}, or say metrics.force=true and have the number marked"
+        )
+
+
+def named(metric: str, network: FeatureNetwork) -> str:
+    """Name a metric by its network: the names of the literature are Inception's alone."""
+    if network.is_inception:
+        return {"fd": "fid", "kd": "kid", "class_score": "is", "fd_infinity": "fid_infinity"}.get(metric, metric)
+    return f"fd_{network.name}_infinity" if metric == "fd_infinity" else f"{metric}_{network.name}"
+
+
+def against(fake: Features, reference: Reference, network: FeatureNetwork, force: bool = False) -> dict[str, Measured]:
+    """Compare features of samples with those of a split.
+
+    Args:
+        fake: of the samples, in the order in which they were drawn.
+        reference: the split.
+        network: what made both.
+        force: whether to give a Frechet distance of fewer samples than features.
+
+    Raises:
+        TooFew: where the samples are fewer than the features.
+    """
+    x, real = fake.features, reference.features
+    check_enough(len(x), network, force)
+    protocol = {
+        **network.card,
+        "reference": reference.name,
+        "reference_sha256": reference.sha256,
+        "n_real": len(real),
+        "n_fake": len(x),
+    }
+    marked = {"forced": f"{len(x)} samples of {network.dim} features"} if len(x) < network.dim else {}
+    law = reference.moments
+    found = {
+        "fd": Measured(
+            frechet_distance_of_features(x, law),
+            frechet_stderr(x, law),
+            "lower",
+            {"unit": "squared distance", **protocol, **marked},
+        )
+    }
+    infinite = frechet_infinity(x, law)
+    if infinite is not None:
+        found["fd_infinity"] = Measured(
+            infinite,
+            frechet_stderr(x, law),
+            "lower",
+            {"unit": "squared distance", **protocol, "extrapolation": "1/n, k=1..4"},
+        )
+    if network.resize is not None:
+        size = min(SUBSET_SIZE, len(real), len(x))
+        chosen = [side[subset(len(side), NEIGHBOURS)] for side in (real, x)]
+        found["kd"] = Measured(
+            kernel_distance(real, x),
+            kernel_distance_stderr(*chosen),
+            "lower",
+            {"unit": "squared MMD", **protocol, "kernel": "(x'y/D + 1)^3", "subsets": SUBSETS, "subset_size": size},
+        )
+    n = min(NEIGHBOURS, len(real), len(x))
+    shape = manifold(real[subset(len(real), n)], x[subset(len(x), n)], K, K_COVERAGE)
+    for name, value in shape._asdict().items():
+        k = K if name in ("precision", "recall") else K_COVERAGE
+        # Of shares of independent samples the error is that of a coin; the balls themselves are taken as given.
+        stderr = (value * (1 - value) / n) ** 0.5 if name == "precision" else None
+        found[name] = Measured(value, stderr, "higher", {"unit": "share", **protocol, "n_real": n, "n_fake": n, "k": k})
+    return {named(name, network): measured for name, measured in found.items()}
+
+
+def of_classes(
+    fake: Features, y: Tensor | None, reference: Reference, network: FeatureNetwork, names: tuple[str, ...]
+) -> dict[str, Measured]:
+    """Score what a classifier sees: how sure it is, and, where classes were asked for, whether it finds them.
+
+    Args:
+        fake: of the samples.
+        y: the classes that were asked for, (N,), of a conditional model.
+        reference: the split whose classes are compared one by one.
+        network: what made both.
+        names: of the classes.
+    """
+    if fake.logits is None:
+        return {}
+    protocol = {**network.card, "n_fake": len(fake.features)}
+    found: dict[str, Measured] = {}
+    if len(fake.logits) >= SPLITS:
+        score = inception_score(fake.logits)
+        found["class_score"] = Measured(
+            score.value, score.stderr, "higher", {"unit": "classes", **protocol, "splits": SPLITS}
+        )
+    if (
+        y is None
+        or network.classes is None
+        or reference.y is None
+        or not reference.name.startswith(f"{network.classes}/")
+    ):
+        return {named(name, network): measured for name, measured in found.items()}
+    right = (fake.logits.argmax(1) == y).double()
+    each = {name: float(right[y == i].mean()) if (y == i).any() else None for i, name in enumerate(names)}
+    accuracy = mean_with_error(right)
+    found["class_accuracy"] = Measured(
+        accuracy.value, accuracy.stderr, "higher", {"unit": "share", **protocol}, {"per_class": each}
+    )
+    distances = {
+        name: frechet_distance_of_features(fake.features[y == i], moments(reference.of_class(i)))
+        for i, name in enumerate(names)
+        if (y == i).sum() >= network.dim
+    }
+    if distances:
+        found["fd_per_class"] = Measured(
+            sum(distances.values()) / len(distances),
+            None,
+            "lower",
+            {
+                "unit": "squared distance, mean over classes",
+                **protocol,
+                "reference": reference.name,
+                "reference_sha256": reference.sha256,
+                "classes": len(distances),
+            },
+            {"per_class": distances},
+        )
+    return {named(name, network): measured for name, measured in found.items()}
+
+
+def of_points(fake: Tensor, real: Tensor, name: str) -> dict[str, Measured]:
+    """Compare points of the plane with those of a split, (N, 2) and (M, 2)."""
+    bandwidth = median_distance(real)
+    protocol = {
+        "reference": name,
+        "reference_sha256": sha256_of(real),
+        "n_real": len(real),
+        "n_fake": len(fake),
+    }
+    near = real[subset(len(real), NEIGHBOURS)]
+    kernel = {"kernel": "gaussian", "bandwidth": bandwidth, "n_real": len(near)}
+    return {
+        "sliced_wasserstein": Measured(
+            sliced_wasserstein(real, fake), None, "lower", {"unit": "distance", **protocol, "directions": DIRECTIONS}
+        ),
+        "mmd": Measured(
+            gaussian_mmd(near, fake, bandwidth), None, "lower", {"unit": "squared MMD", **protocol, **kernel}
+        ),
+    }
+
+
+def of_copies(
+    fake: Tensor,
+    train: Tensor,
+    test: Tensor,
+    flip: bool,
+    name: str,
+    cache: Path | None,
+    say: Callable[[str], None] = lambda _: None,
+) -> tuple[dict[str, Measured], str | None]:
+    """Look for copies of the training split among samples.
+
+    Args:
+        fake, train, test: bytes or points, (N, ...).
+        flip: whether training saw mirror images too.
+        name: of the data.
+        cache: where the neighbours of the test split are kept.
+        say: shows what is being done.
+
+    Returns:
+        The scores, and a warning where there are more copies than chance and the test split explain.
+    """
+    x, y = fake[subset(len(fake), MEMORISED)], test[subset(len(test), MEMORISED)]
+    if len(train) < 3:
+        return {}, None
+    key = {"version": 1, "what": "neighbours", "train": sha256_of(train), "test": sha256_of(y), "flip": flip}
+    say("looking for copies among the test split")
+    of_test = Neighbours(**cached(cache, key, lambda: neighbours(y, train, flip)._asdict()))
+    say("looking for copies among the samples")
+    found = memorisation(neighbours(x, train, flip), of_test)
+    protocol = {
+        "unit": "share",
+        "reference": f"{name}/train",
+        "reference_sha256": key["train"],
+        "space": "pixels, nearer of both mirror images" if flip else "pixels" if train.dim() > 2 else "coordinates",
+        "n_real": len(train),
+        "n_fake": len(x),
+        "n_test": len(y),
+    }
+    scores = {
+        "nearest_ratio": Measured(found.nearest_ratio, None, "neither", {**protocol, "unit": "samples' over test's"}),
+        "authentic": Measured(
+            found.authentic.value, found.authentic.stderr, "higher", protocol, {"of_test": found.authentic_of_test}
+        ),
+        "copied": Measured(
+            found.copied.value, found.copied.stderr, "lower", protocol, {"of_test": found.copied_of_test}
+        ),
+    }
+    if not found.flagged:
+        return scores, None
+    return scores, (
+        f"memorised: {found.copied.value:.1%} of the samples are copies of training events "
+        f"({found.copied_of_test:.1%} of the test split would pass for such)"
+    )

@@ -1,0 +1,383 @@
+"""Networks that turn images into the features in which they are compared, and what is known of each.
+
+    name             input                                    features   classes
+    inception        any image, to 299 pixels                 2048       1008     the network that FID, IS and KID mean
+    dinov2           any image, to 224 pixels                 1024                ViT-L/14, the choice of Stein et al. 2023
+    fashion_mnist    any image, grey, to 28 pixels            64         10       embedded
+    digits           any image, grey, to 8 pixels             64         10       embedded
+    identity         points of the plane, as they are         2
+
+Every network takes bytes, (N, C, H, W) uint8, the way a picture file would hold them: rounding, resizing and scaling happen in
+here and nowhere else. Only features of ``inception`` make an FID; the others make an ``fd_<name>``.
+
+Inception's weights are those of torch-fidelity, converted from TensorFlow's, and its input is enlarged as TensorFlow 1 did,
+without antialiasing: so were the numbers of the literature. A download is accepted by its SHA-256 alone; another file has to
+be named by the user, and its own hash then stands in the protocol of every number made with it.
+
+References:
+    Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", 2016, https://arxiv.org/abs/1512.00567.
+    Obukhov et al., torch-fidelity, https://github.com/toshas/torch-fidelity.
+    Oquab et al., "DINOv2: Learning Robust Visual Features without Supervision", 2023, https://arxiv.org/abs/2304.07193.
+    Stein et al., "Exposing flaws of generative model evaluation metrics and their unfair treatment of diffusion models", 2023,
+    https://arxiv.org/abs/2306.04675 (section 3).
+    Parmar, Zhang, Zhu, "On Aliased Resizing and Surprising Subtleties in GAN Evaluation", 2022,
+    https://arxiv.org/abs/2104.11222.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import os
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genzoo.runs import write_atomically
+
+EMBEDDED = Path(__file__).parent / "networks"
+INCEPTION_URL = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+)
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+TIMEOUT = 10  # seconds that a server may stay silent
+
+
+class FeatureError(ValueError):
+    """A network that cannot be had; the message is one line that says what to do about it."""
+
+    exit_code = 2  # of the command line
+
+
+class Features(NamedTuple):
+    """What a network says of a batch."""
+
+    features: Tensor  # (N, D) float32
+    logits: Tensor | None  # (N, K), of networks that classify
+
+
+class FeatureNetwork(ABC):
+    """A network, ready to run.
+
+    Attributes:
+        name: by which it is chosen.
+        sha256: of its weights.
+        dim: D.
+        resize: how an image reaches the size that the network sees.
+        classes: names of the classes of its logits, where these are those of a data set of genzoo.
+    """
+
+    name: str
+    sha256: str | None
+    dim: int
+    resize: str | None
+    classes: str | None = None
+
+    @abstractmethod
+    def to(self, device: torch.device) -> FeatureNetwork:
+        """Move the network."""
+
+    @abstractmethod
+    def __call__(self, images: Tensor) -> Features:
+        """Turn bytes, (N, C, H, W) uint8, or points, (N, 2), into features."""
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """What a protocol says of the network."""
+        return {"features": self.name, "features_sha256": self.sha256, "dim": self.dim, "resize": self.resize}
+
+    @property
+    def is_inception(self) -> bool:
+        """Whether numbers may bear the names of the literature: FID, IS, KID."""
+        return self.name == "inception"
+
+    def extract(self, images: Tensor, batch_size: int = 250) -> Features:
+        """Run over many images; features and logits come back on the CPU, in float32, whatever autocast says."""
+        parts = [self(part) for part in images.split(batch_size)]
+        logits = [part.logits.cpu() for part in parts if part.logits is not None]
+        return Features(torch.cat([part.features.cpu() for part in parts]), torch.cat(logits) if logits else None)
+
+
+class Identity(FeatureNetwork):
+    """Points of the plane as they are."""
+
+    name, sha256, dim, resize = "identity", None, 2, None
+
+    def to(self, device: torch.device) -> Identity:
+        return self
+
+    def __call__(self, images: Tensor) -> Features:
+        return Features(images.float(), None)
+
+
+class SmallConvNet(nn.Module):
+    """A classifier of small grey images, (N, 1, S, S) on [-1, 1]: two convolutions at each of three sizes, then the mean.
+
+    Args:
+        side: S; each size halves it, down to 7 or 4 pixels.
+        num_classes: of the logits.
+        width: channels at the first size.
+        dim: of the features.
+    """
+
+    def __init__(self, side: int, num_classes: int, width: int = 32, dim: int = 64):
+        super().__init__()
+        self.side = side
+        widths = [width, 2 * width] + [2 * width] * (side > 8)
+        layers: list[nn.Module] = []
+        inputs = 1
+        for i, outputs in enumerate(widths):
+            layers += [nn.MaxPool2d(2)] if i else []
+            for channels in (inputs, outputs):
+                layers += [nn.Conv2d(channels, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.SiLU()]
+            inputs = outputs
+        self.body = nn.Sequential(*layers)
+        self.features = nn.Linear(inputs, dim)
+        self.head = nn.Linear(dim, num_classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.features(self.body(x).mean((2, 3)))
+        return features, self.head(F.silu(features))
+
+
+class Embedded(FeatureNetwork):
+    """A small classifier that travels with genzoo, trained on the training split of the data it is named after.
+
+    Args:
+        name: of a file in ``genzoo/metrics/networks``.
+    """
+
+    def __init__(self, name: str):
+        from safetensors import safe_open
+        from safetensors.torch import load
+
+        content = (EMBEDDED / f"{name}.safetensors").read_bytes()
+        with safe_open(EMBEDDED / f"{name}.safetensors", "pt") as file:
+            said = file.metadata()
+        self.name, self.sha256 = name, hashlib.sha256(content).hexdigest()
+        self.network = SmallConvNet(int(said["side"]), int(said["num_classes"]), int(said["width"]), int(said["dim"]))
+        self.network.load_state_dict(load(content))
+        self.network.eval().requires_grad_(False)
+        self.dim, self.classes = int(said["dim"]), name
+        self.resize = f"grey, bilinear with antialiasing to {self.network.side}x{self.network.side}"
+
+    def to(self, device: torch.device) -> Embedded:
+        self.network.to(device)
+        return self
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Features:
+        device = self.network.head.weight.device
+        with torch.autocast(device.type, enabled=False):
+            x = images.to(device).float().mean(1, keepdim=True)
+            side = self.network.side
+            if x.shape[-2:] != (side, side):
+                x = F.interpolate(x, (side, side), mode="bilinear", antialias=True)
+            return Features(*self.network(x / 127.5 - 1))
+
+
+class Inception(FeatureNetwork):
+    """Inception-v3 as TensorFlow's FID had it, by torch-fidelity.
+
+    Args:
+        weights: a file of torch-fidelity's format; by default the published one, which is downloaded once.
+
+    Raises:
+        FeatureError: where there is no such file, or not the right one.
+    """
+
+    name, dim = "inception", 2048
+    resize = "bilinear of TensorFlow 1, without antialiasing, to 299x299"
+
+    def __init__(self, weights: str | os.PathLike[str] | None = None):
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        content = _read(Path(weights), "metrics.inception_weights") if weights else _published_inception()
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        # torch-fidelity would unpickle the file whole: it gets a copy that holds tensors and nothing else.
+        copy = io.BytesIO()
+        torch.save(_tensors(content, weights or "the downloaded file"), copy)
+        copy.seek(0)
+        try:
+            self.network = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], copy)
+        except RuntimeError as error:
+            raise FeatureError(
+                f"metrics.inception_weights={weights}: not Inception-v3: {_first_line(error)}"
+            ) from error
+
+    def to(self, device: torch.device) -> Inception:
+        self.network.to(device)
+        return self
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Features:
+        device = next(self.network.parameters()).device
+        with torch.autocast(device.type, enabled=False):
+            return Features(*self.network(_colour(images).to(device)))
+
+    def extract(self, images: Tensor, batch_size: int = 50) -> Features:
+        return super().extract(images, min(batch_size, 50))
+
+
+class DINOv2(FeatureNetwork):
+    """ViT-L/14 by timm, the class token of its last layer.
+
+    Args:
+        weights: a checkpoint of timm's ``vit_large_patch14_dinov2``, .safetensors or .pth.
+
+    Raises:
+        FeatureError: without timm, without a file, or with a wrong one.
+    """
+
+    name, dim = "dinov2", 1024
+    resize = "bicubic with antialiasing to 224x224"
+    ARCHITECTURE = "vit_large_patch14_dinov2"
+    MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+
+    def __init__(self, weights: str | os.PathLike[str] | None):
+        try:
+            import timm
+        except ImportError as error:
+            raise FeatureError("metrics.features=dinov2 needs timm: pip install 'genzoo[dinov2]'") from error
+        if weights is None:
+            raise FeatureError(
+                f"metrics.features=dinov2 needs metrics.dinov2_weights=FILE, a checkpoint of timm's {self.ARCHITECTURE}: "
+                f"get model.safetensors from https://huggingface.co/timm/{self.ARCHITECTURE}.lvd142m"
+            )
+        content = _read(Path(weights), "metrics.dinov2_weights")
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        self.network = timm.create_model(self.ARCHITECTURE, num_classes=0, img_size=224, dynamic_img_size=True)
+        self.network.eval().requires_grad_(False)
+        state = _tensors(content, weights)
+        grid = state.get("pos_embed")
+        if grid is not None and grid.shape != self.network.pos_embed.shape:
+            from timm.layers import resample_abs_pos_embed
+
+            new_size = list(self.network.patch_embed.grid_size)  # type: ignore[union-attr,arg-type]
+            state["pos_embed"] = resample_abs_pos_embed(grid, new_size)
+        try:
+            self.network.load_state_dict(state)
+        except RuntimeError as error:
+            raise FeatureError(
+                f"metrics.dinov2_weights={weights}: not {self.ARCHITECTURE}: {_first_line(error)}"
+            ) from error
+
+    def to(self, device: torch.device) -> DINOv2:
+        self.network.to(device)
+        return self
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Features:
+        device = next(self.network.parameters()).device
+        with torch.autocast(device.type, enabled=False):
+            x = _colour(images).to(device).float() / 255
+            x = F.interpolate(x, (224, 224), mode="bicubic", antialias=True).clamp(0, 1)
+            mean, std = (x.new_tensor(v).view(3, 1, 1) for v in (self.MEAN, self.STD))
+            return Features(self.network((x - mean) / std), None)
+
+
+def embedded() -> list[str]:
+    """Names of the networks that travel with genzoo."""
+    return sorted(path.stem for path in EMBEDDED.glob("*.safetensors"))
+
+
+def fitting(data: str, shape: tuple[int, ...], levels: int | None) -> str:
+    """Choose the network for some data: an embedded one where it has seen their like, else Inception."""
+    if levels is None:
+        return "identity"
+    if data in embedded():
+        return data
+    return "fashion_mnist" if shape == (1, 28, 28) else "inception"
+
+
+@functools.lru_cache(maxsize=2)
+def feature_network(
+    name: str, inception_weights: str | None = None, dinov2_weights: str | None = None
+) -> FeatureNetwork:
+    """Make a network by its name.
+
+    Raises:
+        FeatureError: where it cannot be had.
+    """
+    if name == "identity":
+        return Identity()
+    if name == "inception":
+        return Inception(inception_weights)
+    if name == "dinov2":
+        return DINOv2(dinov2_weights)
+    if name in embedded():
+        return Embedded(name)
+    known = ", ".join(["inception", "dinov2", *embedded(), "identity"])
+    raise FeatureError(f"metrics.features={name}: choose from {known}")
+
+
+def cache_folder() -> Path:
+    """Folder of downloaded weights and of statistics: $GENZOO_CACHE, else the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("GENZOO_CACHE") or Path(base) / "genzoo")
+
+
+def _colour(images: Tensor) -> Tensor:
+    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _read(path: Path, key: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise FeatureError(f"{key}={path}: {error.strerror}") from error
+
+
+def _tensors(content: bytes, name: Any) -> dict[str, Tensor]:
+    """Read tensors, and nothing but tensors, from a .safetensors or a .pth."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(content)
+    except SafetensorError:
+        pass
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged archive raises
+        raise FeatureError(f"{name}: neither safetensors nor weights of torch: {_first_line(error)}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise FeatureError(f"{name}: holds no weights of one network")
+    return state
+
+
+def _published_inception() -> bytes:
+    """Find torch-fidelity's weights in the cache, or download them; checked by their full SHA-256 either way."""
+    from urllib.request import Request, urlopen
+
+    file = INCEPTION_URL.rpartition("/")[2]
+    home = cache_folder() / file
+    for path in (home, Path(torch.hub.get_dir()) / "checkpoints" / file):
+        if path.is_file():
+            content = path.read_bytes()
+            if hashlib.sha256(content).hexdigest() == INCEPTION_SHA256:
+                return content
+    try:
+        with urlopen(Request(INCEPTION_URL, headers={"User-Agent": "genzoo"}), timeout=TIMEOUT) as response:
+            content = response.read()
+    except OSError as error:
+        raise FeatureError(
+            f"metrics.features=inception: {file} is not in {home.parent} and was not downloaded ({_first_line(error)}): "
+            f"get it from {INCEPTION_URL} and say metrics.inception_weights=FILE, or take an embedded network, "
+            f"metrics.features={embedded()[-1]}"
+        ) from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != INCEPTION_SHA256:
+        raise FeatureError(f"{INCEPTION_URL}: its SHA-256 is {found}, not {INCEPTION_SHA256}: nothing was kept")
+    home.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(home, content)
+    return content
