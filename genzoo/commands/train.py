@@ -53,9 +53,9 @@ def train(config: dict[str, Any], choices: dict[str, str]) -> Path:
     check_optimizer(optimizer)
     learning_rate = build(settings["learning_rate"], "trainer.learning_rate")
     records = build(config["logger"], "logger") if config.get("logger") else None
-    network = pick_network(config["metrics"], config["data"], needed=False)
     data = build(config["data"]["source"], "data")
     check_data(config["data"], data, model)
+    network = pick_network(config["metrics"], config["data"], needed=False)
     subject = Subject(data, config["data"]["name"], config["data"]["flip"])
 
     if model.num_classes:

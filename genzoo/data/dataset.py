@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 class DataError(ValueError):
     """Data that cannot be used; the message is one line that names the file or folder and what to do about it."""
 
+    exit_code = 2  # of the command line
+
     def __init__(self, message: str):
         super().__init__(" ".join(message.splitlines()))
 

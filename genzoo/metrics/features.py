@@ -33,6 +33,7 @@ import os
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.request import Request, urlopen
 
 import torch
 import torch.nn.functional as F
@@ -357,8 +358,6 @@ def _tensors(content: bytes, name: Any) -> dict[str, Tensor]:
 
 def _published_inception() -> bytes:
     """Find torch-fidelity's weights in the cache, or download them; checked by their full SHA-256 either way."""
-    from urllib.request import Request, urlopen
-
     file = INCEPTION_URL.rpartition("/")[2]
     home = cache_folder() / file
     for path in (home, Path(torch.hub.get_dir()) / "checkpoints" / file):

@@ -106,6 +106,21 @@ def bad_lines() -> Iterator[tuple[str, str]]:
     yield "sample run=/nowhere", "run=/nowhere|no such directory"
     yield "sample run=.", "run=.|not a run directory"
     yield "evaluate run=.", "run=.|not a run directory"
+    yield "evaluate", "run=DIR|samples=FOLDER"
+    yield "evaluate run=. samples=x.npz data=digits", "not both"
+    yield "evaluate samples=x.npz", "data is missing"
+    yield "evaluate samples=x.npz data=digits sampler=ddim", "sampler|drawn already"
+    yield "evaluate run=. data=digits", "a run knows its own"
+    yield "evaluate samples=/nowhere data=digits", "samples=/nowhere|no such folder"
+    yield "evaluate samples=x.npz data=digits out=/nowhere/scores.json", "out=/nowhere/scores.json|no directory"
+    yield "metrics.features=incepton", "metrics.features=incepton|inception, dinov2, digits"
+    yield "metrics.features=inception", "weights-inception|metrics.inception_weights=FILE|metrics.features="
+    yield "metrics.features=inception metrics.inception_weights=/nowhere", "metrics.inception_weights=/nowhere"
+    yield "metrics.features=dinov2", "metrics.dinov2_weights=FILE"
+    yield "metrics.features=identity", "metrics.features=identity|points"
+    yield "data=moons metrics.features=digits", "metrics.features=digits|images"
+    yield "metrics.n=63", "metrics.n=63|64|metrics.force=true"
+    yield "trainer.scores=-1", "trainer.scores=-1"
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +133,7 @@ def empty(monkeypatch, tmp_path) -> Path:
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("genzoo.data.images.urlopen", no_network)
+    monkeypatch.setattr("genzoo.metrics.features.urlopen", no_network)
 
     def fit(*_, **__):
         raise AssertionError("this line was accepted")

@@ -5,18 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import genzoo as genzoo_package
 from genzoo import load
 from genzoo.commands.config import build
 from genzoo.commands.score import Subject, score
-from genzoo.data import digits
-from genzoo.metrics.evaluator import subset
+from genzoo.data import Moons, digits
+from genzoo.metrics.evaluator import stored, subset
+from genzoo.metrics.features import Embedded
+from genzoo.metrics.frechet import frechet_distance, moments
 from genzoo.nn.layers import ResBlock
+from genzoo.prob.measure import to_bytes
 from genzoo.prob.random import SampleStreams
 from genzoo.runs import Run
 from genzoo.training import checkpoints
@@ -139,3 +146,159 @@ def test_a_subset_is_the_same_for_everybody_and_in_the_order_of_the_data():
     assert torch.equal(chosen, subset(100, 10)) and len(set(chosen.tolist())) == 10
     assert torch.equal(chosen, chosen.sort().values) and not torch.equal(chosen, torch.arange(10))
     assert torch.equal(subset(100, None), torch.arange(100)) and torch.equal(subset(100, 200), torch.arange(100))
+
+
+# Samples
+
+
+def drawn(path: Path, x: torch.Tensor) -> Path:
+    """Store bytes, (N, C, H, W), as an array of pictures."""
+    np.savez(path, samples=x.permute(0, 2, 3, 1).numpy())
+    return path
+
+
+def scored(path: Path, *words: str) -> dict:
+    code, _, err = genzoo("evaluate", f"samples={path}", *words)
+    assert (code, err) == (0, "")
+    return json.loads(path.with_suffix(".scores.json").read_text())
+
+
+def test_every_quality_is_measured_against_both_splits_with_its_protocol(here):
+    run = untrained(here, *SMALL["vae"])[0]
+    metrics = scores(run, "metrics.events=8", "metrics.n=100")
+    per_split = ["fd", "kd", "precision", "recall", "density", "coverage"]
+    for split, n in {"train": 1437, "test": 360}.items():
+        for name in per_split:
+            card = metrics[f"{split}/{name}_digits"]["card"]
+            assert card["protocol"]["reference"] == f"digits/{split}"
+            assert card["protocol"]["n_real"] == (n if name in ("fd", "kd") else 100)
+            assert card["protocol"]["n_fake"] == 100 and card["setting"]["nfe"] == 1
+            assert len(card["protocol"]["features_sha256"]) == 64
+    assert {"reconstruction/mse", "reconstruction/psnr", "memorisation/copied"} <= set(metrics)
+    assert not any("fid" in name or "kid" in name.split("/")[-1] for name in metrics)
+
+    fake = load(run).sample(100, rng=SampleStreams(0, range(100))).x
+    features = Embedded("digits").extract(to_bytes(fake, 17)).features
+    real = Embedded("digits").extract(stored(digits().train.x, 17)).features
+    expected = frechet_distance(moments(features), moments(real))
+    assert metrics["train/fd_digits"]["value"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_samples_of_another_program_get_the_scores_that_a_run_would(here):
+    run = untrained(here, *SMALL["vae"])[0]
+    metrics = scores(run, "metrics.events=8", "metrics.n=100")
+    for out in ("made.npz", "made"):
+        assert genzoo("sample", f"run={run}", "n=100", f"out={here / out}").code == 0
+        made = scored(here / out, "data=digits")["metrics"]
+        for name in made:
+            assert made[name]["value"] == pytest.approx(metrics[name]["value"], rel=1e-9, abs=1e-12)
+            assert made[name]["card"]["protocol"] == metrics[name]["card"]["protocol"]
+
+
+def test_copies_of_the_training_split_are_called_so_and_the_test_split_is_not(here):
+    data = digits()
+    copies = drawn(here / "copies.npz", stored(data.train.x[:200], 17))
+    code, out, _ = genzoo("evaluate", f"samples={copies}", "data=digits")
+    assert code == 0 and "warning: memorised: 100.0% of the samples" in out
+    fresh = scored(drawn(here / "fresh.npz", stored(data.test.x, 17)), "data=digits")
+    assert fresh["warnings"] == [] and fresh["metrics"]["memorisation/copied"]["value"] < 0.01
+
+
+def test_noise_is_farther_from_the_data_than_the_test_split(here):
+    noise = torch.randint(0, 256, (360, 1, 8, 8), dtype=torch.uint8)
+    near = scored(drawn(here / "near.npz", stored(digits().test.x, 17)), "data=digits")["metrics"]
+    far = scored(drawn(here / "far.npz", noise), "data=digits")["metrics"]
+    for name, sign in {"fd": 1, "kd": 1, "precision": -1, "coverage": -1, "density": -1}.items():
+        assert sign * (far[f"train/{name}_digits"]["value"] - near[f"train/{name}_digits"]["value"]) > 0
+
+
+def test_points_are_compared_by_transport_and_kernel(here):
+    law = Moons()
+    np.savez(here / "near.npz", law.sample(1000, torch.Generator().manual_seed(1)).numpy())
+    np.savez(here / "far.npz", law.sample(1000, torch.Generator().manual_seed(1)).numpy() + 0.5)
+    near, far = (scored(here / f"{name}.npz", "data=moons")["metrics"] for name in ("near", "far"))
+    for name in ("sliced_wasserstein", "mmd", "fd_identity"):
+        assert near[f"test/{name}"]["value"] < 0.3 * far[f"test/{name}"]["value"]
+    # A shift by v is a transport of |v|/sqrt(2) in the mean square over directions.
+    assert far["test/sliced_wasserstein"]["value"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_too_few_samples_are_scored_by_force_alone_and_marked_then(here):
+    few = drawn(here / "few.npz", stored(digits().test.x[:50], 17))
+    code, _, err = genzoo("evaluate", f"samples={few}", "data=digits")
+    assert code == 2 and "metrics.n=50" in err and "metrics.force=true" in err
+    forced = scored(few, "data=digits", "metrics.force=true")["metrics"]["train/fd_digits"]
+    assert forced["card"]["protocol"]["forced"] == "50 samples of 64 features"
+
+
+@pytest.mark.parametrize(
+    ("array", "because"),
+    [
+        (np.zeros((4, 8, 8, 3), np.uint8), "uint8 (4, 8, 8, 3), not uint8 (N, 8, 8, 1)"),
+        (np.zeros((4, 8, 8, 1), np.float32), "float32 (4, 8, 8, 1), not uint8"),
+        (np.zeros((4, 9, 8, 1), np.uint8), "(4, 9, 8, 1)"),
+        (np.array([{}]), "plain arrays"),
+    ],
+)
+def test_samples_that_are_not_like_the_data_are_refused(here, array, because):
+    np.savez(here / "odd.npz", array)
+    code, _, err = genzoo("evaluate", f"samples={here / 'odd.npz'}", "data=digits")
+    assert code == 2 and because in err and err.count("\n") == 1
+
+
+def test_a_chain_of_many_evaluations_is_scored_by_a_shorter_one_unless_it_is_asked_for(here):
+    run = untrained(here, *SMALL["ddpm"], "sampler=euler", "sampler.steps=60")[0]
+    metrics = scores(run, "metrics.events=2", "metrics.n=64")
+    assert metrics["train/fd_digits"]["card"]["setting"]["sampler"]["name"] == "Heun"
+    assert metrics["sampling/nfe"]["value"] <= 50
+    asked = scores(run, "metrics.events=2", "metrics.n=64", "sampler=euler", "sampler.steps=60")
+    assert asked["train/fd_digits"]["card"]["setting"]["sampler"]["name"] == "Euler"
+    assert asked["sampling/nfe"]["value"] == 60
+
+
+def test_classes_are_scored_one_by_one_where_they_were_asked_for(here):
+    run = untrained(here, *SMALL["vae"], "model.num_classes=10")[0]
+    metrics = scores(run, "metrics.events=8", "metrics.n=1000")
+    accuracy = metrics["train/class_accuracy_digits"]
+    assert set(accuracy["detail"]["per_class"]) == set("0123456789")
+    each = metrics["train/fd_per_class_digits"]
+    assert each["value"] == pytest.approx(np.mean(list(each["detail"]["per_class"].values())))
+    x = load(run).sample(1000, rng=SampleStreams(0, range(1000))).x
+    y = load(run).draw_labels(1000, None, SampleStreams(0, range(1000)))
+    said = Embedded("digits").extract(to_bytes(x, 17)).logits.argmax(1)
+    assert accuracy["value"] == pytest.approx(float((said == y).double().mean()))
+
+
+def test_samples_that_are_not_finite_are_counted_and_compared_with_nothing(here):
+    run, model, _ = untrained(here, "model=realnvp", "data=moons", "model.couplings=2")
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(float("nan"))
+    checkpoints.save(run / "checkpoints", 5, model, model, {})
+    code, out, _ = genzoo("evaluate", f"run={run}", "metrics.events=8", "metrics.n=50")
+    assert code == 0 and "warning: 50 of 50 samples are not finite" in out
+    assert not any("fd" in name for name in Run(run).result["metrics"])
+
+
+def test_many_score_one_run_at_once(here):
+    run = untrained(here, *SMALL["vae"])[0]
+    words = ["evaluate", f"run={run}", "metrics.events=8", "metrics.throughput=2"]
+    alone = {seed: scores(run, "metrics.events=8", "metrics.n=64", f"seed={seed}") for seed in (0, 1, 2)}
+    for path in (run / "results").iterdir():
+        path.unlink()
+    environment = {**os.environ, "PYTHONPATH": str(Path(genzoo_package.__file__).parent.parent)}
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-m", "genzoo", *words, "metrics.n=64", f"seed={seed}", "metrics.num_samples=4"],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+        )
+        for seed in (0, 1, 2)
+    ]
+    assert [job.wait() for job in jobs] == [0, 0, 0]
+    found = [json.loads(path.read_text())["metrics"] for path in (run / "results").iterdir()]
+    assert len(found) == 3
+    for metrics in found:
+        seed = metrics["train/fd_digits"]["card"]["setting"]["seed"]
+        assert metrics["train/fd_digits"]["value"] == pytest.approx(alone[seed]["train/fd_digits"]["value"], rel=1e-6)
+    assert all(line.endswith("}") for line in (run / "metrics.jsonl").read_text().splitlines())
