@@ -63,7 +63,7 @@ def main() -> None:
     for name, x in cases.items():
         scores = evaluator.against(network.extract(x), real, network)
         copies, warning = evaluator.of_copies(x, data.train.x, data.test.x, True, "fashion_mnist", CACHE)
-        rows[name] = {key.removesuffix("_fashion_mnist"): m.value for key, m in (scores | copies).items()}
+        rows[name] = {key.replace("_fashion_mnist", ""): m.value for key, m in (scores | copies).items()}
         rows[name] |= {"fd_stderr": scores["fd_fashion_mnist"].stderr, "warning": warning}
         print(name, rows[name], flush=True)
     base = rows["test split"]
