@@ -8,13 +8,12 @@ above, ``bpd_estimate`` where it is an unbiased estimate; ``nll``, ``nll_upper``
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
+from genzoo.metrics.gathered import Gathered
 from genzoo.model import Density
 from genzoo.prob.measure import bits_per_dim, dequantize
 from genzoo.prob.random import SampleStreams
@@ -33,26 +32,6 @@ def mean_with_error(values: Tensor) -> Score:
     values = values.detach().double().flatten()
     n = len(values)
     return Score(float(values.mean()), float(values.std() / n**0.5) if n > 1 else None, n)
-
-
-class MeanWithError(Metric):
-    """``mean_with_error`` of a stream of numbers, gathered over processes.
-
-    All numbers are kept: sums of squares would lose the error of numbers that are large and alike.
-    """
-
-    full_state_update = False
-    values: list[Tensor]
-
-    def __init__(self, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.add_state("values", [], dist_reduce_fx="cat")
-
-    def update(self, values: Tensor) -> None:
-        self.values.append(values.detach().double().flatten())
-
-    def compute(self) -> Score:
-        return mean_with_error(dim_zero_cat(self.values))
 
 
 @torch.no_grad()
@@ -82,7 +61,7 @@ def score_log_prob(
     Returns:
         The name of the score with its bound, and the score.
     """
-    metric = MeanWithError()
+    metric = Gathered(mean_with_error, torch.float64)
     for start in range(0, len(x), batch_size):
         rows = slice(start, min(start + batch_size, len(x)))
         rng = SampleStreams(seed, range(rows.start, rows.stop), device=model.device)
