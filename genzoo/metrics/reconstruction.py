@@ -2,7 +2,8 @@
 
 References:
     Wang, Bovik, Sheikh, Simoncelli, "Image Quality Assessment: From Error Visibility to Structural Similarity", 2004,
-    https://doi.org/10.1109/TIP.2003.819861 (SSIM: Gaussian window of 11 pixels, sigma 1.5; computed by torchmetrics).
+    https://doi.org/10.1109/TIP.2003.819861 (SSIM: Gaussian window of 11 pixels, sigma 1.5; computed by torchmetrics,
+    which mirrors images beyond their border and takes the mean over all places, where the paper leaves the border out).
 """
 
 from __future__ import annotations
