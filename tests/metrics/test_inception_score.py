@@ -25,6 +25,11 @@ def test_sure_and_varied_predictions_count_the_classes(K):
     assert (value, n) == (pytest.approx(K, rel=1e-12), 30 * K) and stderr == pytest.approx(0, abs=1e-9)
 
 
+def test_classes_that_no_sample_has_count_nothing():
+    logits = 1e4 * torch.eye(5)[:2].repeat(30, 1)
+    assert inception_score(in_order(logits)).value == pytest.approx(2, rel=1e-12)
+
+
 def test_equal_predictions_are_one_class_however_sure():
     for logits in (torch.zeros(100, 7), torch.tensor([[9.0, 0.0, -3.0]]).repeat(100, 1)):
         assert inception_score(logits).value == pytest.approx(1, abs=1e-12)
