@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from scipy.linalg import lapack
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -132,7 +133,7 @@ def frechet_distance(p: Moments, q: Moments) -> float:
     """
     R = q.factor
     full = p.n > len(p.cov)
-    squared = torch.linalg.eigvalsh(R.T @ p.cov @ R) if full else _squared_singular_values(R.T @ p.factor)
+    squared = torch.linalg.eigvalsh(_congruent(p.cov, R)) if full else _squared_singular_values(R.T @ p.factor)
     return _distance(p.mean - q.mean, p.cov.trace() + q.cov.trace(), squared)
 
 
@@ -145,6 +146,15 @@ def frechet_distance_of_features(features: Tensor, q: Moments) -> float:
     mean = x.mean(0)
     R = (x - mean).T / max(N - 1, 1) ** 0.5
     return _distance(mean - q.mean, R.square().sum() + q.cov.trace(), _squared_singular_values(q.factor.T @ R))
+
+
+def _congruent(C: Tensor, R: Tensor) -> Tensor:
+    """Return the lower triangle of R' C R, all that an eigensolver reads."""
+    if C.device.type == "cpu" and R.shape == C.shape and not R.triu(1).any():
+        # LAPACK makes use of the triangle, in half the time of two products.
+        product, _ = lapack.dsygst(C.numpy().T, R.numpy().T, itype=2, lower=0)
+        return torch.from_numpy(product.T)
+    return R.T @ C @ R
 
 
 def _squared_singular_values(K: Tensor) -> Tensor:
