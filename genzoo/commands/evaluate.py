@@ -82,7 +82,7 @@ def evaluate_samples(config: dict[str, Any]) -> None:
     setting = {"samples": path.name, "samples_sha256": sha256_of(x)}
     device = torch.device(pick_device(config["device"]))
     subject = Subject(data, section["name"], bool(section["flip"]))
-    metrics, warnings = compare(x, None, subject, settings, setting, network and network.to(device))
+    metrics, warnings = compare(x, None, subject, settings, setting, network and network.to(device), device)
     result = {"scored": now(), "metrics": metrics, "warnings": warnings}
     write_atomically(out, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
     show(result)

@@ -229,11 +229,17 @@ def quality(
     x, y, broken = draw(model, settings["n"], settings["batch_size"], setting["seed"])
     if broken:
         return {}, [f"{broken} of {len(x)} samples are not finite: they are compared with nothing"]
-    return compare(x, y, subject, settings, setting, network)
+    return compare(x, y, subject, settings, setting, network, model.device)
 
 
 def compare(
-    x: Any, y: Any, subject: Subject, settings: dict[str, Any], setting: dict[str, Any], network: Any
+    x: Any,
+    y: Any,
+    subject: Subject,
+    settings: dict[str, Any],
+    setting: dict[str, Any],
+    network: Any,
+    device: Any = "cpu",
 ) -> tuple[dict[str, Any], list[str]]:
     """Compare samples, bytes or points, with the splits of some data.
 
@@ -244,6 +250,7 @@ def compare(
         settings: of the configuration's section ``metrics``.
         setting: what made the samples.
         network: what features are made of; None for none.
+        device: where to compute.
 
     Returns:
         The scores, and warnings.
@@ -267,8 +274,9 @@ def compare(
                 cache,
                 settings["batch_size"],
                 functools.partial(_progress, split, len(images)),
+                data.levels,
             )
-            scores = evaluator.against(fake, real, network, settings["force"])
+            scores = evaluator.against(fake, real, network, settings["force"], device)
             if split == "train":
                 scores |= evaluator.of_classes(fake, y, real, network, data.classes)
             found |= {f"{split}/{name}": measured for name, measured in scores.items()}
@@ -276,7 +284,9 @@ def compare(
         for split, points in splits.items():
             scores = evaluator.of_points(x, points, f"{subject.name}/{split}")
             found |= {f"{split}/{name}": measured for name, measured in scores.items()}
-    copies, warning = evaluator.of_copies(x, splits["train"], splits["test"], subject.flip, subject.name, cache, say)
+    copies, warning = evaluator.of_copies(
+        x, splits["train"], splits["test"], subject.flip, subject.name, cache, device, say
+    )
     found |= {f"memorisation/{name}": measured for name, measured in copies.items()}
     return (
         {name: entry(m.value, m.stderr, m.better, m.protocol, setting, m.detail) for name, m in found.items()},

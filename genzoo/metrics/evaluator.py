@@ -99,7 +99,13 @@ def named(metric: str, network: FeatureNetwork) -> str:
     return f"fd_{network.name}_infinity" if metric == "fd_infinity" else f"{metric}_{network.name}"
 
 
-def against(fake: Features, reference: Reference, network: FeatureNetwork, force: bool = False) -> dict[str, Measured]:
+def against(
+    fake: Features,
+    reference: Reference,
+    network: FeatureNetwork,
+    force: bool = False,
+    device: torch.device | str = "cpu",
+) -> dict[str, Measured]:
     """Compare features of samples with those of a split.
 
     Args:
@@ -107,21 +113,23 @@ def against(fake: Features, reference: Reference, network: FeatureNetwork, force
         reference: the split.
         network: what made both.
         force: whether to give a Frechet distance of fewer samples than features.
+        device: where to compute.
 
     Raises:
         TooFew: where the samples are fewer than the features.
     """
-    x, real = fake.features, reference.features
+    x, real = fake.features.to(device), reference.features.to(device)
     check_enough(len(x), network, force)
     protocol = {
         **network.card,
         "reference": reference.name,
         "reference_sha256": reference.sha256,
+        "levels": reference.levels,
         "n_real": len(real),
         "n_fake": len(x),
     }
     marked = {"forced": f"{len(x)} samples of {network.dim} features"} if len(x) < network.dim else {}
-    law = reference.moments
+    law = reference.moments.to(torch.device(device))
     found = {
         "fd": Measured(
             frechet_distance_of_features(x, law),
@@ -241,6 +249,7 @@ def of_copies(
     flip: bool,
     name: str,
     cache: Path | None,
+    device: torch.device | str = "cpu",
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[dict[str, Measured], str | None]:
     """Look for copies of the training split among samples.
@@ -250,6 +259,7 @@ def of_copies(
         flip: whether training saw mirror images too.
         name: of the data.
         cache: where the neighbours of the test split are kept.
+        device: where to compute.
         say: shows what is being done.
 
     Returns:
@@ -260,9 +270,10 @@ def of_copies(
         return {}, None
     key = {"version": 1, "what": "neighbours", "train": sha256_of(train), "test": sha256_of(y), "flip": flip}
     say("looking for copies among the test split")
-    of_test = Neighbours(**cached(cache, key, lambda: neighbours(y, train, flip)._asdict()))
+    place = train.to(device)
+    of_test = Neighbours(**cached(cache, key, lambda: _on_cpu(neighbours(y.to(device), place, flip))))
     say("looking for copies among the samples")
-    found = memorisation(neighbours(x, train, flip), of_test)
+    found = memorisation(Neighbours(**_on_cpu(neighbours(x.to(device), place, flip))), of_test)
     protocol = {
         "unit": "share",
         "reference": f"{name}/train",
@@ -287,3 +298,7 @@ def of_copies(
         f"memorised: {found.copied.value:.1%} of the samples are copies of training events "
         f"({found.copied_of_test:.1%} of the test split would pass for such)"
     )
+
+
+def _on_cpu(found: Neighbours) -> dict[str, Tensor]:
+    return {name: value.cpu() for name, value in found._asdict().items()}

@@ -48,6 +48,13 @@ class Moments:
     mean: Tensor
     cov: Tensor
 
+    def to(self, device: torch.device) -> Moments:
+        """Move the law, and its factor where it is known."""
+        moved = Moments(self.n, self.mean.to(device), self.cov.to(device))
+        if "factor" in self.__dict__:
+            moved.__dict__["factor"] = self.factor.to(device)
+        return moved
+
     @functools.cached_property
     def factor(self) -> Tensor:
         """A matrix R with ``cov = R R'``, (D, rank): Cholesky's where the rank is full."""

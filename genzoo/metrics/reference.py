@@ -37,10 +37,14 @@ class Reference:
         features: (N, D) float32.
         y: classes, (N,), or None.
         moments: of all features.
+        levels: of the data.
     """
 
-    def __init__(self, name: str, sha256: str, features: Tensor, y: Tensor | None, moments: Moments):
-        self.name, self.sha256, self.features, self.y, self.moments = name, sha256, features, y, moments
+    def __init__(
+        self, name: str, sha256: str, features: Tensor, y: Tensor | None, moments: Moments, levels: int | None = None
+    ):
+        self.name, self.sha256, self.levels = name, sha256, levels
+        self.features, self.y, self.moments = features, y, moments
 
     def of_class(self, label: int) -> Tensor:
         """Features of one class, (n, D)."""
@@ -64,6 +68,7 @@ def reference(
     cache: Path | None,
     batch_size: int = 250,
     progress: Callable[[int], None] | None = None,
+    levels: int | None = None,
 ) -> Reference:
     """Compute, or find, the features of a split.
 
@@ -75,6 +80,7 @@ def reference(
         cache: the folder; None to compute them anew.
         batch_size: images at once.
         progress: called with the number of images done.
+        levels: of the data, for the protocol.
     """
     sha256 = sha256_of(images)
 
@@ -93,7 +99,7 @@ def reference(
     tensors = cached(cache, key, build)
     moments = Moments(len(images), tensors["mean"], tensors["cov"])
     moments.__dict__["factor"] = tensors["factor"]  # where the cached property looks first
-    return Reference(name, sha256, tensors["features"], y, moments)
+    return Reference(name, sha256, tensors["features"], y, moments, levels)
 
 
 def cached(cache: Path | None, key: dict, build: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -171,3 +171,15 @@ def test_a_training_is_scored_with_its_averaged_weights():
         scores[ema] = Run(run).result["metrics"]["test/bpd"]["value"]
     assert said == pytest.approx(scores["true"], rel=1e-6)
     assert said != pytest.approx(scores["false"], rel=1e-4)
+
+
+def test_scores_on_the_way_are_logged_at_their_steps_and_change_nothing(here):
+    words = [*SMALL["ddpm"], "budget.images=640", "trainer.grids=0", "metrics.n=70"]
+    plain, scored = trained(*words), trained(*words, "trainer.scores=4", "trainer.score_samples=70")
+    found = [event for event in events(scored) if event["event"] == "interim"]
+    assert [event["step"] for event in found] == [2, 4, 6, 8]  # the tenth and last step is scored for good
+    assert all(event["values"]["train/fd_digits"] > 0 and event["images"] == 64 * event["step"] for event in found)
+    losses = [[e["values"] for e in events(run) if e["event"] == "train"] for run in (plain, scored)]
+    assert losses[0] == losses[1]
+    weights = [(run / "checkpoints/step-10/ema.safetensors").read_bytes() for run in (plain, scored)]
+    assert weights[0] == weights[1]
