@@ -58,8 +58,8 @@ FAULTS = [
     Fault(
         "averages of weights are not used for evaluation",
         "commands/train.py",
-        'score(module.ema.model, data, run, config["metrics"], seed=seed, ema=True)',
-        'score(module.model, data, run, config["metrics"], seed=seed, ema=True)',
+        'score(module.ema.model, subject, run, config["metrics"], network, seed=seed, ema=True)',
+        'score(module.model, subject, run, config["metrics"], network, seed=seed, ema=True)',
         "tests/commands/test_train.py tests/commands/test_evaluate.py",
     ),
     Fault(
@@ -595,13 +595,15 @@ def main(words: list[str]) -> int:
         folder = Path(temporary, "genzoo")
         ignored = shutil.ignore_patterns("outputs", "multirun", "__pycache__", ".git", "data")
         shutil.copytree(ROOT, folder, ignore=lambda path, names: ignored(path, names) if Path(path) == ROOT else [])
+        for fault in chosen:
+            found = (folder / "genzoo" / fault.path).read_text().count(fault.right)
+            assert found == 1, f"{fault.path} holds {found} times: {fault.right}"
         for tests in sorted({path for fault in chosen for path in fault.tests.split()}):
             passed, said = run(folder, tests)
             assert passed, f"{tests} fails without any fault: {said}"
         for i, fault in enumerate(chosen, 1):
             source = folder / "genzoo" / fault.path
             text = source.read_text()
-            assert text.count(fault.right) == 1, f"{fault.path} holds {text.count(fault.right)} times: {fault.right}"
             source.write_text(text.replace(fault.right, fault.wrong))
             passed, said = run(folder, fault.tests)
             source.write_text(text)

@@ -70,7 +70,8 @@ class FeatureNetwork(ABC):
         sha256: of its weights.
         dim: D.
         resize: how an image reaches the size that the network sees.
-        classes: names of the classes of its logits, where these are those of a data set of genzoo.
+        classes: the data set of genzoo whose classes its logits are, where they are.
+        network: the module, where there is one.
     """
 
     name: str
@@ -78,14 +79,24 @@ class FeatureNetwork(ABC):
     dim: int
     resize: str | None
     classes: str | None = None
+    network: Any = None
 
     @abstractmethod
+    def forward(self, images: Tensor) -> Features:
+        """Turn bytes, (N, C, H, W) uint8, or points, (N, 2), into features."""
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Features:
+        """Turn bytes, or points, into features in float32, whatever autocast says."""
+        device = next(self.network.parameters()).device if self.network is not None else images.device
+        with torch.autocast(device.type, enabled=False):
+            return self.forward(images.to(device))
+
     def to(self, device: torch.device) -> FeatureNetwork:
         """Move the network."""
-
-    @abstractmethod
-    def __call__(self, images: Tensor) -> Features:
-        """Turn bytes, (N, C, H, W) uint8, or points, (N, 2), into features."""
+        if self.network is not None:
+            self.network.to(device)
+        return self
 
     @property
     def card(self) -> dict[str, Any]:
@@ -98,7 +109,7 @@ class FeatureNetwork(ABC):
         return self.name == "inception"
 
     def extract(self, images: Tensor, batch_size: int = 250) -> Features:
-        """Run over many images; features and logits come back on the CPU, in float32, whatever autocast says."""
+        """Run over many images; features and logits come back to the CPU."""
         parts = [self(part) for part in images.split(batch_size)]
         logits = [part.logits.cpu() for part in parts if part.logits is not None]
         return Features(torch.cat([part.features.cpu() for part in parts]), torch.cat(logits) if logits else None)
@@ -109,10 +120,7 @@ class Identity(FeatureNetwork):
 
     name, sha256, dim, resize = "identity", None, 2, None
 
-    def to(self, device: torch.device) -> Identity:
-        return self
-
-    def __call__(self, images: Tensor) -> Features:
+    def forward(self, images: Tensor) -> Features:
         return Features(images.float(), None)
 
 
@@ -167,19 +175,11 @@ class Embedded(FeatureNetwork):
         self.dim, self.classes = int(said["dim"]), name
         self.resize = f"grey, bilinear with antialiasing to {self.network.side}x{self.network.side}"
 
-    def to(self, device: torch.device) -> Embedded:
-        self.network.to(device)
-        return self
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Features:
-        device = self.network.head.weight.device
-        with torch.autocast(device.type, enabled=False):
-            x = images.to(device).float().mean(1, keepdim=True)
-            side = self.network.side
-            if x.shape[-2:] != (side, side):
-                x = F.interpolate(x, (side, side), mode="bilinear", antialias=True)
-            return Features(*self.network(x / 127.5 - 1))
+    def forward(self, images: Tensor) -> Features:
+        x, side = images.float().mean(1, keepdim=True), self.network.side
+        if x.shape[-2:] != (side, side):
+            x = F.interpolate(x, (side, side), mode="bilinear", antialias=True)
+        return Features(*self.network(x / 127.5 - 1))
 
 
 class Inception(FeatureNetwork):
@@ -211,15 +211,8 @@ class Inception(FeatureNetwork):
                 f"metrics.inception_weights={weights}: not Inception-v3: {_first_line(error)}"
             ) from error
 
-    def to(self, device: torch.device) -> Inception:
-        self.network.to(device)
-        return self
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Features:
-        device = next(self.network.parameters()).device
-        with torch.autocast(device.type, enabled=False):
-            return Features(*self.network(_colour(images).to(device)))
+    def forward(self, images: Tensor) -> Features:
+        return Features(*self.network(_colour(images)))
 
     def extract(self, images: Tensor, batch_size: int = 50) -> Features:
         return super().extract(images, min(batch_size, 50))
@@ -259,7 +252,7 @@ class DINOv2(FeatureNetwork):
         if grid is not None and grid.shape != self.network.pos_embed.shape:
             from timm.layers import resample_abs_pos_embed
 
-            new_size = list(self.network.patch_embed.grid_size)  # type: ignore[union-attr,arg-type]
+            new_size = list(self.network.patch_embed.grid_size)
             state["pos_embed"] = resample_abs_pos_embed(grid, new_size)
         try:
             self.network.load_state_dict(state)
@@ -268,18 +261,11 @@ class DINOv2(FeatureNetwork):
                 f"metrics.dinov2_weights={weights}: not {self.ARCHITECTURE}: {_first_line(error)}"
             ) from error
 
-    def to(self, device: torch.device) -> DINOv2:
-        self.network.to(device)
-        return self
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Features:
-        device = next(self.network.parameters()).device
-        with torch.autocast(device.type, enabled=False):
-            x = _colour(images).to(device).float() / 255
-            x = F.interpolate(x, (224, 224), mode="bicubic", antialias=True).clamp(0, 1)
-            mean, std = (x.new_tensor(v).view(3, 1, 1) for v in (self.MEAN, self.STD))
-            return Features(self.network((x - mean) / std), None)
+    def forward(self, images: Tensor) -> Features:
+        x = _colour(images).float() / 255
+        x = F.interpolate(x, (224, 224), mode="bicubic", antialias=True).clamp(0, 1)
+        mean, std = (x.new_tensor(v).view(3, 1, 1) for v in (self.MEAN, self.STD))
+        return Features(self.network((x - mean) / std), None)
 
 
 def embedded() -> list[str]:
