@@ -52,23 +52,34 @@ def main() -> None:
 
 
 def by_hydra(verb: str, options: list[str], overrides: list[str], *, sweep: bool) -> None:
-    """Let Hydra show help or a configuration, or run every job of a sweep."""
+    """Let Hydra show help or a configuration, or run every job of a sweep in a process of its own."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig
 
-    from genzoo.commands.config import CONF, validate
+    from genzoo.commands.config import CONF, UsageError, validate
+    from genzoo.commands.sweep import Outcome, finished, run_job
 
-    typed, failed = sys.argv, []
+    typed = sys.argv
+    failed: list[tuple[str, Outcome]] = []
 
     def job(config: DictConfig) -> None:
-        sys.argv = typed
         hydra_config = HydraConfig.get()
-        problem = attempt(lambda: run(verb, validate(verb, config), dict(hydra_config.runtime.choices)))
-        if problem:  # and the sweep goes on
-            complain(f"job {' '.join(hydra_config.overrides.task)}: {problem[0]}")
-            failed.append(problem[1])
+        words = list(hydra_config.overrides.task)
+        try:
+            plain = validate(verb, config)
+        except UsageError as error:
+            failed.append((" ".join(words), Outcome(error.exit_code, str(error))))
+            return
+        done = finished(plain, dict(hydra_config.runtime.choices)) if verb == "train" else None
+        if done:
+            print(f"done before: {done}", flush=True)
+            return
+        outcome = run_job([verb, *child_options, *words], plain.get("timeout"))
+        if outcome.code:  # and the sweep goes on
+            failed.append((" ".join(words), outcome))
 
+    child_options = [word for word in options if word not in ("-m", "--multirun")]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # a bug of ours shows its real traceback
     with tempfile.TemporaryDirectory() as scratch:
         # Hydra writes down its sweeps, of which the runs themselves say enough.
@@ -78,8 +89,10 @@ def by_hydra(verb: str, options: list[str], overrides: list[str], *, sweep: bool
             hydra.main(config_path=str(CONF), config_name=verb, version_base="1.3")(job)()
         finally:
             sys.argv = typed
+    for words, outcome in failed:
+        complain(f"job {words}: {outcome.cause}")
     if failed:
-        sys.exit(max(failed))
+        sys.exit(max(max(outcome.code, 1) for _, outcome in failed))
 
 
 def run(verb: str, config: dict, choices: dict[str, str]) -> None:

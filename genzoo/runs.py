@@ -92,6 +92,12 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def job_id(config: dict[str, Any]) -> str:
+    """Name a job by what it trains and how: its configuration but for where it is written down."""
+    said = {key: value for key, value in config.items() if key not in ("outputs", "logger", "timeout")}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
 class Run:
     """A run directory.
 
@@ -110,8 +116,14 @@ class Run:
             raise RunError(f"run={path}: not a run directory, it has no config.yaml")
 
     @classmethod
-    def create(cls, root: str | os.PathLike[str], name: str, config: dict[str, Any]) -> Run:
+    def create(cls, root: str | os.PathLike[str], name: str, config: dict[str, Any], job: str | None = None) -> Run:
         """Make a new run directory whose name nobody else has, under ``<root>/<name>/``.
+
+        Args:
+            root: of all runs.
+            name: of the family and the data.
+            config: plain types.
+            job: the name of what was asked for, as ``job_id`` gives it.
 
         Raises:
             RunError: where it cannot be made.
@@ -126,7 +138,7 @@ class Run:
             (path / folder).mkdir()
         write_atomically(path / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
         run = cls(path)
-        run.update_status(schema=SCHEMA, state="running", started=now(), pid=os.getpid(), **provenance())
+        run.update_status(schema=SCHEMA, state="running", started=now(), pid=os.getpid(), job=job, **provenance())
         return run
 
     @staticmethod

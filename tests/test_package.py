@@ -35,7 +35,9 @@ def configurations() -> set[str]:
 
 
 def sources() -> set[str]:
-    return {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "genzoo").rglob("*.py")}
+    package = REPOSITORY / "genzoo"
+    files = [*package.rglob("*.py"), *(package / "metrics" / "networks").glob("*.safetensors")]
+    return {path.relative_to(REPOSITORY).as_posix() for path in files}
 
 
 def test_the_wheel_holds_the_sources_and_every_configuration_and_nothing_else(built):

