@@ -39,9 +39,12 @@ def evaluate_run(config: dict[str, Any]) -> None:
     section = run.config.get("data", {})
     if not isinstance(section.get("source"), dict):
         raise UsageError(f"{run.path / 'config.yaml'}: names no data")
-    settings = dict(config["metrics"])
-    if settings["n"] is None:  # as many as at the end of training
-        settings["n"] = (run.config.get("metrics") or {}).get("n") or 0
+    own = run.config.get("metrics") or {}
+    settings = {"n": own.get("n", 0), "num_samples": own.get("num_samples", 1)}  # as at the end of training
+    settings = {
+        **config["metrics"],
+        **{key: value for key, value in settings.items() if config["metrics"][key] is None},
+    }
     device = pick_device(config["device"])
     sampler = config.get("sampler")
     model = load(run.path, ema=config["ema"], device=device, sampler=sampler, trust=config["trust"])

@@ -83,7 +83,7 @@ class Data(Section):
 class Metrics(Section):
     n: NonNegative | None
     events: Positive | None
-    num_samples: Count
+    num_samples: Count | None
     batch_size: Count
     throughput: Annotated[int, Field(gt=0, le=2**16)]
     features: Annotated[str, Field(min_length=1)] | None
@@ -115,6 +115,8 @@ class Train(Section):
         for part in ("codec", "prior", "teacher"):
             if getattr(self, part) and part not in self.model:
                 raise ValueError(f"{part}: {family} has none to choose; leave it out")
+        if self.metrics.n is None or self.metrics.num_samples is None:
+            raise ValueError("metrics.n=null, metrics.num_samples=null: a number each; null is for evaluate")
         if self.sampler and not any("sampler" in owner for owner in (self.model, self.model.get("prior", {}))):
             raise ValueError(f"sampler: {family} samples in one pass and takes no sampler; leave it out")
         classes, known = self.model.get("num_classes", 0), self.data.num_classes

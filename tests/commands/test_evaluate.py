@@ -302,3 +302,12 @@ def test_many_score_one_run_at_once(here):
         seed = metrics["train/fd_digits"]["card"]["setting"]["seed"]
         assert metrics["train/fd_digits"]["value"] == pytest.approx(alone[seed]["train/fd_digits"]["value"], rel=1e-6)
     assert all(line.endswith("}") for line in (run / "metrics.jsonl").read_text().splitlines())
+
+
+def test_what_is_not_said_is_as_at_the_end_of_training(here):
+    run = untrained(here, *SMALL["vae"], "metrics.n=64", "metrics.num_samples=7")[0]
+    code, _, err = genzoo("evaluate", f"run={run}", "metrics.throughput=4", "metrics.events=8")
+    assert (code, err) == (0, "")
+    metrics = Run(run).result["metrics"]
+    assert metrics["train/fd_digits"]["card"]["protocol"]["n_fake"] == 64
+    assert metrics["test/bpd_upper"]["card"]["setting"]["num_samples"] == 7
