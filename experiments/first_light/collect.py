@@ -42,7 +42,7 @@ def cell(metrics: dict, names: tuple[str, ...]) -> str:
 
 def draw(collected: dict) -> None:
     """Two rows of samples of every family."""
-    figure = Figure(figsize=(9, 1.0 * len(collected)), layout="constrained")
+    figure = Figure(figsize=(9, 0.55 * len(collected)), layout="constrained")
     for axes, (model, known) in zip(figure.subplots(len(collected), 1), collected.items(), strict=True):
         with Image.open(HERE / f"{model}.png") as grid:
             top, middle = (grid.crop((0, row, grid.width, row + 60)) for row in (0, 58))
@@ -56,7 +56,7 @@ def draw(collected: dict) -> None:
         )
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-    figure.savefig(HERE / "families.png", dpi=110)
+    figure.savefig(HERE / "families.png", dpi=130)
 
 
 def main() -> None:
@@ -66,7 +66,9 @@ def main() -> None:
     for run in map(Run, sys.argv[1:]):
         model = run.path.parent.name.partition("-")[0]
         shutil.copyfile(run.path / "samples.png", HERE / f"{model}.png")
-        collected[model] = {"config": run.config, "status": run.status, "result": run.result}
+        config, status = {**run.config, "outputs": "outputs"}, run.status
+        status["command"] = " ".join(word for word in status["command"].split() if not word.startswith("outputs="))
+        collected[model] = {"config": config, "status": status, "result": run.result}
     path.write_text(json.dumps(collected, indent=1) + "\n")
 
     def distance(model: str) -> float:
