@@ -62,7 +62,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _json(value: Any, indent: int | None = 2) -> bytes:
+def to_json(value: Any, indent: int | None = 2) -> bytes:
+    """Write plain types as JSON, numbers that are not finite as null."""
     separators = None if indent else (",", ":")
     return (json.dumps(_finite(value), indent=indent, separators=separators, allow_nan=False) + "\n").encode()
 
@@ -184,12 +185,12 @@ class Run:
 
     def update_status(self, **fields: Any) -> None:
         """Set some fields of the status."""
-        write_atomically(self.path / "status.json", _json({**self.status, **fields}))
+        write_atomically(self.path / "status.json", to_json({**self.status, **fields}))
 
     def log(self, **event: Any) -> None:
         """Append one event to ``metrics.jsonl``."""
         with open(self.path / "metrics.jsonl", "ab") as file:
-            file.write(_json(event, indent=None))
+            file.write(to_json(event, indent=None))
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Read ``metrics.jsonl``; a last line that a crash has cut short is left out."""
@@ -214,6 +215,6 @@ class Run:
         """Keep scores under a name that follows from their protocol and setting, and as the latest."""
         key = json.dumps({name: score["card"] for name, score in result["metrics"].items()}, sort_keys=True)
         path = self.path / "results" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-        write_atomically(path, _json(result))
-        write_atomically(self.path / "result.json", _json(result))
+        write_atomically(path, to_json(result))
+        write_atomically(self.path / "result.json", to_json(result))
         return path

@@ -36,7 +36,7 @@ def configurations() -> set[str]:
 
 def sources() -> set[str]:
     package = REPOSITORY / "genzoo"
-    files = [*package.rglob("*.py"), *(package / "metrics" / "networks").glob("*.safetensors")]
+    files = [*package.rglob("*.py"), *(package / "metrics" / "networks").iterdir()]
     return {path.relative_to(REPOSITORY).as_posix() for path in files}
 
 

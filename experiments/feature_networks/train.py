@@ -11,7 +11,6 @@ import hashlib
 import json
 import sys
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +21,6 @@ from genzoo.data import digits, fashion_mnist
 from genzoo.metrics.features import EMBEDDED, Embedded, SmallConvNet
 from genzoo.prob.measure import bin_centre, to_bytes
 
-HERE = Path(__file__).parent
 SETTINGS = {
     "digits": {"side": 8, "width": 48, "dim": 64, "epochs": 60, "batch": 64, "flip": False, "shift": 1, "lr": 5e-3},
     "fashion_mnist": {
@@ -55,7 +53,7 @@ def augmented(x: Tensor, shift: int, flip: bool) -> Tensor:
 
 def main() -> None:
     """Train the networks named on the command line, or all."""
-    card = HERE / "results.json"
+    card = EMBEDDED / "networks.json"
     known = json.loads(card.read_text()) if card.is_file() else {}
     for name in sys.argv[1:] or SETTINGS:
         settings = SETTINGS[name]
@@ -86,15 +84,12 @@ def main() -> None:
         net.eval()
         EMBEDDED.mkdir(exist_ok=True)
         path = EMBEDDED / f"{name}.safetensors"
-        save_file(
-            {key: value.contiguous() for key, value in net.state_dict().items()},
-            path,
-            metadata={key: str(value) for key, value in shape.items()},
-        )
+        save_file({key: value.contiguous() for key, value in net.state_dict().items()}, path)
+        known[name] = {**shape, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        card.write_text(json.dumps(known, indent=1) + "\n")
         logits = Embedded(name).extract(as_bytes(data.test.x, data.levels)).logits
-        known[name] = {
+        known[name] |= {
             "test_accuracy": round(float((logits.argmax(1) == data.test.y).double().mean()), 4),
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
             "bytes": path.stat().st_size,
             "weights": sum(p.numel() for p in net.parameters()),
             "cpu_seconds": round(time.process_time() - start),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +70,7 @@ def evaluate_samples(config: dict[str, Any]) -> None:
 
     from genzoo.data.pictures import read_samples
     from genzoo.metrics.reference import sha256_of
-    from genzoo.runs import now, write_atomically
+    from genzoo.runs import now, to_json, write_atomically
 
     section = config["data"]
     path = Path(config["samples"])
@@ -87,7 +86,7 @@ def evaluate_samples(config: dict[str, Any]) -> None:
     subject = Subject(data, section["name"], bool(section["flip"]))
     metrics, warnings = compare(x, None, subject, settings, setting, network and network.to(device), device)
     result = {"scored": now(), "metrics": metrics, "warnings": warnings}
-    write_atomically(out, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
+    write_atomically(out, to_json(result))
     show(result)
     print(f"scores: {out}")
 

@@ -81,7 +81,7 @@ class Data(Section):
 
 
 class Metrics(Section):
-    n: NonNegative | None
+    n: NonNegative | None  # of which genzoo.metrics.evaluator.check_enough knows more
     events: Positive | None
     num_samples: Count | None
     batch_size: Count

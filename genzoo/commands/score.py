@@ -6,17 +6,19 @@ says what made this one: weights, step, sampler, evaluations, budget, seeds.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import hashlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from genzoo.commands.config import REFUSALS, UsageError, one_line
 
 EVALUATIONS = 50  # of the network that a sample may take, unless another sampler is asked for
-CLASSIC = 25  # steps of Heun's method, two evaluations each but the last
+HEUN_STEPS = 25  # two evaluations each but the last
 
 
 class Subject(NamedTuple):
@@ -51,6 +53,7 @@ def score(
         chosen: whether the user asked for this sampler, however many evaluations it takes.
     """
     from genzoo.model import Codec, Density
+    from genzoo.runs import now
 
     model.eval()
     status = run.status
@@ -75,16 +78,10 @@ def score(
             found, warnings = quality(model, subject, settings, setting, network)
             metrics |= found
     say("")
-    result = {"scored": _now(), "metrics": metrics, "warnings": warnings}
+    result = {"scored": now(), "metrics": metrics, "warnings": warnings}
     run.write_result(result)
     run.log(event="scores", step=status.get("step"), values={name: m["value"] for name, m in metrics.items()})
     return result
-
-
-def _now() -> str:
-    from genzoo.runs import now
-
-    return now()
 
 
 def check_settings(model: Any, settings: dict[str, Any]) -> None:
@@ -124,8 +121,11 @@ def pick_network(settings: dict[str, Any], data: dict[str, Any], *, needed: bool
     from genzoo.metrics.evaluator import check_enough
     from genzoo.metrics.features import FeatureError, feature_network, fitting
 
-    name = settings["features"]
-    if name is None or settings["n"] == 0:
+    name, n = settings["features"], settings["n"]
+    if n == 0:
+        return None
+    check_enough(n, None, settings["force"])
+    if name is None:
         return None
     automatic = name == "auto"
     if automatic:
@@ -139,8 +139,7 @@ def pick_network(settings: dict[str, Any], data: dict[str, Any], *, needed: bool
             raise
         print(f"genzoo: no FID at the end of this run: {error}", file=sys.stderr)
         return None
-    if settings["n"] is not None:
-        check_enough(settings["n"], network, settings["force"])
+    check_enough(n, network, settings["force"])
     return network
 
 
@@ -164,7 +163,7 @@ def likelihood(model: Any, data: Any, settings: dict[str, Any], setting: dict[st
         "unit": "nats" if model.levels is None else "bits/dim",
         "bound": str(model.bound.name or model.bound),
         "split": "test",
-        "split_sha256": hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest(),
+        "split_sha256": split_sha256(x),
         "n": result.n,
         "levels": model.levels,
         "dequantization": None if model.levels is None else "uniform, one draw",
@@ -178,13 +177,17 @@ def likelihood(model: Any, data: Any, settings: dict[str, Any], setting: dict[st
     return metrics
 
 
+def split_sha256(x: Any) -> str:
+    """Name the events of a split, as the data have them, by the SHA-256 of their bytes."""
+    return hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest()
+
+
 def reconstruction(model: Any, data: Any, settings: dict[str, Any], setting: dict[str, Any]) -> dict[str, Any]:
     """Score what a codec gives back of test images; a bijection loses nothing, and is not asked."""
     import torch
 
     from genzoo.metrics.evaluator import stored, subset
     from genzoo.metrics.reconstruction import reconstruction_error
-    from genzoo.metrics.reference import sha256_of
     from genzoo.model import Bijective, reconstruct
     from genzoo.prob.measure import bin_centre, to_bytes
 
@@ -201,7 +204,7 @@ def reconstruction(model: Any, data: Any, settings: dict[str, Any], setting: dic
     errors = reconstruction_error(stored(x, model.levels), torch.cat(parts))
     units = {"mse": "on [0, 1]", "psnr": "dB", "ssim": "1 is alike"}
     better = {"mse": "lower", "psnr": "higher", "ssim": "higher"}
-    protocol = {"split": "test", "split_sha256": sha256_of(x)}
+    protocol = {"split": "test", "split_sha256": split_sha256(x)}
     return {
         f"reconstruction/{name}": entry(
             error.value, error.stderr, better[name], {"unit": units[name], **protocol, "n": error.n}, setting
@@ -322,39 +325,32 @@ def draw(model: Any, n: int, batch_size: int, seed: int) -> tuple[Any, Any, int]
     return torch.cat(parts), None if labels[0] is None else torch.cat(labels), broken
 
 
-class within_evaluations:
+@contextlib.contextmanager
+def within_evaluations(model: Any, chosen: bool) -> Iterator[None]:
     """Exchange a denoiser's sampler for Heun's method in 25 steps where a sample takes more than 50 evaluations.
 
     Args:
         model: whose sampler.
         chosen: whether the user asked for this sampler.
     """
+    from genzoo.commands.load import walker
+    from genzoo.model import Denoiser
+    from genzoo.prob.random import SampleStreams
+    from genzoo.samplers import Heun
 
-    def __init__(self, model: Any, chosen: bool):
-        from genzoo.commands.load import walker
-        from genzoo.model import Denoiser
-
-        part = walker(model)
-        self.walker: Any = part if isinstance(part, Denoiser) and not chosen else None
-        self.model = model
-
-    def __enter__(self) -> None:
-        if self.walker is None:
-            return
-        from genzoo.prob.random import SampleStreams
-        from genzoo.samplers import Heun
-
-        self.sampler = self.walker.sampler
-        if (getattr(self.sampler, "steps", None) or 0) > EVALUATIONS:
-            nfe = EVALUATIONS + 1
-        else:
-            nfe = self.model.sample(2, rng=SampleStreams(0, range(2), device=self.model.device)).nfe
-        if nfe > EVALUATIONS:
-            self.walker.sampler = Heun(steps=CLASSIC)
-
-    def __exit__(self, *_: object) -> None:
-        if self.walker is not None:
-            self.walker.sampler = self.sampler
+    part: Any = walker(model)
+    denoises = isinstance(part, Denoiser)
+    if not denoises or chosen:
+        yield
+        return
+    own: Any = part.sampler
+    long = (own.steps or 0) > EVALUATIONS  # and need not be tried
+    if long or model.sample(2, rng=SampleStreams(0, range(2), device=model.device)).nfe > EVALUATIONS:
+        part.sampler = Heun(steps=HEUN_STEPS)
+    try:
+        yield
+    finally:
+        part.sampler = own
 
 
 def sampler_card(model: Any) -> dict[str, Any] | None:

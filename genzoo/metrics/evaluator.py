@@ -49,6 +49,7 @@ from genzoo.prob.random import generator
 NEIGHBOURS = 10_000  # features of each side that balls are made of
 MEMORISED = 2_000  # samples whose nearest training event is looked for
 K, K_COVERAGE = 3, 5
+LEAST = K_COVERAGE + 1  # events of a set in which all have neighbours
 
 
 class Measured(NamedTuple):
@@ -79,13 +80,15 @@ def subset(size: int, n: int | None) -> Tensor:
     return torch.randperm(size, generator=generator("subset", size))[:n].sort().values
 
 
-def check_enough(n: int, network: FeatureNetwork, force: bool) -> None:
-    """Refuse a Frechet distance of fewer samples than features, whose covariance is singular.
+def check_enough(n: int, network: FeatureNetwork | None, force: bool) -> None:
+    """Refuse samples without neighbours, and a Frechet distance from the singular covariance of fewer samples than features.
 
     Raises:
-        TooFew: unless forced.
+        TooFew: the second unless forced.
     """
-    if n < network.dim and not force:
+    if n < LEAST:
+        raise TooFew(f"metrics.n={n}: {LEAST} samples are the least that can be compared; 0 for none")
+    if network is not None and n < network.dim and not force:
         raise TooFew(
             f"metrics.n={n}: fewer samples than the {network.dim} features of {network.name}, of which no Frechet distance "
             f"can be trusted; draw at least {network.dim}, or say metrics.force=true and have the number marked"
@@ -146,7 +149,7 @@ def against(
             "lower",
             {"unit": "squared distance", **protocol, "extrapolation": "1/n, k=1..4"},
         )
-    if network.resize is not None:
+    if network.resize is not None and len(real) >= LEAST:
         size = min(SUBSET_SIZE, len(real), len(x))
         chosen = [side[subset(len(side), NEIGHBOURS)] for side in (real, x)]
         found["kd"] = Measured(
@@ -156,8 +159,9 @@ def against(
             {"unit": "squared MMD", **protocol, "kernel": "(x'y/D + 1)^3", "subsets": SUBSETS, "subset_size": size},
         )
     n = min(NEIGHBOURS, len(real), len(x))
-    shape = manifold(real[subset(len(real), n)], x[subset(len(x), n)], K, K_COVERAGE)
-    for name, value in shape._asdict().items():
+    enough = n >= LEAST
+    shape = manifold(real[subset(len(real), n)], x[subset(len(x), n)], K, K_COVERAGE)._asdict() if enough else {}
+    for name, value in shape.items():
         k = K if name in ("precision", "recall") else K_COVERAGE
         # Of shares of independent samples the error is that of a coin; the balls themselves are taken as given.
         stderr = (value * (1 - value) / n) ** 0.5 if name == "precision" else None

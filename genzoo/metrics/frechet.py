@@ -187,7 +187,7 @@ def frechet_stderr(features: Tensor, q: Moments) -> float | None:
     x = features.double()
     p, R = moments(x), q.factor
     values, vectors = torch.linalg.eigh(R.T @ p.cov @ R)
-    kept = values > values[-1] * D * torch.finfo(values.dtype).eps
+    kept = values > values.abs().sum() * torch.finfo(values.dtype).eps  # none where the reference is one point
     root = (R @ vectors[:, kept]) * values[kept] ** -0.25  # T = root root'
     centred = x - p.mean
     influence = 2 * centred @ (p.mean - q.mean) + centred.square().sum(1) - (centred @ root).square().sum(1)

@@ -30,11 +30,13 @@ def squared_distances(a: Tensor, b: Tensor, dtype: torch.dtype = torch.float64) 
     Yields:
         The rows of ``a``, (B,), and their squared distances, (B, M).
     """
-    centre = b.mean(0, dtype=torch.float64)  # products lose digits far from the origin
-    b = (b - centre).to(dtype)
+    # Products lose digits far from the origin. Bytes are exact in single precision and need no more room.
+    precise = torch.promote_types(b.dtype, dtype)
+    centre = b.mean(0, dtype=torch.float64).to(precise)
+    b = (b.to(precise) - centre).to(dtype)
     squares = b.square().sum(1)
     for rows in torch.arange(len(a), device=a.device).split(max(1, CELLS // len(b))):
-        part = (a[rows] - centre).to(dtype)
+        part = (a[rows].to(precise) - centre).to(dtype)
         yield rows, torch.addmm(squares + part.square().sum(1, keepdim=True), part, b.T, alpha=-2).clamp_(min=0)
 
 

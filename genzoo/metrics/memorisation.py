@@ -74,7 +74,6 @@ def _nearest(x: Tensor, train: Tensor, flip: bool, own: Tensor | None = None) ->
     Args:
         own: the place of each event among the training events, where it is one of them and not its own neighbour.
     """
-    x, train = x.double(), train.double()
     sides = [x, x.flip(-1)] if flip else [x]
     distances = []
     for side in sides:
@@ -85,11 +84,9 @@ def _nearest(x: Tensor, train: Tensor, flip: bool, own: Tensor | None = None) ->
             found.append(d.topk(min(CANDIDATES, len(train) - 1), dim=1, largest=False).indices)
         distances.append(torch.cat(found))
     candidates = torch.cat(distances, dim=1)
+    pairs = [zip(side.double(), candidates, strict=True) for side in sides]
     exact = torch.stack(
-        [
-            torch.stack([(side[i] - train[places]).flatten(1).norm(dim=1) for i, places in enumerate(candidates)])
-            for side in sides
-        ]
+        [torch.stack([(event - train[i]).flatten(1).norm(dim=1) for event, i in side]) for side in pairs]
     ).amin(0)
     # A training event that is near on both sides is one event.
     order = candidates.argsort(dim=1, stable=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import genzoo as genzoo_package
 from genzoo import load
@@ -311,3 +312,23 @@ def test_what_is_not_said_is_as_at_the_end_of_training(here):
     metrics = Run(run).result["metrics"]
     assert metrics["train/fd_digits"]["card"]["protocol"]["n_fake"] == 64
     assert metrics["test/bpd_upper"]["card"]["setting"]["num_samples"] == 7
+
+
+def test_a_split_of_two_pictures_is_compared_by_what_two_can_say(here):
+    x = stored(digits().train.x, 17)[:40]
+    (here / "few").mkdir()
+    for i, image in enumerate(x):
+        Image.fromarray(image[0].numpy()).save(here / "few" / f"{i}.png")
+    words = ["data=folder", f"data.root={here / 'few'}", "data.size=8", "data.channels=1", "data.test_fraction=0.05"]
+    path = drawn(here / "made.npz", stored(digits().test.x[:70], 17))
+    found = scored(path, *words, "metrics.features=digits")["metrics"]
+    assert found["train/fd_digits"]["value"] > 0 and found["test/fd_digits"]["value"] > 0
+    n = found["test/fd_digits"]["card"]["protocol"]["n_real"]
+    assert ("test/precision_digits" in found) == (n > 5) and "train/precision_digits" in found
+
+
+@pytest.mark.parametrize("features", ["identity", "null"])
+def test_samples_without_neighbours_are_refused_before_anything_is_drawn(here, features):
+    run = untrained(here, "model=realnvp", "data=moons", "model.couplings=2")[0]
+    code, _, err = genzoo("evaluate", f"run={run}", "metrics.n=5", f"metrics.features={features}", "metrics.force=true")
+    assert code == 2 and err == "genzoo: metrics.n=5: 6 samples are the least that can be compared; 0 for none\n"

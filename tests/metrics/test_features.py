@@ -13,13 +13,13 @@ import urllib.error
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from PIL import Image
 
-from genzoo.data import digits, fashion_mnist
-from genzoo.data.dataset import DataError
+from genzoo.data import digits
 from genzoo.metrics import features
 from genzoo.metrics.evaluator import stored
 from genzoo.metrics.features import (
@@ -36,7 +36,7 @@ from genzoo.metrics.features import (
     fitting,
 )
 
-RESULTS = Path(__file__).parents[2] / "experiments" / "feature_networks" / "results.json"
+CLOTHES = Path(__file__).parent / "clothes.png"  # of Fashion-MNIST's test split, forty of each class in a row
 
 
 def digits_as_bytes() -> torch.Tensor:
@@ -62,9 +62,7 @@ def test_points_are_their_own_features():
 
 @pytest.mark.parametrize("name", embedded())
 def test_an_embedded_network_is_the_one_whose_training_is_on_record(name):
-    if not RESULTS.is_file():
-        pytest.skip("the records are not here")
-    network, record = Embedded(name), json.loads(RESULTS.read_text())[name]
+    network, record = Embedded(name), json.loads((EMBEDDED / "networks.json").read_text())[name]
     content = (EMBEDDED / f"{name}.safetensors").read_bytes()
     assert network.sha256 == record["sha256"] == hashlib.sha256(content).hexdigest()
     assert (network.dim, len(content)) == (record["dim"], record["bytes"])
@@ -76,15 +74,23 @@ def test_digits_are_recognised_from_the_bytes_of_a_picture_file():
     assert float((logits.argmax(1) == digits().test.y).double().mean()) > 0.97
 
 
-def test_clothes_are_recognised_from_the_bytes_of_a_picture_file(tmp_path):
-    if "fashion_mnist" not in embedded():
-        pytest.skip("the network is not here")
-    try:
-        test = fashion_mnist(tmp_path, download=False).test
-    except DataError:
-        pytest.skip("the data are not here")
-    logits = Embedded("fashion_mnist").extract(test.x[:500]).logits
-    assert float((logits.argmax(1) == test.y[:500]).double().mean()) > 0.88
+def test_clothes_are_recognised_from_the_bytes_of_a_picture_file():
+    with Image.open(CLOTHES) as picture:
+        sheet = torch.from_numpy(np.array(picture))
+    images = sheet.unflatten(0, (10, 28)).unflatten(2, (40, 28)).transpose(1, 2).reshape(400, 1, 28, 28)
+    logits = Embedded("fashion_mnist").extract(images).logits
+    assert float((logits.argmax(1) == torch.arange(10).repeat_interleave(40)).double().mean()) > 0.88
+
+
+def test_a_network_that_is_not_the_one_on_record_is_refused(monkeypatch, tmp_path):
+    for path in EMBEDDED.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(features, "EMBEDDED", tmp_path)
+    file = tmp_path / "digits.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1  # still a network, by its form
+    file.write_bytes(content)
+    assert str(file) in refusal(lambda: Embedded("digits"))
 
 
 def test_features_are_those_of_the_network_on_the_range_from_minus_one_to_one():

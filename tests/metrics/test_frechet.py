@@ -215,3 +215,13 @@ def test_too_few_features_have_no_error_and_no_extrapolation():
     q = random_law(10, 0)
     assert frechet_stderr(features(19, 10, 0), q) is None and frechet_stderr(features(20, 10, 0), q) > 0
     assert frechet_infinity(features(43, 10, 0), q) is None and frechet_infinity(features(44, 10, 0), q) is not None
+
+
+def test_a_reference_that_is_one_point_is_at_the_distance_of_mean_and_spread():
+    x = torch.randn(50, 3).double()
+    point = moments(torch.ones(1, 3))
+    expected = float((moments(x).mean - 1).square().sum() + moments(x).cov.trace())
+    assert frechet_distance_of_features(x, point) == pytest.approx(expected, rel=1e-12)
+    # The mean of |x - 1|^2, whose error is that of any mean.
+    stderr = float((x - 1).square().sum(1).std() / 50**0.5)
+    assert frechet_stderr(x, point) == pytest.approx(stderr, rel=1e-6)
