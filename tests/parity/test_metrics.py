@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from genzoo.data.pictures import read_samples
 from genzoo.metrics import kernel
-from genzoo.metrics.features import Inception
+from genzoo.metrics.features import DINOv2, Inception
 from genzoo.metrics.frechet import frechet_distance, frechet_distance_of_features, moments
 from genzoo.metrics.inception_score import inception_score
 from genzoo.metrics.kernel import kernel_distance
@@ -129,3 +130,26 @@ def test_pictures_have_the_fid_kid_and_score_of_torch_fidelity(monkeypatch, tmp_
         again = network.extract(read_samples(samples, (3, 32, 32), 256)[:2])
     torch.testing.assert_close(again.features, fake.features[:2], rtol=1e-3, atol=1e-4)
     assert network.is_inception and len(network.sha256) == 64
+
+
+@pytest.mark.parametrize("side", [224, 518])
+def test_dinov2_sees_what_a_picture_library_resizes(monkeypatch, tmp_path, side):
+    monkeypatch.setattr(DINOv2, "ARCHITECTURE", "vit_small_patch14_dinov2")  # the same, smaller
+    peer = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=side).eval()
+    torch.nn.init.normal_(peer.pos_embed, std=0.02)
+    for name, weight in peer.named_parameters():
+        if name.endswith(".gamma"):  # which begin so small that the class token would see no picture
+            torch.nn.init.ones_(weight)
+    torch.save(peer.state_dict(), tmp_path / "weights.pth")
+    images = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+    resized = [np.array(picture.resize((224, 224), Image.Resampling.BICUBIC)) / 255 for picture in pictures]
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    x = torch.stack([torch.from_numpy((image - mean) / std).permute(2, 0, 1).float() for image in resized])
+    peer.set_input_size((224, 224))
+    with torch.no_grad():
+        expected = peer(x)
+    found = DINOv2(tmp_path / "weights.pth").extract(images).features
+    # A picture library rounds to bytes; two pictures differ by more.
+    apart = float((expected[0] - expected[1]).norm())
+    assert float((found - expected).norm(dim=1).max()) < 0.02 * apart
