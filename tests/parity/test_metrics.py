@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -135,6 +134,7 @@ def test_pictures_have_the_fid_kid_and_score_of_torch_fidelity(monkeypatch, tmp_
 @pytest.mark.parametrize("side", [224, 518])
 def test_dinov2_sees_what_a_picture_library_resizes(monkeypatch, tmp_path, side):
     monkeypatch.setattr(DINOv2, "ARCHITECTURE", "vit_small_patch14_dinov2")  # the same, smaller
+    timm = pytest.importorskip("timm")
     peer = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=side).eval()
     torch.nn.init.normal_(peer.pos_embed, std=0.02)
     for name, weight in peer.named_parameters():
