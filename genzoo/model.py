@@ -17,9 +17,9 @@ otherwise. The clock of noising families runs from ``t = 0``, data, to ``t = 1``
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Flag, auto
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,14 @@ class Loss(NamedTuple):
 
     total: Tensor  # (), has a gradient
     terms: dict[str, Tensor]  # name -> (), detached; logged as train/<name>
+
+
+class Diagnostic(NamedTuple):
+    """What a term of the loss says of the health of a training, for pages that know no family."""
+
+    label: str
+    unit: str
+    better: Literal["lower", "higher"] | None = None  # None where neither is
 
 
 class LogProb(NamedTuple):
@@ -94,6 +102,7 @@ class GenerativeModel(nn.Module, ABC):
     """
 
     class_probs: Tensor
+    diagnostics: Mapping[str, Diagnostic] = {}  # of terms of the loss, by their names
 
     def __init__(self, shape: Sequence[int], levels: int | None = None, num_classes: int = 0):
         super().__init__()
@@ -248,6 +257,11 @@ class LatentVariable(Codec):
 
 class Bijective(Codec):
     """A codec that loses nothing: ``decode(encode(x))`` is ``x``."""
+
+    diagnostics: Mapping[str, Diagnostic] = {  # of flows that are trained on their likelihood
+        "log_det_min": Diagnostic("least log |det dz/dx| in a batch", "nats/dim"),
+        "log_det_max": Diagnostic("largest log |det dz/dx| in a batch", "nats/dim"),
+    }
 
     @abstractmethod
     def forward_and_log_det(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:

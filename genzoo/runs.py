@@ -89,8 +89,17 @@ def provenance() -> dict[str, Any]:
         "command": shlex.join(["python", "-m", "genzoo", *sys.argv[1:]]),
         "git_commit": commit.stdout.strip() or None,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "machine": {"system": platform.platform(), "cpu": platform.machine(), "cores": os.cpu_count()},
+        "machine": {"system": platform.platform(), "cpu": processor(), "cores": os.cpu_count()},
     }
+
+
+def processor() -> str:
+    """Name the processor, as Linux does, or its architecture elsewhere."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
 
 
 def job_id(config: dict[str, Any]) -> str:

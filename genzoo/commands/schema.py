@@ -48,12 +48,13 @@ class Trainer(Section):
 class Budget(Section):
     images: Positive | None
     seconds: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None
+    flops: Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)] | None
     samples: NonNegative
 
     @model_validator(mode="after")
     def limits_something(self) -> Budget:
-        if self.images is None and self.seconds is None:
-            raise ValueError("budget.images and budget.seconds are both null: say how long to train in one of them")
+        if self.images is None and self.seconds is None and self.flops is None:
+            raise ValueError("budget.images, budget.seconds and budget.flops are null: say how long to train in one")
         return self
 
 

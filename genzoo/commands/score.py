@@ -366,19 +366,30 @@ def sampler_card(model: Any) -> dict[str, Any] | None:
 
 
 def cost(model: Any, settings: dict[str, Any], setting: dict[str, Any], status: dict[str, Any]) -> dict[str, Any]:
-    """Measure what samples cost, and say what training did."""
+    """Measure what samples cost, and say what training took."""
+    import torch
+
+    from genzoo.training.flops import COUNTED
+
     say("measuring the speed of sampling")
     speed, nfe = throughput(model, settings["throughput"])
     device = str(model.device)
-    protocol = {"unit": "samples/s", "batch": settings["throughput"], "device": device, "nfe": nfe}
+    threads = None if model.device.type == "cuda" else torch.get_num_threads()
+    machine = {"device": device, "threads": threads}
+    protocol = {"unit": "samples/s", "batch": settings["throughput"], **machine}
     metrics = {
-        "sampling/samples_per_second": entry(speed, None, "higher", protocol, setting),
+        "sampling/samples_per_second": entry(speed, None, "higher", protocol, {**setting, "nfe": nfe}),
         "sampling/nfe": entry(nfe, None, "lower", {"unit": "evaluations"}, setting),
         "model/parameters": entry(sum(p.numel() for p in model.parameters()), None, "lower", {"unit": "weights"}, {}),
     }
-    if status.get("train_seconds"):
-        rate, protocol = status["images"] / status["train_seconds"], {"unit": "images/s", "device": device}
-        metrics["train/images_per_second"] = entry(rate, None, "higher", protocol, setting)
+    spent: dict[str, tuple[Any, str, dict[str, Any]]] = {
+        "images": (status.get("images"), "images", {}),
+        "seconds": (status.get("train_seconds"), "s", {"threads": status.get("threads")}),
+        "flops": (status.get("train_flops"), "FLOPs", {"counted": COUNTED}),
+    }
+    for name, (value, unit, how) in spent.items():
+        if value:
+            metrics[f"training/{name}"] = entry(value, None, "lower", {"unit": unit, **how}, {})
     return metrics
 
 

@@ -64,11 +64,12 @@ def train(config: dict[str, Any], choices: dict[str, str]) -> Path:
     if settings["precision"] == "64-true":
         model.double()
     batches = Batches(data.train, settings["batch_size"], seed, flip=config["data"]["flip"])
-    budget = Budget(config["budget"]["images"], config["budget"]["seconds"])
+    budget = Budget(*(config["budget"][name] for name in ("images", "seconds", "flops")))
     module = GenerativeModule(model, optimizer, batches, budget, learning_rate, settings["ema"], settings["clip"], seed)
 
     config = {**config, "model": inlined(config["model"])}
     run = Run.create(config["outputs"], f"{choices['model']}-{config['data']['name']}", config, job)
+    run.update_status(model=choices["model"], threads=torch.get_num_threads(), diagnostics=module.diagnostics())
     logger, failed = None, True
     try:
         logger = records.open(run, config) if records else None

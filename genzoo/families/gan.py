@@ -35,7 +35,7 @@ References:
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from genzoo.model import Adversarial, Continuous, Decoder, Loss, Samples
+from genzoo.model import Adversarial, Continuous, Decoder, Diagnostic, Loss, Samples
 from genzoo.prob.measure import snap
 from genzoo.prob.random import rand, randn
 
@@ -59,6 +59,16 @@ class _TwoPlayers(Decoder, Adversarial):
         latent_dim: size of z.
         n_critic: steps of the critic for each of the generator's.
     """
+
+    diagnostics: Mapping[str, Diagnostic] = {
+        "critic": Diagnostic("loss of the critic", "", "lower"),
+        "generator": Diagnostic("loss of the generator", "", "lower"),
+        "accuracy": Diagnostic("decisions of the critic that are right", "share, 0.5 is a draw"),
+        "distance": Diagnostic("critic on data less critic on samples", "", "lower"),
+        "penalty": Diagnostic("gradient penalty", "mean of (slope - 1) squared", "lower"),
+        "critic_grad_norm": Diagnostic("gradient of the critic", "norm"),
+        "generator_grad_norm": Diagnostic("gradient of the generator", "norm"),
+    }
 
     def __init__(
         self,

@@ -32,7 +32,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from genzoo.model import Bound, Continuous, Density, Inferred, LatentVariable, LogProb, Loss, Samples
+from genzoo.model import Bound, Continuous, Density, Diagnostic, Inferred, LatentVariable, LogProb, Loss, Samples
 from genzoo.nn.ladder import Ladder
 from genzoo.prob.bounds import RateCost, importance_weighted
 from genzoo.prob.divergences import kl_normal
@@ -115,6 +115,11 @@ class HVAE(Density, LatentVariable):
         self.sizes = [math.prod(shape) for shape in self.network.latents]
         self.latent = Continuous((sum(self.sizes),))
         self.cost = RateCost(beta, warmup, free_bits)
+        self.diagnostics = {
+            "distortion": Diagnostic("distortion", "nats", "lower"),
+            "rate": Diagnostic("rate: KL of all levels", "nats"),
+            **{f"rate_{i}": Diagnostic(f"KL of level {i}, the top is 0", "nats") for i in range(len(self.sizes))},
+        }
 
     def _descend(
         self, eps: Tensor, y: Tensor | None, seen: Sequence[Tensor] | None = None

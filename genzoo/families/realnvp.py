@@ -244,19 +244,23 @@ class RealNVP(Density, Bijective):
     def log_prob(
         self, x: Tensor, y: Tensor | None = None, *, num_samples: int = 1, rng: torch.Generator | None = None
     ) -> LogProb:
-        z, log_det = self.forward_and_log_det(x, y)
-        return LogProb(log_det - 0.5 * (z.square().sum(1) + self.dim * math.log(2 * math.pi)))
+        return LogProb(self._log_prob(*self.forward_and_log_det(x, y)))
+
+    def _log_prob(self, z: Tensor, log_det: Tensor) -> Tensor:
+        return log_det - 0.5 * (z.square().sum(1) + self.dim * math.log(2 * math.pi))
 
     def loss(
         self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
     ) -> Loss:
-        nll = -self.log_prob(x, y).value.mean()
+        z, log_det = self.forward_and_log_det(x, y)
+        nll = -self._log_prob(z, log_det).mean()
         total = nll
         if self.scale_penalty:
             scales = [p for name, p in self.named_parameters() if name.endswith(("bound", "magnitude"))]
             total = nll + self.scale_penalty * torch.stack([p.square().sum() for p in scales]).sum()
+        low, high = (log_det.detach() / self.dim).aminmax()
         # In nats a dimension, so that one learning rate serves small and large images.
-        return Loss(total / self.dim, {"nll": nll.detach()})
+        return Loss(total / self.dim, {"nll": nll.detach(), "log_det_min": low, "log_det_max": high})
 
     @torch.no_grad()
     def sample(self, n: int, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Samples:

@@ -19,12 +19,12 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from genzoo.model import Bound, Continuous, Density, Inferred, LatentVariable, LogProb, Loss, Samples
+from genzoo.model import Bound, Continuous, Density, Diagnostic, Inferred, LatentVariable, LogProb, Loss, Samples
 from genzoo.prob.bounds import RateCost, importance_weighted
 from genzoo.prob.divergences import kl_normal
 from genzoo.prob.likelihoods import Likelihood
@@ -49,6 +49,10 @@ class VAE(Density, LatentVariable):
     """
 
     bound = Bound.LOWER
+    diagnostics: Mapping[str, Diagnostic] = {
+        "distortion": Diagnostic("distortion", "nats", "lower"),
+        "rate": Diagnostic("rate: KL of posterior and prior", "nats"),
+    }
 
     def __init__(
         self,

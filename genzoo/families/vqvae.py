@@ -23,12 +23,12 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from genzoo.model import Discrete, Inferred, LatentVariable, Loss, Samples
+from genzoo.model import Diagnostic, Discrete, Inferred, LatentVariable, Loss, Samples
 from genzoo.nn.quantize import VectorQuantizer, perplexity, straight_through
 from genzoo.prob.likelihoods import Likelihood
 from genzoo.prob.measure import snap
@@ -57,6 +57,13 @@ class VQVAE(LatentVariable):
     """
 
     latent: Discrete
+
+    diagnostics: Mapping[str, Diagnostic] = {
+        "perplexity": Diagnostic("code perplexity", "codes of a batch", "higher"),
+        "usage": Diagnostic("codes that a batch uses", "share of the codebook", "higher"),
+        "dead": Diagnostic("dead codes, revived", "codes a step", "lower"),
+        "commitment": Diagnostic("distance to the nearest code", "squared", "lower"),
+    }
 
     def __init__(
         self,
@@ -106,15 +113,15 @@ class VQVAE(LatentVariable):
         z = self._vectors(x, y)
         k = self.quantizer.nearest(z)
         e = self.quantizer.lookup(k)
-        if self.training:
-            self.quantizer.update(z.detach(), k, rng)
+        dead = self.quantizer.update(z.detach(), k, rng) if self.training else None
         distortion = -self.likelihood.log_prob(self.decoder(straight_through(z, e), y).to(x.dtype), x).mean()
         commitment = (z - e).square().mean()
         exponential, usage = perplexity(k, self.latent.levels)
         # In nats a dimension, so that one weight of the commitment serves small and large images.
         total = distortion / self.dim + self.commitment * commitment
         terms = {"distortion": distortion.detach(), "commitment": commitment.detach()}
-        return Loss(total, {**terms, "perplexity": exponential, "usage": usage})
+        terms |= {"perplexity": exponential, "usage": usage}
+        return Loss(total, terms if dead is None else {**terms, "dead": dead})
 
     def infer(self, x: Tensor, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Inferred:
         """Return the one grid of codes of each event, (B, 1, h, w), whose log probability under q is 0."""

@@ -241,15 +241,15 @@ class DINOv2(FeatureNetwork):
     MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
     def __init__(self, weights: str | os.PathLike[str] | None):
-        try:
-            import timm
-        except ImportError as error:
-            raise FeatureError("metrics.features=dinov2 needs timm: pip install 'genzoo[dinov2]'") from error
         if weights is None:
             raise FeatureError(
                 f"metrics.features=dinov2 needs metrics.dinov2_weights=FILE, a checkpoint of timm's {self.ARCHITECTURE}: "
                 f"get model.safetensors from https://huggingface.co/timm/{self.ARCHITECTURE}.lvd142m"
             )
+        try:
+            import timm
+        except ImportError as error:
+            raise FeatureError("metrics.features=dinov2 needs timm: pip install 'genzoo[dinov2]'") from error
         content = _read(Path(weights), "metrics.dinov2_weights")
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.network = timm.create_model(self.ARCHITECTURE, num_classes=0, img_size=224, dynamic_img_size=True)

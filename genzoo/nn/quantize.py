@@ -93,7 +93,7 @@ class VectorQuantizer(nn.Module):
         return self.codes[k_BHW].movedim(-1, 1)
 
     @torch.no_grad()
-    def update(self, z_BDHW: Tensor, k_BHW: Tensor, rng: torch.Generator | None = None) -> None:
+    def update(self, z_BDHW: Tensor, k_BHW: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """Move the codes towards the vectors that they stand for, and revive the dead ones; for training alone.
 
         Over several processes the vectors of all of them count.
@@ -102,6 +102,9 @@ class VectorQuantizer(nn.Module):
             z_BDHW: vectors.
             k_BHW: the index of each, from ``nearest``.
             rng: chooses the vectors that revive codes.
+
+        Returns:
+            How many codes were dead, ().
         """
         z_ND, k_N = z_BDHW.movedim(1, -1).flatten(0, -2).to(self.codes.dtype), k_BHW.flatten()
         counts, sums = torch.zeros_like(self.counts), torch.zeros_like(self.sums)
@@ -125,6 +128,7 @@ class VectorQuantizer(nn.Module):
         smoothed = (self.counts + self.eps) / (total + self.codebook_size * self.eps) * total
         self.codes.copy_(self.sums / smoothed[:, None])
         self.placed.fill_(True)
+        return dead.sum()
 
 
 def perplexity(k: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:

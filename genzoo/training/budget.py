@@ -2,8 +2,8 @@
 
 A budget counts real images delivered to any player of any family, generator turns included, so that it means the same
 for all of them. Schedules, of the learning rate for one, are functions of images seen against images planned. Where
-only seconds are given, the plan is measured before the first step and corrected a few times on the way; where images are
-given, the clock only ever stops a run.
+only seconds are given, the plan is measured before the first step and corrected a few times on the way; where images or
+FLOPs are given, the clock only ever stops a run.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ class Budget:
     Args:
         images: real images delivered, or None.
         seconds: of training, or None; samples drawn and checkpoints written on the way are not counted.
+        flops: of training, or None; see ``genzoo.training.flops``.
 
     Raises:
-        ValueError: where both are None, or one is not positive.
+        ValueError: where all are None, or one is not positive.
     """
 
     images: int | None = None
     seconds: float | None = None
+    flops: float | None = None
 
     def __post_init__(self) -> None:
-        if self.images is None and self.seconds is None:
-            raise ValueError("a budget needs budget.images, budget.seconds or both")
-        for name in ("images", "seconds"):
+        if self.images is None and self.seconds is None and self.flops is None:
+            raise ValueError("a budget needs budget.images, budget.seconds or budget.flops")
+        for name in ("images", "seconds", "flops"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"budget.{name} must be positive and finite, not {value}")

@@ -83,6 +83,7 @@ class Record(pl.Callback):
                 images=pl_module.images,
                 planned_images=pl_module.planned_images,
                 seconds=round(pl_module.train_seconds, 3),
+                flops=pl_module.flops,
                 images_per_second=round(rate, 2),
                 values=values,
             )
@@ -150,8 +151,14 @@ class Scores(pl.Callback):
         was_training = model.training
         values = self.score(model)
         model.train(was_training)
-        seconds = round(pl_module.train_seconds, 3)
-        self.run.log(event="interim", step=pl_module.steps, images=pl_module.images, seconds=seconds, values=values)
+        self.run.log(
+            event="interim",
+            step=pl_module.steps,
+            images=pl_module.images,
+            seconds=round(pl_module.train_seconds, 3),
+            flops=pl_module.flops,
+            values=values,
+        )
         for logger in trainer.loggers:
             numbers = {f"interim/{name}": value for name, value in values.items() if value is not None}
             logger.log_metrics({**numbers, "images": pl_module.images}, step=pl_module.images)
@@ -181,6 +188,7 @@ class Checkpoints(pl.Callback):
             images=pl_module.images,
             planned_images=pl_module.planned_images,
             train_seconds=round(pl_module.train_seconds, 3),
+            train_flops=pl_module.flops,
         )
 
 

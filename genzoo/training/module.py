@@ -19,12 +19,13 @@ hand-over and before anything is recorded.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import copy
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +39,7 @@ from genzoo.prob.measure import dequantize
 from genzoo.prob.random import seed_of
 from genzoo.training.budget import Budget, LearningRate
 from genzoo.training.ema import EMA
+from genzoo.training.flops import count
 
 CORRECTIONS = (
     0.1,
@@ -83,6 +85,14 @@ class Window:
         return means
 
 
+def _stages(model: GenerativeModel) -> list[Stage]:
+    return model.stages() if isinstance(model, Staged) else [Stage("train", model, 1.0)]
+
+
+def _parts(module: GenerativeModel) -> Mapping[str, nn.Module]:
+    return module.players() if isinstance(module, Adversarial) else {"model": module}
+
+
 class GenerativeModule(pl.LightningModule):
     """Trains a generative model.
 
@@ -119,11 +129,13 @@ class GenerativeModule(pl.LightningModule):
         self.clip = clip
         self.seed = seed
         self.ema = EMA(model, ema_decay)
-        self.stages = model.stages() if isinstance(model, Staged) else [Stage("train", model, 1.0)]
+        self.stages = _stages(model)
         self.players = {stage.name: self._players(stage, optimizer) for stage in self.stages}
         self.planned_steps: int | None = None  # set before the first step
         self.steps = 0
         self.train_seconds = 0.0
+        self.flops = 0  # of all steps so far
+        self._costs: dict[tuple[str, str | None], int] = {}  # FLOPs of a step, by stage and turn
         self.boundaries: list[int] = []  # the steps at which all stages but the last end
         self._speeds: list[float] = []  # of each stage, in steps a second, where the plan is made by the clock
         self._begun = 0, 0.0  # steps and seconds when the present stage began
@@ -137,10 +149,8 @@ class GenerativeModule(pl.LightningModule):
     def _players(
         self, stage: Stage, optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
     ) -> dict[str, Player]:
-        module = stage.module
-        parts = module.players() if isinstance(module, Adversarial) else {"model": module}
         players = {}
-        for name, part in parts.items():
+        for name, part in _parts(stage.module).items():
             parameters = [p for p in part.parameters() if p.requires_grad]
             built = optimizer(parameters)
             players[name] = Player(name, parameters, built, built.param_groups[0]["lr"])
@@ -179,17 +189,9 @@ class GenerativeModule(pl.LightningModule):
         turn = module.turn(number) if isinstance(module, Adversarial) else None
         player = players[turn or "model"]
 
-        # Dropout draws from the global generator. torch.manual_seed would ask for every kind of device at each step.
-        layers, device = seed_of("layers", self.seed, self.steps, self._rank), self.batches.x.device
-        torch.default_generator.manual_seed(layers)
-        if device.type == "cuda":
-            torch.cuda.manual_seed(layers)
-        rng = torch.Generator(device).manual_seed(seed_of("noise", self.seed, self.steps, self._rank))
-        x, y = self.batches(self.steps)
-        x = (x if self.model.levels is None else dequantize(x, self.model.levels, rng)).to(self.model.dtype)
+        self.flops += self.cost(stage.name, turn)
         with self._only(player, players):
-            loss = module.loss(x, y if module.num_classes else None, turn=turn, rng=rng)
-            loss.total.backward()
+            loss = self._backward(module, turn)
         norm = torch.nn.utils.clip_grad_norm_(player.parameters, self.clip or float("inf"))
         self._guard(player, loss, norm)
 
@@ -207,6 +209,34 @@ class GenerativeModule(pl.LightningModule):
             for name in players:
                 self.ema.hand_back(f"{stage.name}/{name}")
         self.on_step()
+
+    def _backward(self, module: GenerativeModel, turn: str | None) -> Loss:
+        """Compute the loss of the present step and its gradients."""
+        # Dropout draws from the global generator. torch.manual_seed would ask for every kind of device at each step.
+        layers, device = seed_of("layers", self.seed, self.steps, self._rank), self.batches.x.device
+        torch.default_generator.manual_seed(layers)
+        if device.type == "cuda":
+            torch.cuda.manual_seed(layers)
+        rng = torch.Generator(device).manual_seed(seed_of("noise", self.seed, self.steps, self._rank))
+        x, y = self.batches(self.steps)
+        x = (x if self.model.levels is None else dequantize(x, self.model.levels, rng)).to(self.model.dtype)
+        loss = module.loss(x, y if module.num_classes else None, turn=turn, rng=rng)
+        loss.total.backward()
+        return loss
+
+    def cost(self, stage: str, turn: str | None) -> int:
+        """Return the FLOPs of a step, counted the first time on a copy of the model, since counting changes last bits."""
+        kind = stage, turn
+        if kind not in self._costs:
+            model = copy.deepcopy(self.model)
+            module = next(s.module for s in _stages(model) if s.name == stage)
+            parts = _parts(module)
+            for name, part in parts.items():
+                if name != (turn or "model"):
+                    part.requires_grad_(False)
+            # The first step may do once what later ones share.
+            self._costs[kind] = [count(lambda: self._backward(module, turn)) for _ in range(2)][-1]
+        return self._costs[kind]
 
     @property
     def _rank(self) -> int:
@@ -270,9 +300,15 @@ class GenerativeModule(pl.LightningModule):
 
     def plan(self) -> None:
         """Fix how many steps schedules expect; where only seconds are given, by measuring this machine's speed."""
+        plans = []
         if self.budget.images is not None:
-            self.planned_steps = math.ceil(self.budget.images / self.batches.batch_size)
-            self.boundaries = [round(share * self.planned_steps) for share in self._shares()[:-1]]
+            steps = math.ceil(self.budget.images / self.batches.batch_size)
+            plans.append([round(share * steps) for share in self._shares()])
+        if self.budget.flops is not None:
+            lengths = [self._affordable(i, stage.share * self.budget.flops) for i, stage in enumerate(self.stages)]
+            plans.append(list(itertools.accumulate(lengths)))
+        if plans:
+            *self.boundaries, self.planned_steps = min(plans, key=lambda ends: ends[-1])
         else:
             assert self.budget.seconds is not None
             start, trial = time.monotonic(), min(3.0, 0.05 * self.budget.seconds)
@@ -284,6 +320,14 @@ class GenerativeModule(pl.LightningModule):
     def _shares(self) -> list[float]:
         """Return the share of the budget that is spent at the end of each stage."""
         return list(itertools.accumulate(stage.share for stage in self.stages))
+
+    def _affordable(self, stage: int, flops: float) -> int:
+        """Return how many steps of one stage some FLOPs pay for, at least one."""
+        name, module = self.stages[stage].name, self.stages[stage].module
+        turns = [module.turn(i) if isinstance(module, Adversarial) else None for i in range(5040)]  # of any short cycle
+        spent = list(itertools.accumulate(self.cost(name, turn) for turn in turns))
+        cycles, left = divmod(flops, spent[-1])
+        return max(int(cycles) * len(turns) + bisect.bisect_right(spent, left), 1)
 
     def _plan_by_clock(self, present: int) -> None:
         """Plan from the present stage on as many steps as its share of the seconds will hold: a little less than fits."""
@@ -302,7 +346,7 @@ class GenerativeModule(pl.LightningModule):
         A machine that was busy when the speed was measured would otherwise end its schedule long before the clock. A stage
         that is over stays as it was.
         """
-        if self.budget.images is not None:
+        if self.budget.images is not None or self.budget.flops is not None:
             return
         assert self.budget.seconds is not None and self.planned_steps is not None
         present = sum(self.steps >= stop for stop in self.boundaries)
@@ -332,6 +376,14 @@ class GenerativeModule(pl.LightningModule):
         if self.planned_steps is None:
             with self.trainer.precision_plugin.train_step_context():
                 self.plan()
+
+    def diagnostics(self) -> dict[str, dict[str, Any]]:
+        """Say what the recorded terms mean of which the families know more than the name."""
+        return {
+            f"train/{name}": diagnostic._asdict()
+            for stage in self.stages
+            for name, diagnostic in stage.module.diagnostics.items()
+        }
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Show Lightning the optimisers; the module steps them itself."""
@@ -363,7 +415,7 @@ class GenerativeModule(pl.LightningModule):
         self.ema.model.load_state_dict(average)
         self.ema.updates = updates
         self.planned_steps, self.boundaries = plan
-        self.steps, self.on_step, self.window = 0, on_step, Window()
+        self.steps, self.on_step, self.window, self.flops = 0, on_step, Window(), 0
         return counted / elapsed
 
     def state(self) -> dict[str, Any]:
@@ -376,6 +428,7 @@ class GenerativeModule(pl.LightningModule):
             "begun": self._begun,
             "corrections": self._corrections,
             "train_seconds": self.train_seconds,
+            "flops": self.flops,
             "ema_updates": dict(self.ema.updates),
             "optimizers": [optimizer.state_dict() for optimizer in self.configure_optimizers()],
         }

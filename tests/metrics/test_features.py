@@ -8,7 +8,6 @@ import json
 import os
 import pickle
 import sys
-import types
 import urllib.error
 import zipfile
 from pathlib import Path
@@ -271,8 +270,7 @@ def test_a_wrong_file_is_refused_in_one_line_that_names_it(tmp_path):
 
 
 def test_dinov2_says_what_it_lacks(monkeypatch):
-    monkeypatch.setitem(sys.modules, "timm", types.ModuleType("timm"))
+    monkeypatch.setitem(sys.modules, "timm", None)
     said = refusal(lambda: DINOv2(None))
     assert "metrics.dinov2_weights=FILE" in said and "https://huggingface.co/timm/" in said
-    monkeypatch.setitem(sys.modules, "timm", None)
-    assert "pip install 'genzoo[dinov2]'" in refusal(lambda: DINOv2(None))
+    assert "pip install 'genzoo[dinov2]'" in refusal(lambda: DINOv2("weights.safetensors"))

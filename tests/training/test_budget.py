@@ -17,7 +17,7 @@ def test_a_budget_keeps_its_limits():
 @pytest.mark.parametrize(
     "limits, message",
     [
-        ({}, "needs budget.images, budget.seconds or both"),
+        ({}, "needs budget.images, budget.seconds or budget.flops"),
         ({"images": 0}, "budget.images must be positive and finite, not 0"),
         ({"images": 10, "seconds": -1.0}, r"budget.seconds must be positive and finite, not -1\.0"),
         ({"seconds": math.inf}, "budget.seconds must be positive and finite, not inf"),
