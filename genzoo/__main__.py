@@ -1,14 +1,17 @@
-"""``python -m genzoo [train|sample|evaluate] key=value ...``
+"""``python -m genzoo [train|sample|evaluate|compare] key=value ...``
 
 Exit codes: 0 done, 2 bad input, 3 not finite, 130 interrupted, 1 a bug of ours.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -32,6 +35,8 @@ def main() -> None:
         verb, *overrides = overrides
         if verb not in VERBS:
             fail(f"unknown command '{verb}': {nearest(verb, VERBS)}")
+    if verb == "compare" and not flags.multirun:  # several folders are one argument, not a sweep
+        overrides = [re.sub(r"^runs=([^\[{'\"]*,.*)$", r"runs=[\1]", word) for word in overrides]
 
     job = None
     of_hydra = bool(flags.hydra_help or flags.shell_completion)
@@ -52,47 +57,46 @@ def main() -> None:
 
 
 def by_hydra(verb: str, options: list[str], overrides: list[str], *, sweep: bool) -> None:
-    """Let Hydra show help or a configuration, or run every job of a sweep in a process of its own."""
+    """Let Hydra show help or a configuration, or run every job of a sweep in a process of its own, and compare them."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig
 
     from genzoo.commands.config import CONF, UsageError, validate
-    from genzoo.commands.sweep import Outcome, finished, run_job
+    from genzoo.commands.sweep import Ended, do, finish, objective
 
     typed = sys.argv
-    failed: list[tuple[str, Outcome]] = []
-
-    def job(config: DictConfig) -> None:
-        hydra_config = HydraConfig.get()
-        words = list(hydra_config.overrides.task)
-        try:
-            plain = validate(verb, config)
-        except UsageError as error:
-            failed.append((" ".join(words), Outcome(error.exit_code, str(error))))
-            return
-        done = finished(plain, dict(hydra_config.runtime.choices)) if verb == "train" else None
-        if done:
-            print(f"done before: {done}", flush=True)
-            return
-        outcome = run_job([verb, *child_options, *words], plain.get("timeout"))
-        if outcome.code:  # and the sweep goes on
-            failed.append((" ".join(words), outcome))
-
     child_options = [word for word in options if word not in ("-m", "--multirun")]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # a bug of ours shows its real traceback
-    with tempfile.TemporaryDirectory() as scratch:
+    # Where jobs on other machines see it too.
+    with tempfile.TemporaryDirectory(dir=".", prefix=".sweep-") if sweep else contextlib.nullcontext("") as name:
+        scratch = os.path.abspath(name)
+
+        def job(config: DictConfig) -> float | None:
+            hydra_config = HydraConfig.get()
+            words = list(hydra_config.overrides.task)
+            try:
+                plain = validate(verb, config)
+            except UsageError as error:
+                ended = Ended(" ".join(words), error.exit_code, str(error), None)
+            else:
+                ended = do(verb, child_options, words, plain, dict(hydra_config.runtime.choices))
+            ended.write(Path(scratch), hydra_config.job.num)
+            searches = not hydra_config.sweeper._target_.endswith("BasicSweeper")
+            return objective(ended, config.get("objective")) if searches else None  # and the sweep goes on
+
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # a bug of ours shows its real traceback
         # Hydra writes down its sweeps, of which the runs themselves say enough.
-        overrides = [f"hydra.sweep.dir={scratch}", *overrides] if sweep else overrides
+        overrides = [f"hydra.sweep.dir={scratch}/hydra", *overrides] if sweep else overrides
         sys.argv = [typed[0], *options, *overrides]
         try:
             hydra.main(config_path=str(CONF), config_name=verb, version_base="1.3")(job)()
         finally:
             sys.argv = typed
-    for words, outcome in failed:
-        complain(f"job {words}: {outcome.cause}")
+        failed = finish(verb, Ended.read_all(Path(scratch))) if sweep else []
+    for ended in failed:
+        complain(f"job {ended.words}: {ended.cause}")
     if failed:
-        sys.exit(max(max(outcome.code, 1) for _, outcome in failed))
+        sys.exit(max(max(ended.code, 1) for ended in failed))
 
 
 def run(verb: str, config: dict, choices: dict[str, str]) -> None:
@@ -105,6 +109,10 @@ def run(verb: str, config: dict, choices: dict[str, str]) -> None:
         from genzoo.commands.sample import sample
 
         sample(config)
+    elif verb == "compare":
+        from genzoo.commands.compare import compare
+
+        compare(config)
     else:
         from genzoo.commands.evaluate import evaluate
 

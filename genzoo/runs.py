@@ -104,7 +104,7 @@ def processor() -> str:
 
 def job_id(config: dict[str, Any]) -> str:
     """Name a job by what it trains and how: its configuration but for where it is written down."""
-    said = {key: value for key, value in config.items() if key not in ("outputs", "logger", "timeout")}
+    said = {key: value for key, value in config.items() if key not in ("outputs", "logger", "timeout", "objective")}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
@@ -219,6 +219,11 @@ class Run:
     def result(self) -> dict[str, Any]:
         """The latest scores, empty before the first."""
         return self._read("result.json")
+
+    def results(self) -> Iterator[dict[str, Any]]:
+        """Read the scores of every protocol and setting, the oldest first."""
+        found = [self._read(f"results/{path.name}") for path in (self.path / "results").glob("*.json")]
+        yield from sorted(found, key=lambda result: str(result.get("scored")))
 
     def write_result(self, result: dict[str, Any]) -> Path:
         """Keep scores under a name that follows from their protocol and setting, and as the latest."""

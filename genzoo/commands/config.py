@@ -28,7 +28,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-VERBS = ("train", "sample", "evaluate")
+VERBS = ("train", "sample", "evaluate", "compare")
 _PACKAGE = Path(__file__).resolve().parent.parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 
@@ -122,9 +122,13 @@ def _parse(text: str) -> Override:
 
 
 def _first(override: Override) -> str:
-    """Return one override of a sweep, as text: the first of its choices."""
+    """Return one override of a sweep, as text: the first of its choices, or where an interval begins."""
     if not override.is_sweep_override():
         return override.input_line or ""
+    if override.is_interval_sweep():
+        interval: Any = override.value()
+        start = int(interval.start) if "int" in interval.tags or isinstance(interval.start, int) else interval.start
+        return f"{override.get_key_element()}={start}"
     return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"
 
 
@@ -180,6 +184,8 @@ def _check_choice(verb: str, loader: ConfigLoader, override: Override, config_di
     if not options or override.is_delete():
         return
     value = override.value()
+    if override.is_interval_sweep():
+        raise UsageError(f"{override.input_line}: choose from {', '.join(options)}")
     several = list(override.sweep_string_iterator()) if override.is_sweep_override() else value
     for choice in several if isinstance(several, list) else [several]:
         field = SCHEMAS[verb].model_fields.get(group)

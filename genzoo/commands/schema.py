@@ -109,6 +109,7 @@ class Train(Section):
     seed: Seed
     outputs: Annotated[str, Field(min_length=1)]
     timeout: PositiveFloat | None = None
+    objective: str | None = None
 
     @model_validator(mode="after")
     def fits_together(self) -> Train:
@@ -180,4 +181,15 @@ class Evaluate(Section):
         return self
 
 
-SCHEMAS: dict[str, type[Section]] = {"train": Train, "sample": Sample, "evaluate": Evaluate}
+class Compare(Section):
+    runs: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+    out: Annotated[str, Field(min_length=1)]
+    title: str | None
+
+    @model_validator(mode="before")
+    @classmethod
+    def may_have_one_folder(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return {**given, "runs": [given["runs"]]} if isinstance(given.get("runs"), str) else given
+
+
+SCHEMAS: dict[str, type[Section]] = {"train": Train, "sample": Sample, "evaluate": Evaluate, "compare": Compare}

@@ -1,21 +1,25 @@
-"""The jobs of a sweep: each in a process of its own, and none that is done already.
+"""The jobs of a sweep: each in a process of its own, none that is done already, and their comparison at the end.
 
 A job that fails, leaks or is killed hurts no other. What a job is follows from its resolved configuration alone, so that a
-sweep that is started again runs only what is missing.
+sweep that is started again runs only what is missing. Jobs may run on other machines, by a launcher of Hydra's: each writes how
+it ended into a folder that all of them see.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from genzoo.runs import Run, RunError, job_id
+from genzoo.runs import Run, RunError, job_id, to_json, write_atomically
 
 TIMED_OUT = 4  # resources: the exit code of a job that took too long
 
@@ -27,8 +31,27 @@ class Outcome(NamedTuple):
     cause: str  # the last line that it wrote on stderr
 
 
-def finished(config: dict[str, Any], choices: dict[str, str]) -> Path | None:
-    """Find a finished run of the very same job.
+@dataclass(frozen=True)
+class Ended:
+    """What a sweep keeps of a job."""
+
+    words: str
+    code: int
+    cause: str
+    run: str | None  # the directory, where there is one
+
+    def write(self, folder: Path, number: int) -> None:
+        """Keep it where the sweep looks for it."""
+        write_atomically(folder / f"{number:06d}.json", to_json(asdict(self)))
+
+    @classmethod
+    def read_all(cls, folder: Path) -> list[Ended]:
+        """Read what all jobs have written, in the order of their numbers."""
+        return [cls(**json.loads(path.read_text())) for path in sorted(folder.glob("*.json"))]
+
+
+def runs_of(config: dict[str, Any], choices: dict[str, str]) -> Iterator[Run]:
+    """Find the runs of the very same job, the oldest first.
 
     Args:
         config: validated, plain types.
@@ -36,13 +59,68 @@ def finished(config: dict[str, Any], choices: dict[str, str]) -> Path | None:
     """
     wanted = job_id(config)
     for status in sorted(Path(config["outputs"], f"{choices['model']}-{config['data']['name']}").glob("*/status.json")):
-        try:
-            said = Run(status.parent).status
-        except RunError:  # a run that was killed while it was made
-            continue
-        if said.get("job") == wanted and said.get("state") == "done":
-            return status.parent
-    return None
+        with contextlib.suppress(RunError):  # a run that was killed while it was made
+            run = Run(status.parent)
+            if run.status.get("job") == wanted:
+                yield run
+
+
+def best_of(runs: Sequence[Run]) -> Run | None:
+    """Pick a finished run, or else the latest."""
+    return next((run for run in runs if run.status.get("state") == "done"), runs[-1] if runs else None)
+
+
+def do(
+    verb: str, options: Sequence[str], words: Sequence[str], config: dict[str, Any], choices: dict[str, str]
+) -> Ended:
+    """Do one job of a sweep, unless it is done already.
+
+    Args:
+        verb: the command.
+        options: of the command line, for the job too.
+        words: the job's overrides.
+        config: validated, plain types.
+        choices: what was chosen of each group.
+    """
+    trains, said = verb == "train", " ".join(words)
+    before = best_of(list(runs_of(config, choices))) if trains else None
+    if before and before.status.get("state") == "done":
+        print(f"done before: {before.path}", flush=True)
+        return Ended(said, 0, "", str(before.path))
+    outcome = run_job([verb, *options, *words], config.get("timeout"))
+    run = best_of(list(runs_of(config, choices))) if trains else Run(config["run"]) if config.get("run") else None
+    if run and trains and outcome.code and run.status.get("state") == "running":  # which it could not write itself
+        run.update_status(state="failed", why=outcome.cause)
+    return Ended(said, outcome.code, outcome.cause, str(run.path) if run else None)
+
+
+def objective(ended: Ended, name: str | None) -> float:
+    """Return the score that a sweeper searches by: of the run that a job has made, infinite where it has none.
+
+    Args:
+        ended: the job.
+        name: of the metric; None for the first of the leaderboard.
+    """
+    from genzoo.report.leaderboard import is_cost, order
+
+    metrics = Run(ended.run).result.get("metrics", {}) if ended.run and not ended.code else {}
+    if name is None:
+        name = min((metric for metric in metrics if not is_cost(metric)), key=order, default=None)
+    value = metrics.get(name, {}).get("value")
+    return float("inf") if value is None else float(value)
+
+
+def finish(verb: str, ended: Sequence[Ended]) -> list[Ended]:
+    """Compare the runs of a sweep, and return the jobs that failed."""
+    from genzoo.commands.compare import write
+
+    runs = list(dict.fromkeys(job.run for job in ended if job.run))
+    if runs and any(not job.code for job in ended):
+        common = Path(os.path.commonpath([Path(run).resolve() for run in runs]))
+        # Of trainings beside the runs of all families; of scorings of one run inside it.
+        out = Path(runs[0]).parent.parent if verb == "train" else common
+        write(runs, out / "comparison")
+    return [job for job in ended if job.code]
 
 
 def run_job(words: Sequence[str], seconds: float | None) -> Outcome:

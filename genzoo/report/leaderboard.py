@@ -1,0 +1,562 @@
+"""Who is better, and how sure are we: runs that differ in their seed alone become one row, rows that may be compared a table.
+
+A cell holds the mean over seeds and its standard error, the standard deviation over seeds divided by the root of their
+number. With one seed there is only the error of measuring, which knows nothing of how seeds differ; the cell says so.
+
+Two numbers are compared only if their protocols are the same: network, reference, number of samples, split, bound. Rows
+with unlike protocols come into separate tables. What is measured on a machine (speeds) may be in one table with unlike
+protocols, and is then not ranked.
+
+Beside the best of a column stand those that a Welch test does not tell apart from it at 5 %; no correction is made for the
+number of rows.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from scipy.special import stdtrit
+
+from genzoo.report.records import OF_SEED, Record, flatten
+
+COSTS = ("sampling/", "model/", "training/")  # metrics that do not say how good a model is
+LIMITS = ("images", "seconds", "flops")
+
+# What a reader wants to see first, in this order; the page shows the rest on demand.
+HEADLINES = (
+    "test/fid",
+    "test/fd_*",
+    "test/bpd",
+    "test/bpd_upper",
+    "test/bpd_estimate",
+    "test/bpd_upper_estimate",
+    "test/nll_truth",
+    "test/nll",
+    "test/nll_upper",
+    "test/nll_estimate",
+    "test/nll_upper_estimate",
+    "test/is",
+    "test/sliced_wasserstein",
+    "test/mmd",
+    "test/precision*",
+    "test/recall*",
+    "test/coverage*",
+    "reconstruction/psnr",
+    "memorisation/copied",
+    "sampling/nfe",
+    "sampling/samples_per_second",
+    "training/images",
+    "training/seconds",
+    "training/flops",
+    "model/parameters",
+)
+
+BOUNDS = {
+    "bpd": "exact",
+    "bpd_upper": "upper bound",
+    "bpd_estimate": "unbiased estimate",
+    "bpd_upper_estimate": "estimate of an upper bound",
+}
+CSV_COLUMNS = (
+    *("table", "data", "row", "model", "seeds", "runs_failed", "metric", "mean", "stderr", "stderr_of"),
+    *("n", "not_finite", "unit", "better", "protocol"),
+)
+BOUNDS |= {"nll_truth": "the law itself"} | {name.replace("bpd", "nll"): said for name, said in BOUNDS.items()}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A metric over the runs of a row."""
+
+    values: list[float]  # one a run, those alone that are finite
+    missing: int  # runs whose value is not finite
+    mean: float | None
+    stderr: float | None
+    source: Literal["seeds", "measurement"] | None  # of the standard error
+    unit: str
+    better: str | None
+    protocol: dict[str, Any]
+
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom of the standard error."""
+        return len(self.values) - 1 if self.source == "seeds" else math.inf
+
+
+@dataclass
+class Row:
+    """Runs that differ in their seed alone, scored in one way."""
+
+    model: str
+    data: str
+    trained: dict[str, Any]
+    setting: dict[str, Any]
+    runs: list[tuple[Record, dict[str, Any]]] = field(default_factory=list)
+    label: str = ""
+    failed: int = 0  # runs of the same configuration that did not end well
+    cells: dict[str, Cell] = field(default_factory=dict)
+    protocols: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def seeds(self) -> list[Any]:
+        return sorted({record.config.get("seed") for record, _ in self.runs}, key=str)
+
+
+@dataclass
+class Table:
+    """Rows that may be compared."""
+
+    data: str
+    rows: list[Row] = field(default_factory=list)
+    protocols: dict[str, Any] = field(default_factory=dict)
+    why: list[str] = field(default_factory=list)  # it is not part of an earlier table
+
+    @property
+    def metrics(self) -> list[str]:
+        """All columns, those first that a reader wants first."""
+        names = dict.fromkeys(name for row in self.rows for name in row.cells)
+        return sorted(names, key=lambda name: (order(name), name))
+
+    @property
+    def headlines(self) -> list[str]:
+        return [name for name in self.metrics if order(name) < len(HEADLINES)]
+
+
+def order(name: str) -> int:
+    """Return the place of a metric among the headlines, their number for one that is none."""
+    for i, headline in enumerate(HEADLINES):
+        if name == headline or (headline.endswith("*") and name.startswith(headline[:-1]) and not _derived(name)):
+            return i
+    return len(HEADLINES)
+
+
+def _derived(name: str) -> bool:
+    return name.endswith("_infinity") or "/class" in name.removeprefix("test")
+
+
+def label(name: str) -> str:
+    """Say a metric's name as a person would."""
+    section, _, leaf = name.partition("/")
+    words = leaf.replace("_", " ")
+    if leaf in BOUNDS:
+        return f"{'bits/dim' if leaf.startswith('bpd') else 'nats'} ({BOUNDS[leaf]})"
+    measure, _, network = leaf.partition("_")
+    if leaf.startswith("class_score_"):
+        words = f"class score ({leaf.removeprefix('class_score_')})"
+    elif measure in ("fd", "kd", "precision", "recall", "density", "coverage") and network:
+        words = f"{measure.upper() if len(measure) == 2 else measure} ({network})"
+    elif leaf in ("fid", "kid", "is", "nfe", "mse", "psnr", "ssim", "mmd"):
+        words = leaf.upper()
+    elif leaf == "flops":
+        words = "FLOPs"
+    said = {
+        "test": "{} to test",
+        "train": "{} to train",
+        "reconstruction": "{} of reconstructions",
+        "memorisation": "{} (memorisation)",
+        "training": "training {}",
+    }
+    return said.get(section, "{}").format(words)
+
+
+def is_cost(name: str) -> bool:
+    """Whether a metric says what a model costs, and not how good it is."""
+    return name.startswith(COSTS)
+
+
+def key(value: Any) -> str:
+    """Return a text that is the same for equal plain values."""
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+# Rows
+
+
+def rows(records: Iterable[Record]) -> list[Row]:
+    """Put together the finished runs that differ in their seed alone."""
+    found: dict[str, list[Row]] = {}
+    failed: dict[str, int] = {}
+    for record in records:
+        trained = record.trained
+        what = key([record.model, record.data, trained])
+        failed[what] = failed.get(what, 0) + (record.state == "failed")
+        for result in record.results if record.state == "done" else ():
+            metrics = _metrics(result)
+            setting = setting_of(metrics)
+            protocols = {name: entry["card"]["protocol"] for name, entry in metrics.items() if not is_cost(name)}
+            candidates = found.setdefault(key([what, setting]), [])
+            for row in candidates:
+                if not unlike(row.protocols, protocols):
+                    break
+            else:
+                row = Row(record.model, record.data, trained, setting)
+                candidates.append(row)
+            row.runs.append((record, metrics))
+            row.protocols |= protocols
+    all_rows = [row for candidates in found.values() for row in candidates]
+    for row in all_rows:
+        row.failed = failed[key([row.model, row.data, row.trained])]
+        names = dict.fromkeys(name for _, metrics in row.runs for name in metrics)
+        row.cells = {name: cell([m[name] for _, m in _latest(row.runs) if name in m]) for name in names}
+    _name(all_rows)
+    return all_rows
+
+
+def _metrics(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep the scores of a result that are what they should be."""
+    metrics = result.get("metrics")
+    return {
+        str(name): entry
+        for name, entry in (metrics if isinstance(metrics, Mapping) else {}).items()
+        if isinstance(entry, Mapping)
+        and isinstance(entry.get("card"), Mapping)
+        and all(isinstance(entry["card"].get(part), Mapping) for part in ("protocol", "setting"))
+        and (entry.get("value") is None or type(entry["value"]) in (int, float))
+    }
+
+
+def setting_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how the scores of one result were made, seeds aside."""
+    setting: dict[str, Any] = {}
+    for entry in metrics.values():
+        setting |= {name: value for name, value in entry["card"]["setting"].items() if name not in OF_SEED}
+    return setting
+
+
+def _latest(runs: Sequence[tuple[Record, dict[str, Any]]]) -> list[tuple[Record, dict[str, Any]]]:
+    """Keep one scoring of each seed, the latest: repeating one teaches nothing of other seeds."""
+    return list({key(record.config.get("seed")): (record, metrics) for record, metrics in runs}.values())
+
+
+def cell(entries: Sequence[Mapping[str, Any]]) -> Cell:
+    """Average a metric over runs.
+
+    Args:
+        entries: of each run's result, all of one protocol.
+    """
+    numbers = [entry["value"] for entry in entries]
+    values = [float(v) for v in numbers if v is not None and math.isfinite(v)]
+    mean = statistics.fmean(values) if values else None
+    stderr: float | None = None
+    source: Literal["seeds", "measurement"] | None = None
+    if len(values) > 1:
+        stderr, source = statistics.stdev(values) / math.sqrt(len(values)), "seeds"
+    elif values:
+        own: Any = next(entry.get("stderr") for entry, v in zip(entries, numbers, strict=True) if v is not None)
+        if type(own) in (int, float) and math.isfinite(own):
+            stderr, source = float(own), "measurement"
+    protocol = dict(entries[0]["card"]["protocol"])
+    better = entries[0].get("better")
+    return Cell(
+        values,
+        len(numbers) - len(values),
+        mean,
+        stderr,
+        source,
+        str(protocol.get("unit", "")),
+        better if better in ("lower", "higher") else None,
+        protocol,
+    )
+
+
+def _name(all_rows: Sequence[Row]) -> None:
+    """Give each row a label: the family, and what sets it apart from other rows of the family."""
+    families: dict[tuple[str, str], list[Row]] = {}
+    for row in all_rows:
+        families.setdefault((row.model, row.data), []).append(row)
+    for (model, _), members in families.items():
+        leaves = [
+            {**row.trained, **{".".join(part): value for part, value in flatten(row.setting).items()}}
+            for row in members
+        ]
+        names = dict.fromkeys(name for own in leaves for name in own)
+        varied = [name for name in names if len({key(own.get(name)) for own in leaves}) > 1]
+        for row, own in zip(members, leaves, strict=True):
+            said = [f"{name}={_plain(own[name])}" for name in varied if own.get(name) is not None]
+            row.label = ", ".join([model, *said])
+
+
+def _plain(value: Any) -> str:
+    return value.rpartition(".")[2] if isinstance(value, str) else json.dumps(value, default=str)
+
+
+# Tables
+
+
+def unlike(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """List the metrics that both have and that were measured in unlike ways, and how."""
+    return [
+        f"{name}: {part} is {_said(b[name].get(part))} here and {_said(a[name].get(part))} there"
+        for name in a
+        if name in b and a[name] != b[name]
+        for part in dict.fromkeys([*a[name], *b[name]])
+        if a[name].get(part) != b[name].get(part)
+    ]
+
+
+def _said(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= 24 else f"{text[:12]}..."
+
+
+def tables(all_rows: Iterable[Row]) -> list[Table]:
+    """Put rows that may be compared into one table: those of the same data whose protocols agree wherever both have one."""
+    found: list[Table] = []
+    for row in sorted(all_rows, key=lambda row: (row.data, -len(row.runs))):
+        why: list[str] = []
+        for table in (table for table in found if table.data == row.data):
+            clash = unlike(table.protocols, row.protocols)
+            if not clash:
+                break
+            why.extend(clash[:3])
+        else:
+            table = Table(row.data, why=list(dict.fromkeys(why))[:6])
+            found.append(table)
+        table.rows.append(row)
+        table.protocols |= row.protocols
+    for table in found:
+        first = next((name for name in table.headlines if not is_cost(name)), None)
+        table.rows.sort(key=lambda row: _worth(row, first))
+    return found
+
+
+def _worth(row: Row, name: str | None) -> tuple[bool, float, str]:
+    """Sort the best first, and those that were not measured last."""
+    measured = row.cells.get(name) if name else None
+    if measured is None or measured.mean is None:
+        return True, 0.0, row.label
+    return False, -measured.mean if measured.better == "higher" else measured.mean, row.label
+
+
+def ranked(table: Table, name: str) -> bool:
+    """Whether the numbers of a column may be ranked; what training took is no score, nor is that of the data's own law."""
+    if name.startswith("training/") or name == "test/nll_truth":
+        return False
+    cells = [row.cells[name] for row in table.rows if name in row.cells]
+    return all(c.protocol == cells[0].protocol and c.better for c in cells)
+
+
+def leaders(table: Table, name: str) -> tuple[list[Row], list[Row]]:
+    """Return the best rows of a column, several where they are equal, and those that cannot be told apart from them."""
+    measured = [row for row in table.rows if name in row.cells and row.cells[name].mean is not None]
+    if len(measured) < 2 or not ranked(table, name):
+        return [], []
+    sign = -1.0 if measured[0].cells[name].better == "higher" else 1.0
+    first = min(measured, key=lambda row: sign * (row.cells[name].mean or 0.0)).cells[name]
+    best = [row for row in measured if row.cells[name].mean == first.mean]
+    near = [row for row in measured if row.cells[name].mean != first.mean and not differ(first, row.cells[name])]
+    return best, near
+
+
+def differ(a: Cell, b: Cell, level: float = 0.05) -> bool:
+    """Whether two means differ by Welch's test (Biometrika 34, 1947), two-sided; without errors, whether they are unequal."""
+    assert a.mean is not None and b.mean is not None
+    difference = abs(a.mean - b.mean)
+    variances = [c.stderr**2 for c in (a, b) if c.stderr is not None]
+    variance = sum(variances)
+    if variance == 0:
+        return difference > 0
+    shares = [(c.stderr**2 / variance) ** 2 / c.freedom for c in (a, b) if c.stderr is not None and c.freedom > 0]
+    freedom = 1 / sum(shares) if sum(shares) > 0 else 1e9
+    return difference > float(stdtrit(freedom, 1 - level / 2)) * math.sqrt(variance)
+
+
+# What was equal
+
+
+@dataclass(frozen=True)
+class Share:
+    """What the rows of a table spent of one thing."""
+
+    name: str
+    unit: str
+    limit: float | None  # that all of them had
+    least: float | None
+    most: float | None
+
+    @property
+    def equal(self) -> bool:
+        """Whether all had one limit and kept to it, or spent the same within 2 %."""
+        if self.least is None or self.most is None:
+            return False
+        kept = self.limit is not None and self.least >= 0.9 * self.limit and self.most <= 1.1 * self.limit
+        return kept or self.most <= 1.02 * self.least
+
+
+def budgets(table: Table) -> list[Share]:
+    """Say what the rows of a table were given, and what they took."""
+    shares = []
+    for name, unit in (("images", "images"), ("seconds", "s"), ("flops", "FLOPs"), ("parameters", "weights")):
+        limits = {key(row.trained.get(f"budget.{name}")) for row in table.rows}
+        limit = json.loads(next(iter(limits))) if len(limits) == 1 and name in LIMITS else None
+        metric = "model/parameters" if name == "parameters" else f"training/{name}"
+        spent = [row.cells[metric].mean if metric in row.cells else None for row in table.rows]
+        known = [value for value in spent if value is not None]
+        whole = len(known) == len(spent) and bool(known)
+        shares.append(
+            Share(
+                {"flops": "operations"}.get(name, name),
+                unit,
+                limit if isinstance(limit, int | float) else None,
+                min(known) if whole else None,
+                max(known) if whole else None,
+            )
+        )
+    return shares
+
+
+def fairness(table: Table) -> list[str]:
+    """Say in sentences what was equal in a table, what was not, and what a reader should beware of."""
+    shares = budgets(table)
+    said = [f"Same data ({table.data}), scored by the same protocols."]
+    for share in shares:
+        if share.least is None or share.most is None:
+            said.append(f"Unknown {share.name}: not recorded for all rows.")
+        elif share.equal:
+            limit = f"{quantity(share.limit)} {share.unit}" if share.limit else f"{quantity(share.most)} {share.unit}"
+            said.append(f"Equal {share.name}: {limit}.")
+        else:
+            times = f" ({share.most / share.least:.3g} times)" if share.least > 0 else ""
+            said.append(f"Unequal {share.name}: {quantity(share.least)} to {quantity(share.most)} {share.unit}{times}.")
+    seeds = {key(row.seeds) for row in table.rows}
+    if len(seeds) == 1:
+        said.append(f"Seeds {', '.join(map(str, table.rows[0].seeds))} in every row.")
+    else:
+        counts = sorted({len(row.seeds) for row in table.rows})
+        said.append(f"Unlike seeds: {counts[0]} to {counts[-1]} a row, or not the same ones.")
+    machines = {
+        f"{machine.get('cpu')}, {record.status.get('threads')} threads"
+        for row in table.rows
+        for record, _ in row.runs
+        if isinstance(machine := record.status.get("machine"), Mapping)
+    }
+    said.append(
+        f"Machine: {machines.pop()}." if len(machines) == 1 else f"Unlike machines: {'; '.join(sorted(machines))}."
+    )
+    return said
+
+
+# Texts
+
+
+def quantity(value: float | None) -> str:
+    """Show a number with the digits that it needs: 0.0123, 12.3, 1,234, 1.2M, 3.4e+12."""
+    if value is None:
+        return "n/a"
+    size = abs(value)
+    if size >= 1e9:
+        return f"{value:.3g}"
+    if size >= 1e6:
+        return f"{value / 1e6:.3g}M"
+    if size >= 1000 or (value == int(value) and size >= 10):
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def measured(c: Cell | None) -> str:
+    """Show a mean with its standard error, rounded to two digits of the error."""
+    if c is None:
+        return "n/a"
+    if c.mean is None:
+        return "not finite"
+    if not c.stderr:
+        return quantity(c.mean)
+    digits = max(0, 1 - math.floor(math.log10(c.stderr)))
+    if abs(c.mean) >= 1e6 or digits > 8:
+        return f"{quantity(c.mean)} ± {quantity(c.stderr)}"
+    return f"{c.mean:,.{digits}f} ± {c.stderr:,.{digits}f}"
+
+
+def to_csv(found: Sequence[Table]) -> str:
+    """Write one line a row and metric: everything that the page shows, in full precision."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for i, table in enumerate(found, start=1):
+        for row in table.rows:
+            for name in table.metrics:
+                c = row.cells.get(name)
+                start = [i, table.data, row.label, row.model, " ".join(map(str, row.seeds)), row.failed, name]
+                if c is None:
+                    writer.writerow(_harmless([*start, "n/a", "", "", 0, 0, "", "", ""]))
+                    continue
+                numbers = ["" if v is None else repr(v) for v in (c.mean, c.stderr)]
+                end = [c.source or "", len(c.values), c.missing, c.unit, c.better or "", key(c.protocol)]
+                writer.writerow(_harmless([*start, *numbers, *end]))
+    return out.getvalue()
+
+
+def _harmless(cells: Iterable[Any]) -> list[Any]:
+    """Keep a spreadsheet from taking somebody's text for a formula."""
+    return [f"'{c}" if isinstance(c, str) and c[:1] in "=+-@\t\r" and not _is_number(c) else c for c in cells]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def to_markdown(found: Sequence[Table], failures: Sequence[str] = ()) -> str:
+    """Write the headlines of all tables, with what was equal in each."""
+    parts = []
+    for i, table in enumerate(found, start=1):
+        names = [name for name in table.headlines if any(name in row.cells for row in table.rows)]
+        lines = [f"## {_escape(table.data)}" + (f", table {i}" if len(found) > 1 else ""), ""]
+        lines += [f"Not in an earlier table: {_escape('; '.join(table.why))}.", ""] if table.why else []
+        lines += [_escape(" ".join(fairness(table))), ""]
+        lines.append("| | " + " | ".join(_escape(heading(table, name)) for name in names) + " | seeds |")
+        lines.append("|---" * (len(names) + 2) + "|")
+        marks = {name: leaders(table, name) for name in names}
+        for row in table.rows:
+            cells = [_marked(row, row.cells.get(name), *marks[name]) for name in names]
+            seeds = f"{len(row.seeds)}" + (f" ({row.failed} failed)" if row.failed else "")
+            lines.append(f"| {_escape(row.label)} | " + " | ".join(cells) + f" | {seeds} |")
+        parts.append("\n".join(lines))
+    legend = (
+        "Mean ± standard error over seeds, or with one seed (¹) of the measurement alone; arrows point to better. **Bold** is"
+        " the best of a column, *italic* what a Welch test at 5 % does not tell apart from it."
+    )
+    parts.append(legend)
+    if failures:
+        parts.append("## Not finished\n\n" + "\n".join(f"- {_escape(failure)}" for failure in failures))
+    return "\n\n".join(parts) + "\n"
+
+
+def heading(table: Table, name: str) -> str:
+    """Return a column's name with an arrow to better."""
+    arrows = {"lower": " ↓", "higher": " ↑"}
+    better = next(row.cells[name].better for row in table.rows if name in row.cells)
+    return label(name) + (arrows.get(better or "", "") if ranked(table, name) else "")
+
+
+def _marked(row: Row, c: Cell | None, best: Sequence[Row], near: Sequence[Row]) -> str:
+    text = measured(c) + ("¹" if c is not None and c.source == "measurement" else "")
+    if c is not None and c.missing:
+        text += f" ({c.missing} not finite)"
+    mark = "**" if any(row is other for other in best) else "*" if any(row is other for other in near) else ""
+    return f"{mark}{text}{mark}"
+
+
+def _escape(text: str) -> str:
+    """Keep somebody's text from being Markdown or HTML."""
+    for mark, instead in (
+        ("&", "&amp;"),
+        ("<", "&lt;"),
+        (">", "&gt;"),
+        ("|", "\\|"),
+        ("`", "\\`"),
+        ("[", "\\["),
+        ("\n", " "),
+    ):
+        text = text.replace(mark, instead)
+    return text

@@ -1,0 +1,231 @@
+"""One web page of everything that was measured: no request leaves it, and nothing of a run's enters it but as text."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import jinja2
+
+from genzoo.report import leaderboard
+from genzoo.report.leaderboard import Cell, Row, Table
+from genzoo.report.records import Record, flatten
+
+POINTS = 40_000  # of all curves together, so that a page of many runs still opens at once
+PICTURE = 4 * 2**20  # bytes of the largest grid that is shown
+AXES = ("images", "seconds", "flops")
+
+
+def build(title: str, records: Sequence[Record], tables: Sequence[Table], unfinished: Sequence[str]) -> str:
+    """Write the page.
+
+    Args:
+        title: its heading.
+        records: all runs.
+        tables: of their scores, see ``leaderboard.tables``.
+        unfinished: in one line each, the runs that have no score and why.
+    """
+    assets = resources.files("genzoo.report") / "assets"
+    script = (assets / "page.js").read_text()
+    plotly = (resources.files("plotly") / "package_data" / "plotly.min.js").read_text()
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "separators": (",", ":"), "allow_nan": False}
+    finished = sum(record.state == "done" for record in records)
+    return environment.from_string((assets / "index.html").read_text()).render(
+        title=title,
+        summary=f"{finished} finished runs of {len(records)}, {sum(len(table.rows) for table in tables)} rows.",
+        # Our own files, which hold no text of anybody's run, are the only ones that are not escaped.
+        style=jinja2.utils.markupsafe.Markup((assets / "page.css").read_text()),
+        script=jinja2.utils.markupsafe.Markup(script),
+        plotly=jinja2.utils.markupsafe.Markup(plotly),
+        hashes=" ".join(f"'sha256-{_sha256(text)}'" for text in (plotly, script)),
+        data=payload(records, tables, unfinished),
+    )
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+class Interned:
+    """A list of values without repetitions, named by their places."""
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+        self._places: dict[str, int] = {}
+
+    def place(self, value: Any) -> int:
+        name = value if isinstance(value, str) else leaderboard.key(value)
+        if name not in self._places:
+            self._places[name] = len(self.values)
+            self.values.append(value)
+        return self._places[name]
+
+
+def payload(records: Sequence[Record], tables: Sequence[Table], unfinished: Sequence[str]) -> dict[str, Any]:
+    """Collect what the page's script shows, as plain JSON."""
+    protocols, pictures, trained = Interned(), Interned(), Interned()
+    labels = {id(record): row.label for table in tables for row in table.rows for record, _ in row.runs}
+    content = {
+        "tables": [
+            {
+                "data": table.data,
+                "why": table.why,
+                "fairness": leaderboard.fairness(table),
+                "columns": [column(table, name) for name in table.metrics],
+                "rows": board(table, protocols, pictures, trained),
+            }
+            for table in tables
+        ],
+        "protocols": protocols.values,
+        "pictures": pictures.values,
+        "series": [curves(record, labels.get(id(record), record.model), len(records)) for record in records],
+        "diagnostics": diagnostics(records),
+        "unfinished": list(unfinished),
+        "commands": [str(record.status.get("command", "?")) for record in records],
+    }
+    content["labels"] = {
+        name: leaderboard.label(name) for series in content["series"] for name in series["y"] if "/fd_" in name
+    }
+    return _plain(content)
+
+
+def column(table: Table, name: str) -> dict[str, Any]:
+    """Describe one metric of a table."""
+    first = next(row.cells[name] for row in table.rows if name in row.cells)
+    ranked = leaderboard.ranked(table, name)
+    return {
+        "name": name,
+        "label": leaderboard.label(name),
+        "unit": first.unit,
+        "better": first.better,
+        "cost": leaderboard.is_cost(name),
+        "headline": name in table.headlines,
+        "ranked": ranked,
+        "note": None if ranked else "not ranked: what was spent, unlike protocols, or neither way is better",
+    }
+
+
+def board(table: Table, protocols: Interned, pictures: Interned, trained: Interned) -> list[dict[str, Any]]:
+    """Describe the rows of a table."""
+    marks: dict[tuple[str, int], str] = {}
+    for name in table.metrics:
+        best, near = leaderboard.leaders(table, name)
+        marks |= {(name, id(row)): "best" for row in best} | {(name, id(row)): "near" for row in near}
+
+    def show(row: Row, name: str, cell: Cell) -> dict[str, Any]:
+        return {
+            "text": leaderboard.measured(cell),
+            "mean": cell.mean,
+            "stderr": cell.stderr,
+            "source": cell.source,
+            "values": cell.values,
+            "missing": cell.missing,
+            "mark": marks.get((name, id(row))),
+            "protocol": protocols.place(cell.protocol),
+        }
+
+    shown = []
+    for row in table.rows:
+        grid = next((grid for record, _ in row.runs if (grid := picture(record))), None)
+        shown.append(
+            {
+                "label": row.label,
+                "model": row.model,
+                "seeds": row.seeds,
+                "failed": row.failed,
+                "setting": {".".join(part): value for part, value in flatten(row.setting).items()},
+                "trained": row.trained,
+                "trained_id": trained.place(row.trained),
+                "cells": {name: show(row, name, cell) for name, cell in row.cells.items()},
+                "runs": [origin(record) for record, _ in row.runs],
+                "picture": None if grid is None else pictures.place(grid),
+            }
+        )
+    return shown
+
+
+def origin(record: Record) -> dict[str, Any]:
+    """Say where a run came from."""
+    status = record.status
+    machine = status.get("machine")
+    machine = machine if isinstance(machine, Mapping) else {}
+    return {
+        "name": record.name,
+        "command": str(status.get("command", "")),
+        "git": str(status.get("git_commit") or ""),
+        "started": str(status.get("started") or ""),
+        "machine": ", ".join(str(machine[name]) for name in ("cpu", "system") if machine.get(name)),
+    }
+
+
+def picture(record: Record) -> str | None:
+    """Return the last grid of a run in base64, if it is a PNG of a size that a page can hold."""
+    content = record.picture()
+    if content is None or len(content) > PICTURE or not content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return None
+    return base64.b64encode(content).decode()
+
+
+def curves(record: Record, label: str, runs: int) -> dict[str, Any]:
+    """Return what a run wrote on its way: for every kind of event the axes, and for every name the values along them."""
+    found: dict[str, list[Mapping[str, Any]]] = {"train": [], "interim": []}
+    for event in record.events():
+        if event.get("event") in found and isinstance(event.get("values"), Mapping):
+            found[event["event"]].append(event)
+    axes, values = {}, {}
+    for kind, events in found.items():
+        names = list(dict.fromkeys(name for event in events for name in event["values"]))
+        chosen = thinned(events, POINTS // max(1, runs * max(1, len(names))))
+        axes[kind] = {axis: [_number(event.get(axis)) for event in chosen] for axis in AXES}
+        for name in names:
+            points = [_number(event["values"].get(name)) for event in chosen]
+            if any(point is not None for point in points):
+                values[name] = {"k": kind, "v": points}
+    seed = record.config.get("seed")
+    return {
+        "label": label,
+        "model": record.model,
+        "data": record.data,
+        "seed": str(seed),
+        "x": axes,
+        "y": values,
+    }
+
+
+def thinned(events: Sequence[Any], most: int) -> list[Any]:
+    """Keep at most about ``most`` events, at least 12, evenly spread, the first and the last among them."""
+    most = max(12, most)
+    if len(events) <= most:
+        return list(events)
+    return [events[round(i * (len(events) - 1) / (most - 1))] for i in range(most)]
+
+
+def _number(value: Any) -> float | None:
+    return float(f"{value:.6g}") if type(value) in (int, float) else None
+
+
+def diagnostics(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
+    """Say what the terms of each family's loss mean, as its runs say it."""
+    said: dict[str, dict[str, Any]] = {}
+    for record in records:
+        given = record.status.get("diagnostics")
+        for name, about in (given if isinstance(given, Mapping) else {}).items():
+            if isinstance(about, Mapping):
+                texts = {part: str(about.get(part) or "") for part in ("label", "unit", "better")}
+                said.setdefault(record.model, {})[str(name)] = texts
+    return said
+
+
+def _plain(value: Any) -> Any:
+    """Turn everything into what JSON knows: YAML dates and sets of a stranger's configuration into texts."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
