@@ -63,9 +63,9 @@ def by_hydra(verb: str, options: list[str], overrides: list[str], *, sweep: bool
     from omegaconf import DictConfig
 
     from genzoo.commands.config import CONF, UsageError, validate
-    from genzoo.commands.sweep import Ended, do, finish, objective
+    from genzoo.commands.sweep import Ended, do, finish, name_of, objective
 
-    typed = sys.argv
+    typed, sweep_name = sys.argv, name_of(verb, overrides)
     child_options = [word for word in options if word not in ("-m", "--multirun")]
     # Where jobs on other machines see it too.
     with tempfile.TemporaryDirectory(dir=".", prefix=".sweep-") if sweep else contextlib.nullcontext("") as name:
@@ -79,7 +79,7 @@ def by_hydra(verb: str, options: list[str], overrides: list[str], *, sweep: bool
             except UsageError as error:
                 ended = Ended(" ".join(words), error.exit_code, str(error), None)
             else:
-                ended = do(verb, child_options, words, plain, dict(hydra_config.runtime.choices))
+                ended = do(sweep_name, verb, child_options, words, plain, dict(hydra_config.runtime.choices))
             ended.write(Path(scratch), hydra_config.job.num)
             searches = not hydra_config.sweeper._target_.endswith("BasicSweeper")
             return objective(ended, config.get("objective")) if searches else None  # and the sweep goes on

@@ -18,7 +18,31 @@ def compare(config: dict[str, Any]) -> Path:
     Raises:
         ValueError: in one line, for what the user can mend.
     """
-    return write(config["runs"], Path(config["out"]), config["title"])
+    out = Path(config["out"])
+    if config["workspace"] is not None:
+        from genzoo.report.wandb_view import workspace
+
+        entity, _, project = config["workspace"].partition("/")
+        print(f"workspace: {workspace(entity, project, out, online=_has_login())}", flush=True)
+    if config["runs"] is None:
+        return out
+    page = write(config["runs"], out, config["title"])
+    section = config.get("logger")
+    if section:
+        from genzoo.report.wandb_view import log
+
+        mode = section["mode"]
+        online = mode != "offline" and _has_login()
+        if mode == "online" and not online:
+            raise UsageError("logger.mode=online needs a key: run `wandb login`, or say logger.mode=offline")
+        print(f"wandb: {log(config['runs'], out, section['project'], section['group'], online=online)}", flush=True)
+    return page
+
+
+def _has_login() -> bool:
+    from genzoo.training.loggers import has_wandb_key
+
+    return has_wandb_key()
 
 
 def write(folders: Sequence[str], out: Path, title: str | None = None) -> Path:
@@ -38,7 +62,7 @@ def write(folders: Sequence[str], out: Path, title: str | None = None) -> Path:
 
     found, broken = records.read(records.find(folders))
     tables = leaderboard.tables(leaderboard.rows(found))
-    unfinished = [f"{record.name}: {why}" for record in found if (why := unscored(record))] + broken
+    unfinished = [f"{record.name}: {why}" for record in found if (why := record.unscored)] + broken
     if title is None:
         title = "Families compared on " + ", ".join(dict.fromkeys(table.data for table in tables)) if tables else "Runs"
     files = {
@@ -54,11 +78,3 @@ def write(folders: Sequence[str], out: Path, title: str | None = None) -> Path:
         raise UsageError(f"out={out}: {error.filename}: {error.strerror}") from error
     print(f"comparison: {out / 'index.html'}", flush=True)
     return out / "index.html"
-
-
-def unscored(record: Any) -> str | None:
-    """Say why a run is in no table, None where it is in one."""
-    if record.state != "done":
-        why = record.status.get("why")
-        return f"{record.state}: {why}" if why else record.state
-    return None if record.results else "finished, and not scored"

@@ -182,14 +182,24 @@ class Evaluate(Section):
 
 
 class Compare(Section):
-    runs: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+    runs: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None
     out: Annotated[str, Field(min_length=1)]
     title: str | None
+    workspace: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None
+    logger: dict[str, Any] | None = None
 
     @model_validator(mode="before")
     @classmethod
     def may_have_one_folder(cls, given: dict[str, Any]) -> dict[str, Any]:
         return {**given, "runs": [given["runs"]]} if isinstance(given.get("runs"), str) else given
+
+    @model_validator(mode="after")
+    def has_something_to_do(self) -> Compare:
+        if self.runs is None and self.workspace is None:
+            raise ValueError("runs is missing: say runs=outputs, or any folders of runs")
+        if self.logger and self.logger.get("_target_") != "genzoo.training.loggers.WandB":
+            raise ValueError("logger: a comparison is files, and with logger=wandb a run there; leave it out")
+        return self
 
 
 SCHEMAS: dict[str, type[Section]] = {"train": Train, "sample": Sample, "evaluate": Evaluate, "compare": Compare}

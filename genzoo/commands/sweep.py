@@ -8,6 +8,7 @@ it ended into a folder that all of them see.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -70,12 +71,18 @@ def best_of(runs: Sequence[Run]) -> Run | None:
     return next((run for run in runs if run.status.get("state") == "done"), runs[-1] if runs else None)
 
 
+def name_of(verb: str, overrides: Sequence[str]) -> str:
+    """Name a sweep by what was asked for, so that it has the same name when it is started again."""
+    return f"sweep-{hashlib.sha256(' '.join([verb, *overrides]).encode()).hexdigest()[:8]}"
+
+
 def do(
-    verb: str, options: Sequence[str], words: Sequence[str], config: dict[str, Any], choices: dict[str, str]
+    sweep: str, verb: str, options: Sequence[str], words: Sequence[str], config: dict[str, Any], choices: dict[str, str]
 ) -> Ended:
     """Do one job of a sweep, unless it is done already.
 
     Args:
+        sweep: the sweep's name.
         verb: the command.
         options: of the command line, for the job too.
         words: the job's overrides.
@@ -87,7 +94,7 @@ def do(
     if before and before.status.get("state") == "done":
         print(f"done before: {before.path}", flush=True)
         return Ended(said, 0, "", str(before.path))
-    outcome = run_job([verb, *options, *words], config.get("timeout"))
+    outcome = run_job([verb, *options, *words], config.get("timeout"), GENZOO_SWEEP=sweep)
     run = best_of(list(runs_of(config, choices))) if trains else Run(config["run"]) if config.get("run") else None
     if run and trains and outcome.code and run.status.get("state") == "running":  # which it could not write itself
         run.update_status(state="failed", why=outcome.cause)
@@ -123,19 +130,20 @@ def finish(verb: str, ended: Sequence[Ended]) -> list[Ended]:
     return [job for job in ended if job.code]
 
 
-def run_job(words: Sequence[str], seconds: float | None) -> Outcome:
+def run_job(words: Sequence[str], seconds: float | None, **environment: str) -> Outcome:
     """Type ``python -m genzoo`` and some words; what the job writes is shown as it comes.
 
     Args:
         words: verb, options and overrides.
         seconds: after which the job is stopped; None to wait for ever.
+        environment: variables, besides those that there are.
     """
     home = str(Path(__file__).resolve().parent.parent.parent)
     path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
     last, late = "", threading.Event()
     with subprocess.Popen(
         [sys.executable, "-m", "genzoo", *words],
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": path, **environment},
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",

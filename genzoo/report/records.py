@@ -58,6 +58,14 @@ class Record:
         leaves = flatten(self.config)
         return {".".join(key): value for key, value in leaves.items() if not _among(key, BESIDES)}
 
+    @property
+    def unscored(self) -> str | None:
+        """Why the run is in no table, None where it is in one."""
+        if self.state != "done":
+            why = self.status.get("why")
+            return f"{self.state}: {why}" if why else self.state
+        return None if self.results else "finished, and not scored"
+
     def events(self) -> Iterator[dict[str, Any]]:
         return Run(self.path).events()
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import WandbLogger
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -113,17 +114,20 @@ class Grids(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: GenerativeModule, *_: Any) -> None:
         if pl_module.steps in self.milestones(pl_module.planned_steps or 1) and not pl_module.finished:
-            self.save(pl_module)
+            self.save(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: GenerativeModule) -> None:
-        self.save(pl_module)
+        self.save(trainer, pl_module)
 
-    def save(self, pl_module: GenerativeModule) -> None:
+    def save(self, trainer: pl.Trainer, pl_module: GenerativeModule) -> None:
         path = self.run.path / "samples" / f"step-{pl_module.steps}.png"
         self.draw(pl_module.ema.model, path)  # type: ignore[arg-type]
         latest = self.run.path / "samples.png"
         latest.write_bytes(path.read_bytes())
         self.run.log(event="samples", step=pl_module.steps, images=pl_module.images, file=f"samples/{path.name}")
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image("samples", [str(path)], step=pl_module.images)
 
 
 class Scores(pl.Callback):

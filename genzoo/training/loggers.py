@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib.util
 import netrc
 import os
+import sys
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -64,14 +66,45 @@ def has_wandb_key() -> bool:
         return False
 
 
+class Steadfast(WandbLogger):
+    """Lightning's logger for wandb, whose failures end no run: it says so once, and the run goes on without it."""
+
+    def __init__(self, **arguments: Any):
+        super().__init__(**arguments)
+        self.lost = False
+        self._wandb_init.pop("anonymous", None)  # Lightning always sets it, and wandb warns of it
+
+    def quietly(self, work: Callable[[], object]) -> None:
+        """Do something with wandb, unless it has failed before."""
+        if self.lost:
+            return
+        try:
+            work()
+        except Exception as error:
+            self.lost = True
+            print(f"genzoo: wandb fails, and the run goes on without it: {error!r}", file=sys.stderr, flush=True)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.quietly(lambda: super(Steadfast, self).log_metrics(metrics, step))
+
+    def log_image(self, key: str, images: list[Any], step: int | None = None, **details: Any) -> None:
+        self.quietly(lambda: super(Steadfast, self).log_image(key, images, step, **details))
+
+    def finalize(self, status: str) -> None:
+        self.quietly(lambda: super(Steadfast, self).finalize(status))
+
+
 @dataclass(frozen=True)
 class WandB(Records):
     """Sends a run to Weights & Biases, or keeps it in ``wandb/`` of the run directory. It never waits for a login.
 
+    Every run has the metric names of ``metrics.jsonl``, its configuration, its grids as images, its last scores as a summary,
+    and as tags its family, data and budget.
+
     Args:
-        mode: "online", "offline", or "auto": online where a key is found.
+        mode: "online", "offline", or "auto": online where a key is found. Without the network it goes on offline.
         project: where online runs are listed.
-        group: under which they are listed together.
+        group: under which they are listed together; None for that of the sweep, if it is one.
 
     Raises:
         ValueError: for mode "online" without a key.
@@ -86,22 +119,44 @@ class WandB(Records):
             raise ValueError("mode=online needs a key: run `wandb login`, or say logger.mode=offline")
 
     def open(self, run: Run, config: dict[str, Any]) -> Logger:
-        logger = WandbLogger(
+        offline = self.mode == "offline" or not has_wandb_key()
+        try:
+            return self._open(run, config, offline)
+        except Exception as error:
+            if offline:
+                raise
+            print(f"genzoo: wandb cannot be reached, the run is kept offline: {error!r}", file=sys.stderr, flush=True)
+            return self._open(run, config, True)
+
+    def _open(self, run: Run, config: dict[str, Any], offline: bool) -> Logger:
+        status = run.status
+        budget = {name: value for name, value in config["budget"].items() if value is not None and name != "samples"}
+        logger = Steadfast(
             name=f"{run.path.parent.name}/{run.path.name}",
             save_dir=str(run.path),
             project=self.project,
-            group=self.group,
-            offline=self.mode == "offline" or not has_wandb_key(),
-            tags=[config["model"]["_target_"].rsplit(".", 1)[-1], config["data"]["name"]],
+            group=self.group or os.environ.get("GENZOO_SWEEP"),
+            offline=offline,
+            tags=[
+                str(status["model"]),
+                config["data"]["name"],
+                *(f"{name}={value:g}" for name, value in budget.items()),
+            ],
             config=config,
             save_code=False,
-            settings={"init_timeout": 20, "x_disable_meta": True, "console": "off", "silent": True},
+            settings={
+                "init_timeout": 20,
+                "finish_timeout": 120,
+                "x_disable_meta": True,
+                "console": "off",
+                "silent": True,
+            },
         )
-        logger._wandb_init.pop("anonymous", None)  # Lightning always sets it, and wandb warns of it
         logger.experiment.define_metric("*", step_metric="images")
         return logger
 
     def close(self, logger: Logger, *, failed: bool) -> None:
-        assert isinstance(logger, WandbLogger)
+        assert isinstance(logger, Steadfast)
         super().close(logger, failed=failed)
-        logger.experiment.finish(exit_code=int(failed))  # the next job of a sweep must not write into this run
+        # The next job of a sweep must not write into this run.
+        logger.quietly(lambda: logger.experiment.finish(exit_code=int(failed)))
