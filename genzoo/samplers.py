@@ -497,11 +497,19 @@ class AdaptiveODE(Sampler):
         rtol, atol: of the solver.
         clip: whether the result is clamped to [-1, 1] where the data are images.
         trajectory: whether the first and the last state are returned too.
+        steps: taken so that a grid of samplers and steps may hold this one; it chooses its own, and nothing depends on it.
     """
 
     stochastic = False
 
-    def __init__(self, rtol: float = 1e-5, atol: float = 1e-5, clip: bool = True, trajectory: bool = False):
+    def __init__(
+        self,
+        rtol: float = 1e-5,
+        atol: float = 1e-5,
+        clip: bool = True,
+        trajectory: bool = False,
+        steps: int | None = None,
+    ):
         super().__init__(None, clip, trajectory)
         if rtol <= 0 or atol <= 0:
             raise ValueError(f"rtol and atol must be positive, not {rtol} and {atol}")

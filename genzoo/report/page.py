@@ -33,6 +33,7 @@ def build(title: str, records: Sequence[Record], tables: Sequence[Table], unfini
     plotly = (resources.files("plotly") / "package_data" / "plotly.min.js").read_text()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "separators": (",", ":"), "allow_nan": False}
+    content, pictures = payload(records, tables, unfinished)
     finished = sum(record.state == "done" for record in records)
     return environment.from_string((assets / "index.html").read_text()).render(
         title=title,
@@ -42,7 +43,8 @@ def build(title: str, records: Sequence[Record], tables: Sequence[Table], unfini
         script=jinja2.utils.markupsafe.Markup(script),
         plotly=jinja2.utils.markupsafe.Markup(plotly),
         hashes=" ".join(f"'sha256-{_sha256(text)}'" for text in (plotly, script)),
-        data=payload(records, tables, unfinished),
+        data=content,
+        pictures=pictures,  # beside the data, which are read before anything is seen
     )
 
 
@@ -65,8 +67,10 @@ class Interned:
         return self._places[name]
 
 
-def payload(records: Sequence[Record], tables: Sequence[Table], unfinished: Sequence[str]) -> dict[str, Any]:
-    """Collect what the page's script shows, as plain JSON."""
+def payload(
+    records: Sequence[Record], tables: Sequence[Table], unfinished: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Collect what the page's script shows, as plain JSON, and the grids of samples in base64."""
     protocols, pictures, trained = Interned(), Interned(), Interned()
     labels = {id(record): row.label for table in tables for row in table.rows for record, _ in row.runs}
     content = {
@@ -81,7 +85,7 @@ def payload(records: Sequence[Record], tables: Sequence[Table], unfinished: Sequ
             for table in tables
         ],
         "protocols": protocols.values,
-        "pictures": pictures.values,
+        "trained": trained.values,
         "series": [curves(record, labels.get(id(record), record.model), len(records)) for record in records],
         "diagnostics": diagnostics(records),
         "unfinished": list(unfinished),
@@ -90,7 +94,7 @@ def payload(records: Sequence[Record], tables: Sequence[Table], unfinished: Sequ
     content["labels"] = {
         name: leaderboard.label(name) for series in content["series"] for name in series["y"] if "/fd_" in name
     }
-    return _plain(content)
+    return _plain(content), pictures.values
 
 
 def column(table: Table, name: str) -> dict[str, Any]:
@@ -138,8 +142,7 @@ def board(table: Table, protocols: Interned, pictures: Interned, trained: Intern
                 "seeds": row.seeds,
                 "failed": row.failed,
                 "setting": {".".join(part): value for part, value in flatten(row.setting).items()},
-                "trained": row.trained,
-                "trained_id": trained.place(row.trained),
+                "trained": trained.place(row.trained),
                 "cells": {name: show(row, name, cell) for name, cell in row.cells.items()},
                 "runs": [origin(record) for record, _ in row.runs],
                 "picture": None if grid is None else pictures.place(grid),

@@ -66,13 +66,10 @@ def contents(table: leaderboard.Table, name: str, folder: Path) -> dict[str, Any
     import wandb
 
     metrics = table.metrics
-    columns = [
-        "row",
-        "family",
-        "seeds",
-        *(f"{metric} {part}" for metric in metrics for part in ("mean", "stderr", "n")),
-    ]
-    lines, grids = [], []
+    columns: list[str | int] = ["row", "family", "seeds"]
+    columns += [f"{metric} {part}" for metric in metrics for part in ("mean", "stderr", "n")]
+    lines: list[list[Any]] = []
+    grids: list[list[Any]] = []
     for row in table.rows:
         line: list[Any] = [row.label, row.model, ", ".join(map(str, row.seeds))]
         for metric in metrics:

@@ -45,7 +45,7 @@
     }
     const others = table.columns.filter((c) => row.cells[c.name]);
     parts.push(element("details", {}, element("summary", {}, "All scores of this row"), list(Object.fromEntries(others.map((c) => [c.name, `${row.cells[c.name].text} ${c.unit}`])))));
-    parts.push(element("details", {}, element("summary", {}, "Configuration"), list(row.trained)));
+    parts.push(element("details", {}, element("summary", {}, "Configuration"), list(data.trained[row.trained])));
     dialog.replaceChildren(...parts);
     dialog.showModal();
     dialog.scrollTop = 0;
@@ -79,7 +79,7 @@
       const wanted = state.filter.toLowerCase().split(/\s+/).filter(Boolean);
       const rows = table.rows.filter((row) => wanted.every((word) => row.label.toLowerCase().includes(word)));
       if (state.by !== null) rows.sort(compare);
-      body.replaceChildren(...rows.map((row) => element("tr", {},
+      const show = (row) => element("tr", {},
         element("td", {}, swatch(row.model), element("button", { type: "button", onclick: () => openCard(table, row, null) }, row.label)),
         ...columns.map((c) => {
           const cell = row.cells[c.name];
@@ -88,7 +88,12 @@
           return element("td", { class: cell.mark || null }, button, cell.source === "measurement" ? element("small", { title: "one seed: the error is of the measurement alone" }, "¹") : null,
             cell.missing ? element("small", { class: "bad" }, ` ${cell.missing} not finite`) : null);
         }),
-        element("td", {}, String(row.seeds.length), row.failed ? element("small", { class: "bad" }, ` ${row.failed} failed`) : null))));
+        element("td", {}, String(row.seeds.length), row.failed ? element("small", { class: "bad" }, ` ${row.failed} failed`) : null));
+      // The first rows at once, the others when nothing else is to be done.
+      const drawing = state.drawing = {};
+      body.replaceChildren(...rows.slice(0, 60).map(show));
+      const more = (i) => { if (state.drawing === drawing && i < rows.length) { body.append(...rows.slice(i, i + 60).map(show)); setTimeout(more, 0, i + 60); } };
+      setTimeout(more, 0, 60);
       count.textContent = `${rows.length} of ${table.rows.length} rows`;
       if (focused != null) head.querySelectorAll("button").forEach((b) => { if (b.dataset.sort === focused) b.focus(); });
     }
@@ -110,15 +115,16 @@
   if (!data.tables.length) $("#boards").append(element("p", {}, "No run is finished and scored yet."));
 
   // Samples: pictures are decoded when they come into view.
-  const seen = (node, draw) => {
-    const observer = new IntersectionObserver((entries) => { if (entries.some((e) => e.isIntersecting)) { observer.disconnect(); draw(); } }, { rootMargin: "400px" });
-    observer.observe(node);
-  };
+  // What is large, pictures and Plotly, comes after this script, so that the table need not wait for it.
+  const loaded = (work) => document.readyState === "complete" ? work() : addEventListener("load", work);
+  const waiting = new Map();
+  const observer = new IntersectionObserver((entries) => entries.filter((e) => e.isIntersecting).forEach((e) => { observer.unobserve(e.target); waiting.get(e.target)(); }), { rootMargin: "400px" });
+  const seen = (node, draw) => { waiting.set(node, draw); observer.observe(node); };
   const grids = $("#samples .grids");
   for (const table of data.tables) for (const row of table.rows) {
     if (row.picture == null) continue;
     const image = element("img", { alt: `Samples of ${row.label} on ${table.data}` });
-    seen(image, () => { image.src = "data:image/png;base64," + data.pictures[row.picture]; });
+    seen(image, () => loaded(() => { image.src = "data:image/png;base64," + document.getElementById("picture-" + row.picture).textContent; }));
     grids.append(element("figure", {}, image, element("figcaption", {}, swatch(row.model), row.label + (data.tables.length > 1 ? `, ${table.data}` : ""))));
   }
   if (!grids.childElementCount) grids.append(element("p", {}, "No grid was drawn."));
@@ -135,7 +141,7 @@
   const plot = (node, make) => {
     let ready = false;
     const draw = () => { if (ready) { const { traces, shape } = make(); Plotly.react(node, traces, shape, settings); } };
-    seen(node, () => { ready = true; draw(); });
+    seen(node, () => loaded(() => { ready = true; draw(); }));
     redraws.push(draw);
     return draw;
   };
@@ -169,7 +175,7 @@
       const text = (p) => `${plain(p.row.label)}<br>${plain(q.label)} ${plain(p.row.cells[q.name].text)}<br>${plain(c.label)} ${plain(p.row.cells[c.name].text)}`;
       const traces = [];
       const nets = new Map();
-      for (const p of points) { const id = JSON.stringify([p.row.trained_id, p.row.setting["sampler.name"]]); nets.set(id, [...(nets.get(id) || []), p]); }
+      for (const p of points) { const id = JSON.stringify([p.row.trained, p.row.setting["sampler.name"]]); nets.set(id, [...(nets.get(id) || []), p]); }
       for (const net of nets.values()) if (net.length > 1) {
         net.sort((a, b) => a.x - b.x);
         traces.push({ x: net.map((p) => p.x), y: net.map((p) => p.y), mode: "lines", line: { color: colour(net[0].row.model), width: 1, dash: "dot" }, hoverinfo: "skip", showlegend: false });

@@ -1,0 +1,282 @@
+"""Means, errors and tests by hand and by scipy; what may be compared, and what is equal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from genzoo.report import leaderboard, records
+from genzoo.report.leaderboard import differ, measured, quantity
+from tests.report import entry, run, scored
+
+FD = "test/fd_digits"
+
+
+def tables_of(root):
+    found, broken = records.read(records.find([root]))
+    assert not broken
+    return leaderboard.tables(leaderboard.rows(found))
+
+
+def rows_of(root):
+    return {row.label: row for table in tables_of(root) for row in table.rows}
+
+
+# Rows
+
+
+def test_seeds_are_averaged_and_their_error_is_that_of_the_mean(tmp_path):
+    values = [3.0, 4.5, 7.25]
+    for seed, value in enumerate(values):
+        run(tmp_path, seed=seed, metrics=scored(value, seed))
+    (row,) = rows_of(tmp_path).values()
+    cell = row.cells[FD]
+    assert (row.label, row.seeds, cell.values) == ("vae", [0, 1, 2], values)
+    assert (cell.mean, cell.source) == (pytest.approx(np.mean(values)), "seeds")
+    assert cell.stderr == pytest.approx(stats.sem(values))
+
+
+def test_one_seed_has_the_error_of_the_measurement_alone(tmp_path):
+    run(tmp_path, metrics=scored(3.0))
+    (row,) = rows_of(tmp_path).values()
+    assert (row.cells[FD].mean, row.cells[FD].stderr, row.cells[FD].source) == (3.0, 0.5, "measurement")
+    assert row.cells["model/parameters"].stderr is None and row.cells["model/parameters"].source is None
+
+
+def test_a_value_that_is_not_finite_is_counted_and_not_averaged(tmp_path):
+    for seed, value in enumerate([2.0, None, 4.0]):
+        run(tmp_path, seed=seed, metrics=scored(value, seed))
+    (row,) = rows_of(tmp_path).values()
+    assert (row.cells[FD].mean, row.cells[FD].missing, len(row.cells[FD].values)) == (3.0, 1, 2)
+
+
+def test_a_seed_that_is_scored_twice_counts_once(tmp_path):
+    made = run(tmp_path, metrics=scored(3.0))
+    again = {
+        name: {**e, "card": {**e["card"], "setting": {**e["card"]["setting"], "seed": 1}}}
+        for name, e in scored(5.0).items()
+    }
+    made.write_result({"scored": "2026-01-02", "metrics": again, "warnings": []})
+    (row,) = rows_of(tmp_path).values()
+    assert row.cells[FD].values == [5.0]
+
+
+@pytest.mark.parametrize(
+    ("config", "same"),
+    [
+        ({"metrics": {"n": 7}}, True),
+        ({"logger": {"project": "x"}, "timeout": 3}, True),
+        ({"trainer": {"batch_size": 64, "grids": 9}}, True),
+        ({"trainer": {"batch_size": 32, "grids": 4}}, False),
+        ({"budget": {"images": None, "seconds": 60.0, "flops": None, "samples": 1000}}, False),
+        ({"budget": {"images": None, "seconds": 30.0, "flops": None, "samples": 9}}, True),
+    ],
+)
+def test_what_changes_the_training_makes_another_row(tmp_path, config, same):
+    run(tmp_path, seed=0, metrics=scored(1.0))
+    run(tmp_path, seed=1, metrics=scored(2.0, 1), config=config)
+    assert len(rows_of(tmp_path)) == (1 if same else 2)
+
+
+def test_rows_of_one_family_are_named_by_what_sets_them_apart(tmp_path):
+    for beta in (1.0, 4.0):
+        model = {"_target_": "VAE", "beta": beta, "likelihood": {"_target_": "a.b.Gaussian"}}
+        run(tmp_path, metrics=scored(beta), config={"model": model})
+    run(tmp_path, model="gan", metrics=scored(1.0))
+    assert set(rows_of(tmp_path)) == {"vae, model.beta=1.0", "vae, model.beta=4.0", "gan"}
+
+
+def test_samplers_of_one_run_are_rows_of_their_own(tmp_path):
+    made = run(tmp_path, model="ddpm")
+    for steps in (5, 10):
+        sampler = {"sampler": {"name": "DDIM", "steps": steps}}
+        metrics = scored(20.0 / steps)
+        metrics[FD]["card"]["setting"] |= sampler
+        made.write_result({"scored": f"2026-01-{steps:02d}", "metrics": metrics, "warnings": []})
+    assert set(rows_of(tmp_path)) == {"ddpm, sampler.steps=5", "ddpm, sampler.steps=10"}
+
+
+def test_runs_that_failed_are_counted_and_give_no_number(tmp_path):
+    run(tmp_path, seed=0, metrics=scored(1.0))
+    run(tmp_path, seed=1, state="failed", why="NonFiniteError: loss")
+    run(tmp_path, seed=2, state="failed", why="late", metrics=scored(100.0, 2))
+    (row,) = rows_of(tmp_path).values()
+    assert (row.failed, row.seeds, row.cells[FD].values) == (2, [0], [1.0])
+
+
+# Tables
+
+
+@pytest.mark.parametrize("part", ["n_fake", "features_sha256", "reference_sha256", "resize", "forced"])
+def test_unlike_protocols_are_never_in_one_table(tmp_path, part):
+    run(tmp_path, model="vae", metrics=scored(1.0))
+    other = scored(0.5)
+    other[FD]["card"]["protocol"] = {"unit": "squared distance", "n_fake": 1000} | {part: "another"}
+    run(tmp_path, model="gan", metrics=other)
+    first, second = tables_of(tmp_path)
+    assert not first.why and len(second.why) == 1 and part in second.why[0] and FD in second.why[0]
+    for table in (first, second):
+        assert leaderboard.leaders(table, FD) == ([], [])
+
+
+def test_what_only_one_of_two_rows_has_does_not_part_them(tmp_path):
+    bound = entry(3.0, 0.1, protocol={"unit": "bits/dim", "bound": "LOWER"})
+    run(tmp_path, model="vae", metrics=scored(1.0, test__bpd_upper=bound))
+    run(tmp_path, model="gan", metrics=scored(2.0))
+    (table,) = tables_of(tmp_path)
+    assert [row.label for row in table.rows] == ["vae", "gan"]
+    assert "test/bpd_upper" not in table.rows[1].cells
+    assert "| n/a |" in leaderboard.to_markdown([table])
+
+
+def test_data_are_never_mixed(tmp_path):
+    run(tmp_path, metrics=scored(1.0))
+    run(tmp_path, data="moons", metrics=scored(1.0))
+    assert [table.data for table in tables_of(tmp_path)] == ["digits", "moons"]
+
+
+def test_speeds_of_unlike_machines_part_no_table_and_are_not_ranked(tmp_path):
+    run(tmp_path, model="vae", metrics=scored(1.0))
+    other = scored(2.0)
+    other["sampling/samples_per_second"]["card"]["protocol"]["device"] = "cuda"
+    run(tmp_path, model="gan", metrics=other)
+    (table,) = tables_of(tmp_path)
+    assert leaderboard.leaders(table, "sampling/samples_per_second") == ([], [])
+    assert leaderboard.leaders(table, FD)[0] == [table.rows[0]]
+
+
+def test_what_training_took_is_no_score(tmp_path):
+    run(tmp_path, model="vae", metrics=scored(1.0))
+    run(tmp_path, model="gan", metrics=scored(2.0, training__images=entry(1, protocol={"unit": "images"})))
+    (table,) = tables_of(tmp_path)
+    assert leaderboard.leaders(table, "training/images") == ([], [])
+
+
+@pytest.mark.parametrize("better", ["lower", "higher"])
+def test_the_best_and_what_cannot_be_told_from_it(tmp_path, better):
+    values = {"vae": [1.0, 1.1, 0.9], "gan": [1.05, 1.2, 0.95], "ddpm": [9.0, 9.1, 9.2]}
+    for model, seeds in values.items():
+        for seed, value in enumerate(seeds):
+            signed = value if better == "lower" else -value
+            run(tmp_path, model=model, seed=seed, metrics={FD: entry(signed, 0.1, better)})
+    (table,) = tables_of(tmp_path)
+    best, near = leaderboard.leaders(table, FD)
+    assert ([row.label for row in best], [row.label for row in near]) == (["vae"], ["gan"])
+    assert [row.label for row in table.rows] == ["vae", "gan", "ddpm"]
+
+
+def test_equal_numbers_are_all_the_best(tmp_path):
+    for model in ("vae", "gan"):
+        run(tmp_path, model=model, metrics={FD: entry(0.0, 0.0)})
+    (table,) = tables_of(tmp_path)
+    assert len(leaderboard.leaders(table, FD)[0]) == 2
+
+
+def test_differences_are_told_by_welchs_test():
+    rng = np.random.default_rng(0)
+    decisions = []
+    for i in range(200):
+        a, b = rng.normal(0, 1, 3 + i % 3), rng.normal(rng.uniform(0, 4), 3, 3 + i % 2)
+        cells = [leaderboard.cell([entry(float(v)) for v in values]) for values in (a, b)]
+        expected = bool(stats.ttest_ind(a, b, equal_var=False).pvalue < 0.05)
+        assert differ(*cells) == expected
+        decisions.append(expected)
+    assert 20 < sum(decisions) < 180
+
+
+# What was equal
+
+
+def test_what_was_equal_is_said_and_what_was_not(tmp_path):
+    run(tmp_path, model="vae", metrics=scored(1.0))
+    other = scored(2.0, training__flops=entry(3 * 10**12, protocol={"unit": "FLOPs"}))
+    other["training/images"]["value"] = 6400
+    run(tmp_path, model="gan", metrics=other)
+    (table,) = tables_of(tmp_path)
+    shares = {share.name: share for share in leaderboard.budgets(table)}
+    assert {name: share.equal for name, share in shares.items()} == {
+        "images": False, "seconds": True, "operations": False, "parameters": True,
+    }  # fmt: skip
+    said = " ".join(leaderboard.fairness(table))
+    for words in (
+        "Equal seconds: 30 s.",
+        "Unequal images: 640 to 6,400 images (10 times)",
+        "(3 times)",
+        "Seeds 0 in every row",
+    ):
+        assert words in said
+
+
+def test_a_limit_that_was_not_kept_is_not_equal(tmp_path):
+    run(tmp_path, model="vae", metrics=scored(1.0))
+    run(tmp_path, model="gan", metrics=scored(1.0, training__seconds=entry(60.0, protocol={"unit": "s"})))
+    (table,) = tables_of(tmp_path)
+    assert not {share.name: share for share in leaderboard.budgets(table)}["seconds"].equal
+
+
+def test_unlike_seeds_and_machines_are_said(tmp_path):
+    run(tmp_path, model="vae", seed=0, metrics=scored(1.0))
+    run(tmp_path, model="vae", seed=1, metrics=scored(1.0, 1), machine={"cpu": "another"})
+    run(tmp_path, model="gan", seed=0, metrics=scored(1.0))
+    said = " ".join(leaderboard.fairness(tables_of(tmp_path)[0]))
+    assert "Unlike seeds: 1 to 2 a row" in said and "Unlike machines: " in said and "another" in said
+
+
+# Texts
+
+
+@pytest.mark.parametrize(
+    ("mean", "stderr", "text"),
+    [
+        (17.7634, 1.13, "17.8 ± 1.1"), (0.01234, 0.00056, "0.01234 ± 0.00056"), (1234.5, 67.8, "1,234 ± 68"),
+        (3.0, None, "3"), (3.0, 0.0, "3"), (1.5e12, 1e10, "1.5e+12 ± 1e+10"), (None, None, "not finite"),
+    ],
+)  # fmt: skip
+def test_a_mean_is_shown_to_two_digits_of_its_error(mean, stderr, text):
+    assert measured(leaderboard.Cell([], 0, mean, stderr, None, "", None, {})) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.01234, "0.0123"), (12.345, "12.3"), (1234567, "1.23M"), (20000, "20,000"), (3.4e12, "3.4e+12"), (17, "17")],
+)
+def test_a_quantity_has_the_digits_that_it_needs(value, text):
+    assert quantity(value) == text
+
+
+def test_the_csv_has_every_number_in_full(tmp_path):
+    for seed, value in enumerate([1 / 3, 2 / 3]):
+        run(tmp_path, seed=seed, metrics=scored(value, seed))
+    lines = list(csv.DictReader(io.StringIO(leaderboard.to_csv(tables_of(tmp_path)))))
+    line = next(line for line in lines if line["metric"] == FD)
+    assert float(line["mean"]) == 0.5 and float(line["stderr"]) == pytest.approx(1 / 6, rel=1e-15)
+    assert (line["seeds"], line["n"], line["unit"], line["stderr_of"]) == ("0 1", "2", "squared distance", "seeds")
+
+
+@pytest.mark.parametrize("text", ["=cmd()", "+1+1", "-2+3", "@SUM(1)"])
+def test_no_text_of_a_run_is_a_formula_of_a_spreadsheet(tmp_path, text):
+    run(tmp_path, model="vae", data=text, name="x", metrics={FD: entry(-1.5)})
+    line = next(csv.DictReader(io.StringIO(leaderboard.to_csv(tables_of(tmp_path)))))
+    assert line["data"] == f"'{text}" and float(line["mean"]) == -1.5
+
+
+def test_no_text_of_a_run_is_markdown(tmp_path):
+    run(tmp_path, model="vae", data="a|b<img src=x>[c](javascript:d)", name="x", metrics=scored(1.0))
+    text = leaderboard.to_markdown(tables_of(tmp_path), ["failed: <script>"])
+    assert "<img" not in text and "<script>" not in text and "[c]" not in text.replace("\\[c]", "") and "a\\|b" in text
+
+
+def test_bounds_have_their_names():
+    assert leaderboard.label("test/bpd_upper") == "bits/dim (upper bound)"
+    assert leaderboard.label("test/bpd") == "bits/dim (exact)"
+    assert leaderboard.label("test/nll_estimate") == "nats (unbiased estimate)"
+
+
+def test_the_mean_of_nothing_is_nothing():
+    cell = leaderboard.cell([entry(None), entry(math.nan)])
+    assert (cell.mean, cell.stderr, cell.missing) == (None, None, 2)
