@@ -276,11 +276,24 @@ def _name(all_rows: Sequence[Row]) -> None:
             {**row.trained, **{".".join(part): value for part, value in flatten(row.setting).items()}}
             for row in members
         ]
-        names = dict.fromkeys(name for own in leaves for name in own)
-        varied = [name for name in names if len({key(own.get(name)) for own in leaves}) > 1]
+        chosen = telling(leaves)
         for row, own in zip(members, leaves, strict=True):
-            said = [f"{name}={_plain(own[name])}" for name in varied if own.get(name) is not None]
+            said = [f"{name}={_plain(own[name])}" for name in chosen if own.get(name) is not None]
             row.label = ", ".join([model, *said])
+
+
+def telling(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Choose keys that tell rows apart, as few as the greedy choice finds: the one first that makes most of them unlike."""
+    names = list(dict.fromkeys(name for own in rows for name in own))
+    texts = {name: [key(own.get(name)) for own in rows] for name in names}
+    varied = [name for name in names if len(set(texts[name])) > 1]
+    whole = len(set(zip(*(texts[name] for name in varied), strict=True))) if varied else 1
+    told, chosen = [()] * len(rows), list[str]()
+    while len(set(told)) < whole:
+        best = max(varied, key=lambda name: len(set(zip(told, texts[name], strict=True))))
+        told = [(*before, text) for before, text in zip(told, texts[best], strict=True)]
+        chosen.append(best)
+    return chosen
 
 
 def _plain(value: Any) -> str:

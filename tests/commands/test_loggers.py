@@ -76,9 +76,10 @@ def inspected(run: Path) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
-def history(records: list[dict]) -> list[dict[str, float]]:
+def history(records: list[dict], *names: str) -> list[dict[str, float]]:
+    """What was logged with any of some names."""
     rows = [record["history"]["item"] for record in records if record["type"] == "history"]
-    return [row for row in rows if "images" in row]
+    return [row for row in rows if any(name in row for name in names)]
 
 
 def test_wandb_keeps_each_run_of_a_sweep_apart_without_a_login_or_the_network(monkeypatch, here):
@@ -102,9 +103,14 @@ def test_wandb_keeps_each_run_of_a_sweep_apart_without_a_login_or_the_network(mo
         config = opened["config"]["update"]
         assert (config["seed"], config["model"]["latent_dim"]) == (seed, 4)
         assert opened["display_name"] == f"vae-digits/{run.name}"
-        assert set(opened["tags"]) == {"VAE", "digits"}
+        assert (
+            set(opened["tags"]) == {"vae", "digits", "images=256", "seconds=60"} and opened.get("run_group", "") == ""
+        )
         steps, scores = recorded(run)
-        rows = history(records)
+        grids = [row for row in history(records, "samples.count") if row["samples.count"] == 1]
+        assert [row["images"] for row in grids] == [256]
+        assert len(list(run.glob("wandb/offline-run-*/files/media/images/samples_*.png"))) == 1
+        rows = history(records, "train/lr", "test/bpd_upper")
         assert len(rows) == len(steps) + 1
         for row, step in zip(rows, steps, strict=False):
             close(row, **step)
@@ -113,6 +119,62 @@ def test_wandb_keeps_each_run_of_a_sweep_apart_without_a_login_or_the_network(mo
         axes = [record["metric"] for record in records if record["type"] == "metric"]
         assert (axes[-1]["glob_name"], axes[-1]["step_metric"]) == ("*", "images")
         assert [record["type"] for record in records].count("exit") == 1
+
+
+def test_a_sweep_is_a_group_of_wandb(monkeypatch):
+    monkeypatch.setenv("GENZOO_SWEEP", "sweep-0123abcd")
+    for group, words in (("sweep-0123abcd", []), ("mine", ["logger.group=mine"])):
+        run = trained(*VAE, "logger=wandb", *words)
+        (opened,) = (record["run"] for record in inspected(run) if record["type"] == "run")
+        assert opened["run_group"] == group
+
+
+OUTAGE = """
+import os, signal, sys
+from pathlib import Path
+import wandb
+from genzoo.__main__ import main
+
+counted, log = [], wandb.Run.log
+
+def broken(self, *arguments, **details):
+    counted.append(1)
+    if len(counted) == 2 and {trouble!r} == "refuses":
+        raise ConnectionError("no route to host")
+    if len(counted) == 2:
+        for process in Path("/proc").glob("[0-9]*/stat"):
+            if process.read_text().split()[3] == str(os.getpid()):  # the service that talks to the network
+                os.kill(int(process.parent.name), signal.SIGKILL)
+    return log(self, *arguments, **details)
+
+wandb.Run.log = broken
+sys.argv = {words!r}
+main()
+"""
+
+
+@pytest.mark.parametrize("trouble", ["refuses", "dies"])
+def test_an_outage_of_wandb_changes_nothing_in_the_run(here, trouble):
+    words = [*TINY, *VAE, "logger=wandb", "outputs=broken"]
+    program = OUTAGE.format(trouble=trouble, words=["genzoo", *words])
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("genzoo: wandb fails, and the run goes on without it") == 1
+    plain, (run,) = trained(*VAE, "logger=csv", "outputs=plain"), Path("broken/vae-digits").iterdir()
+    for name in ("weights.safetensors", "ema.safetensors"):
+        assert (run / "checkpoints/step-4" / name).read_bytes() == (plain / "checkpoints/step-4" / name).read_bytes()
+    steps = [recorded(path)[0] for path in (plain, run)]
+    assert steps[0] == steps[1] and recorded(plain)[1]["test/bpd_upper"] == recorded(run)[1]["test/bpd_upper"]
+    assert json.loads((run / "status.json").read_text())["state"] == "done"
+
+
+def test_wandb_out_of_reach_is_kept_offline(monkeypatch, here):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    code, _, err = genzoo(*TINY, *VAE, "logger=wandb", "logger.mode=online")
+    assert code == 0 and "wandb cannot be reached, the run is kept offline" in err
+    (run,) = Path("outputs/vae-digits").iterdir()
+    assert history(inspected(run), "test/bpd_upper")
 
 
 def test_wandb_is_online_only_where_a_key_is_found(monkeypatch, tmp_path):

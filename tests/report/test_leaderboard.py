@@ -101,6 +101,16 @@ def test_samplers_of_one_run_are_rows_of_their_own(tmp_path):
     assert set(rows_of(tmp_path)) == {"ddpm, sampler.steps=5", "ddpm, sampler.steps=10"}
 
 
+def test_the_fewest_keys_tell_rows_apart():
+    rows = [
+        {"name": name, "steps": steps, "rho": 7 if name == "Heun" else None, "same": 1}
+        for name in ("DDIM", "Heun")
+        for steps in (5, 10, 20)
+    ]
+    assert leaderboard.telling(rows) == ["steps", "name"]
+    assert leaderboard.telling(rows[:1]) == leaderboard.telling([{"a": 1}, {"a": 1}]) == []
+
+
 def test_runs_that_failed_are_counted_and_give_no_number(tmp_path):
     run(tmp_path, seed=0, metrics=scored(1.0))
     run(tmp_path, seed=1, state="failed", why="NonFiniteError: loss")

@@ -1,0 +1,163 @@
+"""``genzoo compare`` as a user types it, and the comparison at the end of a sweep."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from genzoo.commands.sweep import Ended, objective
+from genzoo.runs import Run
+from tests.commands import SMALL, TINY, genzoo
+from tests.report import run, scored
+
+FILES = ["index.html", "leaderboard.csv", "leaderboard.md"]
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch, tmp_path) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    return tmp_path
+
+
+def rows(folder: str = "comparison") -> dict[str, dict[str, str]]:
+    with open(Path(folder, "leaderboard.csv")) as file:
+        return {line["row"]: line for line in csv.DictReader(file) if line["metric"] == "test/fd_digits"}
+
+
+@pytest.mark.parametrize("words", [["runs=a,b"], ["runs=[a,b]"], ["runs=."], ["runs=a/vae-digits,b"]])
+def test_several_folders_are_one_comparison(here, words):
+    run(here / "a", "vae", metrics=scored(3.0))
+    run(here / "b", "gan", metrics=scored(2.0))
+    code, out, err = genzoo("compare", *words)
+    assert (code, out, err) == (0, f"comparison: {Path('comparison/index.html')}\n", "")
+    assert sorted(path.name for path in Path("comparison").iterdir()) == FILES
+    assert {label: float(row["mean"]) for label, row in rows().items()} == {"gan": 2.0, "vae": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("words", "because"),
+    [
+        (["runs=nowhere"], "runs=nowhere: no such directory"),
+        (["runs=empty"], "runs=empty: there is no run in it"),
+        ([], "runs is missing"),
+        (["run=a"], "unknown key 'run': did you mean 'runs'?"),
+        (["runs=a", "out=a/vae-digits/file"], "out=a/vae-digits/file: "),
+        (["runs=a", "logger=csv"], "logger: a comparison is files"),
+        (["runs=a", "logger=wandb", "logger.mode=online"], "logger.mode=online needs a key"),
+        (["runs=a", "workspace=nothing"], "workspace=nothing: "),
+        (["runs=[]"], "runs=[]: "),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(here, words, because):
+    run(here / "a", "vae", metrics=scored(3.0))
+    (here / "empty").mkdir()
+    (here / "a" / "vae-digits" / "file").write_text("")
+    code, _, err = genzoo("compare", *words)
+    assert code == 2 and err.startswith("genzoo: ") and err.count("\n") == 1 and because in err
+
+
+def test_runs_without_a_score_are_listed(here):
+    run(here / "a", "vae", state="failed", why="OutOfMemoryError: too large")
+    run(here / "a", "gan")
+    assert genzoo("compare", "runs=a").code == 0
+    text = Path("comparison/leaderboard.md").read_text()
+    assert "failed: OutOfMemoryError: too large" in text and "finished, and not scored" in text
+
+
+def test_a_comparison_is_a_run_of_wandb_without_a_login(here):
+    pytest.importorskip("wandb")
+    for model, fd in (("vae", 3.0), ("gan", 2.0)):
+        run(here / "a", model, metrics=scored(fd))
+    assert genzoo("compare", "runs=a", "logger=wandb", "logger.group=all").code == 0
+    (file,) = Path("comparison").glob("wandb/offline-run-*/*.wandb")
+    command = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(file)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    records = [json.loads(line) for line in said.splitlines()]
+    (opened,) = (record["run"] for record in records if record["type"] == "run")
+    assert (opened["display_name"], opened["job_type"], opened["run_group"]) == ("comparison", "comparison", "all")
+    (logged,) = (record["history"]["item"] for record in records if record["type"] == "history")
+
+    def table(name: str) -> dict:
+        return json.loads((file.parent / "files" / logged[f"{name}.path"]).read_text())
+
+    board = table("digits/leaderboard")
+    means = {row[0]: row[board["columns"].index("test/fd_digits mean")] for row in board["data"]}
+    assert means == {"gan": 2.0, "vae": 3.0}
+    assert [(row[0], row[1]["_type"]) for row in table("digits/samples")["data"]] == [
+        ("gan", "image-file"),
+        ("vae", "image-file"),
+    ]
+    assert table("digits/test/fd_digits_table")["data"] == [["gan", 2.0], ["vae", 3.0]]
+    assert '"n_fake": 1000' in dict(table("digits/protocols")["data"])["test/fd_digits"]
+
+
+def test_a_workspace_without_a_login_is_a_file(here):
+    pytest.importorskip("wandb_workspaces")
+    code, out, _ = genzoo("compare", "workspace=me/zoo")
+    assert code == 0 and "no login" in out
+    view = json.loads(Path("comparison/workspace.json").read_text())
+    assert (view["entity"], view["project"]) == ("me", "zoo")
+    text = json.dumps(view)
+    for words in ("samples", "test/fd_fashion_mnist", "sampling/nfe", "training/flops", '"images"'):
+        assert words in text
+
+
+# Sweeps
+
+
+def test_a_sweep_ends_with_its_comparison(here):
+    words = ["-m", *TINY, *SMALL["vae"], "metrics.n=40", "metrics.force=true", "seed=0,1"]
+    code, out, _ = genzoo(*words)
+    assert code == 0 and out.endswith(f"comparison: {Path('outputs/comparison/index.html')}\n")
+    (row,) = rows("outputs/comparison").values()
+    assert (row["seeds"], row["n"], row["stderr_of"]) == ("0 1", "2", "seeds")
+    before = {path: path.read_bytes() for path in Path("outputs/vae-digits").rglob("*") if path.is_file()}
+    code, out, _ = genzoo(*words)
+    assert code == 0 and out.count("done before: ") == 2
+    assert {path: path.read_bytes() for path in Path("outputs/vae-digits").rglob("*") if path.is_file()} == before
+    assert not list(here.glob(".sweep-*"))
+
+    run_dir = next(Path("outputs/vae-digits").iterdir())
+    code, out, _ = genzoo(
+        "-m", "evaluate", f"run={run_dir}", "metrics.n=40,50", "metrics.force=true", "metrics.events=16"
+    )
+    assert code == 0 and (run_dir / "comparison" / "index.html").is_file()
+    text = (run_dir / "comparison" / "leaderboard.md").read_text()
+    assert "n_fake is 50" in text or "n_fake is 40" in text
+
+
+def test_a_launcher_runs_jobs_side_by_side(here):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    code, _, err = genzoo(
+        *["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *TINY, *SMALL["vae"]],
+        *["seed=0,1", "optimizer.lr=1e-3,-1"],
+    )
+    assert code == 2 and err.count("genzoo: job ") == 2 and "Invalid learning rate: -1" in err
+    states = [json.loads(path.read_text())["state"] for path in Path("outputs").glob("*/*/status.json")]
+    assert states == ["done", "done"] and Path("outputs/comparison/index.html").is_file()
+
+
+def test_a_search_minimises_its_objective(here):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    code, *_ = genzoo(
+        *["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1"],
+        *["objective=test/bpd_upper", *TINY, *SMALL["vae"], "optimizer.lr=interval(1e-4,1e-2)"],
+    )
+    assert code == 0
+    rates = [Run(path.parent).config["optimizer"]["lr"] for path in Path("outputs").glob("*/*/status.json")]
+    assert len(set(rates)) == 2 and all(1e-4 <= rate <= 1e-2 for rate in rates)
+
+
+def test_the_objective_of_a_job_is_the_score_of_its_run(here):
+    made = run(here, metrics=scored(3.0))
+    ended = Ended("", 0, "", str(made.path))
+    assert objective(ended, "sampling/nfe") == 50 and objective(ended, None) == 3.0
+    assert objective(ended, "no/such") == objective(Ended("", 1, "", str(made.path)), None) == float("inf")
+    assert objective(Ended("", 2, "", None), None) == float("inf")
