@@ -18,6 +18,7 @@ import io
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -288,7 +289,8 @@ def telling(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     texts = {name: [key(own.get(name)) for own in rows] for name in names}
     varied = [name for name in names if len(set(texts[name])) > 1]
     whole = len(set(zip(*(texts[name] for name in varied), strict=True))) if varied else 1
-    told, chosen = [()] * len(rows), list[str]()
+    told: list[tuple[str, ...]] = [()] * len(rows)
+    chosen: list[str] = []
     while len(set(told)) < whole:
         best = max(varied, key=lambda name: len(set(zip(told, texts[name], strict=True))))
         told = [(*before, text) for before, text in zip(told, texts[best], strict=True)]
@@ -321,8 +323,13 @@ def _said(value: Any) -> str:
 
 def tables(all_rows: Iterable[Row]) -> list[Table]:
     """Put rows that may be compared into one table: those of the same data whose protocols agree wherever both have one."""
+    all_rows = list(all_rows)
+    protocols = [[key([row.data, name, protocol]) for name, protocol in row.protocols.items()] for row in all_rows]
+    common = Counter(protocol for own in protocols for protocol in own)
+    usual = [statistics.fmean(common[protocol] for protocol in own) if own else 0.0 for own in protocols]
     found: list[Table] = []
-    for row in sorted(all_rows, key=lambda row: (row.data, -len(row.runs))):
+    # Those first that are measured as most others are, so that the exceptions go elsewhere.
+    for _, row in sorted(zip(usual, all_rows, strict=True), key=lambda pair: (pair[1].data, -pair[0], pair[1].label)):
         why: list[str] = []
         for table in (table for table in found if table.data == row.data):
             clash = unlike(table.protocols, row.protocols)

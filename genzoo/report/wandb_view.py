@@ -43,7 +43,7 @@ def log(folders: Sequence[str], out: Path, project: str, group: str | None, *, o
             group=group,
             name="comparison",
             job_type="comparison",
-            dir=str(out),
+            dir=str(out.resolve()),
             mode="online" if online else "offline",
             tags=list(dict.fromkeys(table.data for table in tables)),
             config={"runs": [record.name for record in found]},
@@ -69,7 +69,7 @@ def contents(table: leaderboard.Table, name: str, folder: Path) -> dict[str, Any
     columns: list[str | int] = ["row", "family", "seeds"]
     columns += [f"{metric} {part}" for metric in metrics for part in ("mean", "stderr", "n")]
     lines: list[list[Any]] = []
-    grids: list[list[Any]] = []
+    grids: list[Any] = []
     for row in table.rows:
         line: list[Any] = [row.label, row.model, ", ".join(map(str, row.seeds))]
         for metric in metrics:
@@ -80,14 +80,14 @@ def contents(table: leaderboard.Table, name: str, folder: Path) -> dict[str, Any
         if picture:
             path = folder / f"{name}-{len(grids)}.png"
             path.write_bytes(picture)
-            grids.append([row.label, wandb.Image(str(path))])
+            grids.append(wandb.Image(str(path), caption=row.label))
     protocols = [[metric, leaderboard.key(protocol)] for metric, protocol in table.protocols.items()]
     logged: dict[str, Any] = {
         f"{name}/leaderboard": wandb.Table(columns=columns, data=lines),
         f"{name}/protocols": wandb.Table(columns=["metric", "protocol"], data=protocols),
     }
     if grids:
-        logged[f"{name}/samples"] = wandb.Table(columns=["row", "samples"], data=grids)
+        logged[f"{name}/samples"] = grids
     for metric in table.headlines:
         means = [(row.label, row.cells[metric].mean) for row in table.rows if metric in row.cells]
         bars = wandb.Table(columns=["row", metric], data=[[label, mean] for label, mean in means if mean is not None])

@@ -133,10 +133,11 @@ class WandB(Records):
         budget = {name: value for name, value in config["budget"].items() if value is not None and name != "samples"}
         logger = Steadfast(
             name=f"{run.path.parent.name}/{run.path.name}",
-            save_dir=str(run.path),
+            save_dir=str(run.path.resolve()),  # wandb's service may have been started elsewhere
             project=self.project,
             group=self.group or os.environ.get("GENZOO_SWEEP"),
             offline=offline,
+            mode="offline" if offline else "online",  # the variable that Lightning sets is read once a process
             tags=[
                 str(status["model"]),
                 config["data"]["name"],

@@ -208,11 +208,12 @@
   (() => {
     const section = $("#curves"), tools = $(".tools", section), node = $(".plot", section);
     if (!kinds.length) { section.hidden = true; return; }
-    const loss = kinds.find((k) => /^test\/(fid|fd_)/.test(k)) || kinds[0];
     const all = () => redraws.forEach((draw) => draw());
-    const sets = [...new Set(data.series.map((s) => s.data))];
-    const [setLabel, set] = select("Data", sets.map((name) => [name, name]), sets[0], all);
-    const [kindLabel, kind] = select("Curve of", kinds.map((k) => [k, data.labels[k] || k]), loss, all);
+    const sets = [...new Set([...data.tables.map((t) => t.data), ...data.series.map((s) => s.data)])];
+    const has = (name, k) => data.series.some((s) => s.data === name && s.y[k]);
+    const usual = (name) => kinds.find((k) => /^test\/(fid|fd_)/.test(k) && has(name, k)) || kinds.find((k) => has(name, k)) || kinds[0];
+    const [setLabel, set] = select("Data", sets.map((name) => [name, name]), sets[0], () => { if (!has(set.value, kind.value)) kind.value = usual(set.value); all(); });
+    const [kindLabel, kind] = select("Curve of", kinds.map((k) => [k, data.labels[k] || k]), usual(sets[0]), all);
     const [axisLabel, axis] = select("against", axes, "images", all);
     const [xLogLabel, xLog] = tick("log x", false, all), [yLogLabel, yLog] = tick("log y", false, all);
     along = () => axis.value;
