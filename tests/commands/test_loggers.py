@@ -70,7 +70,7 @@ def test_tensorboard_that_is_not_installed_is_said_before_there_is_a_run(monkeyp
 
 
 def inspected(run: Path) -> list[dict]:
-    file = max(file for file in run.glob("wandb/*run-2*/*.wandb"))
+    (file,) = run.glob("wandb/offline-run-*/*.wandb")
     command = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(file)]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     return [json.loads(line) for line in lines]
