@@ -613,8 +613,8 @@ FAULTS = [
     Fault(
         "a seed that is scored twice counts twice",
         "report/leaderboard.py",
-        "for _, m in _latest(row.runs) if name in m",
-        "for _, m in row.runs if name in m",
+        'found.setdefault(key(record.config.get("seed")), {}).update(metrics)',
+        "found[str(len(found))] = metrics",
         "tests/report/test_leaderboard.py",
     ),
     Fault(

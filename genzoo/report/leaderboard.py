@@ -27,6 +27,7 @@ from scipy.special import stdtrit
 
 from genzoo.report.records import OF_SEED, Record, flatten
 
+UNLIKE = "unlike between seeds"  # in a protocol: the parts that differ
 COSTS = ("sampling/", "model/", "training/")  # metrics that do not say how good a model is
 LIMITS = ("images", "seconds", "flops")
 
@@ -67,7 +68,7 @@ BOUNDS = {
 }
 CSV_COLUMNS = (
     *("table", "data", "row", "model", "seeds", "runs_failed", "metric", "mean", "stderr", "stderr_of"),
-    *("n", "not_finite", "unit", "better", "protocol"),
+    *("n", "missing", "unit", "better", "protocol"),
 )
 BOUNDS |= {"nll_truth": "the law itself"} | {name.replace("bpd", "nll"): said for name, said in BOUNDS.items()}
 
@@ -76,8 +77,8 @@ BOUNDS |= {"nll_truth": "the law itself"} | {name.replace("bpd", "nll"): said fo
 class Cell:
     """A metric over the runs of a row."""
 
-    values: list[float]  # one a run, those alone that are finite
-    missing: int  # runs whose value is not finite
+    values: list[float]  # one a seed, those alone that are finite
+    missing: int  # seeds that have no such number, or none that is finite
     mean: float | None
     stderr: float | None
     source: Literal["seeds", "measurement"] | None  # of the standard error
@@ -205,7 +206,8 @@ def rows(records: Iterable[Record]) -> list[Row]:
     for row in all_rows:
         row.failed = failed[key([row.model, row.data, row.trained])]
         names = dict.fromkeys(name for _, metrics in row.runs for name in metrics)
-        row.cells = {name: cell([m[name] for _, m in _latest(row.runs) if name in m]) for name in names}
+        seeds = by_seed(row.runs)
+        row.cells = {name: cell([own[name] for own in seeds if name in own], len(seeds)) for name in names}
     _name(all_rows)
     return all_rows
 
@@ -231,16 +233,20 @@ def setting_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return setting
 
 
-def _latest(runs: Sequence[tuple[Record, dict[str, Any]]]) -> list[tuple[Record, dict[str, Any]]]:
-    """Keep one scoring of each seed, the latest: repeating one teaches nothing of other seeds."""
-    return list({key(record.config.get("seed")): (record, metrics) for record, metrics in runs}.values())
+def by_seed(runs: Sequence[tuple[Record, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Keep the latest score of each metric for each seed: repeating one teaches nothing of other seeds."""
+    found: dict[str, dict[str, Any]] = {}
+    for record, metrics in runs:
+        found.setdefault(key(record.config.get("seed")), {}).update(metrics)
+    return list(found.values())
 
 
-def cell(entries: Sequence[Mapping[str, Any]]) -> Cell:
-    """Average a metric over runs.
+def cell(entries: Sequence[Mapping[str, Any]], seeds: int) -> Cell:
+    """Average a metric over seeds.
 
     Args:
-        entries: of each run's result, all of one protocol.
+        entries: of each seed that has it, in one protocol but for what is measured on a machine.
+        seeds: how many there are.
     """
     numbers = [entry["value"] for entry in entries]
     values = [float(v) for v in numbers if v is not None and math.isfinite(v)]
@@ -253,11 +259,14 @@ def cell(entries: Sequence[Mapping[str, Any]]) -> Cell:
         own: Any = next(entry.get("stderr") for entry, v in zip(entries, numbers, strict=True) if v is not None)
         if type(own) in (int, float) and math.isfinite(own):
             stderr, source = float(own), "measurement"
-    protocol = dict(entries[0]["card"]["protocol"])
+    protocols = [entry["card"]["protocol"] for entry in entries]
+    protocol = {part: value for part, value in protocols[0].items() if all(p.get(part) == value for p in protocols)}
+    if any(p != protocols[0] for p in protocols):
+        protocol[UNLIKE] = ", ".join(sorted({part for p in protocols for part in p} - protocol.keys()))
     better = entries[0].get("better")
     return Cell(
         values,
-        len(numbers) - len(values),
+        seeds - len(values),
         mean,
         stderr,
         source,
@@ -360,7 +369,7 @@ def ranked(table: Table, name: str) -> bool:
     if name.startswith("training/") or name == "test/nll_truth":
         return False
     cells = [row.cells[name] for row in table.rows if name in row.cells]
-    return all(c.protocol == cells[0].protocol and c.better for c in cells)
+    return all(UNLIKE not in c.protocol and c.protocol == cells[0].protocol and c.better for c in cells)
 
 
 def leaders(table: Table, name: str) -> tuple[list[Row], list[Row]]:
@@ -562,7 +571,7 @@ def heading(table: Table, name: str) -> str:
 def _marked(row: Row, c: Cell | None, best: Sequence[Row], near: Sequence[Row]) -> str:
     text = measured(c) + ("¹" if c is not None and c.source == "measurement" else "")
     if c is not None and c.missing:
-        text += f" ({c.missing} not finite)"
+        text += f" ({c.missing} missing)"
     mark = "**" if any(row is other for other in best) else "*" if any(row is other for other in near) else ""
     return f"{mark}{text}{mark}"
 

@@ -55,6 +55,37 @@ def test_a_value_that_is_not_finite_is_counted_and_not_averaged(tmp_path):
     assert (row.cells[FD].mean, row.cells[FD].missing, len(row.cells[FD].values)) == (3.0, 1, 2)
 
 
+def test_a_seed_without_a_number_is_missing(tmp_path):
+    """As where samples are not finite, and are compared with nothing."""
+    run(tmp_path, seed=0, metrics=scored(2.0))
+    broken = scored(0.0, 1)
+    del broken[FD]
+    run(tmp_path, seed=1, metrics=broken)
+    (row,) = rows_of(tmp_path).values()
+    assert (row.cells[FD].values, row.cells[FD].missing, row.cells["sampling/nfe"].missing) == ([2.0], 1, 0)
+    assert "(1 missing)" in leaderboard.to_markdown(tables_of(tmp_path))
+
+
+def test_what_is_scored_later_adds_to_what_was_scored(tmp_path):
+    made = run(tmp_path, metrics=scored(2.0))
+    more = {"test/bpd": entry(3.0, protocol={"unit": "bits/dim"}, setting={"weights": "ema"})}
+    made.write_result({"scored": "2026-02-01", "metrics": more, "warnings": []})
+    (row,) = rows_of(tmp_path).values()
+    assert (row.cells[FD].mean, row.cells["test/bpd"].mean) == (2.0, 3.0)
+
+
+def test_speeds_of_seeds_on_unlike_machines_are_not_ranked(tmp_path):
+    for seed, device in enumerate(["cpu", "cuda"]):
+        metrics = scored(2.0, seed)
+        metrics["sampling/samples_per_second"]["card"]["protocol"]["device"] = device
+        run(tmp_path, seed=seed, metrics=metrics)
+    run(tmp_path, model="gan", metrics=scored(2.0))
+    (table,) = tables_of(tmp_path)
+    found = {row.label: row.cells["sampling/samples_per_second"].protocol for row in table.rows}
+    assert found["vae"] == {"unit": "samples/s", leaderboard.UNLIKE: "device"}
+    assert leaderboard.leaders(table, "sampling/samples_per_second") == ([], [])
+
+
 def test_a_seed_that_is_scored_twice_counts_once(tmp_path):
     made = run(tmp_path, metrics=scored(3.0))
     again = {
@@ -192,7 +223,7 @@ def test_differences_are_told_by_welchs_test():
     decisions = []
     for i in range(200):
         a, b = rng.normal(0, 1, 3 + i % 3), rng.normal(rng.uniform(0, 4), 3, 3 + i % 2)
-        cells = [leaderboard.cell([entry(float(v)) for v in values]) for values in (a, b)]
+        cells = [leaderboard.cell([entry(float(v)) for v in values], len(values)) for values in (a, b)]
         expected = bool(stats.ttest_ind(a, b, equal_var=False).pvalue < 0.05)
         assert differ(*cells) == expected
         decisions.append(expected)
@@ -288,5 +319,5 @@ def test_bounds_have_their_names():
 
 
 def test_the_mean_of_nothing_is_nothing():
-    cell = leaderboard.cell([entry(None), entry(math.nan)])
+    cell = leaderboard.cell([entry(None), entry(math.nan)], 2)
     assert (cell.mean, cell.stderr, cell.missing) == (None, None, 2)

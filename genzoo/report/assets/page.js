@@ -33,7 +33,7 @@
     if (cell) {
       parts.push(element("p", {}, element("strong", {}, cell.text), ` ${column.unit}`, cell.source === "seeds" ? ` — mean ± standard error over ${cell.values.length} seeds` :
         cell.source === "measurement" ? " — one seed; the error is of the measurement alone" : ""));
-      parts.push(element("p", {}, "By run: " + cell.values.map(short).join(", ") + (cell.missing ? `; ${cell.missing} not finite` : "")));
+      parts.push(element("p", {}, "By seed: " + cell.values.map(short).join(", ") + (cell.missing ? `; ${cell.missing} missing or not finite` : "")));
       parts.push(element("h3", {}, "Protocol, without which two numbers cannot be compared"), list({ metric: name, ...data.protocols[cell.protocol] }));
     }
     parts.push(element("h3", {}, "Setting"), list({ ...row.setting, seeds: row.seeds }));
@@ -86,7 +86,7 @@
           if (!cell) return element("td", { class: "none" }, "n/a");
           const button = element("button", { type: "button", "aria-label": `${row.label}, ${c.label}: ${cell.text}. Show how it was made`, onclick: () => openCard(table, row, c.name) }, cell.text);
           return element("td", { class: cell.mark || null }, button, cell.source === "measurement" ? element("small", { title: "one seed: the error is of the measurement alone" }, "¹") : null,
-            cell.missing ? element("small", { class: "bad" }, ` ${cell.missing} not finite`) : null);
+            cell.missing ? element("small", { class: "bad" }, ` ${cell.missing} missing`) : null);
         }),
         element("td", {}, String(row.seeds.length), row.failed ? element("small", { class: "bad" }, ` ${row.failed} failed`) : null));
       // The first rows at once, the others when nothing else is to be done.
