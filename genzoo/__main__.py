@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -21,7 +20,7 @@ def main() -> None:
     """Run one command of the command line."""
     from hydra._internal.utils import get_args_parser
 
-    from genzoo.commands.config import VERBS, UsageError, nearest, preflight
+    from genzoo.commands.config import VERBS, UsageError, nearest, one_comparison, preflight
 
     words = sys.argv[1:]
     parser = get_args_parser()
@@ -35,8 +34,8 @@ def main() -> None:
         verb, *overrides = overrides
         if verb not in VERBS:
             fail(f"unknown command '{verb}': {nearest(verb, VERBS)}")
-    if verb == "compare" and not flags.multirun:  # several folders are one argument, not a sweep
-        overrides = [re.sub(r"^runs=([^\[{'\"]*,.*)$", r"runs=[\1]", word) for word in overrides]
+    if not flags.multirun:
+        overrides = one_comparison(verb, overrides)
 
     job = None
     of_hydra = bool(flags.hydra_help or flags.shell_completion)

@@ -14,6 +14,7 @@ import importlib
 import inspect
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,6 +131,12 @@ def _first(override: Override) -> str:
         start = int(interval.start) if "int" in interval.tags or isinstance(interval.start, int) else interval.start
         return f"{override.get_key_element()}={start}"
     return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"
+
+
+def one_comparison(verb: str, overrides: Sequence[str]) -> list[str]:
+    """Take ``compare runs=a,b`` for one list of folders, not for a sweep."""
+    pattern = re.compile(r"^runs=([^\[{'\"]*,.*)$")
+    return [pattern.sub(r"runs=[\1]", word) if verb == "compare" else word for word in overrides]
 
 
 def preflight(
