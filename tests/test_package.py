@@ -36,7 +36,8 @@ def configurations() -> set[str]:
 
 def sources() -> set[str]:
     package = REPOSITORY / "genzoo"
-    files = [*package.rglob("*.py"), *(package / "metrics" / "networks").iterdir()]
+    beside = [package / "metrics" / "networks", package / "report" / "assets"]
+    files = [*package.rglob("*.py"), *(path for folder in beside for path in folder.iterdir())]
     return {path.relative_to(REPOSITORY).as_posix() for path in files}
 
 
