@@ -240,6 +240,17 @@ def test_no_element_of_a_run_is_in_the_page(browser, tmp_path):
     assert visit.troubles == []
 
 
+def test_labels_are_no_markup_of_plots(browser, tmp_path):
+    label = "<b>bold</b> <a href='https://evil.example'>here</a> &lt;"
+    for model in (label, "vae"):
+        run(tmp_path / "runs", model, 0, scored(1.0), name="hostile")
+    visit = Visit(browser, write([str(tmp_path / "runs")], tmp_path / "out"))
+    visit.everything()
+    for plot in ("#cost", "#curves"):
+        assert label in visit.page.locator(f"{plot} .legendtext").all_text_contents()
+    assert visit.page.locator(".plot svg a").count() == 0 and not visit.troubles
+
+
 @pytest.mark.parametrize("content", [b"<svg onload=x>", b"", b"\x89PNG\r\n\x1a\n" + bytes(page.PICTURE)])
 def test_what_is_no_picture_of_a_sane_size_is_left_out(tmp_path, content):
     made = run(tmp_path / "runs", metrics=scored(1.0))
