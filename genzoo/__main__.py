@@ -66,8 +66,9 @@ def by_hydra(verb: str, options: list[str], overrides: list[str], *, sweep: bool
 
     typed, sweep_name = sys.argv, name_of(verb, overrides)
     child_options = [word for word in options if word not in ("-m", "--multirun")]
-    # Where jobs on other machines see it too.
-    with tempfile.TemporaryDirectory(dir=".", prefix=".sweep-") if sweep else contextlib.nullcontext("") as name:
+    # Where jobs on other machines see it too, if it can be.
+    here = "." if os.access(".", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=here, prefix=".sweep-") if sweep else contextlib.nullcontext("") as name:
         scratch = os.path.abspath(name)
 
         def job(config: DictConfig) -> float | None:
@@ -91,11 +92,17 @@ def by_hydra(verb: str, options: list[str], overrides: list[str], *, sweep: bool
             hydra.main(config_path=str(CONF), config_name=verb, version_base="1.3")(job)()
         finally:
             sys.argv = typed
-        failed = finish(verb, Ended.read_all(Path(scratch))) if sweep else []
-    for ended in failed:
-        complain(f"job {ended.words}: {ended.cause}")
-    if failed:
-        sys.exit(max(max(ended.code, 1) for ended in failed))
+        jobs = Ended.read_all(Path(scratch)) if sweep else []
+    codes = [0]
+    for ended in jobs:
+        if ended.code:
+            complain(f"job {ended.words}: {ended.cause}")
+            codes.append(max(ended.code, 1))  # a signal's is negative
+    if problem := attempt(finish, verb, jobs):
+        complain(problem[0])
+        codes.append(problem[1])
+    if max(codes):
+        sys.exit(max(codes))
 
 
 def run(verb: str, config: dict, choices: dict[str, str]) -> None:

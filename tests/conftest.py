@@ -48,3 +48,10 @@ def composed(*overrides: str, verb: str = "train", config_dir: str | os.PathLike
 @pytest.fixture(name="composed")
 def composed_fixture() -> Callable[..., dict[str, Any]]:
     return composed
+
+
+@pytest.fixture
+def without_a_login(monkeypatch, tmp_path) -> None:
+    """Hide the user's key of wandb."""
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))

@@ -95,14 +95,18 @@ def do(
         print(f"done before: {before.path}", flush=True)
         return Ended(said, 0, "", str(before.path))
     outcome = run_job([verb, *options, *words], config.get("timeout"), GENZOO_SWEEP=sweep)
-    run = best_of(list(runs_of(config, choices))) if trains else Run(config["run"]) if config.get("run") else None
-    if run and trains and outcome.code and run.status.get("state") == "running":  # which it could not write itself
+    if not trains:
+        return Ended(said, outcome.code, outcome.cause, None if outcome.code else config.get("run"))
+    run = best_of(list(runs_of(config, choices)))
+    if run and outcome.code and run.status.get("state") == "running":  # which it could not write itself
         run.update_status(state="failed", why=outcome.cause)
     return Ended(said, outcome.code, outcome.cause, str(run.path) if run else None)
 
 
 def objective(ended: Ended, name: str | None) -> float:
-    """Return the score that a sweeper searches by: of the run that a job has made, infinite where it has none.
+    """Return what a sweeper minimises: a score of the run that a job has made, infinite where it has none.
+
+    A score that is better where it is higher is returned with the other sign.
 
     Args:
         ended: the job.
@@ -113,12 +117,18 @@ def objective(ended: Ended, name: str | None) -> float:
     metrics = Run(ended.run).result.get("metrics", {}) if ended.run and not ended.code else {}
     if name is None:
         name = min((metric for metric in metrics if not is_cost(metric)), key=order, default=None)
-    value = metrics.get(name, {}).get("value")
-    return float("inf") if value is None else float(value)
+    score = metrics.get(name, {})
+    if score.get("value") is None:
+        return float("inf")
+    return float(-score["value"] if score.get("better") == "higher" else score["value"])
 
 
-def finish(verb: str, ended: Sequence[Ended]) -> list[Ended]:
-    """Compare the runs of a sweep, and return the jobs that failed."""
+def finish(verb: str, ended: Sequence[Ended]) -> None:
+    """Compare the runs of a sweep, if any job did not fail.
+
+    Raises:
+        ValueError: in one line, where nothing can be read or written.
+    """
     from genzoo.commands.compare import write
 
     runs = list(dict.fromkeys(job.run for job in ended if job.run))
@@ -127,7 +137,6 @@ def finish(verb: str, ended: Sequence[Ended]) -> list[Ended]:
         # Of trainings beside the runs of all families; of scorings of one run inside it.
         out = Path(runs[0]).parent.parent if verb == "train" else common
         write(runs, out / "comparison")
-    return [job for job in ended if job.code]
 
 
 def run_job(words: Sequence[str], seconds: float | None, **environment: str) -> Outcome:

@@ -228,6 +228,7 @@ class PriorStage(GenerativeModel):
     def __init__(self, codec: Codec, measure: Measure, prior: GenerativeModel):
         super().__init__(codec.shape, codec.levels, prior.num_classes)
         self.measure, self.prior = measure, prior
+        self.diagnostics = prior.diagnostics
         self._finished = (codec,)  # a tuple hides it from ``parameters()``
 
     def loss(

@@ -259,6 +259,8 @@ def cell(entries: Sequence[Mapping[str, Any]], seeds: int) -> Cell:
         own: Any = next(entry.get("stderr") for entry, v in zip(entries, numbers, strict=True) if v is not None)
         if type(own) in (int, float) and math.isfinite(own):
             stderr, source = float(own), "measurement"
+        elif all(type(number) is int for number in numbers):  # evaluations or weights: a count has no error
+            stderr = 0.0
     protocols = [entry["card"]["protocol"] for entry in entries]
     protocol = {part: value for part, value in protocols[0].items() if all(p.get(part) == value for p in protocols)}
     if any(p != protocols[0] for p in protocols):
@@ -385,15 +387,18 @@ def leaders(table: Table, name: str) -> tuple[list[Row], list[Row]]:
 
 
 def differ(a: Cell, b: Cell, level: float = 0.05) -> bool:
-    """Whether two means differ by Welch's test (Biometrika 34, 1947), two-sided; without errors, whether they are unequal."""
+    """Whether two means differ by Welch's test, two-sided (Welch 1947, Biometrika 34, doi:10.1093/biomet/34.1-2.28).
+
+    Nothing is told apart from a mean whose error is not known.
+    """
     assert a.mean is not None and b.mean is not None
-    difference = abs(a.mean - b.mean)
-    variances = [c.stderr**2 for c in (a, b) if c.stderr is not None]
-    variance = sum(variances)
+    if a.stderr is None or b.stderr is None:
+        return False
+    difference, variance = abs(a.mean - b.mean), a.stderr**2 + b.stderr**2
     if variance == 0:
         return difference > 0
-    shares = [(c.stderr**2 / variance) ** 2 / c.freedom for c in (a, b) if c.stderr is not None and c.freedom > 0]
-    freedom = 1 / sum(shares) if sum(shares) > 0 else 1e9
+    share = sum((c.stderr**2 / variance) ** 2 / c.freedom for c in (a, b) if c.stderr)
+    freedom = 1 / share if share > 0 else math.inf
     return difference > float(stdtrit(freedom, 1 - level / 2)) * math.sqrt(variance)
 
 
@@ -466,10 +471,8 @@ def fairness(table: Table) -> list[str]:
         for record, _ in row.runs
         if isinstance(machine := record.status.get("machine"), Mapping)
     }
-    said.append(
-        f"Machine: {machines.pop()}." if len(machines) == 1 else f"Unlike machines: {'; '.join(sorted(machines))}."
-    )
-    return said
+    word = {0: "Machine: not recorded", 1: "Machine: "}.get(len(machines), "Unlike machines: ")
+    return [*said, f"{word}{'; '.join(sorted(machines))}."]
 
 
 # Texts

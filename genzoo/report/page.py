@@ -176,7 +176,7 @@ def picture(record: Record) -> str | None:
 def curves(record: Record, label: str, runs: int) -> dict[str, Any]:
     """Return what a run wrote on its way: for every kind of event the axes, and for every name the values along them."""
     found: dict[str, list[Mapping[str, Any]]] = {"train": [], "interim": []}
-    for event in record.events():
+    for event in record.events:
         if event.get("event") in found and isinstance(event.get("values"), Mapping):
             found[event["event"]].append(event)
     axes, values = {}, {}

@@ -37,6 +37,7 @@ class Record:
     config: dict[str, Any]
     status: dict[str, Any]
     results: list[dict[str, Any]] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)  # of ``metrics.jsonl``
 
     @property
     def data(self) -> str:
@@ -65,9 +66,6 @@ class Record:
             why = self.status.get("why")
             return f"{self.state}: {why}" if why else self.state
         return None if self.results else "finished, and not scored"
-
-    def events(self) -> Iterator[dict[str, Any]]:
-        return Run(self.path).events()
 
     def picture(self) -> bytes | None:
         """The last grid of samples, where there is one."""
@@ -128,7 +126,10 @@ def read(paths: Iterable[Path]) -> tuple[list[Record], list[str]]:
         try:
             run = Run(path)
             name = path.resolve().relative_to(common).as_posix()
-            records.append(Record(path, name, run.config, run.status, list(run.results())))
+            record = Record(path, name, run.config, run.status, list(run.results()))
+            records.append(record)
+            # A record that is damaged takes the curves of its run away, not the scores.
+            record.events.extend(event for event in run.events() if isinstance(event, Mapping))
         except (RunError, OSError) as error:
             broken.append(" ".join(str(error).split()))
     return records, broken

@@ -39,25 +39,24 @@ def asked(monkeypatch, tmp_path) -> list[tuple[str, dict]]:
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"]], ids=" ".join)
-def test_looking_around_costs_less_than_an_import_of_torch_which_it_does_without(words):
-    def run(program: str, *arguments: str) -> tuple[str, float, list[str]]:
-        """Return what a program prints, its processor time and its modules."""
-        after = "import atexit, sys, time; atexit.register(lambda: print(time.process_time(), *sys.modules, file=sys.stderr))"
-        command = [sys.executable, "-c", f"{after}\n{program}", *arguments]
-        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+def test_looking_around_takes_less_than_a_second_and_imports_no_torch(words):
+    program = """
+import atexit, sys, time
+from genzoo.__main__ import main
+atexit.register(lambda: print(time.process_time(), *sys.modules, file=sys.stderr))
+main()
+"""
+    command = [sys.executable, "-c", program, *words]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    times = []
+    for _ in range(3):  # the best of three is the command's own; the rest is the machine's
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/", check=True)
         seconds, *modules = done.stderr.split()
-        return done.stdout, float(seconds), modules
-
-    times = []
-    for _ in range(3):  # side by side, since a busy machine is slow for both
-        out, seconds, modules = run("from genzoo.__main__ import main; main()", *words)
-        times.append((seconds, run("import torch")[1]))
-    assert "trainer:\n" in out
+        times.append(float(seconds))
+    assert "trainer:\n" in done.stdout
     assert "hydra" in modules
     assert not {"torch", "pytorch_lightning", "sklearn", "numpy"} & set(modules)
-    ours, torchs = (min(column) for column in zip(*times, strict=True))
-    assert ours < torchs
+    assert min(times) < 1
 
 
 def test_help_names_every_group_with_every_choice():

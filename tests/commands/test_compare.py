@@ -13,17 +13,18 @@ import pytest
 
 from genzoo.commands.sweep import Ended, objective
 from genzoo.runs import Run
-from tests.commands import SMALL, TINY, genzoo
+from tests.commands import SMALL, TINY, genzoo, trained
 from tests.report import run, scored
 
 FILES = ["index.html", "leaderboard.csv", "leaderboard.md"]
 
 
+pytestmark = pytest.mark.usefixtures("without_a_login")
+
+
 @pytest.fixture(autouse=True)
 def here(monkeypatch, tmp_path) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     return tmp_path
 
 
@@ -134,6 +135,22 @@ def test_a_sweep_ends_with_its_comparison(here):
     assert "n_fake is 50" in text or "n_fake is 40" in text
 
 
+def test_a_sweep_of_scorings_goes_on_where_a_run_is_missing(here):
+    made = trained(*SMALL["vae"], "metrics.n=0")
+    code, out, err = genzoo("-m", "evaluate", f"run=nowhere,{made}", "metrics.n=0", "metrics.events=16")
+    assert code == 2 and err.count("genzoo: job ") == 1 and "run=nowhere: no such directory" in err
+    assert out.endswith(f"comparison: {made.resolve() / 'comparison' / 'index.html'}\n")
+
+
+def test_a_comparison_that_cannot_be_written_is_said_after_the_failures(here):
+    (here / "outputs").mkdir()
+    (here / "outputs" / "comparison").write_text("a file is in the way")
+    code, _, err = genzoo("-m", *TINY, *SMALL["vae"], "optimizer.lr=-1,1e-3")
+    assert code == 2
+    said = [line for line in err.splitlines() if line.startswith("genzoo: ")]
+    assert "Invalid learning rate" in said[-2] and said[-1].startswith("genzoo: out=outputs/comparison: ")
+
+
 def test_a_launcher_runs_jobs_side_by_side(here):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     code, _, err = genzoo(
@@ -160,5 +177,6 @@ def test_the_objective_of_a_job_is_the_score_of_its_run(here):
     made = run(here, metrics=scored(3.0))
     ended = Ended("", 0, "", str(made.path))
     assert objective(ended, "sampling/nfe") == 50 and objective(ended, None) == 3.0
+    assert objective(ended, "sampling/samples_per_second") == -100  # of which more is better
     assert objective(ended, "no/such") == objective(Ended("", 1, "", str(made.path)), None) == float("inf")
     assert objective(Ended("", 2, "", None), None) == float("inf")

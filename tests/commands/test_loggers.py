@@ -18,11 +18,12 @@ from tests.commands import SMALL, TINY, genzoo, trained
 VAE = [*SMALL["vae"], "trainer.grids=0", "trainer.saves=1"]
 
 
+pytestmark = pytest.mark.usefixtures("without_a_login")
+
+
 @pytest.fixture(autouse=True)
 def here(monkeypatch, tmp_path) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     return tmp_path
 
 

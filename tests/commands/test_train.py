@@ -50,9 +50,16 @@ def test_a_run_directory_holds_all_that_it_promises(here):
     assert status["command"].startswith("python -m genzoo budget.images=256")
     assert status["versions"]["python"] == sys.version.split()[0]
 
+    assert (status["model"], status["threads"]) == ("vae", 1)
+    assert {name: (d["unit"], d["better"]) for name, d in status["diagnostics"].items()} == {
+        "train/distortion": ("nats", "lower"),
+        "train/rate": ("nats", None),
+    }
+
     # Every step is recorded; pictures and checkpoints are made in the middle and at the end.
     steps = [event for event in events(run) if event["event"] == "train"]
     assert [event["images"] for event in steps] == [64, 128, 192, 256]
+    assert [event["flops"] * 4 for event in steps] == [i * status["train_flops"] for i in (1, 2, 3, 4)] != [0] * 4
     assert {"train/distortion", "train/rate", "train/lr", "train/grad_norm"} == set(steps[0]["values"])
     assert [e["file"] for e in events(run) if e["event"] == "samples"] == ["samples/step-2.png", "samples/step-4.png"]
     assert sorted(path.name for path in (run / "samples").iterdir()) == ["step-2.png", "step-4.png"]

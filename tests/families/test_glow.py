@@ -63,6 +63,15 @@ def slogdet(function, x: Tensor) -> float:
 
 @every
 @torch.no_grad()
+def test_the_range_of_log_det_is_logged(name):
+    model, x = case(name, 5)
+    log_det, terms = model.forward_and_log_det(x)[1] / model.dim, model.loss(x).terms
+    assert (terms["log_det_min"], terms["log_det_max"]) == (log_det.min(), log_det.max())
+    assert {"log_det_min", "log_det_max"} <= set(model.diagnostics)
+
+
+@every
+@torch.no_grad()
 def test_log_det_is_that_of_the_jacobian(name):
     model, x = case(name, 2)
     log_det = model.forward_and_log_det(x)[1]

@@ -105,8 +105,8 @@ def settled(**settings) -> tuple[VectorQuantizer, Tensor]:
 def test_a_dead_code_is_revived_and_live_ones_are_left_alone():
     once, never = settled(revival=0.1)[0], settled(revival=0.0)[0]
     z = settled()[1]
-    for quantizer in (once, never):
-        quantizer.update(z, quantizer.nearest(z), generator("revival"))
+    dead = [quantizer.update(z, quantizer.nearest(z), generator("revival")) for quantizer in (once, never)]
+    assert [int(count) for count in dead] == [1, 0]
     live = [0, 1, 3]
     torch.testing.assert_close(once.codes[live], never.codes[live], rtol=1e-5, atol=1e-5)
     assert float((never.codes[2] + 1000).abs().max()) < 20

@@ -45,7 +45,7 @@ def test_one_seed_has_the_error_of_the_measurement_alone(tmp_path):
     run(tmp_path, metrics=scored(3.0))
     (row,) = rows_of(tmp_path).values()
     assert (row.cells[FD].mean, row.cells[FD].stderr, row.cells[FD].source) == (3.0, 0.5, "measurement")
-    assert row.cells["model/parameters"].stderr is None and row.cells["model/parameters"].source is None
+    assert row.cells["model/parameters"].stderr == 0 and row.cells["model/parameters"].source is None
 
 
 def test_a_value_that_is_not_finite_is_counted_and_not_averaged(tmp_path):
@@ -216,6 +216,24 @@ def test_equal_numbers_are_all_the_best(tmp_path):
         run(tmp_path, model=model, metrics={FD: entry(0.0, 0.0)})
     (table,) = tables_of(tmp_path)
     assert len(leaderboard.leaders(table, FD)[0]) == 2
+
+
+def test_nothing_is_told_apart_from_a_mean_whose_error_is_not_known(tmp_path):
+    """A recall of one seed has no error; a count of evaluations has none either, but is exact."""
+    for i, model in enumerate(("vae", "gan", "ddpm")):
+        recall = entry(0.5 + 0.1 * i, None, "higher", {"unit": "share"})
+        run(tmp_path, model, metrics=scored(1.0, test__recall_digits=recall, sampling__nfe=entry(1 + 49 * i)))
+    (table,) = tables_of(tmp_path)
+    best, near = leaderboard.leaders(table, "test/recall_digits")
+    assert ([row.label for row in best], {row.label for row in near}) == (["ddpm"], {"vae", "gan"})
+    best, near = leaderboard.leaders(table, "sampling/nfe")
+    assert ([row.label for row in best], near) == (["vae"], [])
+
+
+def test_a_machine_that_is_not_recorded_is_said_to_be_so(tmp_path):
+    made = run(tmp_path, metrics=scored(1.0))
+    made.update_status(machine=None)
+    assert leaderboard.fairness(tables_of(tmp_path)[0])[-1] == "Machine: not recorded."
 
 
 def test_differences_are_told_by_welchs_test():

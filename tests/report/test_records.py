@@ -35,6 +35,16 @@ def test_a_broken_run_is_said_and_the_others_are_read(tmp_path, file, content):
     assert len(broken) == 1 and str(path) in broken[0] and "\n" not in broken[0]
 
 
+@pytest.mark.parametrize("line", [b"{\n", b"\xff\n", b"[1, 2]\n", b"7\n"])
+def test_damaged_curves_take_no_score_away(tmp_path, line):
+    made = run(tmp_path, metrics=scored(1.0))
+    with open(made.path / "metrics.jsonl", "ab") as file:
+        file.write(line)
+    (record,), broken = records.read([made.path])
+    assert record.results and len(record.events) == 6
+    assert len(broken) == (line in (b"{\n", b"\xff\n")) and all("metrics.jsonl" in said for said in broken)
+
+
 def test_names_are_as_short_as_tells_runs_apart(tmp_path):
     first, second = run(tmp_path / "deep" / "runs"), run(tmp_path / "deep" / "runs", model="gan")
     found, _ = records.read([first.path, second.path])
