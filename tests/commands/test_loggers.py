@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -158,7 +159,9 @@ main()
 def test_an_outage_of_wandb_changes_nothing_in_the_run(here, trouble):
     words = [*TINY, *VAE, "logger=wandb", "outputs=broken"]
     program = OUTAGE.format(trouble=trouble, words=["genzoo", *words])
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(Path(loggers.__file__).parents[2])}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("genzoo: wandb fails, and the run goes on without it") == 1
     plain, (run,) = trained(*VAE, "logger=csv", "outputs=plain"), Path("broken/vae-digits").iterdir()
