@@ -606,7 +606,7 @@ FAULTS = [
     Fault(
         "few seeds are taken for many in the test of a difference",
         "report/leaderboard.py",
-        "freedom = 1 / sum(shares) if sum(shares) > 0 else 1e9",
+        "freedom = 1 / share if share > 0 else math.inf",
         "freedom = 1e9",
         "tests/report/test_leaderboard.py",
     ),
@@ -633,7 +633,7 @@ FAULTS = [
     ),
     Fault(
         "texts of a run are formulas of a spreadsheet",
-        "report/leaderboard.py",
+        "report/texts.py",
         'c[:1] in "=+-@\\t\\r"',
         'c[:1] in "="',
         "tests/report/test_leaderboard.py",

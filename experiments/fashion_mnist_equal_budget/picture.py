@@ -14,7 +14,7 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from genzoo.report import leaderboard, records
+from genzoo.report import leaderboard, records, texts
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -37,7 +37,7 @@ def main(folder: Path) -> None:
             pixels = np.asarray(grid.convert("RGB"))
         side = pixels.shape[0] * SHOWN // 8
         axes.imshow(pixels[:side, :side], interpolation="nearest")
-        axes.set_title(f"{row.label}\n{leaderboard.measured(row.cells[distance])}", fontsize=10, color=colours(i))
+        axes.set_title(f"{row.label}\n{texts.measured(row.cells[distance])}", fontsize=10, color=colours(i))
     for axes in left.axes:
         axes.set_axis_off()
 
@@ -48,7 +48,7 @@ def main(folder: Path) -> None:
         axes.annotate(
             row.label, (speed.mean, fd.mean), xytext=(6, 4 if i % 2 else -12), textcoords="offset points", fontsize=9
         )
-    axes.set(xscale="log", yscale="log", xlabel="samples a second", ylabel=leaderboard.label(distance))
+    axes.set(xscale="log", yscale="log", xlabel="samples a second", ylabel=texts.label(distance))
     axes.grid(alpha=0.3, which="both")
     axes.margins(x=0.2)
     figure.savefig(folder / "families.png", dpi=80)

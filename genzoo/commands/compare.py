@@ -57,7 +57,7 @@ def write(folders: Sequence[str], out: Path, title: str | None = None) -> Path:
         RunError: where there is no run.
         UsageError: where nothing can be written.
     """
-    from genzoo.report import leaderboard, page, records
+    from genzoo.report import leaderboard, page, records, texts
     from genzoo.runs import write_atomically
 
     found, broken = records.read(records.find(folders))
@@ -66,8 +66,8 @@ def write(folders: Sequence[str], out: Path, title: str | None = None) -> Path:
     if title is None:
         title = "Families compared on " + ", ".join(dict.fromkeys(table.data for table in tables)) if tables else "Runs"
     files = {
-        "leaderboard.csv": leaderboard.to_csv(tables),
-        "leaderboard.md": leaderboard.to_markdown(tables, unfinished),
+        "leaderboard.csv": texts.to_csv(tables),
+        "leaderboard.md": texts.to_markdown(tables, unfinished),
         "index.html": page.build(title, found, tables, unfinished),
     }
     try:

@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from genzoo.report import leaderboard
+from genzoo.report import leaderboard, texts
 from genzoo.report.leaderboard import Cell, Row, Table
 from genzoo.report.records import Record, flatten
 
@@ -78,7 +78,7 @@ def payload(
             {
                 "data": table.data,
                 "why": table.why,
-                "fairness": leaderboard.fairness(table),
+                "fairness": texts.fairness(table),
                 "columns": [column(table, name) for name in table.metrics],
                 "rows": board(table, protocols, pictures, trained),
             }
@@ -92,7 +92,7 @@ def payload(
         "commands": [str(record.status.get("command", "?")) for record in records],
     }
     content["labels"] = {
-        name: leaderboard.label(name) for series in content["series"] for name in series["y"] if "/fd_" in name
+        name: texts.label(name) for series in content["series"] for name in series["y"] if "/fd_" in name
     }
     return _plain(content), pictures.values
 
@@ -103,7 +103,7 @@ def column(table: Table, name: str) -> dict[str, Any]:
     ranked = leaderboard.ranked(table, name)
     return {
         "name": name,
-        "label": leaderboard.label(name),
+        "label": texts.label(name),
         "unit": first.unit,
         "better": first.better,
         "cost": leaderboard.is_cost(name),
@@ -122,7 +122,7 @@ def board(table: Table, protocols: Interned, pictures: Interned, trained: Intern
 
     def show(row: Row, name: str, cell: Cell) -> dict[str, Any]:
         return {
-            "text": leaderboard.measured(cell),
+            "text": texts.measured(cell),
             "mean": cell.mean,
             "stderr": cell.stderr,
             "source": cell.source,

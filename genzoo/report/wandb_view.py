@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from genzoo.report import leaderboard, records
+from genzoo.report import leaderboard, records, texts
 from genzoo.runs import RunError, write_atomically
 
 # What a dashboard shows of every run, whatever its family.
@@ -92,7 +92,7 @@ def contents(table: leaderboard.Table, name: str, folder: Path) -> dict[str, Any
         means = [(row.label, row.cells[metric].mean) for row in table.rows if metric in row.cells]
         bars = wandb.Table(columns=["row", metric], data=[[label, mean] for label, mean in means if mean is not None])
         if len(bars.data) > 1:
-            title = leaderboard.heading(table, metric)
+            title = texts.heading(table, metric)
             logged[f"{name}/{metric}"] = wandb.plot.bar(bars, "row", metric, title=title)
     return logged
 
@@ -118,7 +118,7 @@ def workspace(entity: str, project: str, out: Path, *, online: bool) -> str:
         raise RunError("workspace needs wandb-workspaces: pip install 'genzoo[workspaces]'") from error
 
     def bars(metrics: Sequence[str]) -> list[Any]:
-        return [panels.BarPlot(metrics=[metric], title=leaderboard.label(metric)) for metric in metrics]
+        return [panels.BarPlot(metrics=[metric], title=texts.label(metric)) for metric in metrics]
 
     clouds = [panels.ScatterPlot(x=cost, y=metric, log_x=True) for metric in QUALITY for cost in COST[:2]]
     curves = [panels.LinePlot(x="images", metric_regex=f"^train/{term}", title=term) for term in TERMS]

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from genzoo.report import leaderboard, records
-from genzoo.report.leaderboard import differ, measured, quantity
+from genzoo.report import leaderboard, records, texts
+from genzoo.report.leaderboard import differ
+from genzoo.report.texts import measured, quantity
 from tests.report import entry, run, scored
 
 FD = "test/fd_digits"
@@ -63,7 +64,7 @@ def test_a_seed_without_a_number_is_missing(tmp_path):
     run(tmp_path, seed=1, metrics=broken)
     (row,) = rows_of(tmp_path).values()
     assert (row.cells[FD].values, row.cells[FD].missing, row.cells["sampling/nfe"].missing) == ([2.0], 1, 0)
-    assert "(1 missing)" in leaderboard.to_markdown(tables_of(tmp_path))
+    assert "(1 missing)" in texts.to_markdown(tables_of(tmp_path))
 
 
 def test_what_is_scored_later_adds_to_what_was_scored(tmp_path):
@@ -172,7 +173,7 @@ def test_what_only_one_of_two_rows_has_does_not_part_them(tmp_path):
     (table,) = tables_of(tmp_path)
     assert [row.label for row in table.rows] == ["vae", "gan"]
     assert "test/bpd_upper" not in table.rows[1].cells
-    assert "| n/a |" in leaderboard.to_markdown([table])
+    assert "| n/a |" in texts.to_markdown([table])
 
 
 def test_data_are_never_mixed(tmp_path):
@@ -233,7 +234,7 @@ def test_nothing_is_told_apart_from_a_mean_whose_error_is_not_known(tmp_path):
 def test_a_machine_that_is_not_recorded_is_said_to_be_so(tmp_path):
     made = run(tmp_path, metrics=scored(1.0))
     made.update_status(machine=None)
-    assert leaderboard.fairness(tables_of(tmp_path)[0])[-1] == "Machine: not recorded."
+    assert texts.fairness(tables_of(tmp_path)[0])[-1] == "Machine: not recorded."
 
 
 def test_differences_are_told_by_welchs_test():
@@ -261,7 +262,7 @@ def test_what_was_equal_is_said_and_what_was_not(tmp_path):
     assert {name: share.equal for name, share in shares.items()} == {
         "images": False, "seconds": True, "operations": False, "parameters": True,
     }  # fmt: skip
-    said = " ".join(leaderboard.fairness(table))
+    said = " ".join(texts.fairness(table))
     for words in (
         "Equal seconds: 30 s.",
         "Unequal images: 640 to 6,400 images (10 times)",
@@ -282,7 +283,7 @@ def test_unlike_seeds_and_machines_are_said(tmp_path):
     run(tmp_path, model="vae", seed=0, metrics=scored(1.0))
     run(tmp_path, model="vae", seed=1, metrics=scored(1.0, 1), machine={"cpu": "another"})
     run(tmp_path, model="gan", seed=0, metrics=scored(1.0))
-    said = " ".join(leaderboard.fairness(tables_of(tmp_path)[0]))
+    said = " ".join(texts.fairness(tables_of(tmp_path)[0]))
     assert "Unlike seeds: 1 to 2 a row" in said and "Unlike machines: " in said and "another" in said
 
 
@@ -311,7 +312,7 @@ def test_a_quantity_has_the_digits_that_it_needs(value, text):
 def test_the_csv_has_every_number_in_full(tmp_path):
     for seed, value in enumerate([1 / 3, 2 / 3]):
         run(tmp_path, seed=seed, metrics=scored(value, seed))
-    lines = list(csv.DictReader(io.StringIO(leaderboard.to_csv(tables_of(tmp_path)))))
+    lines = list(csv.DictReader(io.StringIO(texts.to_csv(tables_of(tmp_path)))))
     line = next(line for line in lines if line["metric"] == FD)
     assert float(line["mean"]) == 0.5 and float(line["stderr"]) == pytest.approx(1 / 6, rel=1e-15)
     assert (line["seeds"], line["n"], line["unit"], line["stderr_of"]) == ("0 1", "2", "squared distance", "seeds")
@@ -320,20 +321,20 @@ def test_the_csv_has_every_number_in_full(tmp_path):
 @pytest.mark.parametrize("text", ["=cmd()", "+1+1", "-2+3", "@SUM(1)"])
 def test_no_text_of_a_run_is_a_formula_of_a_spreadsheet(tmp_path, text):
     run(tmp_path, model="vae", data=text, name="x", metrics={FD: entry(-1.5)})
-    line = next(csv.DictReader(io.StringIO(leaderboard.to_csv(tables_of(tmp_path)))))
+    line = next(csv.DictReader(io.StringIO(texts.to_csv(tables_of(tmp_path)))))
     assert line["data"] == f"'{text}" and float(line["mean"]) == -1.5
 
 
 def test_no_text_of_a_run_is_markdown(tmp_path):
     run(tmp_path, model="vae", data="a|b<img src=x>[c](javascript:d)", name="x", metrics=scored(1.0))
-    text = leaderboard.to_markdown(tables_of(tmp_path), ["failed: <script>"])
+    text = texts.to_markdown(tables_of(tmp_path), ["failed: <script>"])
     assert "<img" not in text and "<script>" not in text and "[c]" not in text.replace("\\[c]", "") and "a\\|b" in text
 
 
 def test_bounds_have_their_names():
-    assert leaderboard.label("test/bpd_upper") == "bits/dim (upper bound)"
-    assert leaderboard.label("test/bpd") == "bits/dim (exact)"
-    assert leaderboard.label("test/nll_estimate") == "nats (unbiased estimate)"
+    assert texts.label("test/bpd_upper") == "bits/dim (upper bound)"
+    assert texts.label("test/bpd") == "bits/dim (exact)"
+    assert texts.label("test/nll_estimate") == "nats (unbiased estimate)"
 
 
 def test_the_mean_of_nothing_is_nothing():

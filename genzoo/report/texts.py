@@ -1,0 +1,202 @@
+"""A leaderboard in words: names and numbers as a person would write them, what was equal, CSV and Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from genzoo.report.leaderboard import Cell, Row, Table, budgets, key, leaders, ranked
+
+BOUNDS = {
+    "bpd": "exact",
+    "bpd_upper": "upper bound",
+    "bpd_estimate": "unbiased estimate",
+    "bpd_upper_estimate": "estimate of an upper bound",
+}
+CSV_COLUMNS = (
+    *("table", "data", "row", "model", "seeds", "runs_failed", "metric", "mean", "stderr", "stderr_of"),
+    *("n", "missing", "unit", "better", "protocol"),
+)
+BOUNDS |= {"nll_truth": "the law itself"} | {name.replace("bpd", "nll"): said for name, said in BOUNDS.items()}
+
+
+# Names and numbers
+
+
+def label(name: str) -> str:
+    """Say a metric's name as a person would."""
+    section, _, leaf = name.partition("/")
+    words = leaf.replace("_", " ")
+    if leaf in BOUNDS:
+        return f"{'bits/dim' if leaf.startswith('bpd') else 'nats'} ({BOUNDS[leaf]})"
+    measure, _, network = leaf.partition("_")
+    if leaf.startswith("class_score_"):
+        words = f"class score ({leaf.removeprefix('class_score_')})"
+    elif measure in ("fd", "kd", "precision", "recall", "density", "coverage") and network:
+        words = f"{measure.upper() if len(measure) == 2 else measure} ({network})"
+    elif leaf in ("fid", "kid", "is", "nfe", "mse", "psnr", "ssim", "mmd"):
+        words = leaf.upper()
+    elif leaf == "flops":
+        words = "FLOPs"
+    said = {
+        "test": "{} to test",
+        "train": "{} to train",
+        "reconstruction": "{} of reconstructions",
+        "memorisation": "{} (memorisation)",
+        "training": "training {}",
+    }
+    return said.get(section, "{}").format(words)
+
+
+def quantity(value: float | None) -> str:
+    """Show a number with the digits that it needs: 0.0123, 12.3, 1,234, 1.2M, 3.4e+12."""
+    if value is None:
+        return "n/a"
+    size = abs(value)
+    if size >= 1e9:
+        return f"{value:.3g}"
+    if size >= 1e6:
+        return f"{value / 1e6:.3g}M"
+    if size >= 1000 or (value == int(value) and size >= 10):
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def measured(c: Cell | None) -> str:
+    """Show a mean with its standard error, rounded to two digits of the error."""
+    if c is None:
+        return "n/a"
+    if c.mean is None:
+        return "not finite"
+    if not c.stderr:
+        return quantity(c.mean)
+    digits = max(0, 1 - math.floor(math.log10(c.stderr)))
+    if abs(c.mean) >= 1e6 or digits > 8:
+        return f"{quantity(c.mean)} ± {quantity(c.stderr)}"
+    return f"{c.mean:,.{digits}f} ± {c.stderr:,.{digits}f}"
+
+
+# What was equal
+
+
+def fairness(table: Table) -> list[str]:
+    """Say in sentences what was equal in a table, what was not, and what a reader should beware of."""
+    shares = budgets(table)
+    said = [f"Same data ({table.data}), scored by the same protocols."]
+    for share in shares:
+        if share.least is None or share.most is None:
+            said.append(f"Unknown {share.name}: not recorded for all rows.")
+        elif share.equal:
+            limit = f"{quantity(share.limit)} {share.unit}" if share.limit else f"{quantity(share.most)} {share.unit}"
+            said.append(f"Equal {share.name}: {limit}.")
+        else:
+            times = f" ({share.most / share.least:.3g} times)" if share.least > 0 else ""
+            said.append(f"Unequal {share.name}: {quantity(share.least)} to {quantity(share.most)} {share.unit}{times}.")
+    seeds = {key(row.seeds) for row in table.rows}
+    if len(seeds) == 1:
+        said.append(f"Seeds {', '.join(map(str, table.rows[0].seeds))} in every row.")
+    else:
+        counts = sorted({len(row.seeds) for row in table.rows})
+        said.append(f"Unlike seeds: {counts[0]} to {counts[-1]} a row, or not the same ones.")
+    machines = {
+        f"{machine.get('cpu')}, {record.status.get('threads')} threads"
+        for row in table.rows
+        for record, _ in row.runs
+        if isinstance(machine := record.status.get("machine"), Mapping)
+    }
+    word = {0: "Machine: not recorded", 1: "Machine: "}.get(len(machines), "Unlike machines: ")
+    return [*said, f"{word}{'; '.join(sorted(machines))}."]
+
+
+# Files
+
+
+def to_csv(found: Sequence[Table]) -> str:
+    """Write one line a row and metric: everything that the page shows, in full precision."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for i, table in enumerate(found, start=1):
+        for row in table.rows:
+            for name in table.metrics:
+                c = row.cells.get(name)
+                start = [i, table.data, row.label, row.model, " ".join(map(str, row.seeds)), row.failed, name]
+                if c is None:
+                    writer.writerow(_harmless([*start, "n/a", "", "", 0, 0, "", "", ""]))
+                    continue
+                numbers = ["" if v is None else repr(v) for v in (c.mean, c.stderr)]
+                end = [c.source or "", len(c.values), c.missing, c.unit, c.better or "", key(c.protocol)]
+                writer.writerow(_harmless([*start, *numbers, *end]))
+    return out.getvalue()
+
+
+def _harmless(cells: Iterable[Any]) -> list[Any]:
+    """Keep a spreadsheet from taking somebody's text for a formula."""
+    return [f"'{c}" if isinstance(c, str) and c[:1] in "=+-@\t\r" and not _is_number(c) else c for c in cells]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def to_markdown(found: Sequence[Table], failures: Sequence[str] = ()) -> str:
+    """Write the headlines of all tables, with what was equal in each."""
+    parts = []
+    for i, table in enumerate(found, start=1):
+        names = [name for name in table.headlines if any(name in row.cells for row in table.rows)]
+        lines = [f"## {_escape(table.data)}" + (f", table {i}" if len(found) > 1 else ""), ""]
+        lines += [f"Not in an earlier table: {_escape('; '.join(table.why))}.", ""] if table.why else []
+        lines += [_escape(" ".join(fairness(table))), ""]
+        lines.append("| | " + " | ".join(_escape(heading(table, name)) for name in names) + " | seeds |")
+        lines.append("|---" * (len(names) + 2) + "|")
+        marks = {name: leaders(table, name) for name in names}
+        for row in table.rows:
+            cells = [_marked(row, row.cells.get(name), *marks[name]) for name in names]
+            seeds = f"{len(row.seeds)}" + (f" ({row.failed} failed)" if row.failed else "")
+            lines.append(f"| {_escape(row.label)} | " + " | ".join(cells) + f" | {seeds} |")
+        parts.append("\n".join(lines))
+    legend = (
+        "Mean ± standard error over seeds, or with one seed (¹) of the measurement alone; arrows point to better. **Bold** is"
+        " the best of a column, *italic* what a Welch test at 5 % does not tell apart from it."
+    )
+    parts.append(legend)
+    if failures:
+        parts.append("## Not finished\n\n" + "\n".join(f"- {_escape(failure)}" for failure in failures))
+    return "\n\n".join(parts) + "\n"
+
+
+def heading(table: Table, name: str) -> str:
+    """Return a column's name with an arrow to better."""
+    arrows = {"lower": " ↓", "higher": " ↑"}
+    better = next(row.cells[name].better for row in table.rows if name in row.cells)
+    return label(name) + (arrows.get(better or "", "") if ranked(table, name) else "")
+
+
+def _marked(row: Row, c: Cell | None, best: Sequence[Row], near: Sequence[Row]) -> str:
+    text = measured(c) + ("¹" if c is not None and c.source == "measurement" else "")
+    if c is not None and c.missing:
+        text += f" ({c.missing} missing)"
+    mark = "**" if any(row is other for other in best) else "*" if any(row is other for other in near) else ""
+    return f"{mark}{text}{mark}"
+
+
+def _escape(text: str) -> str:
+    """Keep somebody's text from being Markdown or HTML."""
+    for mark, instead in (
+        ("&", "&amp;"),
+        ("<", "&lt;"),
+        (">", "&gt;"),
+        ("|", "\\|"),
+        ("`", "\\`"),
+        ("[", "\\["),
+        ("\n", " "),
+    ):
+        text = text.replace(mark, instead)
+    return text
