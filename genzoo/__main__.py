@@ -1,6 +1,7 @@
 """``python -m genzoo [train|sample|evaluate|compare] key=value ...``
 
-Exit codes: 0 done, 2 bad input, 3 not finite, 130 interrupted, 1 a bug of ours.
+Exit codes: 0 done, 2 bad input, 3 not finite, 4 resources (disk, memory, time), 130 or 143 stopped by a signal, after a
+checkpoint where it trained, 1 a bug of ours.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ def attempt(work: Callable[..., None], *arguments: Any) -> tuple[str, int] | Non
     """Do some work; return what to tell the user where it failed, and the exit code. A bug of ours is raised."""
     try:
         work(*arguments)
-    except Exception as error:
+    except BaseException as error:
         code = getattr(error, "exit_code", None)
         if code is None:
             raise

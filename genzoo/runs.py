@@ -5,12 +5,16 @@
   metrics.jsonl    one line an event           checkpoints/  step-<n>/ with weights, averages, state and checksums
   samples/         a PNG a sampling event      results/      <hash>.json for each protocol and setting scored
   samples.png      the last of them            result.json   the latest of them
+
+Files are replaced in one rename, so that whoever reads sees whole ones. One process at a time trains into a run: it holds a
+lock of the operating system's, which ends with the process, however it ends.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import hashlib
 import json
 import math
@@ -18,6 +22,8 @@ import os
 import platform
 import secrets
 import shlex
+import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -28,7 +34,13 @@ from typing import Any
 
 import yaml
 
-SCHEMA = 1
+try:
+    import fcntl
+except ImportError:  # on Windows a run has no lock
+    fcntl = None  # type: ignore[assignment]
+
+SCHEMA = 1  # of runs and checkpoints, raised when older ones are no longer alike
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class RunError(ValueError):
@@ -37,20 +49,64 @@ class RunError(ValueError):
     exit_code = 2  # of the command line
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file in one step: readers see the old one or the new one, whole, also after a crash."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+class ResourceError(RuntimeError):
+    """Too little of something that a machine has: disk, memory, helpers; the message is one line."""
+
+    exit_code = 4  # of the command line
+
+
+@contextlib.contextmanager
+def storing(path: Path, size: int | None = None) -> Iterator[None]:
+    """Say which file a full disk has kept from being written.
+
+    Args:
+        path: what is written.
+        size: of it, in bytes, where that is known.
+
+    Raises:
+        ResourceError: naming both, and what is free.
+    """
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        with contextlib.suppress(OSError):
+            path = Path(error.filename or path)
+        needed = "" if size is None else f"{size:,} bytes to write, "
+        free = shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.is_dir())).free
+        raise ResourceError(f"{path}: {error.strerror}: {needed}{free:,} free; make room and go on") from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a file in one step: readers see the old one or the new one, whole, also after a crash.
+
+    Raises:
+        ResourceError: where the disk is full; the old file is untouched.
+    """
+    with storing(path, len(data)):
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+    sync(path.parent)
+
+
+def sync(folder: Path) -> None:
+    """Make names in a folder, such as one that a rename has made, outlast a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _finite(value: Any) -> Any:
@@ -102,9 +158,18 @@ def processor() -> str:
     return platform.machine()
 
 
+# Where a job is written down, who watches it and which processes do it change nothing of what it is.
+OF_NO_MATTER = (
+    *("outputs", "logger", "timeout", "objective", "resume", "trust"),
+    *("trainer.save_seconds", "trainer.workers", "trainer.devices", "trainer.nodes"),
+)
+
+
 def job_id(config: dict[str, Any]) -> str:
     """Name a job by what it trains and how: its configuration but for where it is written down."""
-    said = {key: value for key, value in config.items() if key not in ("outputs", "logger", "timeout", "objective")}
+    said = {key: value for key, value in config.items() if key not in OF_NO_MATTER}
+    if "trainer" in said:
+        said["trainer"] = {k: v for k, v in said["trainer"].items() if f"trainer.{k}" not in OF_NO_MATTER}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
@@ -142,10 +207,13 @@ class Run:
         try:
             parent.mkdir(parents=True, exist_ok=True)
             path = cls._fresh(parent)
+            for folder in ("checkpoints", "samples", "results"):
+                (path / folder).mkdir()
         except OSError as error:
+            with storing(parent):
+                if error.errno in _FULL:
+                    raise
             raise RunError(f"outputs={root}: {error.filename}: {error.strerror}") from error
-        for folder in ("checkpoints", "samples", "results"):
-            (path / folder).mkdir()
         write_atomically(path / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
         run = cls(path)
         run.update_status(schema=SCHEMA, state="running", started=now(), pid=os.getpid(), job=job, **provenance())
@@ -159,6 +227,30 @@ class Run:
             with contextlib.suppress(FileExistsError):
                 path.mkdir()
                 return path
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """Keep everybody else from training into this run, until this process ends or is done with it.
+
+        Raises:
+            RunError: where another process trains.
+        """
+        if fcntl is None:
+            yield
+            return
+        with open(self.path / ".lock", "a+") as file:
+            try:
+                # A lock of the process, which its children do not inherit, as they would one of ``flock``.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    raise
+                file.seek(0)
+                raise RunError(f"run={self.path}: is being trained by {file.read().strip() or 'a process'}") from error
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            yield
 
     @property
     def config(self) -> dict[str, Any]:
@@ -198,8 +290,27 @@ class Run:
 
     def log(self, **event: Any) -> None:
         """Append one event to ``metrics.jsonl``."""
+        line, path = to_json(event, indent=None), self.path / "metrics.jsonl"
+        with storing(path, len(line)), open(path, "ab", buffering=0) as file:
+            before = file.tell()
+            try:
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                file.truncate(before)  # half a line would spoil the next one
+                raise
+
+    def logged(self) -> int:
+        """Return how many bytes of events there are, and make them outlast a loss of power."""
         with open(self.path / "metrics.jsonl", "ab") as file:
-            file.write(to_json(event, indent=None))
+            os.fsync(file.fileno())
+            return file.tell()
+
+    def forget_events(self, size: int) -> None:
+        """Go back to the first ``size`` bytes of events, or the whole lines of them that there are."""
+        path = self.path / "metrics.jsonl"
+        kept = path.read_bytes()[:size] if path.is_file() else b""
+        write_atomically(path, kept[: kept.rfind(b"\n") + 1])
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Read ``metrics.jsonl``; a last line that a crash has cut short is left out."""

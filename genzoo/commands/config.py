@@ -29,6 +29,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from genzoo.runs import OF_NO_MATTER
+
+MAY_CHANGE = ("resume", "trust", "timeout", *(key for key in OF_NO_MATTER if "." in key))  # where a run is gone on with
+
 VERBS = ("train", "sample", "evaluate", "compare")
 _PACKAGE = Path(__file__).resolve().parent.parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
@@ -61,7 +65,7 @@ class UsageError(ValueError):
 class Job(NamedTuple):
     """What a command line asks for."""
 
-    config: dict[str, Any]  # plain types
+    config: dict[str, Any]  # plain types; with resume=DIR under "said" the keys that were typed
     choices: dict[str, str]  # what was chosen of each group
 
 
@@ -171,6 +175,7 @@ def preflight(
             if override.is_sweep_override() and not sweep:
                 raise UsageError(f"{override.input_line}: several values need -m, which trains one run for each")
             _check_choice(verb, loader, override, config_dir)
+        _check_resume(verb, parsed, sweep)
         try:
             config = compose(verb, [*search, *map(_first, parsed)], return_hydra_config=True)
         except COMPOSING as error:
@@ -178,7 +183,25 @@ def preflight(
     choices = dict(config.hydra.runtime.choices)
     with open_dict(config):
         del config["hydra"]
-    return Job(validate(verb, config), choices) if values else None
+    if not values:
+        return None
+    job = Job(validate(verb, config), choices)
+    if job.config.get("resume") not in (None, "auto"):
+        job.config["said"] = [override.key_or_group for override in parsed]
+    return job
+
+
+def _check_resume(verb: str, overrides: Sequence[Override], sweep: bool) -> None:
+    """Refuse what would change a run that is gone on with."""
+    said = {override.key_or_group: override for override in overrides}
+    asked = said.get("resume")
+    if verb != "train" or asked is None or not asked.is_sweep_override() and asked.value() in (None, "auto"):
+        return
+    if sweep:
+        raise UsageError(f"{asked.input_line}: goes on with one run; in a sweep say resume=auto")
+    for key, override in said.items():
+        if key not in MAY_CHANGE:
+            raise UsageError(f"{override.input_line}: {asked.input_line} goes on as the run began; leave it out")
 
 
 def _check_choice(verb: str, loader: ConfigLoader, override: Override, config_dir: str | None) -> None:
@@ -227,10 +250,6 @@ def validate(verb: str, config: DictConfig) -> dict[str, Any]:
     Raises:
         UsageError: naming the full key.
     """
-    from pydantic import ValidationError
-
-    from genzoo.commands.schema import SCHEMAS
-
     for key, value in _leaves(OmegaConf.to_container(config, resolve=False)):
         if value == "???":
             example = "outputs/vae-digits/20260101-120000-000000-abcdef" if key == "run" else "..."
@@ -239,6 +258,19 @@ def validate(verb: str, config: DictConfig) -> dict[str, Any]:
         plain = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise UsageError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    return check(verb, plain)
+
+
+def check(verb: str, plain: Any) -> dict[str, Any]:
+    """Check the values of a configuration of plain types.
+
+    Raises:
+        UsageError: naming the full key.
+    """
+    from pydantic import ValidationError
+
+    from genzoo.commands.schema import SCHEMAS
+
     try:
         return SCHEMAS[verb].model_validate(plain).model_dump(exclude_unset=True)
     except ValidationError as error:
@@ -251,6 +283,14 @@ def validate(verb: str, config: DictConfig) -> dict[str, Any]:
         if first["type"] == "value_error":  # raised by a check of ours, which names the keys itself
             raise UsageError(str(first["ctx"]["error"])) from error
         raise UsageError(f"{key}={'null' if given is None else given}: {message[0].lower()}{message[1:]}") from error
+
+
+def targets(node: Any) -> Iterator[str]:
+    """List the classes that a configuration names."""
+    if isinstance(node, dict) and isinstance(node.get("_target_"), str):
+        yield node["_target_"]
+    for item in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from targets(item)
 
 
 def _resolve(target: str, key: str) -> Any:

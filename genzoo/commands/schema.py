@@ -36,10 +36,12 @@ class Trainer(Section):
     precision: Literal["auto", "32-true", "bf16-mixed", "64-true"]
     threads: Annotated[int, Field(gt=0, le=1024)] | None
     batch_size: Count
+    workers: Annotated[int, Field(ge=0, le=256)] = 0
     clip: PositiveFloat | None
     ema: Annotated[float, Field(ge=0, lt=1)]
     grids: Annotated[int, Field(ge=0, le=1000)]
     saves: Annotated[int, Field(gt=0, le=1000)]
+    save_seconds: PositiveFloat | None = None
     scores: Annotated[int, Field(ge=0, le=1000)]
     score_samples: Annotated[int, Field(gt=0, le=2**20)]
     learning_rate: dict[str, Any]
@@ -108,6 +110,8 @@ class Train(Section):
     experiment: str | None = None
     seed: Seed
     outputs: Annotated[str, Field(min_length=1)]
+    resume: Annotated[str, Field(min_length=1)] | None = None
+    trust: list[str] = []
     timeout: PositiveFloat | None = None
     objective: str | None = None
 

@@ -1,15 +1,29 @@
-"""``python -m genzoo [train]``: train a model into a run directory, and say what came out."""
+"""``python -m genzoo [train]``: train a model into a run directory, or go on with one, and say what came out."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import hashlib
 import logging
 import os
-import signal
+import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from genzoo.commands.config import REFUSALS, UsageError, build, one_line, pick_device, pick_precision
+from genzoo.commands.config import (
+    REFUSALS,
+    UsageError,
+    build,
+    check,
+    one_line,
+    pick_device,
+    pick_precision,
+    targets,
+)
+from genzoo.runs import OF_NO_MATTER, ResourceError, Run, RunError, job_id, now, provenance, storing
 
 
 def train(config: dict[str, Any], choices: dict[str, str]) -> Path:
@@ -20,41 +34,106 @@ def train(config: dict[str, Any], choices: dict[str, str]) -> Path:
         choices: what was chosen of each group, for the name of the run.
 
     Raises:
-        UsageError: for what the user can mend; no directory has been made then.
+        UsageError, RunError: for what the user can mend; no directory has been made then.
         NonFiniteError: when a loss or gradient was not finite.
+        ResourceError: when the disk, the memory or a helping process gave out.
+        Stopped: by a signal; a checkpoint was written first.
+    """
+    old = to_go_on(config, choices)
+    with resources(Path(config["outputs"]), config["trainer"]["batch_size"]):
+        if old is None:
+            own = {key: value for key, value in config.items() if key not in ("resume", "trust")}
+            return _train(own, choices["model"])
+        if old.status.get("state") == "done":
+            print(f"done before: {old.path}", flush=True)
+            return old.path
+        # What came with a run is trusted with less than what is typed, even if it should be the same.
+        trust = [*config.get("trust", []), *(targets(config) if config["resume"] == "auto" else ())]
+        its = its_config(old)
+        for key in OF_NO_MATTER:  # of what is typed, or of a whole command line
+            section, _, name = key.rpartition(".")
+            if section == "trainer" and key in config.get("said", OF_NO_MATTER) and name in config[section]:
+                its[section][name] = config[section][name]
+        return _train(its, str(old.status.get("model")), old, trust)
+
+
+def to_go_on(config: dict[str, Any], choices: dict[str, str]) -> Run | None:
+    """Find the run that ``resume=`` asks for: the one that is named, or the latest of the very same job.
+
+    Raises:
+        RunError: where the named one is none.
+    """
+    from genzoo.commands.sweep import best_of, runs_of
+
+    resume = config.get("resume")
+    if resume == "auto":
+        return best_of(list(runs_of(config, choices)))
+    if resume and not Path(resume, "config.yaml").is_file():
+        raise RunError(f"resume={resume}: no run directory, it has no config.yaml")
+    return Run(resume) if resume else None
+
+
+def its_config(run: Run) -> dict[str, Any]:
+    """Read the configuration that a run was trained by, as far as it is one.
+
+    Raises:
+        RunError: naming the key that is wrong.
+    """
+    try:
+        return check("train", run.config)
+    except UsageError as error:
+        raise RunError(f"{run.path / 'config.yaml'}: {error}") from error
+
+
+def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: list[str] | None = None) -> Path:
+    """Train a new run, or go on with an old one.
+
+    Args:
+        config: of the run.
+        family: what was chosen as ``model=``.
+        old: the run to go on with.
+        trust: classes that its configuration may name besides genzoo's own.
     """
     import torch
 
-    from genzoo.commands.evaluate import show
     from genzoo.commands.load import check_sampler, inlined
-    from genzoo.commands.score import Subject, check_settings, interim, pick_network, score
-    from genzoo.data.loader import Batches
     from genzoo.model import GenerativeModel
     from genzoo.prob.random import seed_of
-    from genzoo.runs import Run, job_id
-    from genzoo.training.budget import Budget
-    from genzoo.training.callbacks import fit
-    from genzoo.training.module import GenerativeModule
 
-    quiet()
-    job = job_id(config)
-    settings, seed = config["trainer"], config["seed"]
-    torch.set_num_threads(settings["threads"] or len(os.sched_getaffinity(0)))
+    from genzoo.commands.evaluate import DATA  # FIXME
+
+    own = [*DATA, "torch.optim.Adam", "torch.optim.Adamax", "torch.optim.RMSprop", "torch.optim.SGD", "torch.optim.AdamW"]
+    own += ["genzoo.training.budget.LearningRate", *(f"genzoo.training.loggers.{n}" for n in ("CSV", "WandB", "TensorBoard"))]
+    make = functools.partial(build, trusted=old is None, trust=[*(trust or []), *own])
+    settings, seed, before = config["trainer"], config["seed"], old.status if old else {}
+    torch.set_num_threads(before.get("threads") or settings["threads"] or len(os.sched_getaffinity(0)))
     device = pick_device(settings["accelerator"], "trainer.accelerator")
+    job = job_id(config)
     settings["precision"] = pick_precision(settings["precision"], device)
 
-    # What is cheap to refuse is refused before the data are read.
+    # What is cheap to refuse is refused before the data are read, and before Lightning is imported, which takes seconds.
     torch.manual_seed(seed_of("weights", seed))
-    model = build(config["model"], "model")
+    model = make(config["model"], "model")
     if not isinstance(model, GenerativeModel):
         raise UsageError(f"model._target_={config['model'].get('_target_')}: is no generative model")
     check_sampler(model)
-    check_settings(model, config["metrics"])
-    optimizer = build(config["optimizer"], "optimizer")
+    optimizer = make(config["optimizer"], "optimizer")
     check_optimizer(optimizer)
-    learning_rate = build(settings["learning_rate"], "trainer.learning_rate")
-    records = build(config["logger"], "logger") if config.get("logger") else None
-    data = build(config["data"]["source"], "data")
+    learning_rate = make(settings["learning_rate"], "trainer.learning_rate")
+
+    from genzoo.commands.evaluate import show
+    from genzoo.commands.score import Subject, check_settings, interim, pick_network, score
+    from genzoo.data.loader import Batches
+    from genzoo.training.budget import Budget
+    from genzoo.training.callbacks import fit
+    from genzoo.training.checkpoints import clean, newest_whole
+    from genzoo.training.module import GenerativeModule
+    from genzoo.training.stopping import Signals
+
+    quiet()
+    check_settings(model, config["metrics"])
+    records = make(config["logger"], "logger") if config.get("logger") else None
+    data = make(config["data"]["source"], "data")
     check_data(config["data"], data, model)
     network = pick_network(config["metrics"], config["data"], needed=False)
     subject = Subject(data, config["data"]["name"], config["data"]["flip"])
@@ -63,49 +142,133 @@ def train(config: dict[str, Any], choices: dict[str, str]) -> Path:
         model.class_probs.copy_(torch.bincount(data.train.y, minlength=model.num_classes).float() / len(data.train.y))
     if settings["precision"] == "64-true":
         model.double()
-    batches = Batches(data.train, settings["batch_size"], seed, flip=config["data"]["flip"])
+    batches = Batches(data.train, settings["batch_size"], seed, config["data"]["flip"], workers=settings.get("workers", 0))
     budget = Budget(*(config["budget"][name] for name in ("images", "seconds", "flops")))
     module = GenerativeModule(model, optimizer, batches, budget, learning_rate, settings["ema"], settings["clip"], seed)
 
     config = {**config, "model": inlined(config["model"])}
-    run = Run.create(config["outputs"], f"{choices['model']}-{config['data']['name']}", config, job)
-    run.update_status(model=choices["model"], threads=torch.get_num_threads(), diagnostics=module.diagnostics())
-    logger, failed = None, True
-    try:
-        logger = records.open(run, config) if records else None
-        fit(
-            module,
-            run,
-            lambda model, path: draw_grid(model, data, path),
-            grids=settings["grids"],
-            saves=settings["saves"],
-            score=lambda model: interim(model, subject, config["metrics"], settings["score_samples"], network, seed),
-            scores=settings["scores"],
-            loggers=[logger] if logger else [],
-            accelerator="gpu" if device == "cuda" else "cpu",
-            devices=1,
-            precision=settings["precision"],
-        )
-        network = network and network.to(module.ema.model.device)
-        result = score(module.ema.model, subject, run, config["metrics"], network, seed=seed, ema=True)
-        if logger:
-            values = {name: entry["value"] for name, entry in result["metrics"].items()}
-            logger.log_metrics({**values, "images": module.images}, step=module.images)
-        failed = False
-    except BaseException as error:
-        cause = error
-        if isinstance(error.__context__, KeyboardInterrupt):  # of which Lightning makes an exit, deaf to further ones
-            cause = KeyboardInterrupt()
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        run.update_status(state="failed", why=one_line(f"{type(cause).__name__}: {cause}").removesuffix(":"))
-        raise cause from error.__cause__
-    finally:
-        if records and logger:
-            records.close(logger, failed=failed)
-    run.update_status(state="done", why=None)
+    run = old or Run.create(config["outputs"], f"{family}-{config['data']['name']}", config, job)
+    with run.training(), Signals() as signals:
+        facts = {"model": family, "threads": torch.get_num_threads(), "device": device, "data_sha256": sha256_of(data)}
+        if old:
+            clean(run.path / "checkpoints")
+            go_on(module, run, facts, newest_whole(run.path / "checkpoints", tell))
+        run.update_status(**facts, state="running", why=None, pid=os.getpid(), diagnostics=module.diagnostics())
+        logger, failed = None, True
+        try:
+            logger = records.open(run, config) if records else None
+            with resources(run.path, settings["batch_size"]):
+                fit(
+                    module,
+                    run,
+                    lambda model, path: draw_grid(model, data, path),
+                    grids=settings["grids"],
+                    saves=settings["saves"],
+                    save_seconds=settings.get("save_seconds"),
+                    score=lambda model: interim(
+                        model, subject, config["metrics"], settings["score_samples"], network, seed
+                    ),
+                    scores=settings["scores"],
+                    loggers=[logger] if logger else [],
+                    signals=signals,
+                    accelerator="gpu" if device == "cuda" else "cpu",
+                    devices=1,
+                    precision=settings["precision"],
+                )
+                network = network and network.to(module.ema.model.device)
+                result = score(module.ema.model, subject, run, config["metrics"], network, seed=seed, ema=True)
+            if logger:
+                values = {name: entry["value"] for name, entry in result["metrics"].items()}
+                logger.log_metrics({**values, "images": module.images}, step=module.images)
+            failed = False
+        except BaseException as error:
+            run.update_status(state="failed", why=one_line(f"{type(error).__name__}: {error}").removesuffix(":"))
+            raise
+        finally:
+            if records and logger:
+                records.close(logger, failed=failed)
+        run.update_status(state="done", why=None)
     show(result)
     print(f"run: {run.path}", flush=True)
     return run.path
+
+
+def go_on(module: Any, run: Run, facts: dict[str, Any], found: tuple[Path, Any] | None) -> None:
+    """Restore a run's newest checkpoint, and forget what it has recorded since.
+
+    Args:
+        module: as it is at the start of a run.
+        run: the run.
+        facts: of this machine and these data.
+        found: the checkpoint and what it holds; None for the start.
+
+    Raises:
+        RunError: where the data are others, or the checkpoint belongs to another model.
+    """
+    status = run.status
+    if status.get("data_sha256", facts["data_sha256"]) != facts["data_sha256"]:
+        raise RunError(f"run={run.path}: the data have changed since it began; a new run is needed")
+    if found:
+        path, contents = found
+        try:
+            module.restore(*contents)
+            run.forget_events(contents.state["logged"])
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(f"{path}: does not fit the model of config.yaml: {one_line(error)[:200]}") from error
+    else:
+        run.forget_events(0)
+    here = provenance()
+    began = {**status.get("versions", {}), "cpu": status.get("machine", {}).get("cpu"), "device": status.get("device")}
+    now_is = {**here["versions"], "cpu": here["machine"]["cpu"], "device": facts["device"]}
+    for name in sorted(began):
+        if began[name] != now_is.get(name) and status.get("versions"):
+            tell(f"began with {name} {began[name]}, goes on with {now_is.get(name)}: the last bits may differ")
+    tell(f"goes on from step {module.steps}" + (f" of {module.planned_steps}" if module.planned_steps else ""))
+    times = [*status.get("resumed", []), {"at": now(), "step": module.steps, "command": here["command"]}]
+    run.update_status(resumed=times)
+
+
+def sha256_of(data: Any) -> str:
+    """Name the contents of a data set, by the SHA-256 of its events and classes."""
+    digest = hashlib.sha256()
+    for split in (data.train, data.test):
+        for tensor in (split.x, split.y):
+            if tensor is not None:
+                digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def tell(message: str) -> None:
+    """Say something about the run that is no part of its result."""
+    print(f"genzoo: {one_line(message)}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def resources(path: Path, batch_size: int) -> Iterator[None]:
+    """Name what has given out: the memory, the disk, or a process that loads data.
+
+    Args:
+        path: the run.
+        batch_size: of the training.
+
+    Raises:
+        ResourceError: with what may help.
+    """
+    import torch
+
+    try:
+        with storing(path):
+            yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, ResourceError):
+            raise
+        text = one_line(error)
+        smaller = f"try trainer.batch_size={max(batch_size // 2, 1)}"
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
+            raise ResourceError(f"out of memory with trainer.batch_size={batch_size}: {smaller}: {text[:200]}") from error
+        if "DataLoader worker" in text:
+            raise ResourceError(f"a process that loads data has died: {text[:200]}; say trainer.workers=0") from error
+        raise
 
 
 def quiet() -> None:

@@ -6,16 +6,26 @@ seen equally often:
 
     order of an epoch = f(seed, epoch),    flip of an example = f(seed, epoch, index).
 
-Batch ``s`` depends on nothing else, so a run that resumes at step ``s`` asks for batch ``s``.
+Batch ``s`` depends on nothing else, so a run that resumes at step ``s`` asks for batch ``s``, whoever gathers it: this process, or
+helpers that are some batches ahead. Several processes that train together take equal shares of each batch.
 """
 
 from __future__ import annotations
 
+import itertools
+import signal
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from genzoo.data.dataset import Split
 from genzoo.prob.random import generator
+
+PATIENCE = 60.0  # seconds that a batch of a helper may take before it is given up
+
+Batch = tuple[Tensor, Tensor | None]
 
 
 class Batches:
@@ -27,22 +37,45 @@ class Batches:
         seed: of the order and the flips.
         flip: whether images are mirrored left to right half of the time; both versions are held in memory.
         device: where the examples lie.
+        workers: processes that gather batches ahead; 0 for none, which is fastest for what lies in memory.
     """
 
     def __init__(
-        self, split: Split, batch_size: int, seed: int, flip: bool = False, device: torch.device | str = "cpu"
+        self,
+        split: Split,
+        batch_size: int,
+        seed: int,
+        flip: bool = False,
+        device: torch.device | str = "cpu",
+        workers: int = 0,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         self.size, self.batch_size, self.seed, self.flip = len(split.x), batch_size, seed, flip
         self.x = (torch.cat([split.x, split.x.flip(-1)]) if flip else split.x).to(device)
         self.y = None if split.y is None else split.y.to(device)
+        self.workers, self.rank, self.world = workers, 0, 1
+        self.device = torch.device(device)
         self._epochs: dict[int, tuple[Tensor, Tensor]] = {}
+        self._ahead: Iterator[Batch] | None = None
+        self._latest: tuple[int, Batch] | None = None  # of the helpers
+
+    def share(self, rank: int, world: int) -> None:
+        """Take the ``rank``-th of ``world`` equal parts of each batch.
+
+        Raises:
+            ValueError: where they cannot be equal.
+        """
+        if self.batch_size % world:
+            raise ValueError(f"batch_size={self.batch_size} cannot be shared among {world} processes")
+        self.rank, self.world = rank, world
 
     def to(self, device: torch.device | str) -> None:
-        """Move the examples to a device."""
-        self.x, self.y = self.x.to(device), None if self.y is None else self.y.to(device)
-        self._epochs.clear()
+        """Move the examples to a device, or only the batches where helpers gather them."""
+        self.device = torch.device(device)
+        if not self.workers:
+            self.x, self.y = self.x.to(device), None if self.y is None else self.y.to(device)
+            self._epochs.clear()
 
     def _epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
         """Return the order of an epoch, and for each place in it the row of ``x``, which a flip moves by ``size``."""
@@ -56,9 +89,40 @@ class Batches:
             self._epochs[epoch] = order.to(self.x.device), row.to(self.x.device)
         return self._epochs[epoch]
 
-    def __call__(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """Return the examples and classes of a step, (B, *shape) of the data's own type and (B,)."""
-        start, stop = step * self.batch_size, (step + 1) * self.batch_size
+    def __call__(self, step: int) -> Batch:
+        """Return the examples and classes of a step, (B, *shape) of the data's own type and (B,).
+
+        Raises:
+            RuntimeError: where a helper has died or gives no answer.
+        """
+        if not self.workers:
+            return self.gather(step)
+        if self._latest is None or self._latest[0] != step:
+            if self._ahead is None or self._latest is None or self._latest[0] != step - 1:
+                self._ahead = self._helpers(step)
+            self._latest = step, next(self._ahead)
+        x, y = self._latest[1]
+        return x.to(self.device), None if y is None else y.to(self.device)
+
+    def _helpers(self, step: int) -> Iterator[Batch]:
+        """Start processes that gather the batches from ``step`` on."""
+        return iter(
+            DataLoader(
+                _Steps(self),
+                batch_size=None,
+                sampler=_From(step),
+                num_workers=self.workers,
+                timeout=PATIENCE,
+                worker_init_fn=_leave_signals,
+                generator=torch.Generator(),  # not the global one
+            )
+        )
+
+    def gather(self, step: int) -> Batch:
+        """Return the batch of a step, put together by this process."""
+        share = self.batch_size // self.world
+        start = step * self.batch_size + self.rank * share
+        stop = start + share
         orders, rows = [], []
         for epoch in range(start // self.size, (stop - 1) // self.size + 1):
             here = slice(max(start - epoch * self.size, 0), min(stop - epoch * self.size, self.size))
@@ -67,3 +131,29 @@ class Batches:
             rows.append(row[here])
         x = self.x.index_select(0, torch.cat(rows))
         return x, None if self.y is None else self.y.index_select(0, torch.cat(orders))
+
+
+class _Steps(Dataset[Batch]):
+    """The batches, by step."""
+
+    def __init__(self, batches: Batches):
+        self.batches = batches
+
+    def __getitem__(self, step: int) -> Batch:
+        return self.batches.gather(step)
+
+
+class _From(Sampler[int]):
+    """All steps from one on."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count(self.step)
+
+
+def _leave_signals(worker: int) -> None:
+    """Let a helper be ended by its parent alone, which hears the user's signals too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

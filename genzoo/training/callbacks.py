@@ -1,25 +1,31 @@
 """What happens beside the optimisation: hand-overs, records, grids, checkpoints and a progress bar.
 
-Everything that is written happens at steps that follow from the plan alone, never from the machine's speed.
+What is recorded, drawn and scored happens at steps that follow from the plan alone, never from the machine's speed. Checkpoints
+are also written when some time has passed and when the run is told to stop: whenever that is, a run that goes on from there
+records, draws and scores what it would have done without.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.plugins.io import CheckpointIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from genzoo.model import GenerativeModel
-from genzoo.runs import Run
+from genzoo.runs import Run, storing, write_atomically
 from genzoo.training import checkpoints
 from genzoo.training.module import GenerativeModule
+from genzoo.training.stopping import Signals, Stopped
 
 RECORDS = 200  # lines of metrics.jsonl that a whole run writes
 
@@ -97,63 +103,107 @@ class Record(pl.Callback):
         pl_module.on_step = record
 
 
-class Grids(pl.Callback):
+class Milestones(pl.Callback, ABC):
+    """Does something at steps of the plan, once each, however often the run is interrupted.
+
+    Args:
+        run: whose record says what was done.
+        event: what it is called there.
+        signals: heard at once while it is being done.
+    """
+
+    def __init__(self, run: Run, event: str, signals: Signals):
+        self.run, self.event, self.signals = run, event, signals
+
+    @abstractmethod
+    def milestones(self, planned: int) -> set[int]:
+        """Return the steps."""
+
+    @abstractmethod
+    def act(self, trainer: pl.Trainer, pl_module: GenerativeModule) -> None:
+        """Do it, and log the event."""
+
+    def due(self, pl_module: GenerativeModule) -> bool:
+        """Whether this step is one of them; the end is a matter of its own."""
+        return not pl_module.finished and pl_module.steps in self.milestones(pl_module.planned_steps or 1)
+
+    def done(self, step: int) -> bool:
+        """Whether it was done at a step, before the run was interrupted there."""
+        return any(event.get("event") == self.event and event.get("step") == step for event in self.run.events())
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: GenerativeModule) -> None:
+        if pl_module.steps and self.due(pl_module) and not self.done(pl_module.steps):
+            self.act(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: GenerativeModule, *_: Any) -> None:
+        if self.due(pl_module):
+            self.act(trainer, pl_module)
+
+
+class Grids(Milestones):
     """Draws samples of the averaged model at intervals.
 
     Args:
         run: where the pictures go.
         draw: makes a picture of the model's samples at a path.
         count: how many pictures in a run, the last one at its end.
+        signals: of the run.
     """
 
-    def __init__(self, run: Run, draw: Callable[[GenerativeModel, Any], None], count: int):
-        self.run, self.draw, self.count = run, draw, count
+    def __init__(self, run: Run, draw: Callable[[GenerativeModel, Any], None], count: int, signals: Signals):
+        super().__init__(run, "samples", signals)
+        self.draw, self.count = draw, count
 
     def milestones(self, planned: int) -> set[int]:
         return milestones(planned, self.count) if self.count else set()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: GenerativeModule, *_: Any) -> None:
-        if pl_module.steps in self.milestones(pl_module.planned_steps or 1) and not pl_module.finished:
-            self.save(trainer, pl_module)
-
     def on_train_end(self, trainer: pl.Trainer, pl_module: GenerativeModule) -> None:
-        self.save(trainer, pl_module)
+        if not self.done(pl_module.steps):
+            self.act(trainer, pl_module)
 
-    def save(self, trainer: pl.Trainer, pl_module: GenerativeModule) -> None:
+    def act(self, trainer: pl.Trainer, pl_module: GenerativeModule) -> None:
         path = self.run.path / "samples" / f"step-{pl_module.steps}.png"
-        self.draw(pl_module.ema.model, path)  # type: ignore[arg-type]
-        latest = self.run.path / "samples.png"
-        latest.write_bytes(path.read_bytes())
+        with storing(path):
+            with self.signals.free():
+                self.draw(pl_module.ema.model, path)  # type: ignore[arg-type]
+            write_atomically(self.run.path / "samples.png", path.read_bytes())
         self.run.log(event="samples", step=pl_module.steps, images=pl_module.images, file=f"samples/{path.name}")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image("samples", [str(path)], step=pl_module.images)
 
 
-class Scores(pl.Callback):
+class Scores(Milestones):
     """Scores samples of the averaged model at intervals; the end has a scoring of its own.
 
     Args:
         run: whose record the scores go into.
         score: measures a model.
         count: how many times.
+        signals: of the run.
     """
 
-    def __init__(self, run: Run, score: Callable[[GenerativeModel], dict[str, float | None]] | None, count: int):
-        self.run, self.score, self.count = run, score, count
+    def __init__(
+        self,
+        run: Run,
+        score: Callable[[GenerativeModel], dict[str, float | None]] | None,
+        count: int,
+        signals: Signals,
+    ):
+        super().__init__(run, "interim", signals)
+        self.score, self.count = score, count
 
     def milestones(self, planned: int) -> set[int]:
         if not self.score or not self.count:
             return set()
         return {step for step in milestones(planned, self.count + 1) if step < planned}
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: GenerativeModule, *_: Any) -> None:
-        if pl_module.steps not in self.milestones(pl_module.planned_steps or 1) or pl_module.finished:
-            return
+    def act(self, trainer: pl.Trainer, pl_module: GenerativeModule) -> None:
         assert self.score is not None
         model: Any = pl_module.ema.model
         was_training = model.training
-        values = self.score(model)
+        with self.signals.free():
+            values = self.score(model)
         model.train(was_training)
         self.run.log(
             event="interim",
@@ -168,25 +218,61 @@ class Scores(pl.Callback):
             logger.log_metrics({**numbers, "images": pl_module.images}, step=pl_module.images)
 
 
-class Checkpoints(pl.Callback):
-    """Saves the run at intervals and at its end."""
+class CheckpointFolders(CheckpointIO):
+    """What Lightning's strategies save by: a checkpoint is a folder, see ``genzoo.training.checkpoints``."""
 
-    def __init__(self, run: Run, count: int):
-        self.run, self.count = run, count
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        checkpoints.save(Path(path).parent, **checkpoint)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return checkpoints.load(Path(path))._asdict()
+
+    def remove_checkpoint(self, path: Any) -> None:
+        checkpoints.remove(Path(path))
+
+
+class Checkpoints(pl.Callback):
+    """Saves the run at intervals, at its end, and when it is told to stop.
+
+    Args:
+        run: where.
+        count: how many times in a plan.
+        seconds: after which it is saved in any case; None for never.
+    """
+
+    def __init__(self, run: Run, count: int, seconds: float | None):
+        self.run, self.count, self.seconds = run, count, seconds
+        self.saved = time.monotonic()
 
     def milestones(self, planned: int) -> set[int]:
         return milestones(planned, self.count)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: GenerativeModule, *_: Any) -> None:
-        if pl_module.steps in self.milestones(pl_module.planned_steps or 1) and not pl_module.finished:
-            self.save(pl_module)
+        if pl_module.finished:
+            return
+        late = self.seconds is not None and time.monotonic() - self.saved > self.seconds
+        if late or pl_module.steps in self.milestones(pl_module.planned_steps or 1):
+            self.save(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: GenerativeModule) -> None:
-        self.save(pl_module)
+        self.save(trainer, pl_module)
 
-    def save(self, pl_module: GenerativeModule) -> None:
-        folder = self.run.path / "checkpoints"
-        checkpoints.save(folder, pl_module.steps, pl_module.model, pl_module.ema.model, pl_module.state())
+    def on_exception(self, trainer: pl.Trainer, pl_module: GenerativeModule, exception: BaseException) -> None:
+        # A second signal may have come in the middle of a step.
+        if isinstance(exception, Stopped) and not exception.abrupt and pl_module.planned_steps:
+            self.save(trainer, pl_module)
+
+    def save(self, trainer: pl.Trainer, pl_module: GenerativeModule) -> None:
+        pl_module.check_finite()
+        checkpoint = {
+            "step": pl_module.steps,
+            "model": pl_module.model,
+            "ema": pl_module.ema.model,
+            "state": {**pl_module.state(), "logged": self.run.logged()},
+        }
+        path = self.run.path / "checkpoints" / f"step-{pl_module.steps}"
+        trainer.strategy.checkpoint_io.save_checkpoint(checkpoint, path)
+        self.saved = time.monotonic()
         self.run.update_status(
             step=pl_module.steps,
             images=pl_module.images,
@@ -194,6 +280,21 @@ class Checkpoints(pl.Callback):
             train_seconds=round(pl_module.train_seconds, 3),
             train_flops=pl_module.flops,
         )
+
+
+class Stop(pl.Callback):
+    """Ends the run between steps when a signal was heard, after what was due at the last of them."""
+
+    def __init__(self, signals: Signals):
+        self.signals = signals
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: GenerativeModule) -> None:
+        self.signals.listen()  # Lightning has taken them for itself
+        pl_module.told_to_stop = lambda: self.signals.heard is not None
+        self.signals.check()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: GenerativeModule, *_: Any) -> None:
+        self.signals.check()
 
 
 class ProgressBar(pl.Callback):
@@ -214,7 +315,7 @@ class ProgressBar(pl.Callback):
         )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: GenerativeModule) -> None:
-        self.start = time.monotonic()
+        self.start, self.begun = time.monotonic(), pl_module.steps
         self.task = self.progress.add_task("training", total=pl_module.planned_steps, detail="")
         self.progress.start()
 
@@ -224,7 +325,8 @@ class ProgressBar(pl.Callback):
         current = time.monotonic()
         if not self.console.is_terminal and (current - self.printed > 10 or pl_module.finished):
             self.printed = current
-            left = (current - self.start) * ((pl_module.planned_steps or 0) / max(pl_module.steps, 1) - 1)
+            done, to_do = pl_module.steps - self.begun, (pl_module.planned_steps or 0) - pl_module.steps
+            left = (current - self.start) * to_do / max(done, 1)
             print(
                 f"step {pl_module.steps}/{pl_module.planned_steps}  {detail}  {max(left, 0):.0f} s left",
                 file=sys.stderr,
@@ -253,26 +355,33 @@ def fit(
     *,
     grids: int,
     saves: int,
+    save_seconds: float | None = None,
     score: Callable[[GenerativeModel], dict[str, float | None]] | None = None,
     scores: int = 0,
     loggers: list[Any],
+    signals: Signals | None = None,
     **trainer: Any,
 ) -> None:
-    """Train a module into a run directory.
+    """Train a module, new or restored, into a run directory.
 
     Args:
         module: what is trained.
         run: where everything is written.
         draw: makes a picture of a model's samples at a path.
         grids, saves: how many pictures and checkpoints.
+        save_seconds: after which there is one more checkpoint.
         score, scores: measures a few samples of a model, and how many times.
         loggers: of Lightning.
+        signals: that end the run after a checkpoint.
         trainer: accelerator, devices and precision, as Lightning's ``Trainer`` takes them.
 
     Raises:
         NonFiniteError: when a loss or gradient is not finite.
+        Stopped: by a signal.
     """
-    pictures, saver, scorer = Grids(run, draw, grids), Checkpoints(run, saves), Scores(run, score, scores)
+    signals = signals or Signals()
+    pictures, scorer = Grids(run, draw, grids, signals), Scores(run, score, scores, signals)
+    saver = Checkpoints(run, saves, save_seconds)
 
     def stops() -> set[int]:
         planned = module.planned_steps or 1
@@ -281,7 +390,8 @@ def fit(
     lightning = pl.Trainer(
         max_epochs=1,
         logger=loggers,
-        callbacks=[Record(run), pictures, saver, scorer, ProgressBar()],
+        callbacks=[Record(run), pictures, scorer, saver, Stop(signals), ProgressBar()],
+        plugins=[CheckpointFolders()],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -289,8 +399,8 @@ def fit(
         default_root_dir=str(run.path),
         **trainer,
     )
-    if module.batches.x.device != lightning.strategy.root_device:
+    if module.batches.device != lightning.strategy.root_device:
         module.batches.to(lightning.strategy.root_device)
     module.ema.model.to(lightning.strategy.root_device)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), signals.held():
         lightning.fit(module, train_dataloaders=HandOvers(module, stops))

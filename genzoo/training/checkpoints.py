@@ -5,20 +5,24 @@
                          state.pt              step, plan, optimisers, counts of the averages
                          manifest.json         schema, and size and SHA-256 of the others
 
-A checkpoint is written beside its place and renamed, so that a directory called ``step-<n>`` is whole. Neither
-safetensors nor torch notices a flipped bit: every file is checked against the manifest before it is read.
+A checkpoint is written beside its place, forced onto the disk and renamed, and renamed again before it is deleted, so that a
+directory called ``step-<n>`` is whole at every moment. Neither safetensors nor torch notices a flipped bit: every file is checked
+against the manifest before it is read.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import pickle
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -26,9 +30,18 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from genzoo.runs import SCHEMA, RunError
+from genzoo.runs import SCHEMA, RunError, storing, sync
 
 _NAME = re.compile(r"step-(\d+)")
+_ASIDE = ".step-"  # what folders are called that are on their way in or out
+
+
+class Contents(NamedTuple):
+    """What a checkpoint holds, on the CPU."""
+
+    weights: dict[str, Tensor]
+    ema: dict[str, Tensor]
+    state: dict[str, Any]
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
@@ -36,7 +49,7 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _write(path: Path, data: bytes) -> dict[str, Any]:
-    with open(path, "wb") as file:
+    with storing(path, len(data)), open(path, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -52,29 +65,48 @@ def save(folder: Path, step: int, model: nn.Module, ema: nn.Module, state: dict[
         model, ema: the trained weights and their average.
         state: what else is needed to go on; plain types and tensors.
         keep: how many checkpoints stay.
+
+    Raises:
+        ResourceError: where the disk is full; the older checkpoints are untouched.
     """
-    temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".step-"))
+    with storing(folder):
+        temporary = Path(tempfile.mkdtemp(dir=folder, prefix=_ASIDE))
+    target = folder / f"step-{step}"
     try:
-        state_file = temporary / "state.pt"
-        torch.save(state, state_file)
+        state_bytes = io.BytesIO()
+        torch.save(state, state_bytes)
         files = {
             "weights.safetensors": _write(temporary / "weights.safetensors", save_safetensors(_weights(model))),
             "ema.safetensors": _write(temporary / "ema.safetensors", save_safetensors(_weights(ema))),
-            "state.pt": _write(state_file, state_file.read_bytes()),
+            "state.pt": _write(temporary / "state.pt", state_bytes.getvalue()),
         }
         manifest = {"schema": SCHEMA, "step": step, "files": files}
         _write(temporary / "manifest.json", json.dumps(manifest, indent=2).encode())
         os.chmod(temporary, 0o755)  # noqa: S103  mkdtemp lets nobody else in
-        target = folder / f"step-{step}"
+        sync(temporary)
         if target.exists():
-            shutil.rmtree(target)
+            remove(target)
         os.replace(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    sync(folder)
     for old in find(folder)[:-keep]:
-        shutil.rmtree(old)
+        remove(old)
     return target
+
+
+def remove(checkpoint: Path) -> None:
+    """Delete a checkpoint, which has another name before its first file is gone."""
+    aside = Path(tempfile.mkdtemp(dir=checkpoint.parent, prefix=_ASIDE))
+    os.replace(checkpoint, aside)
+    shutil.rmtree(aside)
+
+
+def clean(folder: Path) -> None:
+    """Remove what a process that was killed has left half written or half deleted; nobody may be saving."""
+    for left in folder.glob(f"{_ASIDE}*"):
+        shutil.rmtree(left)
 
 
 def find(folder: Path) -> list[Path]:
@@ -130,3 +162,49 @@ def load_weights(checkpoint: Path, model: nn.Module, *, ema: bool = True) -> Non
     except (RuntimeError, SafetensorError) as error:
         detail = " ".join(str(error).split())
         raise RunError(f"{checkpoint / name}: does not fit the model of config.yaml: {detail[:200]}") from error
+
+
+def load(checkpoint: Path) -> Contents:
+    """Read a whole checkpoint, checked against its manifest.
+
+    Raises:
+        RunError: naming the file and what is wrong with it.
+    """
+    name = "state.pt"
+    try:
+        state = torch.load(io.BytesIO(read(checkpoint, name)), map_location="cpu", weights_only=True)
+        weights = []
+        for name in ("weights.safetensors", "ema.safetensors"):
+            weights.append(load_safetensors(read(checkpoint, name)))
+    except (RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError, KeyError) as error:
+        raise RunError(f"{checkpoint / name}: no file of tensors: {' '.join(str(error).split())[:200]}") from error
+    return Contents(*weights, state)
+
+
+def newest_whole(folder: Path, complain: Callable[[str], None]) -> tuple[Path, Contents] | None:
+    """Read the newest checkpoint that is not damaged, and remove those after it.
+
+    Args:
+        folder: ``checkpoints/`` of a run.
+        complain: is told what is wrong with each that is passed over.
+
+    Returns:
+        The checkpoint and what it holds; None where nothing was ever saved.
+
+    Raises:
+        RunError: where all are damaged.
+    """
+    damaged: list[Path] = []
+    for checkpoint in reversed(find(folder)):
+        try:
+            contents = load(checkpoint)
+        except RunError as error:
+            complain(str(error))
+            damaged.append(checkpoint)
+            continue
+        for path in damaged:
+            remove(path)
+        return checkpoint, contents
+    if damaged:
+        raise RunError(f"{folder}: no checkpoint in it is whole")
+    return None

@@ -6,7 +6,7 @@ several steps at once where steps are short, since its own loop would cost more 
 therefore keeps its own step counter; Lightning's ``global_step`` is never read.
 
 Every step is a function of the weights and of its number alone: its batch is ``batches(step)``, its noise
-f(seed, step, rank).
+f(seed, step, rank). A run that goes on from a checkpoint therefore ends in the same bits as one that was never interrupted.
 
 Stages follow each other with optimisers, schedules and averages of their own. A finished stage gets the average of its
 weights, which is what will be used and so what the next one must build on. A plan gives each stage its share of the images,
@@ -78,6 +78,10 @@ class Window:
         for name, value in terms.items():
             self.terms.setdefault(name, []).append(value)
 
+    def state(self) -> dict[str, Tensor]:
+        """Return the terms so far, each as one tensor."""
+        return {name: torch.stack(values) for name, values in self.terms.items()}
+
     def flush(self) -> dict[str, float]:
         """Return the mean of each term and forget them."""
         means = {name: float(torch.stack(values).float().mean()) for name, values in self.terms.items()}
@@ -144,6 +148,7 @@ class GenerativeModule(pl.LightningModule):
         self.window = Window()
         self.latest: dict[str, Any] = {"values": {}, "images_per_second": 0.0}  # what was recorded last
         self.on_step: Callable[[], None] = lambda: None  # called after every step
+        self.told_to_stop: Callable[[], bool] = lambda: False  # asked before every step
         self._first_bad: Tensor | None = None  # on an accelerator: the first step that was not finite
 
     def _players(
@@ -213,7 +218,7 @@ class GenerativeModule(pl.LightningModule):
     def _backward(self, module: GenerativeModel, turn: str | None) -> Loss:
         """Compute the loss of the present step and its gradients."""
         # Dropout draws from the global generator. torch.manual_seed would ask for every kind of device at each step.
-        layers, device = seed_of("layers", self.seed, self.steps, self._rank), self.batches.x.device
+        layers, device = seed_of("layers", self.seed, self.steps, self._rank), self.batches.device
         torch.default_generator.manual_seed(layers)
         if device.type == "cuda":
             torch.cuda.manual_seed(layers)
@@ -291,7 +296,7 @@ class GenerativeModule(pl.LightningModule):
 
     def training_step(self, steps: tuple[int, int], batch_idx: int) -> None:
         """Do the steps that Lightning hands over, or as many of them as the budget allows."""
-        while self.steps < steps[1] and not self.finished:
+        while self.steps < steps[1] and not self.finished and not self.told_to_stop():
             start = time.monotonic()
             self.step()
             self.train_seconds += time.monotonic() - start
@@ -426,9 +431,32 @@ class GenerativeModule(pl.LightningModule):
             "boundaries": list(self.boundaries),
             "speeds": list(self._speeds),
             "begun": self._begun,
+            "fitted": self._fitted,
             "corrections": self._corrections,
+            "window": self.window.state(),
             "train_seconds": self.train_seconds,
             "flops": self.flops,
             "ema_updates": dict(self.ema.updates),
             "optimizers": [optimizer.state_dict() for optimizer in self.configure_optimizers()],
         }
+
+    def restore(self, weights: dict[str, Tensor], average: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Go on from where ``state`` was returned.
+
+        Args:
+            weights, average: of the model, and of its averaged copy.
+            state: the rest.
+
+        Raises:
+            RuntimeError, ValueError, KeyError: where they are another model's.
+        """
+        self.model.load_state_dict(weights)
+        self.ema.model.load_state_dict(average)
+        for optimizer, of_optimizer in zip(self.configure_optimizers(), state["optimizers"], strict=True):
+            optimizer.load_state_dict(of_optimizer)
+        self.ema.updates = dict(state["ema_updates"])
+        self.steps, self.planned_steps, self.boundaries = state["steps"], state["planned_steps"], state["boundaries"]
+        self.train_seconds, self.flops = state["train_seconds"], state["flops"]
+        self._speeds, self._corrections = state["speeds"], state["corrections"]
+        self._begun, self._fitted = tuple(state["begun"]), tuple(state["fitted"])
+        self.window = Window({name: list(values) for name, values in state["window"].items()})
