@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from genzoo.families.gan import gradient_penalty
 from genzoo.model import Adversarial, GenerativeModel, Loss, Samples, Stage, Staged
+from genzoo.nn.layers import BatchNorm2d
 from genzoo.prob.random import randn
 
 
@@ -103,3 +105,20 @@ class Half(Toy):
             h = module(h)
         fit = (self.map(h) - x).square().mean()
         return Loss(fit, {"fit": fit.detach()})
+
+
+class Steep(Toy):
+    """A critic with batch norm whose slope is to be one: a loss that goes through the statistics of a batch twice."""
+
+    def __init__(self, shape: Sequence[int] = (1, 4, 4)):
+        super().__init__(shape)
+        self.critic = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1), BatchNorm2d(4), nn.Softplus(), nn.Flatten(), nn.Linear(64, 1, bias=False)
+        )
+
+    def loss(
+        self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
+    ) -> Loss:
+        noise = randn(x.shape, rng=rng, device=x.device, dtype=x.dtype)
+        penalty = gradient_penalty(lambda x, y: self.critic(x), x, noise, y, noise[:, 0, 0, 0].sigmoid())
+        return Loss(penalty, {"penalty": penalty.detach()})

@@ -39,6 +39,7 @@ import torch
 from torch import Tensor, nn
 
 from genzoo.model import Bound, Denoiser, Density, LogProb, Loss, Samples
+from genzoo.prob import ranks
 from genzoo.prob.divergences import kl_normal
 from genzoo.prob.likelihoods import discretized_gaussian_log_mass
 from genzoo.prob.measure import log_density, snap
@@ -145,7 +146,7 @@ class DDPM(Density, Denoiser):
             losses = terms["vlb"] * T / 1000 + (mse if self.objective == "hybrid" else 0.0)
         if weight is not None and self.history is not None:
             if self.training:
-                self.history.update(index, losses.detach())
+                self.history.update(ranks.gather(index).flatten(), ranks.gather(losses.detach()).flatten())
             losses = weight.to(losses.dtype) * losses
         return Loss(losses.mean(), {name: values.detach().mean() for name, values in terms.items()})
 

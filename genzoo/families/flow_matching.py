@@ -61,7 +61,7 @@ class FlowMatching(ProbabilityFlow):
         network: builds the network, called as ``network(in_shape, out_shape, num_classes)``, for ``(x_t, t, y)``.
         shape, levels, num_classes: of the data, as in ``GenerativeModel``.
         schedule: of the path; the straight one by default.
-        pairing: "independent", or "optimal_transport" within each batch.
+        pairing: "independent", or "optimal_transport" within each batch, of which every rank pairs its own share.
         teacher: a trained model whose pairs are learned instead of the data's (reflow), or None.
         pool: how many pairs the teacher makes, once, before the first step; the data are not used then.
         noise_levels: law of the training times; uniform by default.

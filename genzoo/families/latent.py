@@ -52,6 +52,7 @@ from genzoo.model import (
     Stage,
     Staged,
 )
+from genzoo.prob import ranks
 from genzoo.prob.measure import dequantize, quantize
 
 
@@ -123,6 +124,9 @@ class Standardized(Measure):
     def observe(self, z: Tensor) -> None:
         rows = z.transpose(0, 1).flatten(1)
         std, mean = torch.std_mean(rows, dim=1, correction=0)
+        if ranks.world() > 1:
+            variance, mean = ranks.pool(std.square(), mean)
+            std = variance.sqrt()
         # Selected and not branched upon: looking would stall an accelerator.
         self.std.copy_(torch.where(self.known, self.std, std.clamp(min=1e-4).view(self.std.shape)))
         self.mean.copy_(torch.where(self.known, self.mean, mean.view(self.mean.shape)))

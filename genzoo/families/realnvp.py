@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 from genzoo.model import Bijective, Bound, Continuous, Density, LogProb, Loss, Samples
 from genzoo.nn.coupling import FullResolution
+from genzoo.prob import ranks
 from genzoo.prob.random import randn
 from genzoo.prob.transforms import BatchNorm, Logit
 
@@ -259,6 +260,8 @@ class RealNVP(Density, Bijective):
             scales = [p for name, p in self.named_parameters() if name.endswith(("bound", "magnitude"))]
             total = nll + self.scale_penalty * torch.stack([p.square().sum() for p in scales]).sum()
         low, high = (log_det.detach() / self.dim).aminmax()
+        if self.training:
+            low, high = ranks.extremes(low, high)
         # In nats a dimension, so that one learning rate serves small and large images.
         return Loss(total / self.dim, {"nll": nll.detach(), "log_det_min": low, "log_det_max": high})
 

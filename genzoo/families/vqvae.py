@@ -116,7 +116,7 @@ class VQVAE(LatentVariable):
         dead = self.quantizer.update(z.detach(), k, rng) if self.training else None
         distortion = -self.likelihood.log_prob(self.decoder(straight_through(z, e), y).to(x.dtype), x).mean()
         commitment = (z - e).square().mean()
-        exponential, usage = perplexity(k, self.latent.levels)
+        exponential, usage = perplexity(k, self.latent.levels, self.training)
         # In nats a dimension, so that one weight of the commitment serves small and large images.
         total = distortion / self.dim + self.commitment * commitment
         terms = {"distortion": distortion.detach(), "commitment": commitment.detach()}

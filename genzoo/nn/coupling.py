@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genzoo.nn.layers import zero_
+from genzoo.nn.layers import BatchNorm2d, zero_
+from genzoo.prob import ranks
 
 
 class ActNorm(nn.Module):
@@ -63,7 +64,8 @@ class ActNorm(nn.Module):
         if self._settled or not self.training:
             return
         if not self.initialized:
-            variance, mean = torch.var_mean(x_BCHW.to(self.bias.dtype), dim=(0, 2, 3), correction=0)
+            x_BCHW = x_BCHW.to(self.bias.dtype)
+            variance, mean = ranks.pool(*torch.var_mean(x_BCHW, dim=(0, 2, 3), correction=0))
             self.bias.copy_(-mean[:, None, None])
             # A constant channel has no scale to fit: its factor is at most a million.
             self.scale.copy_(-(variance.sqrt() + 1e-6).log()[:, None, None] / self.SPEED)
@@ -151,9 +153,9 @@ class NormalizedConv(nn.Module):
         return F.conv2d(x_BCHW, weight, self.bias, padding="same")
 
 
-def _batch_norm(channels: int) -> nn.BatchNorm2d:
+def _batch_norm(channels: int) -> BatchNorm2d:
     """Batch normalisation that is shifted and not scaled, since weights that follow have scales."""
-    norm = nn.BatchNorm2d(channels, eps=1e-4)
+    norm = BatchNorm2d(channels, eps=1e-4)
     norm.weight.requires_grad_(False)
     return norm
 

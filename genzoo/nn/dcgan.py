@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from genzoo.nn.layers import bound_spectra
+from genzoo.nn.layers import BatchNorm2d, bound_spectra
 from genzoo.nn.resnet import resolutions
 
 
@@ -50,9 +50,9 @@ class DCGANGenerator(nn.Module):
         self.start = (widths[0], *sizes[-1])
         self.label = nn.Embedding(num_classes, features) if num_classes else None
         self.stem = nn.Linear(features, math.prod(self.start))
-        layers: list[nn.Module] = [nn.BatchNorm2d(widths[0]), nn.ReLU()]
+        layers: list[nn.Module] = [BatchNorm2d(widths[0]), nn.ReLU()]
         for before, w in itertools.pairwise(widths):
-            layers += [nn.ConvTranspose2d(before, w, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(w), nn.ReLU()]
+            layers += [nn.ConvTranspose2d(before, w, 4, stride=2, padding=1, bias=False), BatchNorm2d(w), nn.ReLU()]
         self.body = nn.Sequential(*layers, nn.Conv2d(width, channels, 3, padding=1))
         _initialise(self)
 
@@ -104,7 +104,7 @@ class DCGANCritic(nn.Module):
             normed = norm and bool(layers)  # not at the image itself (Radford et al. 2016, section 3)
             kernel, stride = (4, 2) if halve else (3, 1)
             layers.append(nn.Conv2d(before, w, kernel, stride, padding=1, bias=not normed))
-            layers += [nn.BatchNorm2d(w, track_running_stats=False)] if normed else []
+            layers += [BatchNorm2d(w, track_running_stats=False)] if normed else []
             layers.append(nn.LeakyReLU(slope))
             before = w
         self.body = nn.Sequential(*layers, nn.Flatten())

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from genzoo.prob import ranks
+
 
 def zero_(module: nn.Module) -> nn.Module:
     """Set all weights of a layer to zero, so that a residual branch starts as the identity."""
@@ -39,6 +41,29 @@ def bound_spectra(network: nn.Module) -> None:
     for module in list(network.modules()):
         if isinstance(module, (nn.Conv2d, nn.Linear, nn.Embedding)):
             spectral_norm(module)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """torch's batch norm, which in training takes the statistics of the whole batch where ranks share it.
+
+    In one process it is torch's to the last bit. ``nn.SyncBatchNorm`` would do the same on GPUs alone.
+    """
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        if not self.training or ranks.world() == 1:
+            return super().forward(x_BCHW)
+        h = x_BCHW.to(torch.promote_types(x_BCHW.dtype, torch.float32))
+        variance, mean = ranks.pool(*torch.var_mean(h, dim=(0, 2, 3), correction=0))
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            assert self.momentum is not None
+            n = ranks.world() * h.numel() // h.shape[1]
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.detach(), self.momentum)
+            self.running_var.lerp_(variance.detach() * (n / (n - 1)), self.momentum)
+        h = (h - mean[:, None, None]) * torch.rsqrt(variance + self.eps)[:, None, None]
+        if self.affine:
+            h = h * self.weight[:, None, None] + self.bias[:, None, None]
+        return h.to(x_BCHW.dtype)
 
 
 class SinusoidalEmbedding(nn.Module):

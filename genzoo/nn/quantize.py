@@ -26,10 +26,10 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from genzoo.prob.random import randint
+from genzoo.prob import ranks
+from genzoo.prob.random import choose
 
 
 def straight_through(z: Tensor, e: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class VectorQuantizer(nn.Module):
     def update(self, z_BDHW: Tensor, k_BHW: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """Move the codes towards the vectors that they stand for, and revive the dead ones; for training alone.
 
-        Over several processes the vectors of all of them count.
+        Where ranks share a batch the vectors of all of them count, and the codebook stays the same on all.
 
         Args:
             z_BDHW: vectors.
@@ -110,14 +110,9 @@ class VectorQuantizer(nn.Module):
         counts, sums = torch.zeros_like(self.counts), torch.zeros_like(self.sums)
         counts.index_add_(0, k_N, torch.ones_like(k_N, dtype=counts.dtype))
         sums.index_add_(0, k_N, z_ND)
-        # As many vectors as there are codes, whether they are needed or not: looking would stall an accelerator.
-        spare = z_ND[randint(len(z_ND), (self.codebook_size,), rng=rng, device=z_ND.device)]
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(counts)
-            dist.all_reduce(sums)
-            dist.broadcast(spare, 0)
-        self.counts.lerp_(counts, 1 - self.decay)
-        self.sums.lerp_(sums, 1 - self.decay)
+        self.counts.lerp_(ranks.all_sum(counts), 1 - self.decay)
+        self.sums.lerp_(ranks.all_sum(sums), 1 - self.decay)
+        spare = self._spare(z_ND, rng)
 
         total = self.counts.sum()
         mean = total / self.codebook_size
@@ -130,11 +125,27 @@ class VectorQuantizer(nn.Module):
         self.placed.fill_(True)
         return dead.sum()
 
+    def _spare(self, z_ND: Tensor, rng: torch.Generator | None) -> Tensor:
+        """Draw vectors of the batch, wherever they are, (K, D).
 
-def perplexity(k: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
-    """Say how many codes a batch uses: the exponential of their entropy, and the share of the codes that occur at all."""
+        As many as there are codes, whether they are needed or not: looking would stall an accelerator.
+        """
+        N, device = len(z_ND), z_ND.device
+        place_K = ranks.agree(choose(ranks.world() * N, self.codebook_size, rng=rng, device=device))
+        mine_K1 = (place_K // N == ranks.rank())[:, None]
+        return ranks.all_sum(torch.where(mine_K1, z_ND[place_K % N], 0))
+
+
+def perplexity(k: Tensor, codebook_size: int, shared: bool = False) -> tuple[Tensor, Tensor]:
+    """Say how many codes a batch uses: the exponential of their entropy, and the share of the codes that occur at all.
+
+    Args:
+        k: indices of codes, (B, ...) int64.
+        codebook_size: K.
+        shared: whether ``k`` is one rank's share of the batch.
+    """
     counts = torch.zeros(codebook_size, device=k.device).index_add_(
         0, k.flatten(), torch.ones(k.numel(), device=k.device)
     )
-    p = counts / k.numel()
-    return torch.exp(-torch.xlogy(p, p).sum()), (counts > 0).float().mean()
+    p = (ranks.all_mean(counts) if shared else counts) / k.numel()
+    return torch.exp(-torch.xlogy(p, p).sum()), (p > 0).float().mean()

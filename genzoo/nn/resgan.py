@@ -24,7 +24,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genzoo.nn.layers import bound_spectra
+from genzoo.nn.layers import BatchNorm2d, bound_spectra
 from genzoo.nn.resnet import resolutions
 
 
@@ -42,7 +42,7 @@ class ClassBatchNorm(nn.Module):
 
     def __init__(self, channels: int, num_classes: int = 0):
         super().__init__()
-        self.norm = nn.BatchNorm2d(channels, affine=not num_classes)
+        self.norm = BatchNorm2d(channels, affine=not num_classes)
         self.gain = nn.Embedding(num_classes, channels) if num_classes else None
         self.shift = nn.Embedding(num_classes, channels) if num_classes else None
         if self.gain is not None and self.shift is not None:

@@ -25,6 +25,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from genzoo.prob import ranks
+
 
 def importance_weighted(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     """Return the bound that K weights give, ``log 1/K sum_k w_k``, and its standard error, (K, B) -> (B,), (B,).
@@ -67,8 +69,11 @@ class RateCost(nn.Module):
             divergences: KL of each latent, (B, groups, ...), from one or several layers.
         """
         groups = [kl.reshape(*kl.shape[:2], -1).sum(2).mean(0) for kl in divergences]
-        rate = torch.cat(groups).clamp(min=self.free_bits).sum()
+        rates = torch.cat(groups)
+        if self.training and self.free_bits:  # elsewhere the mean of the ranks' gradients is all there is to do
+            rates = ranks.all_mean(rates)
+        rate = rates.clamp(min=self.free_bits).sum()
         weight = (self.seen / self.warmup).clamp(max=1) if self.warmup else 1.0
         if self.training:
-            self.seen += len(divergences[0])
+            self.seen += ranks.world() * len(divergences[0])
         return self.beta * weight * rate

@@ -110,6 +110,14 @@ def randint(
     return (rand(shape, rng=rng, device=device, dtype=torch.float32) * high).long().clamp_(max=high - 1)
 
 
+def choose(
+    high: int, n: int, *, rng: torch.Generator | None = None, device: torch.device | str | None = None
+) -> Tensor:
+    """Draw ``n`` integers uniformly from 0..high-1 that belong to no sample, int64; of ``SampleStreams`` the first draws."""
+    source = device if rng is None else rng.device
+    return (torch.rand(n, generator=rng, device=source).to(device) * high).long().clamp_(max=high - 1)
+
+
 def categorical(probs: Tensor, n: int, *, rng: torch.Generator | None = None) -> Tensor:
     """Draw ``n`` class indices with the given probabilities, by inversion of their cumulative sum: int64, (n,)."""
     cdf = probs.double().cumsum(0)

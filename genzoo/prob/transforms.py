@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genzoo.prob import ranks
+
 
 class Logit(nn.Module):
     """From [-1, 1] to the real line: squeeze to [margin, 1 - margin], then a logit.
@@ -70,7 +72,7 @@ class BatchNorm(nn.Module):
         """Return z and the log-determinant, which all events of a batch share, ()."""
         mean, variance = self.mean, self.variance
         if self.training:
-            variance, mean = torch.var_mean(x, dim=(0, *range(2, x.ndim)), correction=0)
+            variance, mean = ranks.pool(*torch.var_mean(x, dim=(0, *range(2, x.ndim)), correction=0))
             self.mean.lerp_(mean.detach(), self.momentum)
             self.variance.lerp_(variance.detach(), self.momentum)
         log_scale = -0.5 * torch.log(variance + self.eps)

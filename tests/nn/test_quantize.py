@@ -10,7 +10,6 @@ import copy
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from genzoo.nn.quantize import VectorQuantizer, perplexity, straight_through
@@ -141,20 +140,6 @@ def test_the_gradient_passes_straight_through_and_none_reaches_the_codes():
     (out.square() * weight).sum().backward()
     torch.testing.assert_close(z.grad, 2 * e * weight, rtol=1e-12, atol=1e-12)
     assert not list(quantizer.parameters()) and not any(b.requires_grad for b in quantizer.buffers())
-
-
-def test_vectors_of_all_processes_count(monkeypatch):
-    """Two processes with the same batch are one process with that batch twice."""
-    alone, together = (VectorQuantizer(5, 4, revival=0).double() for _ in range(2))
-    together.load_state_dict(alone.state_dict())
-    z = grid(6, 4)
-    twice = torch.cat([z, z])
-    alone.update(twice, alone.nearest(twice))
-    monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(dist, "all_reduce", lambda tensor: tensor.mul_(2))
-    monkeypatch.setattr(dist, "broadcast", lambda tensor, source: None)
-    together.update(z, together.nearest(z))
-    torch.testing.assert_close(together.codes, alone.codes, rtol=1e-12, atol=1e-12)
 
 
 def test_perplexity_counts_codes_in_equal_use():

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from genzoo.prob.random import SampleStreams, categorical, generator, rand, randint, randn, seed_of
+from genzoo.prob.random import SampleStreams, categorical, choose, generator, rand, randint, randn, seed_of
 
 
 def test_the_seed_of_a_name_never_changes():
@@ -94,6 +94,13 @@ def test_integers_are_uniform_and_stay_below_their_bound():
     counts = randint(7, (70_000,), rng=generator("integers")).bincount(minlength=7)
     assert len(counts) == 7
     assert (counts - 10_000).abs().max() < 5 * math.sqrt(10_000)
+
+
+def test_integers_of_no_sample_are_those_of_an_ordinary_generator_however_many_samples_there_are():
+    assert torch.equal(choose(9, 50, rng=generator("places")), randint(9, (50,), rng=generator("places")))
+    places = choose(9, 50, rng=SampleStreams(3, range(4)))
+    assert torch.equal(choose(9, 50, rng=SampleStreams(3, range(2))), places), "the first sample names the stream"
+    assert not torch.equal(choose(9, 50, rng=SampleStreams(3, range(1, 4))), places)
 
 
 def test_classes_are_drawn_as_often_as_asked():

@@ -1,0 +1,135 @@
+"""Two processes that share a batch are one process with all of it, for every file under ``conf/model/``.
+
+With the same noise for each example, the mean of the ranks' gradients is the gradient on the whole batch, the mean of the
+ranks' terms is the term, and what a turn leaves in the model, running statistics, codebooks and first values that are taken
+from data, is alike on all ranks and that of the whole batch. All in float64, where a wrong statistic cannot hide in rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from genzoo.model import GenerativeModel
+from genzoo.nn.layers import BatchNorm2d
+from genzoo.prob import ranks
+from tests.shares import TIMEOUT, examine
+from tests.test_interface import DATA, Case, batch, cases
+from tests.toys import Steep
+
+RANKS = 2
+SHARE = 5  # examples of a rank
+TOLERANCE = 1e-10
+# What a default configuration leaves out.
+OPTIONS = {
+    "gan-resnet": ("gan", "image", "network@model.generator=resnet_generator_image",
+                   "network@model.critic=resnet_critic_image", "model.critic.spectral_norm=true", "model.loss=hinge"),
+    "realnvp-batch_norm": ("realnvp", "image", "network@model.network=coupling_realnvp", "model.batch_norm=true"),
+    "realnvp-points-batch_norm": ("realnvp", "plane", "model.batch_norm=true"),
+    "vae-free_bits": ("vae", "image", "model.free_bits=0.05", "model.warmup=20"),
+    "hvae-free_bits": ("hvae", "image", "model.free_bits=0.05", "model.warmup=20"),
+    "ddpm-importance": ("ddpm", "image", "model.variance=learned", "model.objective=hybrid", "model.importance=true"),
+}  # fmt: skip
+
+
+def subjects() -> dict[str, GenerativeModel]:
+    """List models of every family, on either kind of data, with and without classes and with their options."""
+    chosen = {name: case for name, (case, model) in cases().items() if isinstance(model, GenerativeModel)}
+    for name, (family, kind, *options) in OPTIONS.items():
+        chosen[name] = Case(family, kind, (*DATA[kind], *options), conditional=name == "gan-resnet")
+    models = {name: case.model() for name, case in chosen.items()}
+    history = models["ddpm-importance"].history
+    history.counts.fill_(history.LAST)  # so that losses decide over the times
+    history.losses.uniform_(0.5, 2)
+    return {name: model.train().double() for name, model in {**models, "penalty": Steep()}.items()}
+
+
+NAMES = [*(name for name, (_, model) in cases().items() if isinstance(model, GenerativeModel)), *OPTIONS, "penalty"]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> dict[str, list[list[dict[str, Any]]]]:
+    """What one process finds on the whole batch, and each of several ranks on its share of it, by subject."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.manual_seed(0)
+    given = {name: (model, *batch(model, RANKS * SHARE)) for name, model in subjects().items()}
+    torch.save(given, folder / "models.pt")
+    command = [sys.executable, "-m", "tests.shares", str(folder)]
+    root = Path(__file__).resolve().parent.parent
+    processes = [
+        subprocess.Popen([*command, str(rank), str(RANKS)], cwd=root, stderr=subprocess.PIPE, text=True)
+        for rank in range(RANKS)
+    ]
+    try:
+        alone = {name: examine(*one) for name, one in given.items()}
+        said = [process.communicate(timeout=2 * TIMEOUT)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert not any(process.returncode for process in processes), "\n".join(said)
+    shared = [torch.load(folder / f"rank_{rank}.pt") for rank in range(RANKS)]
+    return {name: [alone[name], *(one[name] for one in shared)] for name in given}
+
+
+def mean(values: list[Tensor]) -> Tensor:
+    return torch.stack(values).mean(0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_mean_of_the_ranks_gradients_is_the_gradient_of_the_whole_batch(found, name):
+    for whole, *shares in zip(*found[name], strict=True):
+        largest = max(float(g.abs().max()) for g in whole["gradients"].values())
+        assert largest > 0
+        for key, gradient in whole["gradients"].items():
+            together = mean([share["gradients"][key] for share in shares])
+            assert float((together - gradient).abs().max()) <= TOLERANCE * largest, key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_mean_of_the_ranks_terms_is_the_term_of_the_whole_batch(found, name):
+    for whole, *shares in zip(*found[name], strict=True):
+        for key, term in whole["terms"].items():
+            together = mean([share["terms"][key] for share in shares])
+            rtol = TOLERANCE if term.dtype == torch.float64 else 1e-6
+            torch.testing.assert_close(together, term, rtol=rtol, atol=rtol, msg=lambda said, key=key: f"{key}: {said}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_turn_leaves_every_rank_what_it_leaves_one_process(found, name):
+    for whole, *shares in zip(*found[name], strict=True):
+        for key, value in whole["state"].items():
+            assert all(torch.equal(share["state"][key], shares[0]["state"][key]) for share in shares), key
+            torch.testing.assert_close(
+                shares[0]["state"][key],
+                value,
+                rtol=TOLERANCE,
+                atol=TOLERANCE,
+                msg=lambda said, key=key: f"{key}: {said}",
+            )
+
+
+@pytest.mark.parametrize("settings", [{}, {"affine": False}, {"track_running_stats": False}, {"eps": 1e-2}])
+def test_in_one_process_batch_norm_is_torch_s(settings):
+    theirs = nn.BatchNorm2d(3, **settings)
+    ours = BatchNorm2d(3, **settings)
+    ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
+    for training in (True, False):
+        x = torch.randn(4, 3, 5, 5)
+        assert torch.equal(ours.train(training)(x), theirs.train(training)(x))
+    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True))
+
+
+def test_in_one_process_nothing_is_exchanged():
+    x, low, high = (torch.randn(3) for _ in range(3))
+    assert (ranks.world(), ranks.rank()) == (1, 0)
+    assert ranks.all_sum(x) is ranks.all_mean(x) is ranks.agree(x) is x
+    assert torch.equal(ranks.gather(x), x[None])
+    assert ranks.pool(low, high) == (low, high)
+    assert all(map(torch.equal, ranks.extremes(low, high), (low, high)))
