@@ -1,12 +1,13 @@
 """Runs that are killed, cut and filled up, as a user's are: ``python -m tests.survival kills|saves|signals|disk [--count N]``.
 
-Each experiment prints a line a trial and writes its figures to ``experiments/reliability/<name>.json``. The tests do a handful of
-each; the whole takes from minutes to half an hour.
+Each experiment prints a line a trial and writes its figures to ``experiments/reliability/<name>.json``. The tests do a
+handful of each; the whole takes from minutes to half an hour.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import random
@@ -78,6 +79,11 @@ def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> No
         time.sleep(0.01)
 
 
+def trains(process: int, folder: Path) -> bool:
+    """Whether a process has begun to train."""
+    return any(str(process) in path.read_text() for path in folder.glob("outputs/*/*/.lock"))
+
+
 def without_clocks(value: Any) -> Any:
     """Leave out of plain values what the clock says."""
     if isinstance(value, dict):
@@ -108,7 +114,9 @@ def differences(a: Path, b: Path) -> list[str]:
 
     for part in ("weights", "ema", "state"):
         x, y = without_clocks(getattr(one, part)), without_clocks(getattr(two, part))
-        found += [f"{part}: {key}" for key in x.keys() | y.keys() if key not in x or key not in y or not alike(x[key], y[key])]
+        found += [
+            f"{part}: {key}" for key in x.keys() | y.keys() if key not in x or key not in y or not alike(x[key], y[key])
+        ]
 
     def pictures(run: Path) -> dict[str, bytes]:
         return {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.rglob("*.png"))}
@@ -151,8 +159,7 @@ def kill_and_go_on(words: Sequence[str], seconds: float, folder: Path, rng: rand
     said = list(words)
     while kills:
         with start([*said, f"trainer.workers={rng.choice([0, 2])}"], folder) as process:
-            number = str(process.pid)
-            wait_for(lambda: any(number in path.read_text() for path in folder.glob("outputs/*/*/.lock")), process)
+            wait_for(functools.partial(trains, process.pid, folder), process)
             time.sleep(rng.uniform(0, seconds))
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)

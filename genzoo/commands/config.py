@@ -195,7 +195,7 @@ def _check_resume(verb: str, overrides: Sequence[Override], sweep: bool) -> None
     """Refuse what would change a run that is gone on with."""
     said = {override.key_or_group: override for override in overrides}
     asked = said.get("resume")
-    if verb != "train" or asked is None or not asked.is_sweep_override() and asked.value() in (None, "auto"):
+    if verb != "train" or asked is None or (not asked.is_sweep_override() and asked.value() in (None, "auto")):
         return
     if sweep:
         raise UsageError(f"{asked.input_line}: goes on with one run; in a sweep say resume=auto")

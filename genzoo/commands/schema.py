@@ -33,6 +33,8 @@ class Section(BaseModel):
 
 class Trainer(Section):
     accelerator: Literal["auto", "cpu", "cuda"]
+    devices: Annotated[int, Field(gt=0, le=1024)] = 1
+    nodes: Annotated[int, Field(gt=0, le=1024)] = 1
     precision: Literal["auto", "32-true", "bf16-mixed", "64-true"]
     threads: Annotated[int, Field(gt=0, le=1024)] | None
     batch_size: Count

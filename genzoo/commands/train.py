@@ -26,8 +26,10 @@ from genzoo.commands.config import (
 from genzoo.runs import OF_NO_MATTER, ResourceError, Run, RunError, job_id, now, provenance, storing
 
 
-def train(config: dict[str, Any], choices: dict[str, str]) -> Path:
+def train(config: dict[str, Any], choices: dict[str, str]) -> Path | None:
     """Train as a validated configuration says, score the result, and return the run directory.
+
+    Of several processes that train together the first one alone writes, scores and returns it.
 
     Args:
         config: plain types.
@@ -85,7 +87,7 @@ def its_config(run: Run) -> dict[str, Any]:
         raise RunError(f"{run.path / 'config.yaml'}: {error}") from error
 
 
-def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: list[str] | None = None) -> Path:
+def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: list[str] | None = None) -> Path | None:
     """Train a new run, or go on with an old one.
 
     Args:
@@ -96,18 +98,30 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: l
     """
     import torch
 
+    from genzoo.commands.evaluate import DATA  # FIXME
     from genzoo.commands.load import check_sampler, inlined
     from genzoo.model import GenerativeModel
     from genzoo.prob.random import seed_of
 
-    from genzoo.commands.evaluate import DATA  # FIXME
-
-    own = [*DATA, "torch.optim.Adam", "torch.optim.Adamax", "torch.optim.RMSprop", "torch.optim.SGD", "torch.optim.AdamW"]
-    own += ["genzoo.training.budget.LearningRate", *(f"genzoo.training.loggers.{n}" for n in ("CSV", "WandB", "TensorBoard"))]
+    own = [
+        *DATA,
+        "torch.optim.Adam",
+        "torch.optim.Adamax",
+        "torch.optim.RMSprop",
+        "torch.optim.SGD",
+        "torch.optim.AdamW",
+    ]
+    own += [
+        "genzoo.training.budget.LearningRate",
+        *(f"genzoo.training.loggers.{n}" for n in ("CSV", "WandB", "TensorBoard")),
+    ]
     make = functools.partial(build, trusted=old is None, trust=[*(trust or []), *own])
     settings, seed, before = config["trainer"], config["seed"], old.status if old else {}
-    torch.set_num_threads(before.get("threads") or settings["threads"] or len(os.sched_getaffinity(0)))
+    devices, nodes = settings.get("devices", 1), settings.get("nodes", 1)
+    threads = before.get("threads") or settings["threads"] or max(len(os.sched_getaffinity(0)) // devices, 1)
+    torch.set_num_threads(threads)
     device = pick_device(settings["accelerator"], "trainer.accelerator")
+    check_processes(devices, nodes, settings["batch_size"], device)
     job = job_id(config)
     settings["precision"] = pick_precision(settings["precision"], device)
 
@@ -142,11 +156,33 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: l
         model.class_probs.copy_(torch.bincount(data.train.y, minlength=model.num_classes).float() / len(data.train.y))
     if settings["precision"] == "64-true":
         model.double()
-    batches = Batches(data.train, settings["batch_size"], seed, config["data"]["flip"], workers=settings.get("workers", 0))
+    batches = Batches(
+        data.train, settings["batch_size"], seed, config["data"]["flip"], workers=settings.get("workers", 0)
+    )
     budget = Budget(*(config["budget"][name] for name in ("images", "seconds", "flops")))
     module = GenerativeModule(model, optimizer, batches, budget, learning_rate, settings["ema"], settings["clip"], seed)
 
     config = {**config, "model": inlined(config["model"])}
+    training = functools.partial(
+        fit,
+        module,
+        draw=lambda model, path: draw_grid(model, data, path),
+        grids=settings["grids"],
+        saves=settings["saves"],
+        save_seconds=settings.get("save_seconds"),
+        score=lambda model: interim(model, subject, config["metrics"], settings["score_samples"], network, seed),
+        scores=settings["scores"],
+        accelerator="gpu" if device == "cuda" else "cpu",
+        devices=devices,
+        nodes=nodes,
+        precision=settings["precision"],
+    )
+    if rank_of(devices) > 0 and devices * nodes > 1:  # one of those that help the first one, which alone writes
+        if old and (found := newest_whole(old.path / "checkpoints", lambda _: None, remove_damaged=False)):
+            module.restore(*found[1])
+        with Signals() as signals:
+            training(run=None, loggers=[], signals=signals)
+        return None
     run = old or Run.create(config["outputs"], f"{family}-{config['data']['name']}", config, job)
     with run.training(), Signals() as signals:
         facts = {"model": family, "threads": torch.get_num_threads(), "device": device, "data_sha256": sha256_of(data)}
@@ -158,23 +194,7 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: l
         try:
             logger = records.open(run, config) if records else None
             with resources(run.path, settings["batch_size"]):
-                fit(
-                    module,
-                    run,
-                    lambda model, path: draw_grid(model, data, path),
-                    grids=settings["grids"],
-                    saves=settings["saves"],
-                    save_seconds=settings.get("save_seconds"),
-                    score=lambda model: interim(
-                        model, subject, config["metrics"], settings["score_samples"], network, seed
-                    ),
-                    scores=settings["scores"],
-                    loggers=[logger] if logger else [],
-                    signals=signals,
-                    accelerator="gpu" if device == "cuda" else "cpu",
-                    devices=1,
-                    precision=settings["precision"],
-                )
+                training(run=run, loggers=[logger] if logger else [], signals=signals)
                 network = network and network.to(module.ema.model.device)
                 result = score(module.ema.model, subject, run, config["metrics"], network, seed=seed, ema=True)
             if logger:
@@ -191,6 +211,37 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: l
     show(result)
     print(f"run: {run.path}", flush=True)
     return run.path
+
+
+def check_processes(devices: int, nodes: int, batch_size: int, device: str) -> None:
+    """Refuse processes that a machine or a batch has no place for.
+
+    Raises:
+        UsageError: naming the key.
+    """
+    import torch
+
+    if device == "cuda" and devices > torch.cuda.device_count():
+        raise UsageError(f"trainer.devices={devices}: this machine has {torch.cuda.device_count()} GPUs")
+    if batch_size % (devices * nodes):
+        raise UsageError(
+            f"trainer.batch_size={batch_size}: cannot be shared equally among {devices * nodes} processes "
+            "(trainer.devices times trainer.nodes)"
+        )
+
+
+def rank_of(devices: int) -> int:
+    """Return which of the processes that train together this one is, as torchrun, SLURM or Lightning have told it.
+
+    Args:
+        devices: processes on each machine.
+    """
+    told = os.environ
+    if "RANK" in told:
+        return int(told["RANK"])
+    if "LOCAL_RANK" in told:
+        return int(told.get("NODE_RANK", "0")) * devices + int(told["LOCAL_RANK"])
+    return int(told.get("SLURM_PROCID", "0")) if int(told.get("SLURM_NTASKS", "1")) > 1 else 0
 
 
 def go_on(module: Any, run: Run, facts: dict[str, Any], found: tuple[Path, Any] | None) -> None:
@@ -265,7 +316,9 @@ def resources(path: Path, batch_size: int) -> Iterator[None]:
         text = one_line(error)
         smaller = f"try trainer.batch_size={max(batch_size // 2, 1)}"
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
-            raise ResourceError(f"out of memory with trainer.batch_size={batch_size}: {smaller}: {text[:200]}") from error
+            raise ResourceError(
+                f"out of memory with trainer.batch_size={batch_size}: {smaller}: {text[:200]}"
+            ) from error
         if "DataLoader worker" in text:
             raise ResourceError(f"a process that loads data has died: {text[:200]}; say trainer.workers=0") from error
         raise

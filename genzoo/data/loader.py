@@ -6,8 +6,8 @@ seen equally often:
 
     order of an epoch = f(seed, epoch),    flip of an example = f(seed, epoch, index).
 
-Batch ``s`` depends on nothing else, so a run that resumes at step ``s`` asks for batch ``s``, whoever gathers it: this process, or
-helpers that are some batches ahead. Several processes that train together take equal shares of each batch.
+Batch ``s`` depends on nothing else, so a run that resumes at step ``s`` asks for batch ``s``, whoever gathers it: this
+process, or helpers that are some batches ahead. Several processes that train together take equal shares of each batch.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ records, draws and scores what it would have done without.
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -18,10 +20,12 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.plugins.io import CheckpointIO
+from pytorch_lightning.strategies import DDPStrategy
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from genzoo.model import GenerativeModel
+from genzoo.prob import ranks
 from genzoo.runs import Run, storing, write_atomically
 from genzoo.training import checkpoints
 from genzoo.training.module import GenerativeModule
@@ -38,7 +42,8 @@ def milestones(planned: int, count: int) -> set[int]:
 class HandOvers:
     """What Lightning takes for a data loader: ranges of steps that last about a quarter of a second.
 
-    A range ends at every milestone. How long the others are depends on the machine, and nothing depends on it.
+    A range ends at every milestone. How long the others are depends on the machine, and nothing depends on it; several
+    processes that train together share the clock, and so the ranges.
 
     Args:
         module: whose steps are handed over.
@@ -62,9 +67,13 @@ class HandOvers:
 
 
 class Record(pl.Callback):
-    """Writes losses, speed and learning rate to ``metrics.jsonl`` and Lightning's loggers, some 200 times in a run."""
+    """Writes losses, speed and learning rate to ``metrics.jsonl`` and Lightning's loggers, some 200 times in a run.
 
-    def __init__(self, run: Run):
+    Args:
+        run: whose; None in a process that only helps to compute their means.
+    """
+
+    def __init__(self, run: Run | None):
         self.run = run
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: GenerativeModule) -> None:
@@ -83,6 +92,8 @@ class Record(pl.Callback):
             pl_module.check_finite()  # before a NaN is written
             values = {f"train/{name}": value for name, value in pl_module.window.flush().items()}
             values["train/lr"] = max(p.optimizer.param_groups[0]["lr"] for p in pl_module.players[stage].values())
+            if self.run is None:
+                return
             self.run.log(
                 event="train",
                 stage=stage,
@@ -114,6 +125,10 @@ class Milestones(pl.Callback, ABC):
 
     def __init__(self, run: Run, event: str, signals: Signals):
         self.run, self.event, self.signals = run, event, signals
+
+    def interruptible(self) -> contextlib.AbstractContextManager[None]:
+        """Hear signals at once, unless other processes would wait for this one for ever."""
+        return self.signals.free() if ranks.world() == 1 else contextlib.nullcontext()
 
     @abstractmethod
     def milestones(self, planned: int) -> set[int]:
@@ -164,7 +179,7 @@ class Grids(Milestones):
     def act(self, trainer: pl.Trainer, pl_module: GenerativeModule) -> None:
         path = self.run.path / "samples" / f"step-{pl_module.steps}.png"
         with storing(path):
-            with self.signals.free():
+            with self.interruptible():
                 self.draw(pl_module.ema.model, path)  # type: ignore[arg-type]
             write_atomically(self.run.path / "samples.png", path.read_bytes())
         self.run.log(event="samples", step=pl_module.steps, images=pl_module.images, file=f"samples/{path.name}")
@@ -202,7 +217,7 @@ class Scores(Milestones):
         assert self.score is not None
         model: Any = pl_module.ema.model
         was_training = model.training
-        with self.signals.free():
+        with self.interruptible():
             values = self.score(model)
         model.train(was_training)
         self.run.log(
@@ -283,7 +298,7 @@ class Checkpoints(pl.Callback):
 
 
 class Stop(pl.Callback):
-    """Ends the run between steps when a signal was heard, after what was due at the last of them."""
+    """Ends the run between steps when a signal was heard, by any process, after what was due at the last of them."""
 
     def __init__(self, signals: Signals):
         self.signals = signals
@@ -291,10 +306,10 @@ class Stop(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: GenerativeModule) -> None:
         self.signals.listen()  # Lightning has taken them for itself
         pl_module.told_to_stop = lambda: self.signals.heard is not None
-        self.signals.check()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: GenerativeModule, *_: Any) -> None:
-        self.signals.check()
+        if pl_module.stopping:
+            raise Stopped(self.signals.heard or signal.SIGTERM)
 
 
 class ProgressBar(pl.Callback):
@@ -348,9 +363,16 @@ class ProgressBar(pl.Callback):
         self.progress.stop()
 
 
+class Shares(DDPStrategy):
+    """Lightning's way to start and join processes; gradients are averaged by ``GenerativeModule``."""
+
+    def configure_ddp(self) -> None:
+        """Leave the module as it is."""
+
+
 def fit(
     module: GenerativeModule,
-    run: Run,
+    run: Run | None,
     draw: Callable[[GenerativeModel, Any], None],
     *,
     grids: int,
@@ -360,47 +382,60 @@ def fit(
     scores: int = 0,
     loggers: list[Any],
     signals: Signals | None = None,
+    devices: int = 1,
+    nodes: int = 1,
     **trainer: Any,
 ) -> None:
     """Train a module, new or restored, into a run directory.
 
     Args:
         module: what is trained.
-        run: where everything is written.
+        run: where everything is written; None in a process that is not the first.
         draw: makes a picture of a model's samples at a path.
         grids, saves: how many pictures and checkpoints.
         save_seconds: after which there is one more checkpoint.
         score, scores: measures a few samples of a model, and how many times.
         loggers: of Lightning.
         signals: that end the run after a checkpoint.
-        trainer: accelerator, devices and precision, as Lightning's ``Trainer`` takes them.
+        devices, nodes: how many processes on each machine, and machines, share a batch; Lightning starts those of this machine.
+        trainer: accelerator and precision, as Lightning's ``Trainer`` takes them.
 
     Raises:
         NonFiniteError: when a loss or gradient is not finite.
         Stopped: by a signal.
     """
     signals = signals or Signals()
-    pictures, scorer = Grids(run, draw, grids, signals), Scores(run, score, scores, signals)
-    saver = Checkpoints(run, saves, save_seconds)
+    writers: list[Any] = []
+    if run is not None:
+        writers = [Grids(run, draw, grids, signals), Scores(run, score, scores, signals)]
+        writers += [Checkpoints(run, saves, save_seconds), ProgressBar()]
 
     def stops() -> set[int]:
-        planned = module.planned_steps or 1
-        return pictures.milestones(planned) | saver.milestones(planned) | scorer.milestones(planned)
+        # The same in every process: Lightning lets them wait for each other at the end of each range.
+        counts = grids, saves, scores and scores + 1
+        return {step for count in counts if count for step in milestones(module.planned_steps or 1, count)}
 
     lightning = pl.Trainer(
         max_epochs=1,
         logger=loggers,
-        callbacks=[Record(run), pictures, scorer, saver, Stop(signals), ProgressBar()],
+        callbacks=[Record(run), *writers, Stop(signals)],
+        devices=devices,
+        num_nodes=nodes,
+        strategy=Shares() if devices * nodes > 1 else "auto",
         plugins=[CheckpointFolders()],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=10**9,
-        default_root_dir=str(run.path),
+        default_root_dir=str(run.path) if run else None,
         **trainer,
     )
     if module.batches.device != lightning.strategy.root_device:
         module.batches.to(lightning.strategy.root_device)
     module.ema.model.to(lightning.strategy.root_device)
     with torch.random.fork_rng(devices=[]), signals.held():
-        lightning.fit(module, train_dataloaders=HandOvers(module, stops))
+        try:
+            lightning.fit(module, train_dataloaders=HandOvers(module, stops))
+        finally:
+            if torch.distributed.is_initialized():  # what follows is the first process's alone
+                torch.distributed.destroy_process_group()

@@ -5,9 +5,9 @@
                          state.pt              step, plan, optimisers, counts of the averages
                          manifest.json         schema, and size and SHA-256 of the others
 
-A checkpoint is written beside its place, forced onto the disk and renamed, and renamed again before it is deleted, so that a
-directory called ``step-<n>`` is whole at every moment. Neither safetensors nor torch notices a flipped bit: every file is checked
-against the manifest before it is read.
+A checkpoint is written beside its place, forced onto the disk and renamed, and renamed again before it is deleted, so that
+a directory called ``step-<n>`` is whole at every moment. Neither safetensors nor torch notices a flipped bit: every file is
+checked against the manifest before it is read.
 """
 
 from __future__ import annotations
@@ -178,15 +178,18 @@ def load(checkpoint: Path) -> Contents:
             weights.append(load_safetensors(read(checkpoint, name)))
     except (RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError, KeyError) as error:
         raise RunError(f"{checkpoint / name}: no file of tensors: {' '.join(str(error).split())[:200]}") from error
-    return Contents(*weights, state)
+    return Contents(weights[0], weights[1], state)
 
 
-def newest_whole(folder: Path, complain: Callable[[str], None]) -> tuple[Path, Contents] | None:
-    """Read the newest checkpoint that is not damaged, and remove those after it.
+def newest_whole(
+    folder: Path, complain: Callable[[str], None], *, remove_damaged: bool = True
+) -> tuple[Path, Contents] | None:
+    """Read the newest checkpoint that is not damaged.
 
     Args:
         folder: ``checkpoints/`` of a run.
         complain: is told what is wrong with each that is passed over.
+        remove_damaged: whether these are removed.
 
     Returns:
         The checkpoint and what it holds; None where nothing was ever saved.
@@ -202,7 +205,7 @@ def newest_whole(folder: Path, complain: Callable[[str], None]) -> tuple[Path, C
             complain(str(error))
             damaged.append(checkpoint)
             continue
-        for path in damaged:
+        for path in damaged if remove_damaged else ():
             remove(path)
         return checkpoint, contents
     if damaged:

@@ -12,6 +12,10 @@ Stages follow each other with optimisers, schedules and averages of their own. A
 weights, which is what will be used and so what the next one must build on. A plan gives each stage its share of the images,
 or where only seconds are given its share of the seconds, since the steps of one stage may take longer than another's.
 
+Several processes that train together take a share of each batch and average the gradients of the player whose turn it is; the
+same sum tells all of them whether one was told to stop, and what time it is, so that all do the same steps. Torch's
+``DistributedDataParallel`` is not used: it expects one backward pass for one call of one module.
+
 A step whose loss or gradient is not finite moves no weight. On a CPU it raises at once; on an accelerator, where
 looking would stall the device, a flag on the device makes the fused optimiser skip the step, and is read after each
 hand-over and before anything is recorded.
@@ -35,6 +39,7 @@ from torch import Tensor, nn
 
 from genzoo.data.loader import Batches
 from genzoo.model import Adversarial, GenerativeModel, Loss, Stage, Staged
+from genzoo.prob import ranks
 from genzoo.prob.measure import dequantize
 from genzoo.prob.random import seed_of
 from genzoo.training.budget import Budget, LearningRate
@@ -83,10 +88,12 @@ class Window:
         return {name: torch.stack(values) for name, values in self.terms.items()}
 
     def flush(self) -> dict[str, float]:
-        """Return the mean of each term and forget them."""
-        means = {name: float(torch.stack(values).float().mean()) for name, values in self.terms.items()}
+        """Return the mean of each term, over all processes that train together, and forget them."""
+        means = {name: torch.stack(values).float().mean() for name, values in self.terms.items()}
         self.terms = {}
-        return means
+        if ranks.world() > 1 and means:
+            means = dict(zip(means, ranks.all_mean(torch.stack(list(means.values()))), strict=True))
+        return {name: float(mean) for name, mean in means.items()}
 
 
 def _stages(model: GenerativeModel) -> list[Stage]:
@@ -149,6 +156,8 @@ class GenerativeModule(pl.LightningModule):
         self.latest: dict[str, Any] = {"values": {}, "images_per_second": 0.0}  # what was recorded last
         self.on_step: Callable[[], None] = lambda: None  # called after every step
         self.told_to_stop: Callable[[], bool] = lambda: False  # asked before every step
+        self._elapsed = 0.0  # seconds of the last step, which other processes have not heard of
+        self._all_stop = False  # whether one of several processes was told to stop
         self._first_bad: Tensor | None = None  # on an accelerator: the first step that was not finite
 
     def _players(
@@ -197,8 +206,9 @@ class GenerativeModule(pl.LightningModule):
         self.flops += self.cost(stage.name, turn)
         with self._only(player, players):
             loss = self._backward(module, turn)
+        total = self._average(player, loss) if ranks.world() > 1 else loss.total.detach()
         norm = torch.nn.utils.clip_grad_norm_(player.parameters, self.clip or float("inf"))
-        self._guard(player, loss, norm)
+        self._guard(player, total, norm, loss.terms)
 
         batch = self.batches.batch_size
         factor = self.learning_rate(number * batch, planned * batch)
@@ -215,14 +225,27 @@ class GenerativeModule(pl.LightningModule):
                 self.ema.hand_back(f"{stage.name}/{name}")
         self.on_step()
 
+    @torch.no_grad()
+    def _average(self, player: Player, loss: Loss) -> Tensor:
+        """Average a player's gradients over processes, and what all of them must agree on; return the loss."""
+        gradients = [p.grad for p in player.parameters if p.grad is not None]
+        facts = gradients[0].new_tensor([float(loss.total), self.told_to_stop(), self._elapsed])
+        flat = ranks.all_mean(torch.cat([tensor.flatten() for tensor in (*gradients, facts)]))
+        *averages, facts = flat.split([tensor.numel() for tensor in (*gradients, facts)])
+        torch._foreach_copy_(gradients, [mean.view_as(g) for mean, g in zip(averages, gradients, strict=True)])
+        total, stop, elapsed = facts
+        self._all_stop = bool(stop > 0)
+        self.train_seconds += float(elapsed)
+        return total
+
     def _backward(self, module: GenerativeModel, turn: str | None) -> Loss:
         """Compute the loss of the present step and its gradients."""
         # Dropout draws from the global generator. torch.manual_seed would ask for every kind of device at each step.
-        layers, device = seed_of("layers", self.seed, self.steps, self._rank), self.batches.device
+        layers, device = seed_of("layers", self.seed, self.steps, ranks.rank()), self.batches.device
         torch.default_generator.manual_seed(layers)
         if device.type == "cuda":
             torch.cuda.manual_seed(layers)
-        rng = torch.Generator(device).manual_seed(seed_of("noise", self.seed, self.steps, self._rank))
+        rng = torch.Generator(device).manual_seed(seed_of("noise", self.seed, self.steps, ranks.rank()))
         x, y = self.batches(self.steps)
         x = (x if self.model.levels is None else dequantize(x, self.model.levels, rng)).to(self.model.dtype)
         loss = module.loss(x, y if module.num_classes else None, turn=turn, rng=rng)
@@ -240,12 +263,8 @@ class GenerativeModule(pl.LightningModule):
                 if name != (turn or "model"):
                     part.requires_grad_(False)
             # The first step may do once what later ones share.
-            self._costs[kind] = [count(lambda: self._backward(module, turn)) for _ in range(2)][-1]
+            self._costs[kind] = [count(lambda: self._backward(module, turn)) for _ in range(2)][-1] * ranks.world()
         return self._costs[kind]
-
-    @property
-    def _rank(self) -> int:
-        return self.global_rank if self._trainer is not None else 0
 
     @staticmethod
     @contextlib.contextmanager
@@ -265,8 +284,8 @@ class GenerativeModule(pl.LightningModule):
         """Whether a step that is not finite is skipped by the optimiser on the device and reported later."""
         return player.parameters[0].device.type != "cpu" and bool(player.optimizer.defaults.get("fused"))
 
-    def _guard(self, player: Player, loss: Loss, norm: Tensor) -> None:
-        bad = ~(torch.isfinite(loss.total.detach()) & torch.isfinite(norm))
+    def _guard(self, player: Player, total: Tensor, norm: Tensor, terms: dict[str, Tensor]) -> None:
+        bad = ~(torch.isfinite(total) & torch.isfinite(norm))
         if self.deferred(player):
             # What the fused kernels call the flag that skips a step.
             player.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
@@ -274,8 +293,8 @@ class GenerativeModule(pl.LightningModule):
                 self._first_bad = torch.full((), -1, device=bad.device)
             self._first_bad = torch.where(bad & (self._first_bad < 0), self.steps, self._first_bad)
         elif bool(bad):
-            terms = [name for name, value in loss.terms.items() if not bool(torch.isfinite(value).all())]
-            where = f"loss term '{terms[0]}'" if terms else "gradient" if bool(torch.isfinite(loss.total)) else "loss"
+            broken = [name for name, value in terms.items() if not bool(torch.isfinite(value).all())]
+            where = f"loss term '{broken[0]}'" if broken else "gradient" if bool(torch.isfinite(total)) else "loss"
             raise NonFiniteError(f"{where} is not finite at step {self.steps}: {_ADVICE}")
 
     def check_finite(self) -> None:
@@ -296,12 +315,27 @@ class GenerativeModule(pl.LightningModule):
 
     def training_step(self, steps: tuple[int, int], batch_idx: int) -> None:
         """Do the steps that Lightning hands over, or as many of them as the budget allows."""
-        while self.steps < steps[1] and not self.finished and not self.told_to_stop():
+        alone = ranks.world() == 1
+        while self.steps < steps[1] and not self.finished and not self.stopping:
             start = time.monotonic()
             self.step()
-            self.train_seconds += time.monotonic() - start
+            self._elapsed = time.monotonic() - start
+            if alone:
+                self.train_seconds += self._elapsed
             self._correct_plan()
         self.check_finite()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether this process, or one of those that train with it, was told to stop."""
+        return self._all_stop if ranks.world() > 1 else self.told_to_stop()
+
+    def _time_since(self, start: float) -> float:
+        """Return the seconds since ``start``, the same for all processes that train together."""
+        seconds = time.monotonic() - start
+        if ranks.world() == 1:
+            return seconds
+        return float(ranks.all_mean(torch.tensor(seconds, device=self.batches.device)))
 
     def plan(self) -> None:
         """Fix how many steps schedules expect; where only seconds are given, by measuring this machine's speed."""
@@ -318,7 +352,7 @@ class GenerativeModule(pl.LightningModule):
             assert self.budget.seconds is not None
             start, trial = time.monotonic(), min(3.0, 0.05 * self.budget.seconds)
             self._speeds = [self.measure_speed(trial * stage.share, i) for i, stage in enumerate(self.stages)]
-            self.train_seconds = time.monotonic() - start
+            self.train_seconds = self._time_since(start)
             self._plan_by_clock(0)
             self._fitted = self.steps, self.train_seconds
 
@@ -378,6 +412,7 @@ class GenerativeModule(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Plan before the first step, and before any callback asks for the plan."""
+        self.batches.share(ranks.rank(), ranks.world())
         if self.planned_steps is None:
             with self.trainer.precision_plugin.train_step_context():
                 self.plan()
@@ -411,7 +446,7 @@ class GenerativeModule(pl.LightningModule):
         for _ in range(6):
             self.step()
         start, counted = time.monotonic(), 0
-        while (elapsed := time.monotonic() - start) < seconds or counted < 6:
+        while (elapsed := self._time_since(start)) < seconds or counted < 6:
             self.step()
             counted += 1
         self.model.load_state_dict(weights)

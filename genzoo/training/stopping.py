@@ -1,7 +1,7 @@
 """Signals that end a run: heard at once where that is safe, else after the step or the checkpoint that is under way.
 
-A run that is told to stop (SIGTERM, by a cluster or an operator; SIGINT, by Ctrl-C) writes a checkpoint and leaves with 128 plus
-the number of the signal. A second signal does not wait for the checkpoint.
+A run that is told to stop (SIGTERM, by a cluster or an operator; SIGINT, by Ctrl-C) writes a checkpoint and leaves with 128
+plus the number of the signal. A second signal does not wait for the checkpoint.
 """
 
 from __future__ import annotations
