@@ -1,4 +1,4 @@
-"""Runs that are killed, cut and filled up, as a user's are: ``python -m tests.survival kills|saves|signals|disk [--count N]``.
+"""Runs that are killed, cut and filled up, as a user's are: ``python -m tests.survival NAME [--count N]``.
 
 Each experiment prints a line a trial and writes its figures to ``experiments/reliability/<name>.json``. The tests do a
 handful of each; the whole takes from minutes to half an hour.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import os
 import random
@@ -31,7 +32,7 @@ COMMON = [
 ]  # fmt: skip
 FAMILIES = {
     "vae": ["model=vae", "model.encoder.width=8", "model.decoder.width=8", "trainer.ema=0.99"],
-    "vqvae": ["model=vqvae", "model.codec.encoder.width=8", "model.codec.decoder.width=8"],  # in two stages
+    "vqvae": ["model=vqvae", "codec.encoder.width=8", "codec.decoder.width=8"],  # in two stages
     "gan": ["model=gan", "model.generator.width=8", "model.critic.width=8"],
     "wgan_gp": ["model=wgan_gp", "model.generator.width=8", "model.critic.width=8"],
     "realnvp": ["model=realnvp", "model.network.width=8", "model.couplings=1"],
@@ -91,10 +92,21 @@ def without_clocks(value: Any) -> Any:
     return [without_clocks(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
-def differences(a: Path, b: Path) -> list[str]:
-    """Name what is not the same in every bit of two finished runs, but for what the clock says."""
+def alike(x: Any, y: Any) -> bool:
+    """Whether plain values and tensors are the same in every bit."""
     import torch
 
+    if isinstance(x, torch.Tensor):
+        return x.dtype == y.dtype and torch.equal(x, y)
+    if isinstance(x, dict):
+        return x.keys() == y.keys() and all(alike(x[key], y[key]) for key in x)
+    if isinstance(x, list | tuple):
+        return len(x) == len(y) and all(map(alike, x, y))
+    return bool(x == y)
+
+
+def differences(a: Path, b: Path) -> list[str]:
+    """Name what is not the same in every bit of two finished runs, but for what the clock says."""
     from genzoo.training.checkpoints import find, load
 
     found = []
@@ -102,16 +114,6 @@ def differences(a: Path, b: Path) -> list[str]:
     if last[0].name != last[1].name:
         found.append(f"checkpoints {last[0].name}, {last[1].name}")
     one, two = map(load, last)
-
-    def alike(x: Any, y: Any) -> bool:
-        if isinstance(x, torch.Tensor):
-            return x.dtype == y.dtype and torch.equal(x, y)
-        if isinstance(x, dict):
-            return x.keys() == y.keys() and all(alike(x[key], y[key]) for key in x)
-        if isinstance(x, list | tuple):
-            return len(x) == len(y) and all(map(alike, x, y))
-        return bool(x == y)
-
     for part in ("weights", "ema", "state"):
         x, y = without_clocks(getattr(one, part)), without_clocks(getattr(two, part))
         found += [
@@ -204,7 +206,212 @@ def kills(folder: Path, count: int, families: Sequence[str] = tuple(FAMILIES)) -
         shutil.rmtree(work)
 
 
-EXPERIMENTS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {"kills": kills}
+def saves(folder: Path, count: int) -> Iterator[dict[str, Any]]:
+    """Kill processes that save one checkpoint after the other, and look at every folder that is called one."""
+    import torch
+    from torch import nn
+
+    from genzoo.runs import RunError
+    from genzoo.training import checkpoints
+
+    model = nn.Linear(512, 512)
+    rng = random.Random(0)
+    for trial in range(count):
+        work = folder / f"saves-{trial}"
+        work.mkdir()
+        child = os.fork()
+        if not child:
+            for step in itertools.count():
+                with torch.no_grad():
+                    model.weight.fill_(step)
+                checkpoints.save(work, step, model, model, {"steps": step})
+        while len(checkpoints.find(work)) < 2:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.1))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        torn, left = [], len(list(work.glob(".*")))
+        found = checkpoints.find(work)
+        for path in found:
+            try:
+                contents = checkpoints.load(path)
+            except RunError as error:
+                torn.append(str(error))
+            else:
+                assert bool((contents.weights["weight"] == contents.state["steps"]).all())
+        checkpoints.clean(work)
+        yield {"torn": torn, "checkpoints": len(found), "leftovers": left, "after_cleaning": len(list(work.glob(".*")))}
+        shutil.rmtree(work)
+
+
+def damage(path: Path, rng: random.Random) -> str:
+    """Damage a file in one of several ways; return which."""
+    whole = path.read_bytes()
+    place = rng.randrange(len(whole))
+    kind = rng.choice(["bit", "byte", "cut", "grown", "zeros", "swapped"])
+    broken = bytearray(whole)
+    if kind == "bit":
+        broken[place] ^= 1 << rng.randrange(8)
+    elif kind == "byte":
+        broken[place] = (broken[place] + rng.randrange(1, 256)) % 256
+    elif kind == "cut":
+        del broken[place:]
+    elif kind == "grown":
+        broken += rng.randbytes(rng.randrange(1, 5000))
+    elif kind == "zeros":
+        size = min(4096, len(whole) - place)
+        broken[place : place + size] = bytes(size)
+    else:  # two pages have changed places
+        other = rng.randrange(len(whole))
+        size = min(512, abs(other - place), len(whole) - max(place, other))
+        broken[place : place + size], broken[other : other + size] = (
+            whole[other : other + size],
+            whole[place : place + size],
+        )
+    path.write_bytes(broken)
+    return kind if bytes(broken) != whole else "none"
+
+
+def mutations(folder: Path, count: int) -> Iterator[dict[str, Any]]:
+    """Damage checkpoints in one of four files, and try to load them."""
+    import torch
+    from torch import nn
+
+    from genzoo.runs import RunError
+    from genzoo.training import checkpoints
+
+    rng, model = random.Random(0), nn.Sequential(nn.Linear(32, 64), nn.BatchNorm1d(64), nn.Linear(64, 32))
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.randn(8, 32)).sum().backward()
+    optimizer.step()
+    state = {"steps": 3, "optimizers": [optimizer.state_dict()]}
+    for step in (1, 2):
+        checkpoints.save(folder, step, model, model, state)
+    newest = folder / "step-2"
+    kept = {path.name: path.read_bytes() for path in newest.iterdir()}
+    whole = checkpoints.load(newest)
+    for _ in range(count):
+        name = rng.choice([*kept, "weights.safetensors", "ema.safetensors", "state.pt"])
+        row: dict[str, Any] = {"file": name, "damage": damage(newest / name, rng)}
+        try:
+            found = checkpoints.load(newest)
+        except RunError as error:
+            row["said"] = str(error).replace(str(folder), "")
+            row["named"] = "\n" not in str(error) and (name in str(error) or name == "manifest.json")
+        else:
+            row["alike"] = alike(found, whole)
+        if "said" in row:  # and the one before is taken
+            messages: list[str] = []
+            path, contents = checkpoints.newest_whole(folder, messages.append, remove_damaged=False) or (None, None)
+            row["fell_back"] = path == folder / "step-1" and alike(contents, whole) and len(messages) == 1
+        yield row
+        for name, data in kept.items():
+            (newest / name).write_bytes(data)
+
+
+def signals(folder: Path, count: int) -> Iterator[dict[str, Any]]:
+    """Send SIGTERM or SIGINT at random moments of a training; it must leave soon, saved, and go on to the same end."""
+    families = [name for name in FAMILIES if name != "hvae"]
+    wholes: dict[str, tuple[Path, float]] = {}
+    for trial in range(count):
+        rng = random.Random(trial)
+        family = families[trial % min(len(families), 4)]
+        words = [*COMMON, *FAMILIES[family]]
+        if family not in wholes:
+            (folder / family).mkdir()
+            took = finish(words, folder / family)
+            wholes[family] = only_run(folder / family), took
+        work = folder / f"{family}-{trial}"
+        work.mkdir()
+        number = rng.choice([signal.SIGTERM, signal.SIGINT])
+        with start(words, work) as process:
+            wait_for(functools.partial(trains, process.pid, work), process)
+            time.sleep(rng.uniform(0.3, max(wholes[family][1] - 6.0, 1.0)))
+            process.send_signal(number)
+            sent = time.monotonic()
+            out, _ = process.communicate()
+        left = time.monotonic() - sent
+        row = {"family": family, "signal": number.name, "code": process.returncode, "seconds": round(left, 2)}
+        run = only_run(work)
+        before = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
+        finish([f"resume={run}"], work)
+        status = json.loads((run / "status.json").read_text())
+        row["saved"] = (
+            f"step-{status['resumed'][0]['step']}" in before if status.get("resumed") else process.returncode == 0
+        )
+        row["differs"] = differences(wholes[family][0], run)
+        row["said"] = out.splitlines()[-1]
+        yield row
+        shutil.rmtree(work)
+
+
+def disk(folder: Path, count: int) -> Iterator[dict[str, Any]]:
+    """Train on disks that fill up at different points; only root can make them."""
+    from genzoo.runs import RunError
+    from genzoo.training import checkpoints
+
+    words = [*COMMON, *FAMILIES["vae"], "budget.images=6400"]
+    whole = folder / "whole"
+    whole.mkdir()
+    finish(words, whole)
+    needed = sum(path.stat().st_size + 4096 for path in whole.rglob("*"))
+    for trial in range(count):
+        size = int(needed * (trial + 0.5) / count)
+        place = folder / f"disk-{trial}"
+        place.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], check=True)
+        try:
+            with start([*words, f"outputs={place}"], folder) as process:
+                out, _ = process.communicate(timeout=300)
+            damaged, found = [], list(place.glob("*/*/checkpoints/step-*"))
+            for path in found:
+                try:
+                    checkpoints.load(path)
+                except RunError as error:
+                    damaged.append(str(error))
+        finally:
+            subprocess.run(["umount", str(place)], check=True)
+        said = out.splitlines()[-1].replace(str(folder), "") if out else ""
+        yield {"bytes": size, "code": process.returncode, "checkpoints": len(found), "damaged": damaged, "said": said}
+
+
+def starts(folder: Path, count: int) -> Iterator[dict[str, Any]]:
+    """Make runs in many processes at one instant, by one clock that stands still."""
+    import datetime
+
+    from genzoo import runs
+
+    class Frozen(datetime.datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Frozen:
+            return cls(2026, 1, 2, 3, 4, 5, 6, tzinfo=tz)
+
+    runs.datetime.datetime = Frozen  # type: ignore[misc]
+    read, write = os.pipe()
+    children = []
+    for _ in range(count):
+        child = os.fork()
+        if not child:
+            os.close(write)
+            os.read(read, 1)  # until the pipe is closed, for all at once
+            runs.Run.create(folder, "vae-digits", {"seed": 0})
+            os._exit(0)
+        children.append(child)
+    os.close(read)
+    os.close(write)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    found = [path for path in (folder / "vae-digits").iterdir() if (path / "status.json").is_file()]
+    yield {"started": count, "directories": len(found), "failed": sum(map(bool, codes))}
+
+
+EXPERIMENTS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
+    "kills": kills,
+    "saves": saves,
+    "mutations": mutations,
+    "signals": signals,
+    "disk": disk,
+    "starts": starts,
+}
 
 
 def main() -> None:

@@ -190,7 +190,7 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: l
             clean(run.path / "checkpoints")
             go_on(module, run, facts, newest_whole(run.path / "checkpoints", tell))
         run.update_status(**facts, state="running", why=None, pid=os.getpid(), diagnostics=module.diagnostics())
-        logger, failed = None, True
+        logger = None
         try:
             logger = records.open(run, config) if records else None
             with resources(run.path, settings["batch_size"]):
@@ -200,13 +200,14 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: l
             if logger:
                 values = {name: entry["value"] for name, entry in result["metrics"].items()}
                 logger.log_metrics({**values, "images": module.images}, step=module.images)
-            failed = False
         except BaseException as error:
-            run.update_status(state="failed", why=one_line(f"{type(error).__name__}: {error}").removesuffix(":"))
+            with contextlib.suppress(OSError, ResourceError):  # on a full disk this cannot be written either
+                run.update_status(state="failed", why=one_line(f"{type(error).__name__}: {error}").removesuffix(":"))
+                if records and logger:
+                    records.close(logger, failed=True)
             raise
-        finally:
-            if records and logger:
-                records.close(logger, failed=failed)
+        if records and logger:
+            records.close(logger, failed=False)
         run.update_status(state="done", why=None)
     show(result)
     print(f"run: {run.path}", flush=True)

@@ -85,7 +85,8 @@ def reference(
     sha256 = sha256_of(images)
 
     def build() -> dict[str, Tensor]:
-        moments, parts = FeatureMoments(network.dim), []
+        # Whoever computes it does so alone, even where several processes train together.
+        moments, parts = FeatureMoments(network.dim, sync_on_compute=False), []
         for start in range(0, len(images), batch_size):
             features = network.extract(images[start : start + batch_size], batch_size).features
             moments.update(features)
