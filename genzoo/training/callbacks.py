@@ -28,6 +28,7 @@ from genzoo.model import GenerativeModel
 from genzoo.prob import ranks
 from genzoo.runs import Run, storing, write_atomically
 from genzoo.training import checkpoints
+from genzoo.training.loggers import numbers
 from genzoo.training.module import GenerativeModule
 from genzoo.training.stopping import Signals, Stopped
 
@@ -94,21 +95,20 @@ class Record(pl.Callback):
             values["train/lr"] = max(p.optimizer.param_groups[0]["lr"] for p in pl_module.players[stage].values())
             if self.run is None:
                 return
-            self.run.log(
-                event="train",
-                stage=stage,
-                step=pl_module.steps,
-                images=pl_module.images,
-                planned_images=pl_module.planned_images,
-                seconds=round(pl_module.train_seconds, 3),
-                flops=pl_module.flops,
-                images_per_second=round(rate, 2),
-                values=values,
-            )
+            event = {
+                "event": "train",
+                "stage": stage,
+                "step": pl_module.steps,
+                "images": pl_module.images,
+                "planned_images": pl_module.planned_images,
+                "seconds": round(pl_module.train_seconds, 3),
+                "flops": pl_module.flops,
+                "images_per_second": round(rate, 2),
+                "values": values,
+            }
+            self.run.log(**event)
             for logger in trainer.loggers:
-                logger.log_metrics(
-                    {**values, "train/images_per_second": rate, "images": pl_module.images}, step=pl_module.images
-                )
+                logger.log_metrics(numbers(event), step=pl_module.images)
             pl_module.latest = {"values": values, "images_per_second": rate}
 
         pl_module.on_step = record
@@ -220,17 +220,17 @@ class Scores(Milestones):
         with self.interruptible():
             values = self.score(model)
         model.train(was_training)
-        self.run.log(
-            event="interim",
-            step=pl_module.steps,
-            images=pl_module.images,
-            seconds=round(pl_module.train_seconds, 3),
-            flops=pl_module.flops,
-            values=values,
-        )
+        event = {
+            "event": self.event,
+            "step": pl_module.steps,
+            "images": pl_module.images,
+            "seconds": round(pl_module.train_seconds, 3),
+            "flops": pl_module.flops,
+            "values": values,
+        }
+        self.run.log(**event)
         for logger in trainer.loggers:
-            numbers = {f"interim/{name}": value for name, value in values.items() if value is not None}
-            logger.log_metrics({**numbers, "images": pl_module.images}, step=pl_module.images)
+            logger.log_metrics(numbers(event), step=pl_module.images)
 
 
 class CheckpointFolders(CheckpointIO):

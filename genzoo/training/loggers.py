@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import netrc
 import os
+import shutil
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -33,11 +34,25 @@ class Records(ABC):
         logger.finalize("failed" if failed else "success")
 
 
+def numbers(event: dict[str, Any]) -> dict[str, float]:
+    """Return what a logger is told of an event of ``metrics.jsonl``."""
+    prefix = "interim/" if event["event"] == "interim" else ""
+    told = {f"{prefix}{name}": value for name, value in event["values"].items() if value is not None}
+    if "images_per_second" in event:
+        told["train/images_per_second"] = event["images_per_second"]
+    return {**told, "images": event["images"]}
+
+
 class CSV(Records):
     """Writes ``csv/metrics.csv`` into the run directory."""
 
     def open(self, run: Run, config: dict[str, Any]) -> Logger:
-        return CSVLogger(save_dir=str(run.path), name="", version="csv")
+        shutil.rmtree(run.path / "csv", ignore_errors=True)  # as the logger would do: of a run that is gone on with
+        logger = CSVLogger(save_dir=str(run.path), name="", version="csv")
+        for event in run.events():
+            if event["event"] in ("train", "interim"):
+                logger.log_metrics(numbers(event), step=event["images"])
+        return logger
 
 
 class TensorBoard(Records):
@@ -133,6 +148,7 @@ class WandB(Records):
         budget = {name: value for name, value in config["budget"].items() if value is not None and name != "samples"}
         logger = Steadfast(
             name=f"{run.path.parent.name}/{run.path.name}",
+            version=run.path.name,  # under which a run that is gone on with is found again
             save_dir=str(run.path.resolve()),  # wandb's service may have been started elsewhere
             project=self.project,
             group=self.group or os.environ.get("GENZOO_SWEEP"),

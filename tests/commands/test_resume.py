@@ -1,0 +1,286 @@
+"""A run that was interrupted, however and wherever, ends as one that was not, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+
+from genzoo.runs import Run
+from genzoo.training import checkpoints
+from genzoo.training.module import GenerativeModule
+from genzoo.training.stopping import Signals, Stopped
+from tests import survival
+from tests.commands import SMALL, TINY, genzoo, trained
+from tests.survival import differences
+
+# Sixteen steps, of which 4, 8, 12 and 16 are saved, 5, 11 and 16 drawn, and 5 and 11 scored.
+LONGER = [
+    "budget.images=1024",
+    *("trainer.saves=4", "trainer.grids=3", "trainer.scores=2", "trainer.score_samples=8"),
+    *("metrics.n=8", "metrics.force=true"),
+]
+FAMILIES = {
+    **SMALL,
+    "vqvae": ["model=vqvae", "codec.encoder.width=4", "codec.decoder.width=4"],
+    "hvae": ["model=hvae"],
+    "glow": ["model=glow", "model.network.width=4", "model.steps=1"],
+    "gan": ["model=gan", "model.generator.width=4", "model.critic.width=4"],
+}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+class Interrupted(BaseException):
+    """What ends a training in these tests, as suddenly as the end of a process."""
+
+
+def interrupted(step: int, *words: str) -> Path:
+    """Train until a step has been done, and no further; return the run."""
+    original = GenerativeModule.step
+
+    def until(module: GenerativeModule) -> None:
+        if module.steps == step:
+            raise Interrupted
+        original(module)
+
+    with mock.patch.object(GenerativeModule, "step", until), pytest.raises(Interrupted):
+        genzoo(*TINY, *LONGER, *words)
+    return max(Path("outputs").glob("*/*"), key=lambda path: path.name)
+
+
+def gone_on(run: Path, *words: str) -> str:
+    """Go on with a run to its end; return what was said on the way."""
+    code, _, err = genzoo(f"resume={run}", *words)
+    assert code == 0, err
+    assert Run(run).status["state"] == "done"
+    return err
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_run_that_goes_on_ends_in_the_same_bits(here, family):
+    words = [*LONGER, *FAMILIES[family], "data=digits"]
+    whole = trained(*words)
+    rng = random.Random(family)
+    for step in (rng.randrange(4), rng.randrange(5, 16)):
+        run = interrupted(step, *FAMILIES[family], "data=digits")
+        said = gone_on(run)
+        assert f"goes on from step {step // 4 * 4}" in said
+        assert differences(whole, run) == []
+
+
+def test_helpers_that_gather_batches_ahead_change_no_bit(here):
+    words = [*LONGER, *SMALL["vae"], "data=digits"]
+    whole = trained(*words)
+    run = interrupted(10, *SMALL["vae"], "trainer.workers=2")
+    gone_on(run, "trainer.workers=1")
+    assert differences(whole, run) == []
+
+
+def test_a_run_is_gone_on_with_twice_from_where_a_signal_stopped_it(here):
+    whole = trained(*LONGER, *SMALL["vae"])
+
+    def stopped_at(step: int, number: int, *words: str) -> int:
+        original = GenerativeModule.step
+
+        def step_and_signal(module: GenerativeModule) -> None:
+            original(module)
+            if module.steps == step:
+                os.kill(os.getpid(), number)
+
+        with mock.patch.object(GenerativeModule, "step", step_and_signal):
+            return genzoo(*words).code
+
+    assert stopped_at(3, signal.SIGTERM, *TINY, *LONGER, *SMALL["vae"], "outputs=again") == 143
+    (run,) = Path("again").glob("*/*")
+    assert [path.name for path in checkpoints.find(run / "checkpoints")] == ["step-3"]
+    assert Run(run).status["why"] == "Stopped: stopped by SIGTERM"
+    # Where a picture and scores are due, which come before the stop or after it.
+    assert stopped_at(11, signal.SIGINT, f"resume={run}") == 130
+    assert [path.name for path in checkpoints.find(run / "checkpoints")][-1] == "step-11"
+    gone_on(run)
+    assert differences(whole, run) == []
+    assert [entry["step"] for entry in Run(run).status["resumed"]] == [3, 11]
+
+
+@pytest.mark.parametrize("event", ["draw_grid", "interim"])
+def test_a_signal_while_samples_are_drawn_is_heard_at_once_and_they_are_drawn_later(here, event):
+    whole = trained(*LONGER, *SMALL["vae"])
+    module = {"draw_grid": "genzoo.commands.train.draw_grid", "interim": "genzoo.commands.score.interim"}[event]
+
+    def slow(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("nothing is done after the signal")
+
+    with mock.patch(module, slow):
+        assert genzoo(*TINY, *LONGER, *SMALL["vae"], "outputs=again").code == 143
+    (run,) = Path("again").glob("*/*")
+    assert "goes on from step 5" in gone_on(run)
+    assert differences(whole, run) == []
+
+
+def test_a_run_that_ended_before_its_scores_is_scored(here):
+    whole = trained(*LONGER, *SMALL["vae"])
+    with mock.patch("genzoo.commands.score.score", side_effect=Interrupted), pytest.raises(Interrupted):
+        genzoo(*TINY, *LONGER, *SMALL["vae"], "outputs=again")
+    (run,) = Path("again").glob("*/*")
+    assert "goes on from step 16" in gone_on(run)
+    assert differences(whole, run) == []
+
+
+def test_the_lines_of_a_csv_are_those_of_the_whole_run(here):
+    whole = trained(*LONGER, *SMALL["vae"], "logger=csv")
+    run = interrupted(10, *SMALL["vae"], "logger=csv")
+    gone_on(run)
+
+    def columns(path: Path) -> list[list[str]]:
+        rows = [line.split(",") for line in (path / "csv" / "metrics.csv").read_text().splitlines()]
+        kept = [i for i, name in enumerate(rows[0]) if "second" not in name]
+        return [[row[i] for i in kept] for row in rows]
+
+    assert columns(run) == columns(whole)
+
+
+# What is gone on with
+
+
+def test_auto_goes_on_with_the_very_same_job_or_begins_it(here):
+    words = [*TINY, *LONGER, *SMALL["vae"]]
+    other = interrupted(6, *SMALL["vae"], "seed=1")
+    run = interrupted(6, *SMALL["vae"])
+    code, out, err = genzoo(*words, "resume=auto")
+    assert code == 0 and "goes on from step 4" in err and out.splitlines()[-1] == f"run: {run}"
+    assert Run(other).status["state"] == "failed"
+    code, out, err = genzoo(*words, "resume=auto")
+    assert (code, out) == (0, f"done before: {run}\n")
+    code, out, _ = genzoo(*words, "resume=auto", "seed=2")
+    assert code == 0 and len(list(Path("outputs").glob("*/*"))) == 3
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(here):
+    whole = trained(*LONGER, *SMALL["vae"])
+    run = interrupted(10, *SMALL["vae"])
+    newest = checkpoints.find(run / "checkpoints")[-1]
+    path = newest / "ema.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    (run / "checkpoints" / ".step-left").mkdir()
+    said = gone_on(run)
+    assert f"genzoo: {path}: " in said and "goes on from step 4" in said
+    assert differences(whole, run) == [] and not list((run / "checkpoints").glob(".*"))
+
+
+def test_a_run_of_which_every_checkpoint_is_damaged_is_refused(here):
+    run = interrupted(10, *SMALL["vae"])
+    for checkpoint in checkpoints.find(run / "checkpoints"):
+        (checkpoint / "state.pt").unlink()
+    code, _, err = genzoo(f"resume={run}")
+    assert code == 2 and err.splitlines()[-1] == f"genzoo: {run}/checkpoints: no checkpoint in it is whole"
+
+
+def test_the_checkpoint_of_another_model_is_refused(here):
+    run, other = interrupted(6, *SMALL["vae"]), interrupted(6, *SMALL["vae"], "model.latent_dim=5")
+    (run / "config.yaml").write_bytes((other / "config.yaml").read_bytes())
+    code, _, err = genzoo(f"resume={run}")
+    assert code == 2 and "step-4: does not fit the model of config.yaml" in err
+
+
+def test_other_data_are_refused(here):
+    run = interrupted(6, *SMALL["vae"])
+    Run(run).update_status(data_sha256="0" * 64)
+    code, _, err = genzoo(f"resume={run}")
+    assert code == 2 and "the data have changed since it began" in err
+
+
+def test_another_version_is_said(here):
+    run = interrupted(6, *SMALL["vae"])
+    status = Run(run).status
+    Run(run).update_status(versions={**status["versions"], "torch": "1.0"})
+    assert f"began with torch 1.0, goes on with {torch.__version__.split('+')[0]}" in gone_on(run)
+
+
+def test_the_threads_of_a_run_are_taken_over(here):
+    run = interrupted(6, *SMALL["vae"])
+    Run(run).update_status(threads=2)
+    before = torch.get_num_threads()
+    try:
+        gone_on(run)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["resume=nowhere"], "resume=nowhere: no run directory, it has no config.yaml"),
+        (["resume=RUN", "seed=1"], "seed=1: resume=RUN goes on as the run began; leave it out"),
+        (["resume=RUN", "model=gan"], "model=gan: resume=RUN goes on as the run began; leave it out"),
+        (["-m", "resume=RUN"], "resume=RUN: goes on with one run; in a sweep say resume=auto"),
+        (["-m", "resume=RUN,RUN"], "resume=RUN,RUN: goes on with one run; in a sweep say resume=auto"),
+    ],
+)
+def test_what_cannot_be_gone_on_with_is_refused(here, words, message):
+    code, out, err = genzoo(*words)
+    assert (code, out, err) == (2, "", f"genzoo: {message}\n")
+
+
+def test_a_live_run_has_one_writer_and_a_dead_one_none(here):
+    run = interrupted(6, *SMALL["vae"])
+    program = f"import time\nfrom genzoo.runs import Run\nwith Run({str(run)!r}).training(): print(1, flush=True); time.sleep(60)"
+    environment = {**os.environ, "PYTHONPATH": str(survival.REPOSITORY)}
+    arguments = [sys.executable, "-c", program]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, env=environment) as other:
+        assert other.stdout and other.stdout.readline()
+        code, _, err = genzoo(f"resume={run}")
+        assert code == 2 and f"run={run}: is being trained by process {other.pid} on" in err
+        other.kill()
+    gone_on(run)
+
+
+def test_processes_killed_at_random_moments_leave_runs_that_end_in_the_same_bits(tmp_path):
+    rows = list(survival.kills(tmp_path, 3, ["wgan_gp"]))
+    assert sum(row["kills"] for row in rows) == 3
+    assert [row["differs"] for row in rows] == [[]] * len(rows)
+
+
+# Signals
+
+
+def test_a_signal_is_kept_while_it_would_harm_and_a_second_is_not():
+    with Signals() as signals:
+        with signals.held():
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert signals.heard == signal.SIGTERM
+            with pytest.raises(Stopped) as stopped:
+                os.kill(os.getpid(), signal.SIGINT)
+            assert stopped.value.abrupt and stopped.value.exit_code == 130
+            with pytest.raises(Stopped, match="stopped by SIGINT"), signals.free():
+                raise AssertionError("what was heard before is heard here")
+            signals.heard = None
+        with pytest.raises(Stopped) as stopped:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert not stopped.value.abrupt and stopped.value.exit_code == 143
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_what_was_held_is_heard_at_the_end_of_the_block():
+    with Signals() as signals, pytest.raises(Stopped), signals.held():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_the_record_of_a_run_that_is_not_done_says_where_it_is(here):
+    run = interrupted(6, *SMALL["vae"])
+    status = json.loads((run / "status.json").read_text())
+    assert (status["state"], status["step"], status["why"]) == ("failed", 4, "Interrupted")
