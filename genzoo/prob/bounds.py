@@ -70,7 +70,7 @@ class RateCost(nn.Module):
         """
         groups = [kl.reshape(*kl.shape[:2], -1).sum(2).mean(0) for kl in divergences]
         rates = torch.cat(groups)
-        if self.training and self.free_bits:  # elsewhere the mean of the ranks' gradients is all there is to do
+        if self.training and self.free_bits:  # without free bits the cost is a mean over examples
             rates = ranks.all_mean(rates)
         rate = rates.clamp(min=self.free_bits).sum()
         weight = (self.seen / self.warmup).clamp(max=1) if self.warmup else 1.0

@@ -18,7 +18,7 @@ and networks make them in training mode alone, so that one rank may sample or ev
 
 References:
     Chan, Golub, LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1982,
-    https://doi.org/10.1007/978-3-642-51461-6_3 (eq. 1.5: moments of parts and of the whole).
+    https://doi.org/10.1007/978-3-642-51461-6_3 (moments of parts and of the whole).
 """
 
 from __future__ import annotations
@@ -81,6 +81,8 @@ def pool(variance: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
 
 def extremes(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """Return the least and the largest value of a batch from those of one rank's share of it."""
+    if world() == 1:
+        return low, high
     lows, highs = gather(torch.stack([low, high])).unbind(1)
     return lows.amin(0), highs.amax(0)
 
