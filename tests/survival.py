@@ -28,7 +28,7 @@ OUT = REPOSITORY / "experiments" / "reliability"
 COMMON = [
     "data=digits", "budget=smoke", "budget.images=38400", "trainer.batch_size=64", "trainer.threads=1", "trainer.saves=7",
     "trainer.grids=3", "trainer.scores=2", "trainer.score_samples=16", "metrics.n=64", "metrics.events=32",
-    "metrics.num_samples=2", "metrics.throughput=16",
+    "metrics.num_samples=4", "metrics.throughput=16",
 ]  # fmt: skip
 FAMILIES = {
     "vae": ["model=vae", "model.encoder.width=8", "model.decoder.width=8", "trainer.ema=0.99"],

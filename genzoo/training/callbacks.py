@@ -68,13 +68,9 @@ class HandOvers:
 
 
 class Record(pl.Callback):
-    """Writes losses, speed and learning rate to ``metrics.jsonl`` and Lightning's loggers, some 200 times in a run.
+    """Writes losses, speed and learning rate to ``metrics.jsonl`` and Lightning's loggers, some 200 times in a run."""
 
-    Args:
-        run: whose; None in a process that only helps to compute their means.
-    """
-
-    def __init__(self, run: Run | None):
+    def __init__(self, run: Run):
         self.run = run
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: GenerativeModule) -> None:
@@ -93,8 +89,6 @@ class Record(pl.Callback):
             pl_module.check_finite()  # before a NaN is written
             values = {f"train/{name}": value for name, value in pl_module.window.flush().items()}
             values["train/lr"] = max(p.optimizer.param_groups[0]["lr"] for p in pl_module.players[stage].values())
-            if self.run is None:
-                return
             event = {
                 "event": "train",
                 "stage": stage,
@@ -407,7 +401,7 @@ def fit(
     signals = signals or Signals()
     writers: list[Any] = []
     if run is not None:
-        writers = [Grids(run, draw, grids, signals), Scores(run, score, scores, signals)]
+        writers = [Record(run), Grids(run, draw, grids, signals), Scores(run, score, scores, signals)]
         writers += [Checkpoints(run, saves, save_seconds), ProgressBar()]
 
     def stops() -> set[int]:
@@ -418,7 +412,7 @@ def fit(
     lightning = pl.Trainer(
         max_epochs=1,
         logger=loggers,
-        callbacks=[Record(run), *writers, Stop(signals)],
+        callbacks=[*writers, Stop(signals)],
         devices=devices,
         num_nodes=nodes,
         strategy=Shares() if devices * nodes > 1 else "auto",

@@ -88,12 +88,10 @@ class Window:
         return {name: torch.stack(values) for name, values in self.terms.items()}
 
     def flush(self) -> dict[str, float]:
-        """Return the mean of each term, over all processes that train together, and forget them."""
-        means = {name: torch.stack(values).float().mean() for name, values in self.terms.items()}
+        """Return the mean of each term and forget them."""
+        means = {name: float(torch.stack(values).float().mean()) for name, values in self.terms.items()}
         self.terms = {}
-        if ranks.world() > 1 and means:
-            means = dict(zip(means, ranks.all_mean(torch.stack(list(means.values()))), strict=True))
-        return {name: float(mean) for name, mean in means.items()}
+        return means
 
 
 def _stages(model: GenerativeModel) -> list[Stage]:
@@ -206,9 +204,10 @@ class GenerativeModule(pl.LightningModule):
         self.flops += self.cost(stage.name, turn)
         with self._only(player, players):
             loss = self._backward(module, turn)
-        total = self._average(player, loss) if ranks.world() > 1 else loss.total.detach()
+        if ranks.world() > 1:
+            loss = self._average(player, loss)
         norm = torch.nn.utils.clip_grad_norm_(player.parameters, self.clip or float("inf"))
-        self._guard(player, total, norm, loss.terms)
+        self._guard(player, loss, norm)
 
         batch = self.batches.batch_size
         factor = self.learning_rate(number * batch, planned * batch)
@@ -218,7 +217,8 @@ class GenerativeModule(pl.LightningModule):
         player.optimizer.zero_grad()
         self.ema.update(f"{stage.name}/{player.name}")
         prefix = "" if turn is None else f"{turn}_"
-        self.window.add({**loss.terms, f"{prefix}grad_norm": norm})
+        if ranks.rank() == 0:  # which alone writes
+            self.window.add({**loss.terms, f"{prefix}grad_norm": norm})
         self.steps += 1
         if self.steps in self.boundaries:
             for name in players:
@@ -226,17 +226,17 @@ class GenerativeModule(pl.LightningModule):
         self.on_step()
 
     @torch.no_grad()
-    def _average(self, player: Player, loss: Loss) -> Tensor:
-        """Average a player's gradients over processes, and what all of them must agree on; return the loss."""
+    def _average(self, player: Player, loss: Loss) -> Loss:
+        """Average a player's gradients and losses over processes, and what all of them must agree on."""
         gradients = [p.grad for p in player.parameters if p.grad is not None]
-        facts = gradients[0].new_tensor([float(loss.total), self.told_to_stop(), self._elapsed])
+        facts = gradients[0].new_tensor([self.told_to_stop(), self._elapsed, loss.total, *loss.terms.values()])
         flat = ranks.all_mean(torch.cat([tensor.flatten() for tensor in (*gradients, facts)]))
         *averages, facts = flat.split([tensor.numel() for tensor in (*gradients, facts)])
         torch._foreach_copy_(gradients, [mean.view_as(g) for mean, g in zip(averages, gradients, strict=True)])
-        total, stop, elapsed = facts
+        stop, elapsed, total, *terms = facts
         self._all_stop = bool(stop > 0)
         self.train_seconds += float(elapsed)
-        return total
+        return Loss(total, dict(zip(loss.terms, terms, strict=True)))
 
     def _backward(self, module: GenerativeModel, turn: str | None) -> Loss:
         """Compute the loss of the present step and its gradients."""
@@ -284,8 +284,8 @@ class GenerativeModule(pl.LightningModule):
         """Whether a step that is not finite is skipped by the optimiser on the device and reported later."""
         return player.parameters[0].device.type != "cpu" and bool(player.optimizer.defaults.get("fused"))
 
-    def _guard(self, player: Player, total: Tensor, norm: Tensor, terms: dict[str, Tensor]) -> None:
-        bad = ~(torch.isfinite(total) & torch.isfinite(norm))
+    def _guard(self, player: Player, loss: Loss, norm: Tensor) -> None:
+        bad = ~(torch.isfinite(loss.total.detach()) & torch.isfinite(norm))
         if self.deferred(player):
             # What the fused kernels call the flag that skips a step.
             player.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
@@ -293,8 +293,8 @@ class GenerativeModule(pl.LightningModule):
                 self._first_bad = torch.full((), -1, device=bad.device)
             self._first_bad = torch.where(bad & (self._first_bad < 0), self.steps, self._first_bad)
         elif bool(bad):
-            broken = [name for name, value in terms.items() if not bool(torch.isfinite(value).all())]
-            where = f"loss term '{broken[0]}'" if broken else "gradient" if bool(torch.isfinite(total)) else "loss"
+            terms = [name for name, value in loss.terms.items() if not bool(torch.isfinite(value).all())]
+            where = f"loss term '{terms[0]}'" if terms else "gradient" if bool(torch.isfinite(loss.total)) else "loss"
             raise NonFiniteError(f"{where} is not finite at step {self.steps}: {_ADVICE}")
 
     def check_finite(self) -> None:

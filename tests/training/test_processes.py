@@ -1,0 +1,97 @@
+"""Two processes of the command that share each batch train as one does, and stop, go on and end together."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from genzoo.training import checkpoints
+from tests.commands import genzoo
+from tests.survival import finish, only_run, start, trains, wait_for
+
+# A flow of points draws no noise in training: nothing but the share of the batch tells one process from two.
+WORDS = [
+    *(
+        "model=realnvp",
+        "data=moons",
+        "budget=smoke",
+        "budget.images=6400",
+        "trainer.batch_size=64",
+        "trainer.threads=1",
+    ),
+    *("trainer.precision=64-true", "trainer.grids=1", "trainer.scores=1", "trainer.score_samples=64", "metrics.n=0"),
+    *("metrics.events=64", "trainer.saves=3"),
+]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """A run of one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    finish(WORDS, folder)
+    return only_run(folder)
+
+
+def assert_alike(run: Path, alone: Path) -> None:
+    """Compare weights, averages and records, which differ by rounding alone."""
+    one, two = (checkpoints.load(checkpoints.find(path / "checkpoints")[-1]) for path in (run, alone))
+    for name in one.weights:
+        assert torch.allclose(one.weights[name], two.weights[name], rtol=1e-9, atol=1e-9), name
+        assert torch.allclose(one.ema[name], two.ema[name], rtol=1e-9, atol=1e-9), name
+
+    def records(path: Path) -> list[dict]:
+        return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+    assert [event["event"] for event in records(run)] == [event["event"] for event in records(alone)]
+    for a, b in zip(records(run), records(alone), strict=True):
+        assert (a["step"], a.get("images"), a.get("flops")) == (b["step"], b.get("images"), b.get("flops"))
+        if a["event"] == "train":
+            assert a["values"] == pytest.approx(b["values"], rel=1e-5)
+
+
+def test_two_processes_train_as_one(alone, tmp_path):
+    finish([*WORDS, "trainer=ddp"], tmp_path)
+    run = only_run(tmp_path)
+    assert_alike(run, alone)
+    assert json.loads((run / "status.json").read_text())["state"] == "done"
+
+
+def test_two_processes_stop_together_and_one_goes_on_and_two_again(alone, tmp_path):
+    words = [*WORDS, "trainer.devices=2"]
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        with start(words, tmp_path) as process:
+            wait_for(lambda: trains(process.pid, tmp_path), process)
+            before = (only_run(tmp_path) / "metrics.jsonl").stat().st_size if words[0].startswith("resume") else 0
+            wait_for(lambda: trained_since(tmp_path, before), process)  # noqa: B023
+            process.send_signal(number)
+            out, _ = process.communicate(timeout=60)
+        assert process.returncode == code, out
+        words = [f"resume={only_run(tmp_path)}", f"trainer.devices={1 if number == signal.SIGTERM else 2}"]
+    finish(words, tmp_path)
+    assert_alike(only_run(tmp_path), alone)
+
+
+def trained_since(folder: Path, size: int) -> bool:
+    """Whether a run has recorded more than so many bytes."""
+    record = only_run(folder) / "metrics.jsonl"
+    return record.is_file() and record.stat().st_size > size + 500
+
+
+def test_processes_that_are_given_seconds_plan_alike_and_end(tmp_path):
+    begun = time.monotonic()
+    finish([*WORDS, "trainer=ddp", "budget.images=null", "budget.seconds=4"], tmp_path)
+    status = json.loads((only_run(tmp_path) / "status.json").read_text())
+    assert status["state"] == "done" and 2 < status["train_seconds"] < 8
+    assert time.monotonic() - begun < 120
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = genzoo("trainer.devices=3", "trainer.batch_size=64")
+    assert (code, out) == (2, "") and not list(tmp_path.iterdir())
+    assert err.startswith("genzoo: trainer.batch_size=64: cannot be shared equally among 3 processes")
