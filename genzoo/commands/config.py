@@ -29,6 +29,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from genzoo.redact import remember
+
 VERBS = ("train", "sample", "evaluate", "compare")
 _PACKAGE = Path(__file__).resolve().parent.parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
@@ -239,6 +241,7 @@ def validate(verb: str, config: DictConfig) -> dict[str, Any]:
         plain = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise UsageError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    remember(plain)  # for the messages that quote them
     try:
         return SCHEMAS[verb].model_validate(plain).model_dump(exclude_unset=True)
     except ValidationError as error:
