@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +14,11 @@ import torch
 from torch import Tensor
 
 from genzoo.data.dataset import DataError
+from genzoo.data.decoding import opened, picture_names
 from genzoo.prob.measure import to_bytes
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # the decoders of Pillow that a file may reach, whatever its name
 
 
 def as_bytes(x: Tensor, levels: int) -> np.ndarray:
@@ -81,13 +84,17 @@ def read_samples(path: Path, shape: Sequence[int], levels: int | None) -> Tensor
     Raises:
         DataError: for what is no such folder or file, or does not fit the data.
     """
+    from PIL import Image
+
     if path.is_dir():
         if levels is None:
             raise DataError(f"samples={path}: points of the plane come in an .npz file")
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-        if not files:
+        names = picture_names(path, SUFFIXES)
+        if not names:
             raise DataError(f"samples={path}: holds no {', '.join(SUFFIXES)}")
-        return torch.stack([_read_picture(file, shape) for file in files])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return torch.stack([_read_picture(path / name, shape) for name in names])
     if not path.is_file():
         raise DataError(f"samples={path}: no such folder or file")
     array = _read_array(path)
@@ -120,16 +127,11 @@ def _read_array(path: Path) -> np.ndarray:
 
 
 def _read_picture(path: Path, shape: Sequence[int]) -> Tensor:
-    from PIL import Image
-
     C, H, W = shape
-    try:
-        with Image.open(path) as image:
-            if image.size != (W, H):
-                raise DataError(f"{path}: is {image.size[0]}x{image.size[1]}, the data are {W}x{H}: resize it yourself")
-            if image.mode not in ("L", "RGB"):
-                raise DataError(f"{path}: has the mode {image.mode}; store it as 8-bit grey or RGB")
-            pixels = np.asarray(image.convert("L" if C == 1 else "RGB"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+    with opened(path, FORMATS) as image:
+        if image.size != (W, H):
+            raise DataError(f"{path}: is {image.size[0]}x{image.size[1]}, the data are {W}x{H}: resize it yourself")
+        if image.mode not in ("L", "RGB"):
+            raise DataError(f"{path}: has the mode {image.mode}; store it as 8-bit grey or RGB")
+        pixels = np.asarray(image.convert("L" if C == 1 else "RGB"))
     return torch.from_numpy(pixels.reshape(H, W, C).copy()).permute(2, 0, 1)
