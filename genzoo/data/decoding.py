@@ -7,21 +7,25 @@ many at once.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import stat
+import sys
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from genzoo.data.dataset import DataError
 
 if TYPE_CHECKING:
     from PIL import Image
+
+T = TypeVar("T")
 
 PIXELS = 50_000_000  # of the largest picture
 FILE = 2**27  # bytes of the largest file
@@ -67,7 +71,9 @@ def picture_names(root: Path, suffixes: Sequence[str]) -> list[PurePosixPath]:
     """
 
     def fail(error: OSError) -> None:
-        raise DataError(f"{error.filename} cannot be listed ({error.strerror}): make it readable or remove it") from error
+        raise DataError(
+            f"{error.filename} cannot be listed ({error.strerror}): make it readable or remove it"
+        ) from error
 
     names = []
     for here, folders, files in os.walk(root, onerror=fail):
@@ -84,52 +90,72 @@ def picture_names(root: Path, suffixes: Sequence[str]) -> list[PurePosixPath]:
     return sorted(names)
 
 
-@contextmanager
-def opened(path: Path, formats: Sequence[str]) -> Iterator[Image.Image]:
-    """Open a picture and hold the memory that it needs until the end of the block.
+def decoded(path: Path, formats: Sequence[str], use: Callable[[Image.Image], T]) -> T:
+    """Read a picture, and return what is made of it; the memory that this needs is held meanwhile.
 
     Args:
         path: of the file.
         formats: that it may have, whatever its name, as Pillow calls them.
+        use: takes the picture and keeps nothing of it.
 
     Raises:
-        DataError: naming the file if it is broken, too large or of another format, also where the block stumbles over it.
+        DataError: naming the file if it is broken, too large or of another format, also where ``use`` stumbles over it.
     """
     from PIL import Image
 
     try:
         size = path.stat().st_size
         if size > FILE:
-            raise DataError(f"{path} is too large ({size} bytes): scale it down or remove it")
+            raise Image.DecompressionBombError(f"{size} bytes")
         with FOR_FILES.take(size):
             content = path.read_bytes()
-            with Image.open(BytesIO(content), formats=formats) as picture:
-                width, height = picture.size
-                if width * height > PIXELS:
-                    raise DataError(f"{path} is too large ({width}x{height} pixels): scale it down or remove it")
-                check_whole(content, picture.format)
-                with FOR_PIXELS.take(width * height * BYTES):
-                    picture.load()
-                    yield picture
+            with Image.open(BytesIO(content), formats=formats) as header:
+                width, height = header.size
+            if width * height > PIXELS:
+                raise Image.DecompressionBombError(f"{width}x{height} pixels")
+            del header
+            with FOR_PIXELS.take(width * height * BYTES):
+                made = _decoded(content, formats, use)
+                if width * height > 2**20:
+                    give_back()
+            return made
     except DataError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{path} is too large ({error}): scale it down or remove it") from error
+        problem = f"{path} is too large ({error}): scale it down or remove it"
     except Exception as error:  # decoders raise whatever a broken file makes them stumble over
-        raise DataError(f"{path} is not a readable image ({error}): replace or remove it") from error
+        problem = f"{path} is not a readable image ({error}): replace or remove it"
+    raise DataError(problem)  # without its cause, whose frames hold the picture
 
 
-def check_whole(content: bytes, format: str | None) -> None:
-    """Refuse a file that lacks pixels which its decoder would make up.
+def give_back() -> None:
+    """Have the allocator return what is free: glibc's keeps it for each thread, whose next picture may be a small one."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim:
+        trim(0)
+
+
+def _decoded(content: bytes, formats: Sequence[str], use: Callable[[Image.Image], T]) -> T:
+    from PIL import Image
+
+    with Image.open(BytesIO(content), formats=formats) as picture:
+        check_whole(content, picture)
+        return use(picture)
+
+
+def check_whole(content: bytes, picture: Image.Image) -> None:
+    """Read the pixels of a picture, and refuse it where its decoder makes up what the file lacks.
 
     Raises:
         ValueError: saying what it lacks.
     """
-    if format == "PNG":
+    if picture.format == "PNG":
         _check_png(content)
-    elif format in ("JPEG", "MPO"):
-        _check_jpeg(content)
-    elif format == "WEBP" and len(content) - len(content.rstrip(b"\0")) > max(64, len(content) // 16):
+    picture.load()
+    if picture.format in ("JPEG", "MPO"):
+        _check_jpeg(content, picture)
+    # Large areas of one colour end in zeros too, as a twentieth of the file.
+    elif picture.format == "WEBP" and len(content) - len(content.rstrip(b"\0")) > max(64, len(content) // 8):
         raise ValueError("it ends in zeros")
 
 
@@ -170,11 +196,28 @@ def _rows(header: bytes) -> int:
 _MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")
 
 
-def _check_jpeg(content: bytes) -> None:
+def _end_of_jpeg(content: bytes) -> int:
     """Walk over its segments to the mark of its end; cameras put more behind it."""
     start = 2
     while (marker := _MARKER.search(content, start)) is not None:
         if marker[1] == b"\xd9":
-            return
+            return marker.start()
         start = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2])
     raise ValueError("its end is missing")
+
+
+def _check_jpeg(content: bytes, picture: Image.Image) -> None:
+    """Refuse a JPEG that ends before its last pixel: bytes that are put before its end would be taken for pixels.
+
+    What is missing is painted in one colour, so that only few pictures need to be read twice.
+    """
+    from PIL import Image, ImageChops
+
+    end = _end_of_jpeg(content)
+    width, height = picture.size
+    corner = picture.crop(((width - 1) // 8 * 8, (height - 1) // 8 * 8, width, height)).convert("RGB")
+    if all(low == high for low, high in corner.getextrema()):
+        longer = BytesIO(content[:end] + bytes(range(1, 128)) + b"\xff\xd9")
+        with Image.open(longer, formats=("JPEG",)) as other:
+            if ImageChops.difference(picture, other).getbbox(alpha_only=False):
+                raise ValueError("rows are missing")

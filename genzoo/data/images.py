@@ -45,7 +45,7 @@ import numpy as np
 import torch
 
 from genzoo.data.dataset import DataError, DataSet, Split
-from genzoo.data.decoding import opened, picture_names
+from genzoo.data.decoding import decoded, picture_names
 from genzoo.prob.random import seed_of
 
 if TYPE_CHECKING:
@@ -441,12 +441,13 @@ def _read_picture(path: Path, size: int, channels: int) -> np.ndarray:
     """Read one picture as uint8, (channels, size, size)."""
     from PIL import Image, ImageOps
 
-    with opened(path, FORMATS) as file:
+    def square(file: Image.Image) -> np.ndarray:
         ImageOps.exif_transpose(file, in_place=True)
         picture, mode = _flatten(file), "RGB" if channels == 3 else "L"
         picture = picture if picture.mode == mode else picture.convert(mode)
-        square = ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
-    return np.array(square).reshape(size, size, channels).transpose(2, 0, 1)
+        return np.array(ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS))
+
+    return decoded(path, FORMATS, square).reshape(size, size, channels).transpose(2, 0, 1)
 
 
 def _flatten(picture: Image.Image) -> Image.Image:

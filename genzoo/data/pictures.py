@@ -7,17 +7,21 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from genzoo.data.dataset import DataError
-from genzoo.data.decoding import opened, picture_names
+from genzoo.data.decoding import decoded, picture_names
 from genzoo.prob.measure import to_bytes
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+DENSE = 100  # times that an array of samples may be larger than its file
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # the decoders of Pillow that a file may reach, whatever its name
 
 
@@ -119,6 +123,13 @@ def _read_array(path: Path) -> np.ndarray:
             names = [name for name in ("samples", "arr_0", "images") if name in arrays.files] or list(arrays.files)
             if not names:
                 raise DataError(f"samples={path}: holds no array")
+            packed = next(
+                member for member in arrays.zip.infolist() if member.filename in (names[0], f"{names[0]}.npy")
+            )
+            if packed.file_size > max(DENSE * packed.compress_size, 2**27):
+                raise DataError(
+                    f"samples={path}: unpacks to {packed.file_size} bytes, more than {DENSE} times its size: write it by np.savez"
+                )
             return arrays[names[0]]
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         if isinstance(error, DataError):
@@ -128,10 +139,12 @@ def _read_array(path: Path) -> np.ndarray:
 
 def _read_picture(path: Path, shape: Sequence[int]) -> Tensor:
     C, H, W = shape
-    with opened(path, FORMATS) as image:
+
+    def pixels(image: Image.Image) -> np.ndarray:
         if image.size != (W, H):
             raise DataError(f"{path}: is {image.size[0]}x{image.size[1]}, the data are {W}x{H}: resize it yourself")
         if image.mode not in ("L", "RGB"):
             raise DataError(f"{path}: has the mode {image.mode}; store it as 8-bit grey or RGB")
-        pixels = np.asarray(image.convert("L" if C == 1 else "RGB"))
-    return torch.from_numpy(pixels.reshape(H, W, C).copy()).permute(2, 0, 1)
+        return np.array(image.convert("L" if C == 1 else "RGB"))
+
+    return torch.from_numpy(decoded(path, FORMATS, pixels).reshape(H, W, C)).permute(2, 0, 1)
