@@ -37,16 +37,16 @@ SECRET_KEYS = """
     accessToken accesstoken auth_token refresh_token id_token session_token token hf_token github_token bot_token
     github_pat OAuthToken private_key privateKey private_key_pem ssh_key encryption_key signing_key account_key AccountKey
     credentials credential auth authorization Authorization proxy_auth jwt cookie bearer api_keys access_tokens
-""".split()
+"""
 HARMLESS_KEYS = """
     num_tokens tokens max_tokens tokenizer key keys key_dim keyword monkey author authors secretary passes bypass low_pass
     optimizer.key sort_key public_key primary_key hotkey token_dim token_type tokenize pad_token eos_token mask_token
     class_token start_token password_file secret_name token_path authentic authority compass passage pwd_dir cookies_eaten
     monkeys turkey keynote seed sampler.steps images_seen
-""".split()
+"""
 
 
-@pytest.mark.parametrize("key", SECRET_KEYS)
+@pytest.mark.parametrize("key", SECRET_KEYS.split())
 def test_texts_under_a_secret_name_are_blotted_and_numbers_are_not(key):
     assert blot({key: "some thing"}) == {key: MARK}
     assert blot({"a": [{key: ["one", {"b": "two"}]}]}) == {"a": [{key: [MARK, {"b": MARK}]}]}
@@ -66,7 +66,7 @@ def test_texts_under_a_secret_name_are_blotted_and_numbers_are_not(key):
         assert blot(text) == text and redact_words([text]) == [text]
 
 
-@pytest.mark.parametrize("key", HARMLESS_KEYS)
+@pytest.mark.parametrize("key", HARMLESS_KEYS.split())
 def test_harmless_names_stay(key):
     for value in (
         {key: "some-thing 5"},

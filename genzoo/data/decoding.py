@@ -90,7 +90,7 @@ def picture_names(root: Path, suffixes: Sequence[str]) -> list[PurePosixPath]:
     return sorted(names)
 
 
-def decoded(path: Path, formats: Sequence[str], use: Callable[[Image.Image], T]) -> T:
+def decoded(path: Path, formats: tuple[str, ...], use: Callable[[Image.Image], T]) -> T:
     """Read a picture, and return what is made of it; the memory that this needs is held meanwhile.
 
     Args:
@@ -135,7 +135,7 @@ def give_back() -> None:
         trim(0)
 
 
-def _decoded(content: bytes, formats: Sequence[str], use: Callable[[Image.Image], T]) -> T:
+def _decoded(content: bytes, formats: tuple[str, ...], use: Callable[[Image.Image], T]) -> T:
     from PIL import Image
 
     with Image.open(BytesIO(content), formats=formats) as picture:
@@ -216,7 +216,7 @@ def _check_jpeg(content: bytes, picture: Image.Image) -> None:
     end = _end_of_jpeg(content)
     width, height = picture.size
     corner = picture.crop(((width - 1) // 8 * 8, (height - 1) // 8 * 8, width, height)).convert("RGB")
-    if all(low == high for low, high in corner.getextrema()):
+    if corner.getcolors(1):
         longer = BytesIO(content[:end] + bytes(range(1, 128)) + b"\xff\xd9")
         with Image.open(longer, formats=("JPEG",)) as other:
             if ImageChops.difference(picture, other).getbbox(alpha_only=False):

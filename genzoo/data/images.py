@@ -175,7 +175,7 @@ def _read_idx(path: Path, ndim: int) -> np.ndarray:
     No more is unpacked than the sizes say.
     """
     packed = io.BytesIO(_read(path, IDX_BYTES))
-    stream: BinaryIO = gzip.GzipFile(fileobj=packed) if path.suffix == ".gz" else packed
+    stream: io.BufferedIOBase = gzip.GzipFile(fileobj=packed) if path.suffix == ".gz" else packed
     try:
         header = stream.read(4 + 4 * ndim)
         shape = np.frombuffer(header[4:], ">u4").tolist() if len(header) == 4 + 4 * ndim else [0]

@@ -128,7 +128,7 @@ def _read_array(path: Path) -> np.ndarray:
             )
             if packed.file_size > max(DENSE * packed.compress_size, 2**27):
                 raise DataError(
-                    f"samples={path}: unpacks to {packed.file_size} bytes, more than {DENSE} times its size: write it by np.savez"
+                    f"samples={path}: unpacks to {packed.file_size} bytes, over {DENSE} times its size: write it by np.savez"
                 )
             return arrays[names[0]]
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
