@@ -203,10 +203,7 @@ def _redact(value: Any, known: _Known, found: set[str], secret: bool = False) ->
 
 
 def _redact_key(key: Any, known: _Known) -> Any:
-    if not isinstance(key, str):
-        return key
-    blotted = known.in_key.sub(MARK, key) if known.in_key else key
-    blotted = _SHAPES.sub(_keep_before, blotted)
+    blotted = _blot_key(key, known.in_key) if isinstance(key, str) else key
     return key if blotted == key else blotted
 
 
@@ -215,7 +212,8 @@ def _redact_text(text: str, known: _Known, found: set[str], secret: bool = False
         found.add(text)
         return MARK
     blotted, secrets = _blot(text, known.in_text)
-    found.update(secrets)
+    if secrets:
+        found.update(secrets)
     return text if blotted == text else blotted
 
 
@@ -225,6 +223,11 @@ def _redact_word(word: str, known: _Known, found: set[str]) -> str:
         return _redact_text(word, known, found)
     value = _redact_text(value, known, found, secret=_is_secret(key.lstrip("+~-")))
     return f"{_redact_text(key, known, found)}={value}"
+
+
+@lru_cache(4096)
+def _blot_key(key: str, known: re.Pattern[str] | None) -> str:
+    return _SHAPES.sub(_keep_before, known.sub(MARK, key) if known else key)
 
 
 @lru_cache(4096)  # a report of many runs reads the same few words again and again
