@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from genzoo.redact import redact, redact_words, remember
+
 BAD_INPUT, INTERRUPTED = 2, 130
 
 
@@ -24,6 +26,7 @@ def main() -> None:
     from genzoo.commands.config import VERBS, UsageError, nearest, one_comparison, preflight
 
     words = sys.argv[1:]
+    remember({}, words)
     parser = get_args_parser()
     parser.error = fail  # type: ignore[method-assign]
     flags = parser.parse_intermixed_args(words)
@@ -78,7 +81,7 @@ def by_hydra(verb: str, options: list[str], overrides: list[str], *, sweep: bool
             try:
                 plain = validate(verb, config)
             except UsageError as error:
-                ended = Ended(" ".join(words), error.exit_code, str(error), None)
+                ended = Ended(" ".join(redact_words(words)), error.exit_code, str(error), None)
             else:
                 ended = do(sweep_name, verb, child_options, words, plain, dict(hydra_config.runtime.choices))
             ended.write(Path(scratch), hydra_config.job.num)
@@ -140,7 +143,7 @@ def attempt(work: Callable[..., None], *arguments: Any) -> tuple[str, int] | Non
 
 def complain(message: str) -> None:
     """Say in one line on stderr what is wrong."""
-    print(f"genzoo: {' '.join(message.split())}", file=sys.stderr)
+    print(f"genzoo: {redact(' '.join(message.split()))}", file=sys.stderr)
 
 
 def fail(message: str, code: int = BAD_INPUT) -> NoReturn:

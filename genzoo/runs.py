@@ -34,6 +34,8 @@ from typing import Any
 
 import yaml
 
+from genzoo.redact import redact, redact_words
+
 try:
     import fcntl
 except ImportError:  # on Windows a run has no lock
@@ -119,9 +121,9 @@ def _finite(value: Any) -> Any:
 
 
 def to_json(value: Any, indent: int | None = 2) -> bytes:
-    """Write plain types as JSON, numbers that are not finite as null."""
+    """Write plain types as JSON, numbers that are not finite as null and secrets blotted out."""
     separators = None if indent else (",", ":")
-    return (json.dumps(_finite(value), indent=indent, separators=separators, allow_nan=False) + "\n").encode()
+    return (json.dumps(_finite(redact(value)), indent=indent, separators=separators, allow_nan=False) + "\n").encode()
 
 
 def now() -> str:
@@ -142,7 +144,7 @@ def provenance() -> dict[str, Any]:
     commit = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     packages = ("genzoo", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core", "numpy")
     return {
-        "command": shlex.join(["python", "-m", "genzoo", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "genzoo", *redact_words(sys.argv[1:])]),
         "git_commit": commit.stdout.strip() or None,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "machine": {"system": platform.platform(), "cpu": processor(), "cores": os.cpu_count()},
@@ -197,7 +199,7 @@ class Run:
         Args:
             root: of all runs.
             name: of the family and the data.
-            config: plain types.
+            config: plain types; secrets are not kept.
             job: the name of what was asked for, as ``job_id`` gives it.
 
         Raises:
@@ -214,7 +216,7 @@ class Run:
                 if error.errno in _FULL:
                     raise
             raise RunError(f"outputs={root}: {error.filename}: {error.strerror}") from error
-        write_atomically(path / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
+        write_atomically(path / "config.yaml", yaml.safe_dump(redact(config), sort_keys=False).encode())
         run = cls(path)
         run.update_status(schema=SCHEMA, state="running", started=now(), pid=os.getpid(), job=job, **provenance())
         return run

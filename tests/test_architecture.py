@@ -30,9 +30,10 @@ LAYERS: dict[str, set[str]] = {
     "families": MODELS,
     "data": {"prob"},
     "metrics": {"model", "prob", "runs"},
-    "runs": set(),
-    "report": {"runs"},
-    "training": {"model", "prob", "data", "metrics", "runs"},
+    "redact": set(),
+    "runs": {"redact"},
+    "report": {"redact", "runs"},
+    "training": {"model", "prob", "data", "metrics", "redact", "runs"},
     "commands": {
         "model",
         "prob",
@@ -42,11 +43,12 @@ LAYERS: dict[str, set[str]] = {
         "guidance",
         "data",
         "metrics",
+        "redact",
         "runs",
         "report",
         "training",
     },
-    "__main__": {"commands", "data", "runs", "training"},
+    "__main__": {"commands", "data", "redact", "runs", "training"},
     "__init__": {"commands", "families"},  # names, resolved when they are asked for
 }
 # Packages that only some layers may know of.
@@ -111,8 +113,11 @@ def test_training_knows_of_data_only_the_loader():
 
 
 def test_a_run_stands_on_the_standard_library_and_yaml():
-    tops = {name.partition(".")[0] for name in imports(SOURCES["genzoo/runs.py"])}
-    assert tops - sys.stdlib_module_names == {"yaml"}
+    tops = {
+        name: {module.partition(".")[0] for module in imports(SOURCES[f"genzoo/{name}.py"])} - sys.stdlib_module_names
+        for name in ("redact", "runs")
+    }
+    assert tops == {"redact": set(), "runs": {"yaml", "genzoo"}}
 
 
 @pytest.mark.parametrize("package", CONFINED)

@@ -57,6 +57,7 @@ def write(folders: Sequence[str], out: Path, title: str | None = None) -> Path:
         RunError: where there is no run.
         UsageError: where nothing can be written.
     """
+    from genzoo.redact import redact
     from genzoo.report import leaderboard, page, records, texts
     from genzoo.runs import write_atomically
 
@@ -68,7 +69,7 @@ def write(folders: Sequence[str], out: Path, title: str | None = None) -> Path:
     files = {
         "leaderboard.csv": texts.to_csv(tables),
         "leaderboard.md": texts.to_markdown(tables, unfinished),
-        "index.html": page.build(title, found, tables, unfinished),
+        "index.html": page.build(redact(title), found, tables, unfinished),
     }
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -29,6 +29,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from genzoo.redact import remember
 from genzoo.runs import OF_NO_MATTER
 
 MAY_CHANGE = ("resume", "trust", "timeout", *(key for key in OF_NO_MATTER if "." in key))  # where a run is gone on with
@@ -258,6 +259,7 @@ def validate(verb: str, config: DictConfig) -> dict[str, Any]:
         plain = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise UsageError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    remember(plain)  # for the messages that quote them
     return check(verb, plain)
 
 

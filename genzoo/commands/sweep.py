@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from genzoo.redact import redact_words
 from genzoo.runs import Run, RunError, job_id, to_json, write_atomically
 
 TIMED_OUT = 4  # resources: the exit code of a job that took too long
@@ -89,7 +90,7 @@ def do(
         config: validated, plain types.
         choices: what was chosen of each group.
     """
-    trains, said = verb == "train", " ".join(words)
+    trains, said = verb == "train", " ".join(redact_words(words))
     before = best_of(list(runs_of(config, choices))) if trains else None
     if before and before.status.get("state") == "done":
         print(f"done before: {before.path}", flush=True)

@@ -38,13 +38,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
 
 from genzoo.data.dataset import DataError, DataSet, Split
+from genzoo.data.decoding import decoded, picture_names
 from genzoo.prob.random import seed_of
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's pac
 DIGITS = tuple("0123456789")
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TIMEOUT = 10  # seconds that a server may stay silent
+# Bytes that no real file has: the largest idx file has 47 million, CIFAR-10's archive 170 million and 186 million unpacked.
+IDX_BYTES, ARCHIVE_BYTES = 2**26, 2**28
+MEMBERS = 100  # of the archive, which has 9
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ("PNG", "JPEG", "WEBP")  # the decoders of Pillow that a file may reach, whatever its name
 
@@ -137,7 +141,8 @@ def _idx_dataset(
     if paths is None:
         for filename, md5 in source.resources:
             if not (home / filename).is_file():
-                _download([mirror + filename for mirror in source.mirrors], home / filename, md5, download)
+                urls = [mirror + filename for mirror in source.mirrors]
+                _download(urls, home / filename, md5, download, IDX_BYTES)
         paths = [home / filename for filename in filenames]
     train_x, train_y, test_x, test_y = paths
     return DataSet(
@@ -165,18 +170,22 @@ def _idx_split(images: Path, labels: Path, num_classes: int) -> Split:
 
 
 def _read_idx(path: Path, ndim: int) -> np.ndarray:
-    """Read a file of bytes in the idx format: two zeros, type 8, the rank, big-endian sizes, the bytes."""
-    content = _read(path)
-    if path.suffix == ".gz":
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{path} is damaged ({error}): delete it and fetch it again") from error
-    start = 4 + 4 * ndim
-    shape = np.frombuffer(content[4:start], ">u4").tolist() if len(content) >= start else None
-    if shape is None or content[:4] != bytes((0, 0, 8, ndim)) or len(content) - start != math.prod(shape):
+    """Read a file of bytes in the idx format: two zeros, type 8, the rank, big-endian sizes, the bytes.
+
+    No more is unpacked than the sizes say.
+    """
+    packed = io.BytesIO(_read(path, IDX_BYTES))
+    stream: io.BufferedIOBase = gzip.GzipFile(fileobj=packed) if path.suffix == ".gz" else packed
+    try:
+        header = stream.read(4 + 4 * ndim)
+        shape = np.frombuffer(header[4:], ">u4").tolist() if len(header) == 4 + 4 * ndim else [0]
+        size = math.prod(shape)
+        content = stream.read(size + 1) if size <= IDX_BYTES else b""  # one more, after which the checksum is compared
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is damaged ({error}): delete it and fetch it again") from error
+    if header[:4] != bytes((0, 0, 8, ndim)) or len(content) != size:
         raise DataError(f"{path} is not a whole idx file of bytes with {ndim} dimensions: delete it and fetch it again")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()
+    return np.frombuffer(content, np.uint8).reshape(shape).copy()
 
 
 # CIFAR-10: pickled batches, in a folder or in the archive
@@ -201,11 +210,11 @@ def cifar10(root: str | Path, download: bool = True, source: type[CIFAR10] | Non
     names = [name for name, _ in (*source.train_list, *source.test_list)]
     folder, archive = root / source.base_folder, root / source.filename
     if all((folder / name).is_file() for name in names):
-        batches = {name: _read(folder / name) for name in names}
+        batches = {name: _read(folder / name, ARCHIVE_BYTES) for name in names}
         home = folder
     else:
         if not archive.is_file():
-            _download([source.url], archive, source.tgz_md5, download)
+            _download([source.url], archive, source.tgz_md5, download, ARCHIVE_BYTES)
         batches = _read_archive(archive, source.tgz_md5, [f"{source.base_folder}/{name}" for name in names])
         home = archive / source.base_folder
     train, test = (
@@ -217,12 +226,14 @@ def cifar10(root: str | Path, download: bool = True, source: type[CIFAR10] | Non
 
 def _read_archive(path: Path, md5: str, wanted: Sequence[str]) -> dict[str, bytes]:
     """Read members of a tar archive into memory, under their last names; nothing is extracted."""
-    content = _read(path)
+    content = _read(path, ARCHIVE_BYTES)
     _check_md5(path, content, md5)
     files = {}
     try:
-        with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
-            for member in archive:
+        with tarfile.open(fileobj=_Bounded(fileobj=io.BytesIO(content)), mode="r:") as archive:
+            for number, member in enumerate(archive):
+                if number >= MEMBERS:
+                    raise DataError(f"{path} holds more than {MEMBERS} files: do not use this archive")
                 name = PurePosixPath(member.name)
                 if name.is_absolute() or ".." in name.parts or not (member.isfile() or member.isdir()):
                     raise DataError(f"{path} holds {member.name!r}, a link or a path outside: do not use this archive")
@@ -235,6 +246,20 @@ def _read_archive(path: Path, md5: str, wanted: Sequence[str]) -> dict[str, byte
         if PurePosixPath(lacking).name not in files:
             raise DataError(f"{path} lacks {lacking}: delete it and fetch it again")
     return files
+
+
+class _Bounded(gzip.GzipFile):
+    """Unpacks no more than an archive can have; tarfile itself believes every size that it reads."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or size < 0 or self.tell() + size > ARCHIVE_BYTES:
+            raise tarfile.ReadError(f"it unpacks to more than {ARCHIVE_BYTES} bytes")
+        return super().read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence == io.SEEK_END or offset > ARCHIVE_BYTES:
+            raise tarfile.ReadError(f"it unpacks to more than {ARCHIVE_BYTES} bytes")
+        return super().seek(offset, whence)
 
 
 def _cifar_split(batches: Sequence[tuple[Path, bytes, str]]) -> Split:
@@ -271,11 +296,15 @@ class _ArrayUnpickler(pickle.Unpickler):
 # Bytes, checksums and downloads
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, most: int) -> bytes:
     try:
-        return path.read_bytes()
+        with open(path, "rb") as file:
+            content = file.read(min(os.fstat(file.fileno()).st_size, most) + 1)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error}): make it readable") from error
+    if len(content) > most:
+        raise DataError(f"{path} has more than {most} bytes, as no real one has: delete it and fetch it again")
+    return content
 
 
 def _check_md5(path: Path, content: bytes, expected: str) -> None:
@@ -288,11 +317,12 @@ def _md5(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
-def _download(urls: Sequence[str], path: Path, md5: str, allowed: bool) -> None:
+def _download(urls: Sequence[str], path: Path, md5: str, allowed: bool, most: int) -> None:
     """Fetch a file from the first address that has it; the disk is touched only once the checksum fits.
 
     Raises:
-        DataError: if downloads are not allowed, every address fails, or the file cannot be written.
+        DataError: if downloads are not allowed, every address fails or sends more than ``most`` bytes, or the file cannot be
+            written.
     """
     reason = "download=False"
     for url in urls if allowed else ():
@@ -300,7 +330,7 @@ def _download(urls: Sequence[str], path: Path, md5: str, allowed: bool) -> None:
         try:
             request = Request(url, headers={"User-Agent": "genzoo"})  # noqa: S310  torchvision's own addresses
             with urlopen(request, timeout=TIMEOUT) as response:  # noqa: S310
-                content = response.read()
+                content = _receive(response, most)
         except (OSError, HTTPException) as error:
             reason = str(error)
             continue
@@ -311,6 +341,16 @@ def _download(urls: Sequence[str], path: Path, md5: str, allowed: bool) -> None:
     raise DataError(
         f"{path.name} is missing and was not downloaded ({reason}): get it from {urls[0]} and put it at {path}"
     )
+
+
+def _receive(response: BinaryIO, most: int) -> bytes:
+    """Read what a server sends, until it is more than a file can have."""
+    content = bytearray()
+    while piece := response.read(2**20):
+        content += piece
+        if len(content) > most:
+            raise OSError(f"the server sends more than {most} bytes")
+    return bytes(content)
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -348,8 +388,8 @@ def folder(root: str | Path, size: int, channels: int = 3, test_fraction: float 
         test_fraction: expected share of test images, in (0, 1).
 
     Raises:
-        DataError: if the folder is missing or has no pictures, a picture cannot be read or is larger than Pillow's
-            limit, or one side of the split would be empty.
+        DataError: if the folder is missing or has no pictures, a picture cannot be read, is not whole or has more than 50
+            million pixels, or one side of the split would be empty.
     """
     from PIL import Image
 
@@ -385,9 +425,7 @@ def _picture_names(root: Path) -> list[PurePosixPath]:
     """List the pictures under a folder by their relative paths, sorted."""
     if not root.is_dir():
         raise DataError(f"{root} is not a folder: give a folder of {', '.join(SUFFIXES)} files")
-    names = [PurePosixPath(path.relative_to(root).as_posix()) for path in root.rglob("*") if path.is_file()]
-    visible = [name for name in names if not any(part.startswith(".") for part in name.parts)]
-    pictures = sorted(name for name in visible if name.suffix.lower() in SUFFIXES)
+    pictures = picture_names(root, SUFFIXES)
     if not pictures:
         raise DataError(f"{root} holds no images: put {', '.join(SUFFIXES)} files in it or in its sub-folders")
     return pictures
@@ -403,15 +441,13 @@ def _read_picture(path: Path, size: int, channels: int) -> np.ndarray:
     """Read one picture as uint8, (channels, size, size)."""
     from PIL import Image, ImageOps
 
-    try:
-        with Image.open(path, formats=FORMATS) as file:
-            picture = _flatten(ImageOps.exif_transpose(file)).convert("RGB" if channels == 3 else "L")
-            square = ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{path} is too large ({error}): scale it down or remove it") from error
-    except Exception as error:  # decoders raise whatever a broken file makes them stumble over
-        raise DataError(f"{path} is not a readable image ({error}): replace or remove it") from error
-    return np.array(square).reshape(size, size, channels).transpose(2, 0, 1)
+    def square(file: Image.Image) -> np.ndarray:
+        ImageOps.exif_transpose(file, in_place=True)
+        picture, mode = _flatten(file), "RGB" if channels == 3 else "L"
+        picture = picture if picture.mode == mode else picture.convert(mode)
+        return np.array(ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS))
+
+    return decoded(path, FORMATS, square).reshape(size, size, channels).transpose(2, 0, 1)
 
 
 def _flatten(picture: Image.Image) -> Image.Image:
@@ -420,8 +456,12 @@ def _flatten(picture: Image.Image) -> Image.Image:
 
     if picture.mode.startswith("I"):
         levels = np.asarray(picture).astype(np.uint32)
-        return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+        levels += 128
+        levels //= 257
+        return Image.fromarray(levels.astype(np.uint8))
     if not picture.has_transparency_data:
         return picture
-    picture = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    picture = picture if picture.mode == "RGBA" else picture.convert("RGBA")
+    paper = Image.new("RGB", picture.size, "white")
+    paper.paste(picture, mask=picture)
+    return paper

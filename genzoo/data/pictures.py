@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
+import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from genzoo.data.dataset import DataError
+from genzoo.data.decoding import decoded, picture_names
 from genzoo.prob.measure import to_bytes
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+DENSE = 100  # times that an array of samples may be larger than its file
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # the decoders of Pillow that a file may reach, whatever its name
 
 
 def as_bytes(x: Tensor, levels: int) -> np.ndarray:
@@ -81,13 +88,17 @@ def read_samples(path: Path, shape: Sequence[int], levels: int | None) -> Tensor
     Raises:
         DataError: for what is no such folder or file, or does not fit the data.
     """
+    from PIL import Image
+
     if path.is_dir():
         if levels is None:
             raise DataError(f"samples={path}: points of the plane come in an .npz file")
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-        if not files:
+        names = picture_names(path, SUFFIXES)
+        if not names:
             raise DataError(f"samples={path}: holds no {', '.join(SUFFIXES)}")
-        return torch.stack([_read_picture(file, shape) for file in files])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return torch.stack([_read_picture(path / name, shape) for name in names])
     if not path.is_file():
         raise DataError(f"samples={path}: no such folder or file")
     array = _read_array(path)
@@ -112,6 +123,13 @@ def _read_array(path: Path) -> np.ndarray:
             names = [name for name in ("samples", "arr_0", "images") if name in arrays.files] or list(arrays.files)
             if not names:
                 raise DataError(f"samples={path}: holds no array")
+            packed = next(
+                member for member in arrays.zip.infolist() if member.filename in (names[0], f"{names[0]}.npy")
+            )
+            if packed.file_size > max(DENSE * packed.compress_size, 2**27):
+                raise DataError(
+                    f"samples={path}: unpacks to {packed.file_size} bytes, over {DENSE} times its size: write it by np.savez"
+                )
             return arrays[names[0]]
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         if isinstance(error, DataError):
@@ -120,16 +138,13 @@ def _read_array(path: Path) -> np.ndarray:
 
 
 def _read_picture(path: Path, shape: Sequence[int]) -> Tensor:
-    from PIL import Image
-
     C, H, W = shape
-    try:
-        with Image.open(path) as image:
-            if image.size != (W, H):
-                raise DataError(f"{path}: is {image.size[0]}x{image.size[1]}, the data are {W}x{H}: resize it yourself")
-            if image.mode not in ("L", "RGB"):
-                raise DataError(f"{path}: has the mode {image.mode}; store it as 8-bit grey or RGB")
-            pixels = np.asarray(image.convert("L" if C == 1 else "RGB"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-    return torch.from_numpy(pixels.reshape(H, W, C).copy()).permute(2, 0, 1)
+
+    def pixels(image: Image.Image) -> np.ndarray:
+        if image.size != (W, H):
+            raise DataError(f"{path}: is {image.size[0]}x{image.size[1]}, the data are {W}x{H}: resize it yourself")
+        if image.mode not in ("L", "RGB"):
+            raise DataError(f"{path}: has the mode {image.mode}; store it as 8-bit grey or RGB")
+        return np.array(image.convert("L" if C == 1 else "RGB"))
+
+    return torch.from_numpy(decoded(path, FORMATS, pixels).reshape(H, W, C)).permute(2, 0, 1)

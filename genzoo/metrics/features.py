@@ -360,7 +360,7 @@ def _published_inception() -> bytes:
                 return content
     try:
         with urlopen(Request(INCEPTION_URL, headers={"User-Agent": "genzoo"}), timeout=TIMEOUT) as response:
-            content = response.read()
+            content = response.read(2**28)  # more than it has
     except OSError as error:
         raise FeatureError(
             f"metrics.features=inception: {file} is not in {home.parent} and was not downloaded ({_first_line(error)}): "

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from genzoo.redact import redact
 from genzoo.runs import Run, RunError
 
 # Parts of a configuration that do not change what is trained: where it is written, and how it is looked at.
@@ -126,10 +127,12 @@ def read(paths: Iterable[Path]) -> tuple[list[Record], list[str]]:
         try:
             run = Run(path)
             name = path.resolve().relative_to(common).as_posix()
-            record = Record(path, name, run.config, run.status, list(run.results()))
+            # Runs of other programs, and of former versions, may hold secrets.
+            kept = redact([name, run.config, run.status, list(run.results())])
+            record = Record(path, *kept)
             records.append(record)
             # A record that is damaged takes the curves of its run away, not the scores.
             record.events.extend(event for event in run.events() if isinstance(event, Mapping))
         except (RunError, OSError) as error:
-            broken.append(" ".join(str(error).split()))
+            broken.append(redact(" ".join(str(error).split())))
     return records, broken

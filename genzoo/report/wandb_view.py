@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from genzoo.redact import redact
 from genzoo.report import leaderboard, records, texts
 from genzoo.runs import RunError, write_atomically
 
@@ -40,7 +41,7 @@ def log(folders: Sequence[str], out: Path, project: str, group: str | None, *, o
     try:
         run = wandb.init(
             project=project,
-            group=group,
+            group=redact(group),
             name="comparison",
             job_type="comparison",
             dir=str(out.resolve()),
@@ -48,7 +49,13 @@ def log(folders: Sequence[str], out: Path, project: str, group: str | None, *, o
             tags=list(dict.fromkeys(table.data for table in tables)),
             config={"runs": [record.name for record in found]},
             settings=wandb.Settings(
-                init_timeout=20, finish_timeout=120, x_disable_meta=True, console="off", silent=True, save_code=False
+                init_timeout=20,
+                finish_timeout=120,
+                x_disable_meta=True,
+                disable_git=True,  # the address of a repository may hold a token
+                console="off",
+                silent=True,
+                save_code=False,
             ),
         )
     except Exception as error:

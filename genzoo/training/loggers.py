@@ -19,6 +19,7 @@ from urllib.parse import urlparse
 
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
+from genzoo.redact import redact
 from genzoo.runs import Run
 
 
@@ -97,7 +98,11 @@ class Steadfast(WandbLogger):
             work()
         except Exception as error:
             self.lost = True
-            print(f"genzoo: wandb fails, and the run goes on without it: {error!r}", file=sys.stderr, flush=True)
+            print(
+                f"genzoo: wandb fails, and the run goes on without it: {redact(repr(error))}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self.quietly(lambda: super(Steadfast, self).log_metrics(metrics, step))
@@ -140,18 +145,22 @@ class WandB(Records):
         except Exception as error:
             if offline:
                 raise
-            print(f"genzoo: wandb cannot be reached, the run is kept offline: {error!r}", file=sys.stderr, flush=True)
+            print(
+                f"genzoo: wandb cannot be reached, the run is kept offline: {redact(repr(error))}",
+                file=sys.stderr,
+                flush=True,
+            )
             return self._open(run, config, True)
 
     def _open(self, run: Run, config: dict[str, Any], offline: bool) -> Logger:
-        status = run.status
+        config, status = redact(config), run.status
         budget = {name: value for name, value in config["budget"].items() if value is not None and name != "samples"}
         logger = Steadfast(
-            name=f"{run.path.parent.name}/{run.path.name}",
+            name=redact(f"{run.path.parent.name}/{run.path.name}"),
             version=run.path.name,  # under which a run that is gone on with is found again
             save_dir=str(run.path.resolve()),  # wandb's service may have been started elsewhere
             project=self.project,
-            group=self.group or os.environ.get("GENZOO_SWEEP"),
+            group=redact(self.group or os.environ.get("GENZOO_SWEEP")),
             offline=offline,
             mode="offline" if offline else "online",  # the variable that Lightning sets is read once a process
             tags=[
@@ -165,6 +174,7 @@ class WandB(Records):
                 "init_timeout": 20,
                 "finish_timeout": 120,
                 "x_disable_meta": True,
+                "disable_git": True,  # the address of a repository may hold a token
                 "console": "off",
                 "silent": True,
             },
