@@ -131,7 +131,7 @@ def parse_json(data: bytes) -> Any:
         ValueError: for anything else.
     """
     try:
-        value = json.loads(data, object_pairs_hook=_once)
+        value = json.loads(data.decode(), object_pairs_hook=_once)
     except RecursionError as error:
         raise ValueError(f"nested more than {DEPTH} deep") from error
     _check_plain(value)
@@ -162,6 +162,13 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
         return super().construct_mapping(node, deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, which writes what stands in two places twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 def parse_yaml(data: bytes) -> Any:
     """Read YAML that a run may hold: no tags, no aliases, no key twice.
 
@@ -178,7 +185,11 @@ def parse_yaml(data: bytes) -> Any:
             if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None:
                 line = event.start_mark.line + 1
                 raise ValueError(f"an alias or a tag in line {line}, which no configuration of a run has")
-        value = yaml.load(data, Loader=_Loader)  # noqa: S506  a safe loader
+        loader = _Loader(data)
+        try:
+            value = loader.get_single_data()
+        finally:
+            loader.dispose()
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())[:300]) from error
     _check_plain(value)
@@ -285,7 +296,7 @@ class Run:
             raise RunError(f"outputs={root}: {error.filename}: {error.strerror}") from error
         for folder in ("checkpoints", "samples", "results"):
             (path / folder).mkdir()
-        write_atomically(path / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
+        write_atomically(path / "config.yaml", yaml.dump(config, Dumper=_Dumper, sort_keys=False).encode())
         run = cls(path)
         run.update_status(schema=SCHEMA, state="running", started=now(), pid=os.getpid(), job=job, **provenance())
         return run

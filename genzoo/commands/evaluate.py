@@ -24,6 +24,7 @@ def evaluate(config: dict[str, Any]) -> None:
 def evaluate_run(config: dict[str, Any]) -> None:
     """Score a run on its own data."""
     from genzoo.commands.load import load
+    from genzoo.data import DataSet
     from genzoo.runs import Run
 
     run = Run(config["run"])
@@ -44,6 +45,10 @@ def evaluate_run(config: dict[str, Any]) -> None:
     check_settings(model, settings)
     network = pick_network(settings, section, needed=True)
     data = build(section["source"], "data", trusted=False, trust=config["trust"])
+    if not isinstance(data, DataSet):
+        raise UsageError(
+            f"{run.path / 'config.yaml'}: data.source._target_={section['source']['_target_']}: makes no data"
+        )
     result = score(
         model,
         Subject(data, section["name"], bool(section.get("flip"))),

@@ -19,6 +19,12 @@ def _is_path(text: str) -> str:
     return text
 
 
+def _names_a_class(node: dict[str, Any]) -> dict[str, Any]:
+    if "_target_" not in node:
+        raise PydanticCustomError("node", "names no class; give it a _target_")
+    return node
+
+
 Positive = Annotated[int, Field(gt=0, lt=2**63)]
 NonNegative = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(gt=0, le=2**20)]
@@ -27,6 +33,7 @@ Samples = Annotated[int, Field(ge=0, le=2**24)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Place = Annotated[str, Field(min_length=1), AfterValidator(_is_path)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")]
+Node = Annotated[dict[str, Any], AfterValidator(_names_a_class)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -55,7 +62,7 @@ class Trainer(Section):
     saves: Annotated[int, Field(gt=0, le=1000)]
     scores: Annotated[int, Field(ge=0, le=1000)]
     score_samples: Annotated[int, Field(gt=0, le=2**20)]
-    learning_rate: dict[str, Any]
+    learning_rate: Node
 
 
 class Budget(Section):
@@ -72,13 +79,13 @@ class Budget(Section):
 
 
 class Data(Section):
-    name: str
+    name: Annotated[str, Field(pattern=r"^[^/\x00-\x1f]{1,100}$")]
     kind: Literal["image", "plane"]
     shape: Annotated[list[Side], Field(min_length=1, max_length=3)]
     levels: Annotated[int, Field(ge=2, le=2**16)] | None
     num_classes: Annotated[int, Field(ge=0, le=2**20)] | None
     flip: bool
-    source: dict[str, Any]
+    source: Node
     root: Place | None = None
     size: Side | None = None
     channels: Literal[1, 3] | None = None
@@ -108,15 +115,15 @@ class Metrics(Section):
 
 class Train(Section):
     trainer: Trainer
-    optimizer: dict[str, Any]
-    sampler: dict[str, Any] | None = None
-    codec: dict[str, Any] | None = None
-    prior: dict[str, Any] | None = None
-    teacher: dict[str, Any] | None = None
-    logger: dict[str, Any] | None = None
+    optimizer: Node
+    sampler: Node | None = None
+    codec: Node | None = None
+    prior: Node | None = None
+    teacher: Node | None = None
+    logger: Node | None = None
     metrics: Metrics
     budget: Budget
-    model: dict[str, Any]
+    model: Node
     data: Data
     experiment: str | None = None
     seed: Seed
@@ -148,7 +155,7 @@ def wrong_classes(asked: Any, known: int) -> str:
 
 
 class Sample(Section):
-    sampler: dict[str, Any] | None = None
+    sampler: Node | None = None
     run: Place
     n: Annotated[int, Field(gt=0, le=2**24)]
     out: Place
@@ -161,7 +168,7 @@ class Sample(Section):
 
 
 class Evaluate(Section):
-    sampler: dict[str, Any] | None = None
+    sampler: Node | None = None
     metrics: Metrics
     run: Place | None
     samples: Place | None
@@ -199,7 +206,7 @@ class Compare(Section):
     out: Place
     title: str | None
     workspace: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None
-    logger: dict[str, Any] | None = None
+    logger: Node | None = None
 
     @model_validator(mode="before")
     @classmethod

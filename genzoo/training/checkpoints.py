@@ -107,6 +107,8 @@ def read(checkpoint: Path, name: str, limit: int = 2**40) -> bytes:
         RunError: naming the file and what is wrong with it.
     """
     path, listing = checkpoint / name, checkpoint / "manifest.json"
+    if checkpoint.is_symlink():
+        raise RunError(f"{checkpoint}: is a link, of which a run has none")
     try:
         manifest = read_json(listing)
         schema, size, sha256 = manifest["schema"], manifest["files"][name]["bytes"], manifest["files"][name]["sha256"]
