@@ -39,8 +39,10 @@ CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "co
 # What Hydra raises for a command line that does not compose.
 COMPOSING = (HydraException, OmegaConfBaseException, ValueError)
 
-# How a constructor says that its arguments do not do; RuntimeError is torch's word for negative and for giant sizes.
-REFUSALS = (ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError)
+# How a constructor says that its arguments do not do, or stumbles over them, as over a network of another kind;
+# RuntimeError is torch's word for negative and for giant sizes.
+_STUMBLES = (TypeError, AttributeError, LookupError, AssertionError)
+REFUSALS = (ValueError, RuntimeError, ArithmeticError, MemoryError, *_STUMBLES)
 
 
 class UsageError(ValueError):
@@ -57,8 +59,11 @@ class Job(NamedTuple):
 
 
 def one_line(error: BaseException | str) -> str:
-    """Squeeze a message into one line."""
-    return " ".join(str(error).split())
+    """Squeeze a message into one line; of errors that say little without it, with their kind."""
+    text = " ".join(str(error).split())
+    return (
+        f"{type(error).__name__}: {text}" if isinstance(error, (AttributeError, LookupError, AssertionError)) else text
+    )
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
@@ -70,7 +75,7 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f"choose from {', '.join(choices)}" if 0 < len(choices) <= 20 else "see --help"
 
 
-def is_dotted_name(value: Any) -> bool:
+def is_full_name(value: Any) -> bool:
     """Whether a value is the full name of something in a module."""
     return isinstance(value, str) and "." in value and all(part.isidentifier() for part in value.split("."))
 
@@ -120,7 +125,10 @@ def _known(verb: str, overrides: Sequence[str]) -> set[str]:
 
 def _parse(text: str) -> Override:
     try:
-        return OverridesParser.create().parse_overrides([text])[0]
+        override = OverridesParser.create().parse_overrides([text])[0]
+        if not override.key_or_group:
+            raise UsageError(f"cannot read '{text[:200]}': it names no key")
+        return override
     except (HydraException, RecursionError) as error:
         raise UsageError(
             f"cannot read '{text[:200]}': write key=value, with quotes around special characters"
@@ -291,13 +299,16 @@ def _refusal(error: ValidationError, section: str, known: Iterable[str]) -> Usag
 
 
 def _resolve(target: Any, key: str) -> Any:
-    if not is_dotted_name(target):
+    if not is_full_name(target):
         raise UsageError(f"{key}._target_={target}: must be the full name of a class, package.module.Class")
     module, _, name = target.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
+        if not callable(found):
+            raise AttributeError(f"it is a {type(found).__name__}")
+        return found
     except (ImportError, AttributeError) as error:
-        raise UsageError(f"{key}._target_={target}: no such class: {one_line(error)}") from error
+        raise UsageError(f"{key}._target_={target}: no such class: {error}") from error
 
 
 def build(node: Any, key: str, *, trusted: bool = True, trust: Sequence[str] = (), **extra: Any) -> Any:
@@ -325,6 +336,22 @@ def build(node: Any, key: str, *, trusted: bool = True, trust: Sequence[str] = (
         return _build(node, key, REFUSALS if trusted else (Exception,), extra)
 
 
+class _Part(functools.partial):
+    """What a constructor makes its own parts with; one that cannot be made is named by its key."""
+
+    key: str
+
+    def __call__(self, /, *arguments: Any, **keywords: Any) -> Any:
+        try:
+            return super().__call__(*arguments, **keywords)
+        except UsageError:
+            raise
+        except REFUSALS as error:
+            how = ", ".join([*map(str, arguments), *(f"{name}={value}" for name, value in keywords.items())])
+            made = f"{self.func.__name__}({how[:200]}): " if isinstance(error, _STUMBLES) else ""
+            raise UsageError(f"{self.key}: {made}{one_line(error)}") from error
+
+
 def _build(node: Any, key: str, refusals: tuple[type[Exception], ...], extra: dict[str, Any]) -> Any:
     if isinstance(node, list):
         return [_build(item, f"{key}[{i}]", refusals, {}) for i, item in enumerate(node)]
@@ -344,7 +371,11 @@ def _build(node: Any, key: str, refusals: tuple[type[Exception], ...], extra: di
     arguments |= extra
     _check_arguments(function, arguments, key, partial)
     try:
-        return functools.partial(function, **arguments) if partial else function(**arguments)
+        if not partial:
+            return function(**arguments)
+        part = _Part(function, **arguments) if "." in key else functools.partial(function, **arguments)
+        part.key = key
+        return part
     except UsageError:
         raise
     except refusals as error:

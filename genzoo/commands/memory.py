@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-TENSORS = 20_000  # of one model
+TENSORS = 10_000  # of one model
+NUMBERS = 2**27  # of one of them
 
 
 def memory() -> int:
@@ -39,8 +40,10 @@ def within_memory() -> Iterator[None]:
         nonlocal size, count
         if tensor is not None:
             size, count = size + tensor.nbytes, count + 1
+        if tensor is not None and tensor.numel() > NUMBERS:
+            raise MemoryError(f"{type(module).__name__}.{name} of {list(tensor.shape)}: more than {NUMBERS:,} numbers")
         if size > most:
-            raise MemoryError(f"more than {most / 1e9:.3g} GB of weights, half of this machine's memory")
+            raise MemoryError(f"more than {most / 1e9:.3g} GB of weights, half of the memory of this machine")
         if count > TENSORS:
             raise MemoryError(f"more than {TENSORS:,} tensors of weights")
 

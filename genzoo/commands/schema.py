@@ -9,13 +9,21 @@ import os
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
+
+from genzoo.commands.config import is_full_name
 
 
 def _is_path(text: str) -> str:
     if "\0" in text or len(os.fsencode(text)) > 4095 or any(len(os.fsencode(part)) > 255 for part in text.split("/")):
         raise PydanticCustomError("path", "no file can have this name")
+    return text
+
+
+def _is_full_name(text: str) -> str:
+    if not is_full_name(text):
+        raise PydanticCustomError("name", "must be the full name of a class, package.module.Class")
     return text
 
 
@@ -32,7 +40,7 @@ Side = Annotated[int, Field(gt=0, le=2**14)]
 Samples = Annotated[int, Field(ge=0, le=2**24)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Place = Annotated[str, Field(min_length=1), AfterValidator(_is_path)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")]
+Name = Annotated[str, AfterValidator(_is_full_name)]
 Node = Annotated[dict[str, Any], AfterValidator(_names_a_class)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -41,6 +49,14 @@ class Section(BaseModel):
     """A mapping whose keys are all known."""
 
     model_config = ConfigDict(extra="forbid", strict=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse to count with true and false, as Python does."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise PydanticCustomError("truth", "input should not be true or false")
+        return value
 
     @classmethod
     def known_keys(cls, prefix: str = "") -> Iterator[str]:

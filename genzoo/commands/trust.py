@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from genzoo.commands.config import CONF, PACKAGE, UsageError, is_dotted_name
+from genzoo.commands.config import CONF, PACKAGE, UsageError, is_full_name
 from genzoo.runs import YAML_BYTES
 
 # Where the parts of models are defined: every public class of these files is one.
@@ -51,7 +51,7 @@ def check_names(node: Any, key: str, trust: Sequence[str] = ()) -> None:
             return
         if "_target_" in node:
             target = node["_target_"]
-            if not is_dotted_name(target):
+            if not is_full_name(target):
                 raise UsageError(f"{key}._target_={str(target)[:200]!r}: must be the full name of a class")
             if target not in may or target.startswith(_NEVER):
                 hint = "" if target.startswith(_NEVER) else f"; trust=[{target}] allows it"
@@ -116,7 +116,7 @@ def named_in(config_dir: str | os.PathLike[str], run: str | os.PathLike[str] | N
         for path in (Path(here, name) for name in files if name.endswith(".yaml")):
             if path.is_file() and path.stat().st_size <= YAML_BYTES:
                 found.update(_targets(path.read_bytes()))
-    return {name for name in found if is_dotted_name(name) and not name.startswith(_NEVER)}
+    return {name for name in found if is_full_name(name) and not name.startswith(_NEVER)}
 
 
 def _targets(content: bytes) -> Iterator[str]:
