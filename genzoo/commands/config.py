@@ -373,7 +373,9 @@ def _build(node: Any, key: str, refusals: tuple[type[Exception], ...], extra: di
     try:
         if not partial:
             return function(**arguments)
-        part = _Part(function, **arguments) if "." in key else functools.partial(function, **arguments)
+        if "." not in key:  # an optimiser, which is made later and by others
+            return functools.partial(function, **arguments)
+        part = _Part(function, **arguments)
         part.key = key
         return part
     except UsageError:

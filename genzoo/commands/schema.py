@@ -137,8 +137,8 @@ class Train(Section):
     prior: Node | None = None
     teacher: Node | None = None
     logger: Node | None = None
+    budget: Budget  # before the metrics, whose number of samples it says
     metrics: Metrics
-    budget: Budget
     model: Node
     data: Data
     experiment: str | None = None
