@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from genzoo.redact import redact, redact_words, remember
 
 BAD_INPUT, INTERRUPTED = 2, 130
+LONGEST = 2000  # characters of a line on stderr
 
 
 def main() -> None:
@@ -142,8 +143,9 @@ def attempt(work: Callable[..., None], *arguments: Any) -> tuple[str, int] | Non
 
 
 def complain(message: str) -> None:
-    """Say in one line on stderr what is wrong."""
-    print(f"genzoo: {redact(' '.join(message.split()))}", file=sys.stderr)
+    """Say in one line on stderr what is wrong, whatever a file or a name that is quoted in it would do to a terminal."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in redact(" ".join(message.split())))
+    print(f"genzoo: {line if len(line) <= LONGEST else f'{line[:LONGEST]}...'}", file=sys.stderr)
 
 
 def fail(message: str, code: int = BAD_INPUT) -> NoReturn:

@@ -1,5 +1,8 @@
 """A run is a directory that anybody can read: nothing here imports torch, so that a report opens hundreds at once.
 
+It may also be anybody's: what is read here is a regular file of a sane size that holds plain values, or it is refused in
+one line. Links are not followed, for they lead to files of the reader's that the run's author wants shown or changed.
+
 <root>/<model>-<data>/<UTC time with microseconds>-<random>/
   config.yaml      resolved, plain             status.json   running, done or failed and why; versions, machine, command
   metrics.jsonl    one line an event           checkpoints/  step-<n>/ with weights, averages, state and checksums
@@ -16,6 +19,7 @@ import contextlib
 import datetime
 import errno
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -24,13 +28,14 @@ import secrets
 import shlex
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -43,6 +48,12 @@ except ImportError:  # on Windows a run has no lock
 
 SCHEMA = 1  # of runs and checkpoints, raised when older ones are no longer alike
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+# What a file may hold, far above what genzoo writes.
+YAML_BYTES, JSON_BYTES, PICTURE_BYTES = 2**20, 2**22, 2**24
+NODES = 50_000  # values of a configuration
+DEPTH = 50  # of nesting
+LARGEST = 1e100  # number, so that sums and squares of several are finite
 
 
 class RunError(ValueError):
@@ -109,6 +120,138 @@ def sync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _open(path: Path) -> BinaryIO:
+    """Open a regular file for reading; a link, a pipe or a device is refused before it is touched."""
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise RunError(f"{path}: is no regular file; links, pipes and devices are not read")
+        return open(path, "rb")
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def read_file(path: Path, limit: int) -> bytes:
+    """Read a regular file, unless it is too large.
+
+    Raises:
+        RunError: naming the file.
+    """
+    with _open(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise RunError(f"{path}: has {size:,} bytes, more than the {limit:,} that such a file may have")
+        try:
+            return file.read(size)
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _check_plain(value: Any) -> None:
+    """Refuse what no run holds: endless nesting, keys that are no words, dates, NaN, numbers beyond all bounds.
+
+    Raises:
+        ValueError: saying what it is.
+    """
+    left = [(value, 0)]
+    while left:
+        node, depth = left.pop()
+        if depth > DEPTH:
+            raise ValueError(f"nested more than {DEPTH} deep")
+        if isinstance(node, dict):
+            for key in node:
+                if not isinstance(key, str):
+                    raise ValueError(f"the key {key!r} is no text")
+            left.extend((entry, depth + 1) for entry in node.values())
+        elif isinstance(node, list):
+            left.extend((entry, depth + 1) for entry in node)
+        elif isinstance(node, int | float):
+            if not abs(node) <= LARGEST:  # nor is NaN
+                raise ValueError(f"holds a number that is not finite or beyond {LARGEST:g}")
+        elif not isinstance(node, str | None):
+            raise ValueError(f"holds a {type(node).__name__}, which is neither a number nor a text")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key[:100]!r} stands there twice")
+        found[key] = value
+    return found
+
+
+def parse_json(data: bytes) -> Any:
+    """Read JSON that a run may hold.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    try:
+        value = json.loads(data.decode(), object_pairs_hook=_once)
+    except RecursionError as error:
+        raise ValueError(f"nested more than {DEPTH} deep") from error
+    _check_plain(value)
+    return value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a run, which must hold a mapping.
+
+    Raises:
+        RunError: naming the file.
+    """
+    content = read_file(path, JSON_BYTES)
+    try:
+        value = parse_json(content)
+    except ValueError as error:
+        raise RunError(f"{path}: broken JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise RunError(f"{path}: holds no mapping")
+    return value
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """PyYAML's safe loader, which also refuses a key that stands twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        _once([(key.value, None) for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, which writes what stands in two places twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def parse_yaml(data: bytes) -> Any:
+    """Read YAML that a run may hold: no tags, no aliases, no key twice.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    depth, count = 0, 0
+    try:
+        for event in yaml.parse(data, Loader=_Loader):  # libyaml's own composer dies of deep nesting
+            count += 1
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEPTH or count > NODES:
+                raise ValueError(f"nested more than {DEPTH} deep, or more than {NODES:,} values")
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None:
+                line = event.start_mark.line + 1
+                raise ValueError(f"an alias or a tag in line {line}, which no configuration of a run has")
+        loader = _Loader(data)
+        try:
+            value = loader.get_single_data()
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())[:300]) from error
+    _check_plain(value)
+    return value
 
 
 def _finite(value: Any) -> Any:
@@ -187,10 +330,17 @@ class Run:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
-        if not self.path.is_dir():
-            raise RunError(f"run={path}: no such directory")
-        if not (self.path / "config.yaml").is_file():
-            raise RunError(f"run={path}: not a run directory, it has no config.yaml")
+        try:
+            if not self.path.is_dir():
+                raise RunError(f"run={path}: no such directory")
+            if not (self.path / "config.yaml").is_file():
+                raise RunError(f"run={path}: not a run directory, it has no config.yaml")
+            with os.scandir(self.path) as entries:
+                link = next((entry.path for entry in entries if entry.is_symlink()), None)
+        except OSError as error:
+            raise RunError(f"run={path}: {error.strerror}") from error
+        if link:
+            raise RunError(f"{link}: is a link, of which a run has none")
 
     @classmethod
     def create(cls, root: str | os.PathLike[str], name: str, config: dict[str, Any], job: str | None = None) -> Run:
@@ -216,7 +366,7 @@ class Run:
                 if error.errno in _FULL:
                     raise
             raise RunError(f"outputs={root}: {error.filename}: {error.strerror}") from error
-        write_atomically(path / "config.yaml", yaml.safe_dump(redact(config), sort_keys=False).encode())
+        write_atomically(path / "config.yaml", yaml.dump(redact(config), Dumper=_Dumper, sort_keys=False).encode())
         run = cls(path)
         run.update_status(schema=SCHEMA, state="running", started=now(), pid=os.getpid(), job=job, **provenance())
         return run
@@ -261,25 +411,19 @@ class Run:
         Raises:
             RunError: where the file is no YAML mapping.
         """
+        path = self.path / "config.yaml"
+        content = read_file(path, YAML_BYTES)
         try:
-            config = yaml.safe_load((self.path / "config.yaml").read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RunError(f"{self.path / 'config.yaml'}: broken YAML: {str(error).splitlines()[0]}") from error
+            config = parse_yaml(content)
+        except ValueError as error:
+            raise RunError(f"{path}: broken YAML: {error}") from error
         if not isinstance(config, dict):
-            raise RunError(f"{self.path / 'config.yaml'}: holds no mapping")
+            raise RunError(f"{path}: holds no mapping")
         return config
 
     def _read(self, name: str) -> dict[str, Any]:
         path = self.path / name
-        if not path.is_file():
-            return {}
-        try:
-            content = json.loads(path.read_text())
-        except ValueError as error:
-            raise RunError(f"{path}: broken JSON: {error}") from error
-        if not isinstance(content, dict):
-            raise RunError(f"{path}: holds no mapping")
-        return content
+        return read_json(path) if os.path.lexists(path) else {}
 
     @property
     def status(self) -> dict[str, Any]:
@@ -293,6 +437,8 @@ class Run:
     def log(self, **event: Any) -> None:
         """Append one event to ``metrics.jsonl``."""
         line, path = to_json(event, indent=None), self.path / "metrics.jsonl"
+        if os.path.lexists(path):
+            _open(path).close()  # which refuses a link or a pipe
         with storing(path, len(line)), open(path, "ab", buffering=0) as file:
             before = file.tell()
             try:
@@ -317,16 +463,18 @@ class Run:
     def events(self) -> Iterator[dict[str, Any]]:
         """Read ``metrics.jsonl``; a last line that a crash has cut short is left out."""
         path = self.path / "metrics.jsonl"
-        if not path.is_file():
+        if not os.path.lexists(path):
             return
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
+        with _open(path) as file:
+            for number in itertools.count(1):
+                line = file.readline(JSON_BYTES)
+                if not line.endswith(b"\n") and len(line) < JSON_BYTES:
                     return
                 try:
-                    yield json.loads(line)
+                    event = parse_json(line)
                 except ValueError as error:
                     raise RunError(f"{path}: line {number}: broken JSON: {error}") from error
+                yield event
 
     @property
     def result(self) -> dict[str, Any]:
@@ -342,6 +490,7 @@ class Run:
         """Keep scores under a name that follows from their protocol and setting, and as the latest."""
         key = json.dumps({name: score["card"] for name, score in result["metrics"].items()}, sort_keys=True)
         path = self.path / "results" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+        path.parent.mkdir(exist_ok=True)
         write_atomically(path, to_json(result))
         write_atomically(self.path / "result.json", to_json(result))
         return path

@@ -2,7 +2,7 @@
 
 What a user may get wrong is answered in one line that names the key, what is wrong and the nearest valid choice, before
 any directory is made. What came with somebody's run is trusted with less than what the user typed:
-``build(..., trusted=False)`` makes nothing but genzoo's own families, networks, schedules, likelihoods and samplers.
+``build(..., trusted=False)`` makes nothing but what ``genzoo.commands.trust`` lists.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
@@ -32,29 +32,22 @@ from omegaconf.errors import OmegaConfBaseException
 from genzoo.redact import remember
 from genzoo.runs import OF_NO_MATTER
 
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 MAY_CHANGE = ("resume", "trust", "timeout", *(key for key in OF_NO_MATTER if "." in key))  # where a run is gone on with
 
 VERBS = ("train", "sample", "evaluate", "compare")
-_PACKAGE = Path(__file__).resolve().parent.parent
-CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
+PACKAGE = Path(__file__).resolve().parent.parent
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 
 # What Hydra raises for a command line that does not compose.
 COMPOSING = (HydraException, OmegaConfBaseException, ValueError)
 
-# How a constructor says that its arguments do not do; RuntimeError is torch's word for negative and for giant sizes.
-REFUSALS = (ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError)
-
-# Modules whose public classes the configuration of a stranger's run may name.
-_TRUSTED = (
-    "genzoo.families.",
-    "genzoo.nn.",
-    "genzoo.samplers.",
-    "genzoo.prob.schedules.",
-    "genzoo.prob.likelihoods.",
-    "genzoo.prob.noise_levels.",
-)
-# Functions that it may name: they only put together what is built for them.
-_BUILDERS = ("genzoo.families.latent.latent", "genzoo.model.frozen")
+# How a constructor says that its arguments do not do, or stumbles over them, as over a network of another kind;
+# RuntimeError is torch's word for negative and for giant sizes.
+_STUMBLES = (TypeError, AttributeError, LookupError, AssertionError)
+REFUSALS = (ValueError, RuntimeError, ArithmeticError, MemoryError, *_STUMBLES)
 
 
 class UsageError(ValueError):
@@ -71,8 +64,11 @@ class Job(NamedTuple):
 
 
 def one_line(error: BaseException | str) -> str:
-    """Squeeze a message into one line."""
-    return " ".join(str(error).split())
+    """Squeeze a message into one line; of errors that say little without it, with their kind."""
+    text = " ".join(str(error).split())
+    return (
+        f"{type(error).__name__}: {text}" if isinstance(error, (AttributeError, LookupError, AssertionError)) else text
+    )
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
@@ -82,6 +78,11 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     if close:
         return f"did you mean '{close[0]}'?"
     return f"choose from {', '.join(choices)}" if 0 < len(choices) <= 20 else "see --help"
+
+
+def is_full_name(value: Any) -> bool:
+    """Whether a value is the full name of something in a module."""
+    return isinstance(value, str) and "." in value and all(part.isidentifier() for part in value.split("."))
 
 
 def unknown_key(key: str, known: Iterable[str]) -> UsageError:
@@ -112,6 +113,13 @@ def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from _leaves(value, f"{prefix}{key}.")
 
 
+def _is_finite(value: Any) -> bool:
+    """Whether a plain value is, or a list of them, no NaN and no infinity."""
+    if isinstance(value, list):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
 def _known(verb: str, overrides: Sequence[str]) -> set[str]:
     """List the keys of a command, those included that its configuration may leave out."""
     from genzoo.commands.schema import SCHEMAS
@@ -122,9 +130,14 @@ def _known(verb: str, overrides: Sequence[str]) -> set[str]:
 
 def _parse(text: str) -> Override:
     try:
-        return OverridesParser.create().parse_overrides([text])[0]
-    except HydraException as error:
-        raise UsageError(f"cannot read '{text}': write key=value, with quotes around special characters") from error
+        override = OverridesParser.create().parse_overrides([text])[0]
+        if not override.key_or_group:
+            raise UsageError(f"cannot read '{text[:200]}': it names no key")
+        return override
+    except (HydraException, RecursionError) as error:
+        raise UsageError(
+            f"cannot read '{text[:200]}': write key=value, with quotes around special characters"
+        ) from error
 
 
 def _first(override: Override) -> str:
@@ -186,10 +199,14 @@ def preflight(
         del config["hydra"]
     if not values:
         return None
-    job = Job(validate(verb, config), choices)
-    if job.config.get("resume") not in (None, "auto"):
-        job.config["said"] = [override.key_or_group for override in parsed]
-    return job
+    plain = validate(verb, config)
+    if config_dir and "trust" in plain:
+        from genzoo.commands.trust import named_in
+
+        plain["trust"] = sorted({*plain["trust"], *named_in(config_dir, plain.get("run") or plain.get("resume"))})
+    if plain.get("resume") not in (None, "auto"):
+        plain["said"] = [override.key_or_group for override in parsed]
+    return Job(plain, choices)
 
 
 def _check_resume(verb: str, overrides: Sequence[Override], sweep: bool) -> None:
@@ -260,6 +277,9 @@ def validate(verb: str, config: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise UsageError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     remember(plain)  # for the messages that quote them
+    for key, value in _leaves(plain):
+        if not _is_finite(value):
+            raise UsageError(f"{key}={value}: must be finite")
     return check(verb, plain)
 
 
@@ -276,15 +296,7 @@ def check(verb: str, plain: Any) -> dict[str, Any]:
     try:
         return SCHEMAS[verb].model_validate(plain).model_dump(exclude_unset=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        key, given, message = ".".join(map(str, first["loc"])), first["input"], first["msg"]
-        if first["type"] == "extra_forbidden":
-            raise unknown_key(key, SCHEMAS[verb].known_keys()) from error
-        if first["type"] == "missing":
-            raise UsageError(f"{key} is missing: say {key}=...") from error
-        if first["type"] == "value_error":  # raised by a check of ours, which names the keys itself
-            raise UsageError(str(first["ctx"]["error"])) from error
-        raise UsageError(f"{key}={'null' if given is None else given}: {message[0].lower()}{message[1:]}") from error
+        raise _refusal(error, "", SCHEMAS[verb].known_keys()) from error
 
 
 def targets(node: Any) -> Iterator[str]:
@@ -295,27 +307,47 @@ def targets(node: Any) -> Iterator[str]:
         yield from targets(item)
 
 
-def _resolve(target: str, key: str) -> Any:
+def check_section(name: str, section: Any) -> dict[str, Any]:
+    """Check one section of a run's configuration like one that was typed, and return it.
+
+    Raises:
+        UsageError: naming the full key.
+    """
+    from pydantic import ValidationError
+
+    from genzoo.commands.schema import SECTIONS
+
+    try:
+        return SECTIONS[name].model_validate(section).model_dump(exclude_unset=True)
+    except ValidationError as error:
+        raise _refusal(error, name, SECTIONS[name].known_keys(f"{name}.")) from error
+
+
+def _refusal(error: ValidationError, section: str, known: Iterable[str]) -> UsageError:
+    """Say in one line what pydantic found, with the full key."""
+    first = error.errors()[0]
+    key, given, message = ".".join(filter(None, [section, *map(str, first["loc"])])), first["input"], first["msg"]
+    if first["type"] == "extra_forbidden":
+        return unknown_key(key, known)
+    if first["type"] == "missing":
+        return UsageError(f"{key} is missing: say {key}=...")
+    if first["type"] == "value_error":  # raised by a check of ours, which names the keys itself
+        return UsageError(str(first["ctx"]["error"]))
+    shown = "null" if given is None else str(given)[:100]
+    return UsageError(f"{key}={shown}: {message[0].lower()}{message[1:]}")
+
+
+def _resolve(target: Any, key: str) -> Any:
+    if not is_full_name(target):
+        raise UsageError(f"{key}._target_={target}: must be the full name of a class, package.module.Class")
     module, _, name = target.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"{key}._target_={target}: no such class: {one_line(error)}") from error
-
-
-def _trusted(target: str, trust: Sequence[str]) -> bool:
-    if target in trust or target in _BUILDERS:
-        return True
-    module, _, name = target.rpartition(".")
-    if not any(f"{module}.".startswith(prefix) for prefix in _TRUSTED) or name.startswith("_"):
-        return False
-    known = inspect.getattr_static(importlib.import_module(module), name, None) if _is_ours(module) else None
-    return inspect.isclass(known) and known.__module__ == module
-
-
-def _is_ours(module: str) -> bool:
-    path = _PACKAGE.parent.joinpath(*module.split("."))
-    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+        found = getattr(importlib.import_module(module), name)
+        if not callable(found):
+            raise AttributeError(f"it is a {type(found).__name__}")
+        return found
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"{key}._target_={target}: no such class: {error}") from error
 
 
 def build(node: Any, key: str, *, trusted: bool = True, trust: Sequence[str] = (), **extra: Any) -> Any:
@@ -323,58 +355,91 @@ def build(node: Any, key: str, *, trusted: bool = True, trust: Sequence[str] = (
 
     Args:
         node: plain types, with ``_target_`` where an object is wanted.
-        key: where the node stands, for messages.
-        trusted: whether the user wrote it; otherwise only genzoo's own building blocks are made.
-        trust: classes that are made all the same.
+        key: where the node stands, for messages; its first word is the section, of which an untrusted node may name
+            what ``genzoo.commands.trust.allowed`` lists.
+        trusted: whether the user wrote it; otherwise all names are looked up before anything is imported.
+        trust: full names that it may name besides.
         extra: further arguments of the outermost object.
 
     Raises:
         UsageError: for an unknown class or argument, an argument of the wrong type, or one that its class refuses.
     """
+    from genzoo.commands.memory import within_memory
+
+    if not trusted:
+        from genzoo.commands.trust import check_names
+
+        check_names(node, key, trust)
+    with within_memory():
+        # Whatever a stranger's arguments make a constructor stumble over, it is no bug of ours.
+        return _build(node, key, REFUSALS if trusted else (Exception,), extra)
+
+
+class _Part(functools.partial):
+    """What a constructor makes its own parts with; one that cannot be made is named by its key."""
+
+    key: str
+
+    def __call__(self, /, *arguments: Any, **keywords: Any) -> Any:
+        try:
+            return super().__call__(*arguments, **keywords)
+        except UsageError:
+            raise
+        except REFUSALS as error:
+            how = ", ".join([*map(str, arguments), *(f"{name}={value}" for name, value in keywords.items())])
+            made = f"{self.func.__name__}({how[:200]}): " if isinstance(error, _STUMBLES) else ""
+            raise UsageError(f"{self.key}: {made}{one_line(error)}") from error
+
+
+def _build(node: Any, key: str, refusals: tuple[type[Exception], ...], extra: dict[str, Any]) -> Any:
     if isinstance(node, list):
-        return [build(item, f"{key}[{i}]", trusted=trusted, trust=trust) for i, item in enumerate(node)]
+        return [_build(item, f"{key}[{i}]", refusals, {}) for i, item in enumerate(node)]
     if not isinstance(node, dict):
         return node
-    if "_target_" not in node:
-        return {name: build(value, f"{key}.{name}", trusted=trusted, trust=trust) for name, value in node.items()}
-    target = node["_target_"]
-    if not isinstance(target, str):
-        raise UsageError(f"{key}._target_={target}: must be the dotted name of a class")
-    if not trusted and not _trusted(target, trust):
-        raise UsageError(
-            f"{key}._target_={target}: not among the classes that a run may name; trust=[{target}] allows it"
-        )
     arguments = {
-        name: build(value, f"{key}.{name}", trusted=trusted, trust=trust)
+        name: _build(value, f"{key}.{name}", refusals, {})
         for name, value in node.items()
         if name not in ("_target_", "_partial_")
     }
-    function = _resolve(target, key)
-    partial = bool(node.get("_partial_", False))
-    _check_arguments(function, {**arguments, **extra}, key, partial)
+    if "_target_" not in node:
+        return arguments
+    partial = node.get("_partial_", False)
+    if not isinstance(partial, bool):
+        raise UsageError(f"{key}._partial_={partial}: say true or false")
+    function = _resolve(node["_target_"], key)
+    arguments |= extra
+    _check_arguments(function, arguments, key, partial)
     try:
-        return functools.partial(function, **arguments, **extra) if partial else function(**arguments, **extra)
+        if not partial:
+            return function(**arguments)
+        if "." not in key:  # an optimiser, which is made later and by others
+            return functools.partial(function, **arguments)
+        part = _Part(function, **arguments)
+        part.key = key
+        return part
     except UsageError:
         raise
-    except REFUSALS as error:
-        raise UsageError(f"{key}: {one_line(error)}") from error
+    except refusals as error:
+        raise UsageError(f"{key}: {one_line(error) or type(error).__name__}") from error
 
 
 def _check_arguments(function: Any, arguments: dict[str, Any], key: str, partial: bool) -> None:
-    """Compare arguments with a signature: names, and types where they are plain ones."""
+    """Compare arguments with a signature: their names, and their types where these can be checked."""
     try:
-        signature = inspect.signature(function)
-        hints = inspect.get_annotations(function.__init__ if inspect.isclass(function) else function, eval_str=True)
-    except (TypeError, ValueError, NameError):
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
         return
-    parameters = signature.parameters
+    try:
+        hints = inspect.get_annotations(function.__init__ if inspect.isclass(function) else function, eval_str=True)
+    except (TypeError, NameError):  # of what is imported for the type checker alone
+        hints = {}
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name, value in arguments.items():
         if name not in parameters and not open_ended:
             raise UsageError(f"unknown key '{key}.{name}': {nearest(name, parameters)}")
         problem = _wrong_type(value, hints.get(name))
         if problem:
-            raise UsageError(f"{key}.{name}={value!r}: {problem}")
+            raise UsageError(f"{key}.{name}={_shown(value)}: {problem}")
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     needed = [n for n, p in parameters.items() if p.default is p.empty and p.kind in kinds]
     lacking = [name for name in needed if name not in arguments]
@@ -382,24 +447,37 @@ def _check_arguments(function: Any, arguments: dict[str, Any], key: str, partial
         raise UsageError(f"{key}.{lacking[0]} is missing: say {key}.{lacking[0]}=...")
 
 
+def _shown(value: Any) -> str:
+    if not isinstance(value, int | float | str | list | dict | None):
+        return f"({type(value).__name__})"
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
 def _wrong_type(value: Any, hint: Any) -> str | None:
-    """Say what a plain value should have been, None where it fits or the hint is no plain type."""
+    """Say what a value should have been, None where it fits or the hint cannot be checked."""
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-    if hint is None or not isinstance(value, (int, float, str, bool, list, type(None))):
+    if hint is None:
         return None
-    if isinstance(value, float) and not math.isfinite(value):
+    if not _is_finite(value):
         return "must be finite"
-    try:
-        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
-    except Exception:  # pydantic raises many kinds for annotations that it cannot read
-        return None
-    try:
-        adapter.validate_python(value, strict=not isinstance(value, list))  # YAML has no tuples
-    except ValidationError as error:
-        message = error.errors()[0]["msg"]
-        return f"{message[0].lower()}{message[1:]}"
-    return None
+    errors = []
+    for candidate in (value, _tuples(value)):  # YAML has no tuples
+        try:
+            TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(candidate, strict=True)
+        except ValidationError as error:
+            errors.append(error.errors(include_context=False)[0])
+        except Exception:  # pydantic raises many kinds for annotations that it cannot read
+            return None
+        else:
+            return None
+    message = max(errors, key=lambda error: len(error["loc"]))["msg"]
+    return f"{message[0].lower()}{message[1:]}"
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def pick_precision(name: str, device: str) -> str:

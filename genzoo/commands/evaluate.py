@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from genzoo.commands.config import UsageError, build, pick_device
+from genzoo.commands.config import UsageError, build, check_section, pick_device
 from genzoo.commands.score import Subject, check_settings, compare, pick_network, score
 
 
@@ -21,35 +21,34 @@ def evaluate(config: dict[str, Any]) -> None:
         evaluate_run(config)
 
 
-# Data that a run's own configuration may name without being trusted further: they read files and execute none.
-DATA = [
-    *(f"genzoo.data.images.{name}" for name in ("digits", "mnist", "fashion_mnist", "cifar10", "folder")),
-    "genzoo.data.densities.plane_dataset",
-    *(f"genzoo.data.densities.{name}" for name in ("GaussianMixture", "Moons", "Checkerboard", "SwissRoll")),
-]
-
-
 def evaluate_run(config: dict[str, Any]) -> None:
     """Score a run on its own data."""
     from genzoo.commands.load import load
+    from genzoo.data import DataSet
     from genzoo.runs import Run
 
     run = Run(config["run"])
-    section = run.config.get("data", {})
-    if not isinstance(section.get("source"), dict):
+    own = run.config
+    if not isinstance(own.get("data"), dict):
         raise UsageError(f"{run.path / 'config.yaml'}: names no data")
-    own = run.config.get("metrics") or {}
-    settings = {"n": own.get("n", 0), "num_samples": own.get("num_samples", 1)}  # as at the end of training
-    settings = {
-        **config["metrics"],
-        **{key: value for key, value in settings.items() if config["metrics"][key] is None},
-    }
+    at_training = own.get("metrics")
+    at_training = at_training if isinstance(at_training, dict) else {}
+    unsaid = {name: at_training.get(name, default) for name, default in (("n", 0), ("num_samples", 1))}
+    settings = {**config["metrics"], **{key: value for key, value in unsaid.items() if config["metrics"][key] is None}}
+    try:
+        section, settings = check_section("data", own["data"]), check_section("metrics", settings)
+    except UsageError as error:
+        raise UsageError(f"{run.path / 'config.yaml'}: {error}") from error
     device = pick_device(config["device"])
     sampler = config.get("sampler")
     model = load(run.path, ema=config["ema"], device=device, sampler=sampler, trust=config["trust"])
     check_settings(model, settings)
     network = pick_network(settings, section, needed=True)
-    data = build(section["source"], "data", trusted=False, trust=[*DATA, *config["trust"]])
+    data = build(section["source"], "data", trusted=False, trust=config["trust"])
+    if not isinstance(data, DataSet):
+        raise UsageError(
+            f"{run.path / 'config.yaml'}: data.source._target_={section['source']['_target_']}: makes no data"
+        )
     result = score(
         model,
         Subject(data, section["name"], bool(section.get("flip"))),

@@ -5,15 +5,43 @@ Upper limits stand where a slip of the hand would otherwise end in a machine wit
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from genzoo.commands.config import is_full_name
+
+
+def _is_path(text: str) -> str:
+    if "\0" in text or len(os.fsencode(text)) > 4095 or any(len(os.fsencode(part)) > 255 for part in text.split("/")):
+        raise PydanticCustomError("path", "no file can have this name")
+    return text
+
+
+def _is_full_name(text: str) -> str:
+    if not is_full_name(text):
+        raise PydanticCustomError("name", "must be the full name of a class, package.module.Class")
+    return text
+
+
+def _names_a_class(node: dict[str, Any]) -> dict[str, Any]:
+    if "_target_" not in node:
+        raise PydanticCustomError("node", "names no class; give it a _target_")
+    return node
+
 
 Positive = Annotated[int, Field(gt=0, lt=2**63)]
 NonNegative = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(gt=0, le=2**20)]
+Side = Annotated[int, Field(gt=0, le=2**14)]
+Samples = Annotated[int, Field(ge=0, le=2**24)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Place = Annotated[str, Field(min_length=1), AfterValidator(_is_path)]
+Name = Annotated[str, AfterValidator(_is_full_name)]
+Node = Annotated[dict[str, Any], AfterValidator(_names_a_class)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -21,6 +49,14 @@ class Section(BaseModel):
     """A mapping whose keys are all known."""
 
     model_config = ConfigDict(extra="forbid", strict=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse to count with true and false, as Python does."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise PydanticCustomError("truth", "input should not be true or false")
+        return value
 
     @classmethod
     def known_keys(cls, prefix: str = "") -> Iterator[str]:
@@ -46,14 +82,14 @@ class Trainer(Section):
     save_seconds: PositiveFloat | None = None
     scores: Annotated[int, Field(ge=0, le=1000)]
     score_samples: Annotated[int, Field(gt=0, le=2**20)]
-    learning_rate: dict[str, Any]
+    learning_rate: Node
 
 
 class Budget(Section):
     images: Positive | None
     seconds: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None
     flops: Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)] | None
-    samples: NonNegative
+    samples: Samples
 
     @model_validator(mode="after")
     def limits_something(self) -> Budget:
@@ -63,15 +99,15 @@ class Budget(Section):
 
 
 class Data(Section):
-    name: str
+    name: Annotated[str, Field(pattern=r"^[^/\x00-\x1f]{1,100}$")]
     kind: Literal["image", "plane"]
-    shape: list[Positive]
-    levels: Annotated[int, Field(ge=2)] | None
-    num_classes: NonNegative | None
+    shape: Annotated[list[Side], Field(min_length=1, max_length=3)]
+    levels: Annotated[int, Field(ge=2, le=2**16)] | None
+    num_classes: Annotated[int, Field(ge=0, le=2**20)] | None
     flip: bool
-    source: dict[str, Any]
-    root: str | None = None
-    size: Positive | None = None
+    source: Node
+    root: Place | None = None
+    size: Side | None = None
     channels: Literal[1, 3] | None = None
     test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
 
@@ -86,33 +122,33 @@ class Data(Section):
 
 
 class Metrics(Section):
-    n: NonNegative | None  # of which genzoo.metrics.evaluator.check_enough knows more
+    n: Samples | None  # of which genzoo.metrics.evaluator.check_enough knows more
     events: Positive | None
     num_samples: Count | None
     batch_size: Count
     throughput: Annotated[int, Field(gt=0, le=2**16)]
     features: Annotated[str, Field(min_length=1)] | None
     force: bool
-    inception_weights: Annotated[str, Field(min_length=1)] | None
-    dinov2_weights: Annotated[str, Field(min_length=1)] | None
+    inception_weights: Place | None
+    dinov2_weights: Place | None
 
 
 class Train(Section):
     trainer: Trainer
-    optimizer: dict[str, Any]
-    sampler: dict[str, Any] | None = None
-    codec: dict[str, Any] | None = None
-    prior: dict[str, Any] | None = None
-    teacher: dict[str, Any] | None = None
-    logger: dict[str, Any] | None = None
+    optimizer: Node
+    sampler: Node | None = None
+    codec: Node | None = None
+    prior: Node | None = None
+    teacher: Node | None = None
+    logger: Node | None = None
+    budget: Budget  # before the metrics, whose number of samples it says
     metrics: Metrics
-    budget: Budget
-    model: dict[str, Any]
+    model: Node
     data: Data
     experiment: str | None = None
     seed: Seed
-    outputs: Annotated[str, Field(min_length=1)]
-    resume: Annotated[str, Field(min_length=1)] | None = None
+    outputs: Place
+    resume: Place | None = None
     trust: list[str] = []
     timeout: PositiveFloat | None = None
     objective: str | None = None
@@ -141,29 +177,29 @@ def wrong_classes(asked: Any, known: int) -> str:
 
 
 class Sample(Section):
-    sampler: dict[str, Any] | None = None
-    run: Annotated[str, Field(min_length=1)]
-    n: Positive
-    out: Annotated[str, Field(min_length=1)]
+    sampler: Node | None = None
+    run: Place
+    n: Annotated[int, Field(gt=0, le=2**24)]
+    out: Place
     seed: Seed
     y: NonNegative | None
     ema: bool
     batch_size: Count
     device: Literal["auto", "cpu", "cuda"]
-    trust: list[str]
+    trust: list[Name]
 
 
 class Evaluate(Section):
-    sampler: dict[str, Any] | None = None
+    sampler: Node | None = None
     metrics: Metrics
-    run: Annotated[str, Field(min_length=1)] | None
-    samples: Annotated[str, Field(min_length=1)] | None
-    out: Annotated[str, Field(min_length=1)] | None
+    run: Place | None
+    samples: Place | None
+    out: Place | None
     data: Data | None = None
     seed: Seed
     ema: bool
     device: Literal["auto", "cpu", "cuda"]
-    trust: list[str]
+    trust: list[Name]
     # What kinds of data say of training, for which there is no use here.
     budget: dict[str, Any] | None = None
     trainer: dict[str, Any] | None = None
@@ -188,11 +224,11 @@ class Evaluate(Section):
 
 
 class Compare(Section):
-    runs: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None
-    out: Annotated[str, Field(min_length=1)]
+    runs: Annotated[list[Place], Field(min_length=1)] | None
+    out: Place
     title: str | None
     workspace: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None
-    logger: dict[str, Any] | None = None
+    logger: Node | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -208,4 +244,5 @@ class Compare(Section):
         return self
 
 
+SECTIONS: dict[str, type[Section]] = {"data": Data, "metrics": Metrics}
 SCHEMAS: dict[str, type[Section]] = {"train": Train, "sample": Sample, "evaluate": Evaluate, "compare": Compare}

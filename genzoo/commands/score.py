@@ -388,7 +388,7 @@ def cost(model: Any, settings: dict[str, Any], setting: dict[str, Any], status: 
         "flops": (status.get("train_flops"), "FLOPs", {"counted": COUNTED}),
     }
     for name, (value, unit, how) in spent.items():
-        if value:
+        if value and type(value) in (int, float):
             metrics[f"training/{name}"] = entry(value, None, "lower", {"unit": unit, **how}, {})
     return metrics
 

@@ -98,24 +98,11 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: l
     """
     import torch
 
-    from genzoo.commands.evaluate import DATA  # FIXME
     from genzoo.commands.load import check_sampler, inlined
     from genzoo.model import GenerativeModel
     from genzoo.prob.random import seed_of
 
-    own = [
-        *DATA,
-        "torch.optim.Adam",
-        "torch.optim.Adamax",
-        "torch.optim.RMSprop",
-        "torch.optim.SGD",
-        "torch.optim.AdamW",
-    ]
-    own += [
-        "genzoo.training.budget.LearningRate",
-        *(f"genzoo.training.loggers.{n}" for n in ("CSV", "WandB", "TensorBoard")),
-    ]
-    make = functools.partial(build, trusted=old is None, trust=[*(trust or []), *own])
+    make = functools.partial(build, trusted=old is None, trust=trust or [])
     settings, seed, before = config["trainer"], config["seed"], old.status if old else {}
     devices, nodes = settings.get("devices", 1), settings.get("nodes", 1)
     threads = before.get("threads") or settings["threads"] or max(len(os.sched_getaffinity(0)) // devices, 1)

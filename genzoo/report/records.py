@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from genzoo.redact import redact
-from genzoo.runs import Run, RunError
+from genzoo.runs import PICTURE_BYTES, Run, RunError, read_file
 
 # Parts of a configuration that do not change what is trained: where it is written, and how it is looked at.
 BESIDES = (
@@ -70,8 +70,10 @@ class Record:
 
     def picture(self) -> bytes | None:
         """The last grid of samples, where there is one."""
-        path = self.path / "samples.png"
-        return path.read_bytes() if path.is_file() else None
+        try:
+            return read_file(self.path / "samples.png", PICTURE_BYTES)
+        except RunError:  # there is none, or it is none
+            return None
 
 
 def _among(key: tuple[str, ...], parts: Iterable[tuple[str, ...]]) -> bool:

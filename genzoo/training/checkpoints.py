@@ -30,7 +30,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from genzoo.runs import SCHEMA, RunError, storing, sync
+from genzoo.runs import SCHEMA, RunError, read_file, read_json, storing, sync
 
 _NAME = re.compile(r"step-(\d+)")
 _ASIDE = ".step-"  # what folders are called that are on their way in or out
@@ -127,26 +127,37 @@ def latest(run: Path) -> Path:
     return found[-1]
 
 
-def read(checkpoint: Path, name: str) -> bytes:
+def read(checkpoint: Path, name: str, limit: int = 2**40) -> bytes:
     """Read one file of a checkpoint, checked against the manifest.
+
+    Args:
+        checkpoint: its directory.
+        name: of the file.
+        limit: bytes that it may have at most, whatever the manifest says.
 
     Raises:
         RunError: naming the file and what is wrong with it.
     """
+    path, listing = checkpoint / name, checkpoint / "manifest.json"
+    if checkpoint.is_symlink():
+        raise RunError(f"{checkpoint}: is a link, of which a run has none")
     try:
-        manifest = json.loads((checkpoint / "manifest.json").read_text())
-        expected = str(manifest["files"][name]["sha256"])
-        schema = int(manifest["schema"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{checkpoint / 'manifest.json'}: missing or broken") from error
+        manifest = read_json(listing)
+        schema, size, sha256 = manifest["schema"], manifest["files"][name]["bytes"], manifest["files"][name]["sha256"]
+        if not (type(schema) is type(size) is int and isinstance(sha256, str)):
+            raise TypeError("schema and bytes must be integers, sha256 a text")
+    except (RunError, LookupError, TypeError) as error:
+        why = str(error).removeprefix(f"{listing}: ")
+        raise RunError(f"{listing}: missing or broken: {why}") from error
     if schema > SCHEMA:
         raise RunError(f"{checkpoint}: written by a newer genzoo (schema {schema}; this one knows {SCHEMA})")
-    try:
-        data = (checkpoint / name).read_bytes()
-    except OSError as error:
-        raise RunError(f"{checkpoint / name}: cannot be read: {error.strerror}") from error
-    if hashlib.sha256(data).hexdigest() != expected:
-        raise RunError(f"{checkpoint / name}: its SHA-256 is not the manifest's, the file is damaged")
+    if size > limit:
+        raise RunError(f"{path}: does not fit the model of config.yaml: it has {size:,} bytes, not {limit:,} or fewer")
+    data = read_file(path, size)
+    if len(data) != size:
+        raise RunError(f"{path}: has {len(data):,} bytes, not the {size:,} of the manifest; the file is damaged")
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise RunError(f"{path}: its SHA-256 is not the manifest's, the file is damaged")
     return data
 
 
@@ -156,10 +167,16 @@ def load_weights(checkpoint: Path, model: nn.Module, *, ema: bool = True) -> Non
     Raises:
         RunError: where a file is damaged or belongs to another model.
     """
-    name = "ema.safetensors" if ema else "weights.safetensors"
+    name, own = "ema.safetensors" if ema else "weights.safetensors", model.state_dict()
+    # Twice, for weights in double precision; and the names, which safetensors writes before them.
+    limit = 2 * sum(tensor.nbytes for tensor in own.values()) + 2**10 * len(own) + 2**16
     try:
-        model.load_state_dict(load_safetensors(read(checkpoint, name)))
-    except (RuntimeError, SafetensorError) as error:
+        weights = load_safetensors(read(checkpoint, name, limit))
+        _check_types(weights, own)
+        model.load_state_dict(weights)
+    except (RuntimeError, LookupError, ValueError, SafetensorError) as error:
+        if isinstance(error, RunError):
+            raise
         detail = " ".join(str(error).split())
         raise RunError(f"{checkpoint / name}: does not fit the model of config.yaml: {detail[:200]}") from error
 
@@ -211,3 +228,11 @@ def newest_whole(
     if damaged:
         raise RunError(f"{folder}: no checkpoint in it is whole")
     return None
+
+
+def _check_types(weights: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    """Refuse numbers of another type, but double precision, in which some runs are trained."""
+    for name in weights.keys() & own.keys():
+        found, wanted = weights[name].dtype, own[name].dtype
+        if found != wanted and not (found == torch.float64 and wanted.is_floating_point):
+            raise ValueError(f"{name} is {found}, not {wanted}")

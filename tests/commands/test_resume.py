@@ -238,9 +238,9 @@ def test_what_cannot_be_gone_on_with_is_refused(here, words, message):
 
 def test_a_live_run_has_one_writer_and_a_dead_one_none(here):
     run = interrupted(6, *SMALL["vae"])
-    holder = f"import time; from genzoo.runs import Run\nwith Run({str(run)!r}).training(): print(1, flush=True), time.sleep(60)"
+    hold = f"import time; from genzoo.runs import Run\nwith Run({str(run)!r}).training(): print(1, flush=True), time.sleep(60)"
     environment = {**os.environ, "PYTHONPATH": str(survival.REPOSITORY)}
-    arguments = [sys.executable, "-c", holder]
+    arguments = [sys.executable, "-c", hold]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, env=environment) as other:
         assert other.stdout and other.stdout.readline()
         code, _, err = genzoo(f"resume={run}")
