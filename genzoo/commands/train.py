@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from genzoo.commands.config import (
     REFUSALS,
@@ -24,6 +24,9 @@ from genzoo.commands.config import (
     targets,
 )
 from genzoo.runs import OF_NO_MATTER, ResourceError, Run, RunError, job_id, now, provenance, storing
+
+
+T = TypeVar("T")
 
 
 def train(config: dict[str, Any], choices: dict[str, str]) -> Path | None:
@@ -103,10 +106,10 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: l
     from genzoo.prob.random import seed_of
 
     make = functools.partial(build, trusted=old is None, trust=trust or [])
-    settings, seed, before = config["trainer"], config["seed"], old.status if old else {}
+    settings, seed = config["trainer"], config["seed"]
     devices, nodes = settings.get("devices", 1), settings.get("nodes", 1)
-    threads = before.get("threads") or settings["threads"] or max(len(os.sched_getaffinity(0)) // devices, 1)
-    torch.set_num_threads(threads)
+    threads = settings["threads"] or max(len(os.sched_getaffinity(0)) // devices, 1)
+    torch.set_num_threads((old and known(old, "threads", int)) or threads)
     device = pick_device(settings["accelerator"], "trainer.accelerator")
     check_processes(devices, nodes, settings["batch_size"], device)
     job = job_id(config)
@@ -244,8 +247,7 @@ def go_on(module: Any, run: Run, facts: dict[str, Any], found: tuple[Path, Any] 
     Raises:
         RunError: where the data are others, or the checkpoint belongs to another model.
     """
-    status = run.status
-    if status.get("data_sha256", facts["data_sha256"]) != facts["data_sha256"]:
+    if known(run, "data_sha256", str) not in (None, facts["data_sha256"]):
         raise RunError(f"run={run.path}: the data have changed since it began; a new run is needed")
     if found:
         path, contents = found
@@ -256,15 +258,21 @@ def go_on(module: Any, run: Run, facts: dict[str, Any], found: tuple[Path, Any] 
             raise RunError(f"{path}: does not fit the model of config.yaml: {one_line(error)[:200]}") from error
     else:
         run.forget_events(0)
-    here = provenance()
-    began = {**status.get("versions", {}), "cpu": status.get("machine", {}).get("cpu"), "device": status.get("device")}
-    now_is = {**here["versions"], "cpu": here["machine"]["cpu"], "device": facts["device"]}
-    for name in sorted(began):
-        if began[name] != now_is.get(name) and status.get("versions"):
-            tell(f"began with {name} {began[name]}, goes on with {now_is.get(name)}: the last bits may differ")
+    here, versions, machine = provenance(), known(run, "versions", dict) or {}, known(run, "machine", dict) or {}
+    began = {**versions, "cpu": machine.get("cpu"), "device": known(run, "device", str)}
+    goes_on = {**here["versions"], "cpu": here["machine"]["cpu"], "device": facts["device"]}
+    for name, was in began.items():
+        if was is not None and was != goes_on.get(name):
+            tell(f"began with {name} {was}, goes on with {goes_on.get(name)}: the last bits may differ")
     tell(f"goes on from step {module.steps}" + (f" of {module.planned_steps}" if module.planned_steps else ""))
-    times = [*status.get("resumed", []), {"at": now(), "step": module.steps, "command": here["command"]}]
-    run.update_status(resumed=times)
+    times = known(run, "resumed", list) or []
+    run.update_status(resumed=[*times, {"at": now(), "step": module.steps, "command": here["command"]}])
+
+
+def known(run: Run, name: str, kind: type[T]) -> T | None:
+    """Return what the status of a run, which may be anybody's, says, if it is of its kind."""
+    value = run.status.get(name)
+    return value if isinstance(value, kind) else None
 
 
 def sha256_of(data: Any) -> str:

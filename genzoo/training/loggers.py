@@ -35,7 +35,7 @@ class Records(ABC):
         logger.finalize("failed" if failed else "success")
 
 
-def numbers(event: dict[str, Any]) -> dict[str, float]:
+def numbers(event: dict[str, Any]) -> dict[str, Any]:
     """Return what a logger is told of an event of ``metrics.jsonl``."""
     prefix = "interim/" if event["event"] == "interim" else ""
     told = {f"{prefix}{name}": value for name, value in event["values"].items() if value is not None}
