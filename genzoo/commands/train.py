@@ -25,7 +25,6 @@ from genzoo.commands.config import (
 )
 from genzoo.runs import OF_NO_MATTER, ResourceError, Run, RunError, job_id, now, provenance, storing
 
-
 T = TypeVar("T")
 
 
