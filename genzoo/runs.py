@@ -49,6 +49,8 @@ except ImportError:  # on Windows a run has no lock
 SCHEMA = 1  # of runs and checkpoints, raised when older ones are no longer alike
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+FOLDERS = ("checkpoints", "samples", "results")  # of a run
+
 # What a file may hold, far above what genzoo writes.
 YAML_BYTES, JSON_BYTES, PICTURE_BYTES = 2**20, 2**22, 2**24
 NODES = 50_000  # values of a configuration
@@ -359,7 +361,7 @@ class Run:
         try:
             parent.mkdir(parents=True, exist_ok=True)
             path = cls._fresh(parent)
-            for folder in ("checkpoints", "samples", "results"):
+            for folder in FOLDERS:
                 (path / folder).mkdir()
         except OSError as error:
             with storing(parent):

@@ -23,7 +23,7 @@ from genzoo.commands.config import (
     pick_precision,
     targets,
 )
-from genzoo.runs import OF_NO_MATTER, ResourceError, Run, RunError, job_id, now, provenance, storing
+from genzoo.runs import FOLDERS, OF_NO_MATTER, ResourceError, Run, RunError, job_id, now, provenance, storing
 
 T = TypeVar("T")
 
@@ -176,6 +176,8 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: l
     with run.training(), Signals() as signals:
         facts = {"model": family, "threads": torch.get_num_threads(), "device": device, "data_sha256": sha256_of(data)}
         if old:
+            for name in FOLDERS:
+                (run.path / name).mkdir(exist_ok=True)
             clean(run.path / "checkpoints")
             go_on(module, run, facts, newest_whole(run.path / "checkpoints", tell))
         run.update_status(**facts, state="running", why=None, pid=os.getpid(), diagnostics=module.diagnostics())
@@ -274,8 +276,10 @@ def known(run: Run, name: str, kind: type[T]) -> T | None:
     return value if isinstance(value, kind) else None
 
 
-def sha256_of(data: Any) -> str:
-    """Name the contents of a data set, by the SHA-256 of its events and classes."""
+def sha256_of(data: Any) -> str | None:
+    """Name the contents of a data set, by the SHA-256 of its events and classes; None of points, which are made anew each time."""
+    if data.levels is None:
+        return None
     digest = hashlib.sha256()
     for split in (data.train, data.test):
         for tensor in (split.x, split.y):
