@@ -277,7 +277,7 @@ def known(run: Run, name: str, kind: type[T]) -> T | None:
 
 
 def sha256_of(data: Any) -> str | None:
-    """Name the contents of a data set, by the SHA-256 of its events and classes; None of points, which are made anew each time."""
+    """Name the images and classes of a data set by their SHA-256; points, which are made anew each time, have no such name."""
     if data.levels is None:
         return None
     digest = hashlib.sha256()
