@@ -163,13 +163,14 @@ def kill_and_go_on(words: Sequence[str], seconds: float, folder: Path, rng: rand
         with start([*said, f"trainer.workers={rng.choice([0, 2])}"], folder) as process:
             wait_for(functools.partial(trains, process.pid, folder), process)
             time.sleep(rng.uniform(0, seconds))
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
-                kills -= 1
+            process.kill()
             process.communicate()
         run = only_run(folder)
         if json.loads((run / "status.json").read_text())["state"] == "done":
-            return run
+            shutil.rmtree(folder / "outputs")  # too late: nothing was left to kill
+            said = list(words)
+            continue
+        kills -= 1
         said = [f"resume={run}"]
     finish(said, folder)
     return only_run(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import os
 import random
 from pathlib import Path
 
@@ -215,6 +216,57 @@ def test_a_save_that_is_cut_short_leaves_the_older_checkpoints_and_nothing_else(
     other = network()
     checkpoints.load_weights(checkpoints.latest(folder.parent), other)
     assert same(other, ema)
+
+
+def test_every_file_and_both_folders_are_on_the_disk_before_anything_relies_on_them(folder, monkeypatch):
+    """A loss of power cannot be tried here: what is tried is that nothing is renamed, or deleted, before all is forced out."""
+    saved(folder, 10)
+    order: list[str] = []
+
+    def noted(name, original, shown):
+        def call(*arguments):
+            order.append(f"{name} {shown(*arguments)}")
+            return original(*arguments)
+
+        return call
+
+    def of(descriptor):
+        return Path(os.readlink(f"/proc/self/fd/{descriptor}")).name.removeprefix(".")[:5]
+
+    monkeypatch.setattr(os, "fsync", noted("sync", os.fsync, of))
+    monkeypatch.setattr(os, "replace", noted("rename", os.replace, lambda a, b: Path(b).name))
+    checkpoints.save(folder, 20, network(), network(), {}, keep=1)
+    monkeypatch.undo()
+    files = ["weigh", "ema.s", "state", "manif"]
+    assert order[:-1] == [f"sync {name}" for name in (*files, "step-")] + ["rename step-20", "sync check"]
+    assert order[-1].startswith("rename .step-")  # of what is deleted
+
+
+def test_a_checkpoint_that_is_deleted_halfway_is_none(folder, monkeypatch):
+    checkpoint, _, _ = saved(folder, 10)
+
+    def halfway(path, *_, **__):
+        (Path(path) / "ema.safetensors").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", halfway)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.remove(checkpoint)
+    monkeypatch.undo()
+    assert checkpoints.find(folder) == []
+    checkpoints.clean(folder)
+    assert list(folder.iterdir()) == []
+
+
+def test_the_newest_whole_checkpoint_is_found_and_the_damaged_are_named(folder):
+    for step in (1, 2, 3):
+        saved(folder, step)
+    (folder / "step-3" / "state.pt").write_bytes(b"")
+    said: list[str] = []
+    path, contents = checkpoints.newest_whole(folder, said.append)
+    assert path == folder / "step-2" and contents.state["steps"] == 2
+    assert len(said) == 1 and str(folder / "step-3" / "state.pt") in said[0]
+    assert not (folder / "step-3").exists()
 
 
 def test_what_a_killed_process_left_is_never_taken_for_a_checkpoint(folder):
