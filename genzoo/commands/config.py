@@ -65,7 +65,7 @@ class Job(NamedTuple):
 
 def one_line(error: BaseException | str) -> str:
     """Squeeze a message into one line; of errors that say little without it, with their kind."""
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).partition("\nException raised from")[0].split())  # torch's own frames
     return (
         f"{type(error).__name__}: {text}" if isinstance(error, (AttributeError, LookupError, AssertionError)) else text
     )
@@ -272,14 +272,13 @@ def validate(verb: str, config: DictConfig) -> dict[str, Any]:
         if value == "???":
             example = "outputs/vae-digits/20260101-120000-000000-abcdef" if key == "run" else "..."
             raise UsageError(f"{key} is missing: say {key}={example}")
+        if not _is_finite(value):
+            raise UsageError(f"{key}={value}: must be finite")
     try:
         plain = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise UsageError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     remember(plain)  # for the messages that quote them
-    for key, value in _leaves(plain):
-        if not _is_finite(value):
-            raise UsageError(f"{key}={value}: must be finite")
     return check(verb, plain)
 
 
@@ -375,6 +374,13 @@ def build(node: Any, key: str, *, trusted: bool = True, trust: Sequence[str] = (
         return _build(node, key, REFUSALS if trusted else (Exception,), extra)
 
 
+def misfit(key: str, error: BaseException) -> UsageError:
+    """Blame a key for a trial that failed, or the model where one of its parts stumbled over another."""
+    if isinstance(error, _STUMBLES):
+        return UsageError(f"model: its parts do not fit together: {one_line(error)}")
+    return UsageError(f"{key}: {one_line(error)}")
+
+
 class _Part(functools.partial):
     """What a constructor makes its own parts with; one that cannot be made is named by its key."""
 
@@ -462,6 +468,8 @@ def _wrong_type(value: Any, hint: Any) -> str | None:
         return None
     if not _is_finite(value):
         return "must be finite"
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return "must be less than 2**63"
     errors = []
     for candidate in (value, _tuples(value)):  # YAML has no tuples
         try:

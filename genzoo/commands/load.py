@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from genzoo.commands.config import REFUSALS, UsageError, build, one_line, pick_device
+from genzoo.commands.config import REFUSALS, UsageError, build, misfit, pick_device
 from genzoo.model import Composite, Denoiser, GenerativeModel, frozen
 from genzoo.runs import Run
 from genzoo.training.checkpoints import latest, load_weights
@@ -110,4 +110,4 @@ def check_sampler(model: GenerativeModel) -> None:
         next(sampler.states(model, torch.zeros(1, *model.shape), y, None))
         trial(copy.deepcopy(model).eval(), 1, y, torch.Generator())
     except REFUSALS as error:
-        raise UsageError(f"sampler: {one_line(error)}") from error
+        raise misfit("sampler", error) from error

@@ -114,6 +114,8 @@ class Data(Section):
     @model_validator(mode="after")
     def is_of_its_kind(self) -> Data:
         kind = "plane" if self.levels is None else "image"
+        if len(self.shape) != (3 if kind == "image" else 1):
+            raise ValueError(f"data.shape={self.shape}: images are [channels, height, width], points are [2]")
         if self.kind != kind:
             raise ValueError(
                 f"kind={self.kind}: data={self.name} is of kind {kind}, which follows by itself; leave it out"

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from genzoo.commands.config import REFUSALS, UsageError, one_line
+from genzoo.commands.config import REFUSALS, UsageError, misfit
 
 EVALUATIONS = 50  # of the network that a sample may take, unless another sampler is asked for
 HEUN_STEPS = 25  # two evaluations each but the last
@@ -103,7 +103,7 @@ def check_settings(model: Any, settings: dict[str, Any]) -> None:
             rng = torch.Generator(model.device)
             copy.deepcopy(model).eval().log_prob(x, y, num_samples=settings["num_samples"], rng=rng)
     except REFUSALS as error:
-        raise UsageError(f"metrics: {one_line(error)}") from error
+        raise misfit("metrics", error) from error
 
 
 def pick_network(settings: dict[str, Any], data: dict[str, Any], *, needed: bool) -> Any:

@@ -353,7 +353,10 @@ def check_data(config: dict[str, Any], data: Any, model: Any) -> None:
         UsageError: saying what differs.
     """
     from genzoo.commands.schema import wrong_classes
+    from genzoo.data.dataset import DataSet
 
+    if not isinstance(data, DataSet):
+        raise UsageError(f"data.source._target_={config['source'].get('_target_')}: makes no data set")
     said, found = tuple(config["shape"]), data.shape
     if said != found:
         raise UsageError(f"data.shape={list(said)}: the data have {list(found)}")

@@ -191,7 +191,7 @@ PAIRS = """
     data=digits kind=plane|kind
     data=moons kind=image|kind
     data=digits data.shape=[1,9,9]|data.shape
-    data=digits data.shape=[1,8]|shape
+    data=digits data.shape=[1,8]|data.shape
     data=digits data.levels=2|data.levels
     data=digits model.num_classes=9|model.num_classes
     data=moons model.num_classes=10|model.num_classes
