@@ -163,9 +163,15 @@ def run_job(words: Sequence[str], seconds: float | None, **environment: str) -> 
             late.set()
             child.kill()
 
+        def pass_on(number: int, frame: Any) -> None:
+            child.send_signal(number)  # which saves what it has, and ends
+            raise SystemExit(128 + number)
+
         watch = threading.Timer(seconds, stop) if seconds else None
         if watch:
             watch.start()
+        in_main = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGTERM, pass_on) if in_main else None
         try:
             for line in child.stderr or ():
                 sys.stderr.write(line)
@@ -176,6 +182,8 @@ def run_job(words: Sequence[str], seconds: float | None, **environment: str) -> 
         finally:
             if watch:
                 watch.cancel()
+            if in_main:
+                signal.signal(signal.SIGTERM, before)
     if late.is_set():
         return Outcome(TIMED_OUT, f"stopped after timeout={seconds:g} seconds")
     if child.returncode < 0:

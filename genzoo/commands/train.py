@@ -166,8 +166,10 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: l
         nodes=nodes,
         precision=settings["precision"],
     )
+    of_state = 16 * sum(tensor.nbytes for tensor in model.state_dict().values()) + 2**24  # bytes, at most
+    newest = functools.partial(newest_whole, limit=of_state)
     if rank_of(devices) > 0 and devices * nodes > 1:  # one of those that help the first one, which alone writes
-        if old and (found := newest_whole(old.path / "checkpoints", lambda _: None, remove_damaged=False)):
+        if old and (found := newest(old.path / "checkpoints", lambda _: None, remove_damaged=False)):
             module.restore(*found[1])
         with Signals() as signals:
             training(run=None, loggers=[], signals=signals)
@@ -179,7 +181,7 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: l
             for name in FOLDERS:
                 (run.path / name).mkdir(exist_ok=True)
             clean(run.path / "checkpoints")
-            go_on(module, run, facts, newest_whole(run.path / "checkpoints", tell))
+            go_on(module, run, facts, newest(run.path / "checkpoints", tell))
         run.update_status(**facts, state="running", why=None, pid=os.getpid(), diagnostics=module.diagnostics())
         logger = None
         try:

@@ -181,31 +181,36 @@ def load_weights(checkpoint: Path, model: nn.Module, *, ema: bool = True) -> Non
         raise RunError(f"{checkpoint / name}: does not fit the model of config.yaml: {detail[:200]}") from error
 
 
-def load(checkpoint: Path) -> Contents:
+def load(checkpoint: Path, limit: int = 2**40) -> Contents:
     """Read a whole checkpoint, checked against its manifest.
+
+    Args:
+        checkpoint: its directory.
+        limit: bytes that each of its files may have.
 
     Raises:
         RunError: naming the file and what is wrong with it.
     """
     name = "state.pt"
     try:
-        state = torch.load(io.BytesIO(read(checkpoint, name)), map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(read(checkpoint, name, limit)), map_location="cpu", weights_only=True)
         weights = []
         for name in ("weights.safetensors", "ema.safetensors"):
-            weights.append(load_safetensors(read(checkpoint, name)))
+            weights.append(load_safetensors(read(checkpoint, name, limit)))
     except (RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError, KeyError) as error:
         raise RunError(f"{checkpoint / name}: no file of tensors: {' '.join(str(error).split())[:200]}") from error
     return Contents(weights[0], weights[1], state)
 
 
 def newest_whole(
-    folder: Path, complain: Callable[[str], None], *, remove_damaged: bool = True
+    folder: Path, complain: Callable[[str], None], *, limit: int = 2**40, remove_damaged: bool = True
 ) -> tuple[Path, Contents] | None:
     """Read the newest checkpoint that is not damaged.
 
     Args:
         folder: ``checkpoints/`` of a run.
         complain: is told what is wrong with each that is passed over.
+        limit: bytes that each of its files may have.
         remove_damaged: whether these are removed.
 
     Returns:
@@ -217,7 +222,7 @@ def newest_whole(
     damaged: list[Path] = []
     for checkpoint in reversed(find(folder)):
         try:
-            contents = load(checkpoint)
+            contents = load(checkpoint, limit)
         except RunError as error:
             complain(str(error))
             damaged.append(checkpoint)
