@@ -118,7 +118,7 @@ def pick_network(settings: dict[str, Any], data: dict[str, Any], *, needed: bool
         FeatureError: for a network that cannot be had.
         TooFew: for fewer samples than it has features.
     """
-    from genzoo.metrics.evaluator import check_enough
+    from genzoo.metrics.enough import check_enough
     from genzoo.metrics.features import FeatureError, feature_network, fitting
 
     name, n = settings["features"], settings["n"]

@@ -100,9 +100,13 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: l
     """
     import torch
 
+    from genzoo.commands.evaluate import show
     from genzoo.commands.load import check_sampler, inlined
+    from genzoo.commands.score import Subject, check_settings, interim, pick_network, score
+    from genzoo.data.loader import Batches
     from genzoo.model import GenerativeModel
     from genzoo.prob.random import seed_of
+    from genzoo.training.budget import Budget
 
     make = functools.partial(build, trusted=old is None, trust=trust or [])
     settings, seed = config["trainer"], config["seed"]
@@ -120,27 +124,23 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: l
     if not isinstance(model, GenerativeModel):
         raise UsageError(f"model._target_={config['model'].get('_target_')}: is no generative model")
     check_sampler(model)
+    learning_rate = make(settings["learning_rate"], "trainer.learning_rate")
+    check_settings(model, config["metrics"])
+    records = make(config["logger"], "logger") if config.get("logger") else None
+    network = pick_network(config["metrics"], config["data"], needed=False)
+    budget = Budget(*(config["budget"][name] for name in ("images", "seconds", "flops")))
     optimizer = make(config["optimizer"], "optimizer")
     check_optimizer(optimizer)
-    learning_rate = make(settings["learning_rate"], "trainer.learning_rate")
+    data = make(config["data"]["source"], "data")
+    check_data(config["data"], data, model)
+    subject = Subject(data, config["data"]["name"], config["data"]["flip"])
 
-    from genzoo.commands.evaluate import show
-    from genzoo.commands.score import Subject, check_settings, interim, pick_network, score
-    from genzoo.data.loader import Batches
-    from genzoo.training.budget import Budget
     from genzoo.training.callbacks import fit
     from genzoo.training.checkpoints import clean, newest_whole
     from genzoo.training.module import GenerativeModule
     from genzoo.training.stopping import Signals
 
     quiet()
-    check_settings(model, config["metrics"])
-    records = make(config["logger"], "logger") if config.get("logger") else None
-    data = make(config["data"]["source"], "data")
-    check_data(config["data"], data, model)
-    network = pick_network(config["metrics"], config["data"], needed=False)
-    subject = Subject(data, config["data"]["name"], config["data"]["flip"])
-
     if model.num_classes:
         model.class_probs.copy_(torch.bincount(data.train.y, minlength=model.num_classes).float() / len(data.train.y))
     if settings["precision"] == "64-true":
@@ -148,7 +148,6 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: l
     batches = Batches(
         data.train, settings["batch_size"], seed, config["data"]["flip"], workers=settings.get("workers", 0)
     )
-    budget = Budget(*(config["budget"][name] for name in ("images", "seconds", "flops")))
     module = GenerativeModule(model, optimizer, batches, budget, learning_rate, settings["ema"], settings["clip"], seed)
 
     config = {**config, "model": inlined(config["model"])}

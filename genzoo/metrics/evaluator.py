@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from genzoo.metrics.enough import K_COVERAGE, LEAST, K, check_enough
 from genzoo.metrics.features import FeatureNetwork, Features
 from genzoo.metrics.frechet import (
     frechet_distance_of_features,
@@ -48,8 +49,6 @@ from genzoo.prob.random import generator
 
 NEIGHBOURS = 10_000  # features of each side that balls are made of
 MEMORISED = 2_000  # samples whose nearest training event is looked for
-K, K_COVERAGE = 3, 5
-LEAST = K_COVERAGE + 1  # events of a set in which all have neighbours
 
 
 class Measured(NamedTuple):
@@ -62,12 +61,6 @@ class Measured(NamedTuple):
     detail: dict[str, Any] | None = None  # what belongs to the number beside its error
 
 
-class TooFew(ValueError):
-    """Fewer samples than a distance needs; the message is one line."""
-
-    exit_code = 2  # of the command line
-
-
 def stored(x: Tensor, levels: int | None) -> Tensor:
     """Events of a data set the way samples are compared with them: integers as bytes, points as they are."""
     return x if levels is None else to_bytes(bin_centre(x, levels, torch.float64), levels)
@@ -78,21 +71,6 @@ def subset(size: int, n: int | None) -> Tensor:
     if n is None or n >= size:
         return torch.arange(size)
     return torch.randperm(size, generator=generator("subset", size))[:n].sort().values
-
-
-def check_enough(n: int, network: FeatureNetwork | None, force: bool) -> None:
-    """Refuse samples without neighbours, and a Frechet distance from the singular covariance of fewer samples than features.
-
-    Raises:
-        TooFew: the second unless forced.
-    """
-    if n < LEAST:
-        raise TooFew(f"metrics.n={n}: {LEAST} samples are the least that can be compared; 0 for none")
-    if network is not None and n < network.dim and not force:
-        raise TooFew(
-            f"metrics.n={n}: fewer samples than the {network.dim} features of {network.name}, of which no Frechet distance "
-            f"can be trusted; draw at least {network.dim}, or say metrics.force=true and have the number marked"
-        )
 
 
 def named(metric: str, network: FeatureNetwork) -> str:

@@ -1,6 +1,7 @@
 """Lightning's loggers, each opened for one run directory; ``metrics.jsonl`` is written whichever of them is chosen.
 
-What a logger needs is checked when it is configured, before there is a run; ``open`` then makes it for a run.
+What a logger needs is checked when it is configured, before there is a run and before Lightning, which takes seconds, is
+imported; ``open`` then makes it for a run.
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ import os
 import shutil
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlparse
-
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from genzoo.redact import redact
 from genzoo.runs import Run
+
+if TYPE_CHECKING:
+    from pytorch_lightning.loggers import Logger
 
 
 class Records(ABC):
@@ -48,6 +49,8 @@ class CSV(Records):
     """Writes ``csv/metrics.csv`` into the run directory."""
 
     def open(self, run: Run, config: dict[str, Any]) -> Logger:
+        from pytorch_lightning.loggers import CSVLogger
+
         shutil.rmtree(run.path / "csv", ignore_errors=True)  # as the logger would do: of a run that is gone on with
         logger = CSVLogger(save_dir=str(run.path), name="", version="csv")
         for event in run.events():
@@ -68,6 +71,8 @@ class TensorBoard(Records):
             raise ValueError("TensorBoard is not installed: pip install 'genzoo[tensorboard]'")
 
     def open(self, run: Run, config: dict[str, Any]) -> Logger:
+        from pytorch_lightning.loggers import TensorBoardLogger
+
         return TensorBoardLogger(save_dir=str(run.path), name="tensorboard", version="")
 
 
@@ -80,38 +85,6 @@ def has_wandb_key() -> bool:
         return netrc.netrc(os.environ.get("NETRC") or Path.home() / ".netrc").authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
-
-
-class Steadfast(WandbLogger):
-    """Lightning's logger for wandb, whose failures end no run: it says so once, and the run goes on without it."""
-
-    def __init__(self, **arguments: Any):
-        super().__init__(**arguments)
-        self.lost = False
-        self._wandb_init.pop("anonymous", None)  # Lightning always sets it, and wandb warns of it
-
-    def quietly(self, work: Callable[[], object]) -> None:
-        """Do something with wandb, unless it has failed before."""
-        if self.lost:
-            return
-        try:
-            work()
-        except Exception as error:
-            self.lost = True
-            print(
-                f"genzoo: wandb fails, and the run goes on without it: {redact(repr(error))}",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self.quietly(lambda: super(Steadfast, self).log_metrics(metrics, step))
-
-    def log_image(self, key: str, images: list[Any], step: int | None = None, **details: Any) -> None:
-        self.quietly(lambda: super(Steadfast, self).log_image(key, images, step, **details))
-
-    def finalize(self, status: str) -> None:
-        self.quietly(lambda: super(Steadfast, self).finalize(status))
 
 
 @dataclass(frozen=True)
@@ -153,6 +126,8 @@ class WandB(Records):
             return self._open(run, config, True)
 
     def _open(self, run: Run, config: dict[str, Any], offline: bool) -> Logger:
+        from genzoo.training.steadfast import Steadfast
+
         config, status = redact(config), run.status
         budget = {name: value for name, value in config["budget"].items() if value is not None and name != "samples"}
         logger = Steadfast(
@@ -183,6 +158,8 @@ class WandB(Records):
         return logger
 
     def close(self, logger: Logger, *, failed: bool) -> None:
+        from genzoo.training.steadfast import Steadfast
+
         assert isinstance(logger, Steadfast)
         super().close(logger, failed=failed)
         # The next job of a sweep must not write into this run.

@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from genzoo.metrics import evaluator
+from genzoo.metrics.enough import TooFew, check_enough
 from genzoo.metrics.evaluator import (
-    TooFew,
     against,
-    check_enough,
     named,
     of_classes,
     of_copies,

@@ -1,0 +1,43 @@
+"""wandb as a view of a run: its failures are none of the run's."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pytorch_lightning.loggers import WandbLogger
+
+from genzoo.redact import redact
+
+
+class Steadfast(WandbLogger):
+    """Lightning's logger for wandb, whose failures end no run: it says so once, and the run goes on without it."""
+
+    def __init__(self, **arguments: Any):
+        super().__init__(**arguments)
+        self.lost = False
+        self._wandb_init.pop("anonymous", None)  # Lightning always sets it, and wandb warns of it
+
+    def quietly(self, work: Callable[[], object]) -> None:
+        """Do something with wandb, unless it has failed before."""
+        if self.lost:
+            return
+        try:
+            work()
+        except Exception as error:
+            self.lost = True
+            print(
+                f"genzoo: wandb fails, and the run goes on without it: {redact(repr(error))}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.quietly(lambda: super(Steadfast, self).log_metrics(metrics, step))
+
+    def log_image(self, key: str, images: list[Any], step: int | None = None, **details: Any) -> None:
+        self.quietly(lambda: super(Steadfast, self).log_image(key, images, step, **details))
+
+    def finalize(self, status: str) -> None:
+        self.quietly(lambda: super(Steadfast, self).finalize(status))
