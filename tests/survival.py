@@ -405,6 +405,33 @@ def starts(folder: Path, count: int) -> Iterator[dict[str, Any]]:
     yield {"started": count, "directories": len(found), "failed": sum(map(bool, codes))}
 
 
+def refusals(folder: Path, count: int) -> Iterator[dict[str, Any]]:
+    """Type lines that cannot be right; each must be refused at once, before anything is made."""
+    from tests.commands.test_bad_configs import check, draw
+
+    for bad in draw(1, count):
+        before, begun = os.times(), time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-m", "genzoo", *bad.words],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        took, after = time.monotonic() - begun, os.times()
+        row: dict[str, Any] = {"words": " ".join(bad.words), "code": done.returncode, "said": done.stderr.strip()}
+        row["seconds"] = round(took, 2)
+        row["processor_seconds"] = round(after.children_user + after.children_system - sum(before[2:4]), 2)
+        try:
+            check(bad, folder, done.returncode, done.stdout, done.stderr)
+            row["right"] = True
+        except AssertionError:
+            row["right"] = False
+        yield row
+
+
 EXPERIMENTS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "kills": kills,
     "saves": saves,
@@ -412,6 +439,7 @@ EXPERIMENTS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "signals": signals,
     "disk": disk,
     "starts": starts,
+    "refusals": refusals,
 }
 
 

@@ -216,6 +216,9 @@ def check_processes(devices: int, nodes: int, batch_size: int, device: str) -> N
 
     if device == "cuda" and devices > torch.cuda.device_count():
         raise UsageError(f"trainer.devices={devices}: this machine has {torch.cuda.device_count()} GPUs")
+    started = int(os.environ.get("WORLD_SIZE", devices * nodes))
+    if started != devices * nodes:
+        raise UsageError(f"trainer.devices={devices}, trainer.nodes={nodes}: {started} processes were started in all")
     if batch_size % (devices * nodes):
         raise UsageError(
             f"trainer.batch_size={batch_size}: cannot be shared equally among {devices * nodes} processes "

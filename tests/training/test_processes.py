@@ -90,6 +90,13 @@ def test_processes_that_are_given_seconds_plan_alike_and_end(tmp_path):
     assert time.monotonic() - begun < 120
 
 
+def test_another_number_of_processes_than_were_started_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    code, _, err = genzoo("trainer.devices=2")
+    assert (code, err) == (2, "genzoo: trainer.devices=2, trainer.nodes=1: 4 processes were started in all\n")
+
+
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, err = genzoo("trainer.devices=3", "trainer.batch_size=64")
