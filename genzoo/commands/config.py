@@ -392,9 +392,18 @@ class _Part(functools.partial):
         except UsageError:
             raise
         except REFUSALS as error:
-            how = ", ".join([*map(str, arguments), *(f"{name}={value}" for name, value in keywords.items())])
-            made = f"{self.func.__name__}({how[:200]}): " if isinstance(error, _STUMBLES) else ""
-            raise UsageError(f"{self.key}: {made}{one_line(error)}") from error
+            raise UsageError(f"{self.key}: {_told(self.func, arguments, self.keywords | keywords, error)}") from error
+
+
+def _told(function: Any, arguments: Sequence[Any], keywords: dict[str, Any], error: BaseException) -> str:
+    """Say how a constructor refused; where it names no argument, beside those that it was given."""
+    text = one_line(error) or type(error).__name__
+    if hasattr(error, "exit_code"):  # one of our own, which names what is wrong
+        return text
+    if not isinstance(error, _STUMBLES) and any(re.search(rf"\b{name}\b", text) for name in keywords):
+        return text
+    plain = (f"{name}={value}" for name, value in keywords.items() if isinstance(value, int | float | str | None))
+    return f"{function.__name__}({', '.join([*map(str, arguments), *plain])[:200]}): {text}"
 
 
 def _build(node: Any, key: str, refusals: tuple[type[Exception], ...], extra: dict[str, Any]) -> Any:
@@ -426,7 +435,7 @@ def _build(node: Any, key: str, refusals: tuple[type[Exception], ...], extra: di
     except UsageError:
         raise
     except refusals as error:
-        raise UsageError(f"{key}: {one_line(error) or type(error).__name__}") from error
+        raise UsageError(f"{key}: {_told(function, (), arguments, error)}") from error
 
 
 def _check_arguments(function: Any, arguments: dict[str, Any], key: str, partial: bool) -> None:

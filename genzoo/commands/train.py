@@ -127,12 +127,14 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: l
     learning_rate = make(settings["learning_rate"], "trainer.learning_rate")
     check_settings(model, config["metrics"])
     records = make(config["logger"], "logger") if config.get("logger") else None
-    network = pick_network(config["metrics"], config["data"], needed=False)
+    pick = functools.partial(pick_network, config["metrics"], config["data"], needed=False)
+    network = pick() if config["metrics"]["features"] != "auto" else None
     budget = Budget(*(config["budget"][name] for name in ("images", "seconds", "flops")))
     optimizer = make(config["optimizer"], "optimizer")
     check_optimizer(optimizer)
     data = make(config["data"]["source"], "data")
     check_data(config["data"], data, model)
+    network = network or pick()  # one that nobody asked for by name may be missing, which is said
     subject = Subject(data, config["data"]["name"], config["data"]["flip"])
 
     from genzoo.training.callbacks import fit
@@ -148,7 +150,17 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: l
     batches = Batches(
         data.train, settings["batch_size"], seed, config["data"]["flip"], workers=settings.get("workers", 0)
     )
-    module = GenerativeModule(model, optimizer, batches, budget, learning_rate, settings["ema"], settings["clip"], seed)
+    module = GenerativeModule(
+        model,
+        optimizer,
+        batches,
+        budget,
+        learning_rate,
+        settings["ema"],
+        settings["clip"],
+        seed,
+        torch.amp.GradScaler(device) if settings["precision"] == "16-mixed" else None,
+    )
 
     config = {**config, "model": inlined(config["model"])}
     training = functools.partial(

@@ -20,6 +20,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.plugins.io import CheckpointIO
+from pytorch_lightning.plugins.precision import MixedPrecision
 from pytorch_lightning.strategies import DDPStrategy
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -88,6 +89,8 @@ class Record(pl.Callback):
             last[:] = [pl_module.steps, current]
             pl_module.check_finite()  # before a NaN is written
             values = {f"train/{name}": value for name, value in pl_module.window.flush().items()}
+            if pl_module.scaler:
+                values["train/skipped_steps"] = pl_module.skipped
             values["train/lr"] = max(p.optimizer.param_groups[0]["lr"] for p in pl_module.players[stage].values())
             event = {
                 "event": "train",
@@ -409,6 +412,11 @@ def fit(
         counts = grids, saves, scores and scores + 1
         return {step for count in counts if count for step in milestones(module.planned_steps or 1, count)}
 
+    half = None
+    if trainer["precision"] == "16-mixed":  # for which Lightning would choose bfloat16 on a CPU
+        device = "cuda" if trainer["accelerator"] == "gpu" else "cpu"
+        half = MixedPrecision("16-mixed", device, module.scaler)
+        del trainer["precision"]
     lightning = pl.Trainer(
         max_epochs=1,
         logger=loggers,
@@ -416,7 +424,7 @@ def fit(
         devices=devices,
         num_nodes=nodes,
         strategy=Shares() if devices * nodes > 1 else "auto",
-        plugins=[CheckpointFolders()],
+        plugins=[CheckpointFolders(), *([] if half is None else [half])],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

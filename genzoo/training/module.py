@@ -18,7 +18,11 @@ same sum tells all of them whether one was told to stop, and what time it is, so
 
 A step whose loss or gradient is not finite moves no weight. On a CPU it raises at once; on an accelerator, where
 looking would stall the device, a flag on the device makes the fused optimiser skip the step, and is read after each
-hand-over and before anything is recorded.
+hand-over and before anything is recorded. In half precision the loss is scaled so that small gradients do not vanish; a step
+whose scaled gradients overflow is skipped and counted, and the scale is halved.
+
+References:
+    Micikevicius et al., "Mixed Precision Training", 2018, https://arxiv.org/abs/1710.03740 (sec. 3.2, scaling of the loss).
 """
 
 from __future__ import annotations
@@ -55,6 +59,7 @@ CORRECTIONS = (
     0.8,
 )  # shares of a stage's plan or seconds after which a plan by the clock is refitted
 _ADVICE = "try a lower optimizer.lr or trainer.clip"
+PATIENCE = 20  # steps in a row that may overflow in half precision: from 2^16 the scale has then come down to 1/16
 
 
 class NonFiniteError(RuntimeError):
@@ -114,6 +119,7 @@ class GenerativeModule(pl.LightningModule):
         ema_decay: of the averaged weights, see ``EMA``.
         clip: largest norm of a player's gradient, None for no limit.
         seed: of the noise.
+        scaler: of the loss, where it is computed in half precision.
     """
 
     def __init__(
@@ -126,6 +132,7 @@ class GenerativeModule(pl.LightningModule):
         ema_decay: float = 0.9999,
         clip: float | None = None,
         seed: int = 0,
+        scaler: torch.amp.GradScaler | None = None,
     ):
         super().__init__()
         if clip is not None and clip <= 0:
@@ -137,6 +144,8 @@ class GenerativeModule(pl.LightningModule):
         self.learning_rate = learning_rate or LearningRate()
         self.clip = clip
         self.seed = seed
+        self.scaler = scaler
+        self.skipped, self._in_a_row = 0, 0  # steps whose scaled gradients overflowed
         self.ema = EMA(model, ema_decay)
         self.stages = _stages(model)
         self.players = {stage.name: self._players(stage, optimizer) for stage in self.stages}
@@ -206,24 +215,38 @@ class GenerativeModule(pl.LightningModule):
             loss = self._backward(module, turn)
         if ranks.world() > 1:
             loss = self._average(player, loss)
+        if self.scaler:
+            self.scaler.unscale_(player.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(player.parameters, self.clip or float("inf"))
-        self._guard(player, loss, norm)
-
-        batch = self.batches.batch_size
-        factor = self.learning_rate(number * batch, planned * batch)
-        for group in player.optimizer.param_groups:
-            group["lr"] = player.base_lr * factor
-        player.optimizer.step()
-        player.optimizer.zero_grad()
-        self.ema.update(f"{stage.name}/{player.name}")
-        prefix = "" if turn is None else f"{turn}_"
-        if ranks.rank() == 0:  # which alone writes
-            self.window.add({**loss.terms, f"{prefix}grad_norm": norm})
+        if self._overflows(loss, norm):
+            player.optimizer.zero_grad()
+        else:
+            self._guard(player, loss, norm)
+            batch = self.batches.batch_size
+            factor = self.learning_rate(number * batch, planned * batch)
+            for group in player.optimizer.param_groups:
+                group["lr"] = player.base_lr * factor
+            player.optimizer.step()
+            player.optimizer.zero_grad()
+            self.ema.update(f"{stage.name}/{player.name}")
+            prefix = "" if turn is None else f"{turn}_"
+            if ranks.rank() == 0:  # which alone writes
+                self.window.add({**loss.terms, f"{prefix}grad_norm": norm})
         self.steps += 1
         if self.steps in self.boundaries:
             for name in players:
                 self.ema.hand_back(f"{stage.name}/{name}")
         self.on_step()
+
+    def _overflows(self, loss: Loss, norm: Tensor) -> bool:
+        """Whether this step is to be skipped, since half precision does not hold its scaled gradients; adapt the scale."""
+        if self.scaler is None:
+            return False
+        overflows = bool(torch.isfinite(loss.total.detach()) & ~torch.isfinite(norm)) and self._in_a_row < PATIENCE
+        self.scaler.update()
+        self.skipped += overflows
+        self._in_a_row = self._in_a_row + 1 if overflows else 0
+        return overflows
 
     @torch.no_grad()
     def _average(self, player: Player, loss: Loss) -> Loss:
@@ -249,7 +272,7 @@ class GenerativeModule(pl.LightningModule):
         x, y = self.batches(self.steps)
         x = (x if self.model.levels is None else dequantize(x, self.model.levels, rng)).to(self.model.dtype)
         loss = module.loss(x, y if module.num_classes else None, turn=turn, rng=rng)
-        loss.total.backward()
+        (self.scaler.scale(loss.total) if self.scaler else loss.total).backward()
         return loss
 
     def cost(self, stage: str, turn: str | None) -> int:
@@ -437,6 +460,7 @@ class GenerativeModule(pl.LightningModule):
         weights = copy.deepcopy(self.model.state_dict())
         states = [copy.deepcopy(optimizer.state_dict()) for optimizer in self.configure_optimizers()]
         average, updates = copy.deepcopy(self.ema.model.state_dict()), dict(self.ema.updates)
+        scale = self.scaler.state_dict() if self.scaler else {}
         on_step, self.on_step = self.on_step, lambda: None
         plan, endless = (self.planned_steps, self.boundaries), 10**9
         self.planned_steps, self.boundaries = (
@@ -456,6 +480,9 @@ class GenerativeModule(pl.LightningModule):
         self.ema.updates = updates
         self.planned_steps, self.boundaries = plan
         self.steps, self.on_step, self.window, self.flops = 0, on_step, Window(), 0
+        self.skipped = self._in_a_row = 0
+        if self.scaler:
+            self.scaler.load_state_dict(scale)
         return counted / elapsed
 
     def state(self) -> dict[str, Any]:
@@ -472,6 +499,9 @@ class GenerativeModule(pl.LightningModule):
             "train_seconds": self.train_seconds,
             "flops": self.flops,
             "ema_updates": dict(self.ema.updates),
+            "skipped": self.skipped,
+            "in_a_row": self._in_a_row,
+            "scaler": self.scaler.state_dict() if self.scaler else {},
             "optimizers": [optimizer.state_dict() for optimizer in self.configure_optimizers()],
         }
 
@@ -493,5 +523,8 @@ class GenerativeModule(pl.LightningModule):
         self.steps, self.planned_steps, self.boundaries = state["steps"], state["planned_steps"], state["boundaries"]
         self.train_seconds, self.flops = state["train_seconds"], state["flops"]
         self._speeds, self._corrections = state["speeds"], state["corrections"]
+        self.skipped, self._in_a_row = state.get("skipped", 0), state.get("in_a_row", 0)
+        if self.scaler:
+            self.scaler.load_state_dict(state["scaler"])
         self._begun, self._fitted = tuple(state["begun"]), tuple(state["fitted"])
         self.window = Window({name: list(values) for name, values in state["window"].items()})

@@ -27,7 +27,7 @@ from genzoo.prob.likelihoods import DiscretizedLogistic, Gaussian
 from genzoo.prob.random import generator
 from genzoo.training import module as training
 from genzoo.training.budget import Budget, LearningRate
-from genzoo.training.module import GenerativeModule, NonFiniteError
+from genzoo.training.module import PATIENCE, GenerativeModule, NonFiniteError
 from tests.toys import Duel, Jittered, Mean, Relay
 
 BATCH = 8
@@ -533,3 +533,65 @@ def test_each_stage_runs_its_own_schedule_to_its_end_by_the_clock(clock):
     module.training_step((0, 10**6), 0)
     for name, rate in rates.items():
         assert rate[0] == pytest.approx(1e-3, rel=1e-3) and rate[-1] < 1e-5, name
+
+
+# Half precision
+
+
+def scaled(scale: float, steps: int = 40) -> GenerativeModule:
+    """A module whose scaled gradients become infinite above 1024, as those of half precision do above 65504."""
+    x = torch.randn(32, 2, generator=generator("points"))
+    torch.manual_seed(0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=10**6)
+    module = GenerativeModule(
+        Mean(),
+        functools.partial(torch.optim.SGD, lr=0.1),
+        Batches(Split(x, None), 4, 0),
+        Budget(images=4 * steps),
+        scaler=scaler,
+    )
+    module.model.mean.register_hook(lambda g: torch.where(g.abs() > 1024, torch.inf, g))
+    module.plan()
+    return module
+
+
+def test_steps_that_overflow_are_skipped_and_counted_until_the_scale_fits():
+    module = scaled(2.0**16)
+    start = module.model.mean.detach().clone()
+    module.step()
+    assert module.skipped == 1 and torch.equal(module.model.mean, start) and module.ema.updates["train/model"] == 0
+    assert module.scaler is not None and module.scaler.get_scale() == 2.0**15
+    done = []
+    while module.steps < 40:
+        before = module.skipped
+        module.step()
+        done += [module.steps - 1] if module.skipped == before else []
+    assert 1 < module.skipped < 12
+    assert module.ema.updates["train/model"] == 40 - module.skipped == len(done)
+    # The steps that are done are the same, whatever the scale.
+    plain = scaled(1.0)
+    for step in done:
+        plain.steps = step
+        plain.step()
+    assert plain.skipped == 0 and torch.allclose(module.model.mean, plain.model.mean, rtol=1e-6)
+
+
+def test_what_overflows_for_ever_ends_the_run():
+    module = scaled(2.0**16)
+    module.model.mean.register_hook(lambda g: g * torch.inf)
+    with pytest.raises(NonFiniteError, match=rf"^gradient is not finite at step {PATIENCE}: "):
+        module.training_step((0, 40), 0)
+    assert module.skipped == PATIENCE
+
+
+def test_the_scale_goes_on_where_a_run_does():
+    module = scaled(2.0**16)
+    for _ in range(5):
+        module.step()
+    other = scaled(2.0**16)
+    other.restore(module.model.state_dict(), module.ema.model.state_dict(), copy.deepcopy(module.state()))
+    for _ in range(5):
+        module.step(), other.step()
+    assert torch.equal(module.model.mean, other.model.mean) and module.skipped == other.skipped > 0
+    assert module.scaler is not None and other.scaler is not None
+    assert module.scaler.get_scale() == other.scaler.get_scale()
