@@ -228,7 +228,7 @@ def check_processes(devices: int, nodes: int, batch_size: int, device: str) -> N
 
     if device == "cuda" and devices > torch.cuda.device_count():
         raise UsageError(f"trainer.devices={devices}: this machine has {torch.cuda.device_count()} GPUs")
-    started = int(os.environ.get("WORLD_SIZE", devices * nodes))
+    started = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or devices * nodes)
     if started != devices * nodes:
         raise UsageError(f"trainer.devices={devices}, trainer.nodes={nodes}: {started} processes were started in all")
     if batch_size % (devices * nodes):
@@ -249,7 +249,7 @@ def rank_of(devices: int) -> int:
         return int(told["RANK"])
     if "LOCAL_RANK" in told:
         return int(told.get("NODE_RANK", "0")) * devices + int(told["LOCAL_RANK"])
-    return int(told.get("SLURM_PROCID", "0")) if int(told.get("SLURM_NTASKS", "1")) > 1 else 0
+    return int(told.get("SLURM_PROCID", "0")) if "SLURM_STEP_NUM_TASKS" in told else 0
 
 
 def go_on(module: Any, run: Run, facts: dict[str, Any], found: tuple[Path, Any] | None) -> None:

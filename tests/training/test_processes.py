@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from genzoo.commands.train import rank_of
 from genzoo.training import checkpoints
 from tests.commands import genzoo
 from tests.survival import finish, only_run, start, trains, wait_for
@@ -90,11 +91,31 @@ def test_processes_that_are_given_seconds_plan_alike_and_end(tmp_path):
     assert time.monotonic() - begun < 120
 
 
-def test_another_number_of_processes_than_were_started_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize("told", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_another_number_of_processes_than_were_started_is_refused(tmp_path, monkeypatch, told):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv(told, "4")
     code, _, err = genzoo("trainer.devices=2")
     assert (code, err) == (2, "genzoo: trainer.devices=2, trainer.nodes=1: 4 processes were started in all\n")
+
+
+@pytest.mark.parametrize(
+    ("told", "rank"),
+    [
+        ({}, 0),
+        ({"RANK": "5", "LOCAL_RANK": "1"}, 5),
+        ({"LOCAL_RANK": "1", "NODE_RANK": "2"}, 9),
+        ({"LOCAL_RANK": "1", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, 1),
+        ({"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8"}, 3),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, 0),
+    ],
+)
+def test_a_process_knows_its_rank_from_whoever_started_it(monkeypatch, told, rank):
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert rank_of(devices=4) == rank
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, monkeypatch):
