@@ -443,13 +443,86 @@ EXPERIMENTS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
 }
 
 
+def told(name: str, rows: list[dict[str, Any]]) -> tuple[str, str]:
+    """Say in a line of a table what was tried, and what came out."""
+    n = len(rows)
+
+    def count(holds: Callable[[dict[str, Any]], Any]) -> int:
+        return sum(bool(holds(row)) for row in rows)
+
+    if name == "kills":
+        families = len({row["family"] for row in rows})
+        return (
+            f"{sum(row['kills'] for row in rows)} SIGKILLs at random moments of {n} runs of {families} families, "
+            "with 0 and 2 loader workers",
+            f"{count(lambda row: not row['differs'])} of {n} ended in the same bits as the run that nobody killed",
+        )
+    if name == "saves":
+        torn, left = sum(len(row["torn"]) for row in rows), sum(row["leftovers"] for row in rows)
+        two = count(lambda row: row["checkpoints"] >= 2)
+        return (
+            f"{n} SIGKILLs while checkpoints are saved",
+            f"{torn} torn, two whole ones {two} times; {left} leftovers, all swept",
+        )
+    if name == "mutations":
+        refused = count(lambda row: "said" in row)
+        named = count(lambda row: row.get("named") and row.get("fell_back"))
+        other = count(lambda row: "said" not in row and not row["alike"])
+        return (
+            f"{n} checkpoints mutated or cut",
+            f"{other} loaded with other weights; {refused} refused, {named} of them by file and cause in one line, and the "
+            "one before taken; "
+            f"{n - refused - other} mutations changed nothing that is read",
+        )
+    if name == "signals":
+        right = count(lambda row: row["code"] in (130, 143) and row["saved"] and not row["differs"])
+        slowest = max(row["seconds"] for row in rows)
+        return (
+            f"{n} SIGTERMs and SIGINTs at random moments",
+            f"{right} left with 143 or 130, saved, and went on to the same bits; the slowest left after {slowest:.1f} s",
+        )
+    if name == "disk":
+        right = count(lambda row: row["code"] == 4 and not row["damaged"] and " free; " in row["said"])
+        return (
+            f"disks that fill up at {n} points",
+            f"{right} of {n} left with 4, naming file and bytes; every checkpoint whole",
+        )
+    if name == "starts":
+        row = rows[0]
+        return (
+            f"{row['started']} runs made at one instant of a clock that stands still",
+            f"{row['directories']} directories",
+        )
+    right = count(lambda row: row["right"])
+    times = sorted(row["seconds"] for row in rows)
+    return (
+        f"{n} command lines that cannot be right",
+        f"{right} refused with 2, in one line with the key, before anything is made; half within {times[n // 2]:.1f} s, "
+        f"all within {times[-1]:.1f} s",
+    )
+
+
+def table() -> str:
+    """Return what all experiments have found, as rows of Markdown."""
+    lines = ["| what was tried | what came out | `python -m tests.survival` |", "|---|---|---|"]
+    for name in EXPERIMENTS:
+        path = OUT / f"{name}.json"
+        if path.is_file():
+            found = json.loads(path.read_text())
+            lines.append("| {} | {} | `{} --count {}` |".format(*told(name, found["rows"]), name, found["count"]))
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Do one experiment and write down what came out."""
+    """Do one experiment and write down what came out, or show what all of them have."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=EXPERIMENTS)
+    parser.add_argument("name", choices=[*EXPERIMENTS, "table"])
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--families", nargs="*", default=list(FAMILIES))
     asked = parser.parse_args()
+    if asked.name == "table":
+        print(table())
+        return
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         extra = {"families": asked.families} if asked.name == "kills" else {}

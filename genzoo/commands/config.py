@@ -398,7 +398,7 @@ class _Part(functools.partial):
 def _told(function: Any, arguments: Sequence[Any], keywords: dict[str, Any], error: BaseException) -> str:
     """Say how a constructor refused; where it names no argument, beside those that it was given."""
     text = one_line(error) or type(error).__name__
-    if hasattr(error, "exit_code"):  # one of our own, which names what is wrong
+    if isinstance(error, ValueError):  # by which constructors say what they do not take
         return text
     if not isinstance(error, _STUMBLES) and any(re.search(rf"\b{name}\b", text) for name in keywords):
         return text

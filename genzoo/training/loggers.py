@@ -114,7 +114,7 @@ class WandB(Records):
     def open(self, run: Run, config: dict[str, Any]) -> Logger:
         offline = self.mode == "offline" or not has_wandb_key()
         try:
-            return self._open(run, config, offline)
+            return self._open(run, config, offline, run.path.name)
         except Exception as error:
             if offline:
                 raise
@@ -123,16 +123,16 @@ class WandB(Records):
                 file=sys.stderr,
                 flush=True,
             )
-            return self._open(run, config, True)
+            return self._open(run, config, True, f"{run.path.name}-offline")  # wandb does not give the first name back
 
-    def _open(self, run: Run, config: dict[str, Any], offline: bool) -> Logger:
+    def _open(self, run: Run, config: dict[str, Any], offline: bool, name: str) -> Logger:
         from genzoo.training.steadfast import Steadfast
 
         config, status = redact(config), run.status
         budget = {name: value for name, value in config["budget"].items() if value is not None and name != "samples"}
         logger = Steadfast(
             name=redact(f"{run.path.parent.name}/{run.path.name}"),
-            version=run.path.name,  # under which a run that is gone on with is found again
+            version=name,  # under which a run that is gone on with is found again
             save_dir=str(run.path.resolve()),  # wandb's service may have been started elsewhere
             project=self.project,
             group=redact(self.group or os.environ.get("GENZOO_SWEEP")),
