@@ -9,9 +9,9 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from genzoo.commands.config import (
     REFUSALS,
@@ -89,36 +89,47 @@ def its_config(run: Run) -> dict[str, Any]:
         raise RunError(f"{run.path / 'config.yaml'}: {error}") from error
 
 
-def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: list[str] | None = None) -> Path | None:
-    """Train a new run, or go on with an old one.
+class Parts(NamedTuple):
+    """What a configuration describes."""
+
+    module: Any  # a GenerativeModule
+    subject: Any  # the data, as scores take them
+    network: Any  # what features are made of, or None
+    records: Any  # a kind of logger, or None
+    device: str
+
+
+def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
+    """Make what a configuration describes.
+
+    What is cheap to refuse is refused before the data are read, and before Lightning is imported, which takes seconds.
 
     Args:
-        config: of the run.
-        family: what was chosen as ``model=``.
-        old: the run to go on with.
+        config: of the run; its precision, if it is chosen by the machine, is written into it.
+        old: the run to go on with, if it is not a new one.
         trust: classes that its configuration may name besides genzoo's own.
+
+    Raises:
+        UsageError: for what does not do, naming the key.
     """
     import torch
 
-    from genzoo.commands.evaluate import show
-    from genzoo.commands.load import check_sampler, inlined
-    from genzoo.commands.score import Subject, check_settings, interim, pick_network, score
+    from genzoo.commands.load import check_sampler
+    from genzoo.commands.score import Subject, check_settings, pick_network
     from genzoo.data.loader import Batches
     from genzoo.model import GenerativeModel
     from genzoo.prob.random import seed_of
     from genzoo.training.budget import Budget
 
-    make = functools.partial(build, trusted=old is None, trust=trust or [])
+    make = functools.partial(build, trusted=old is None, trust=trust)
     settings, seed = config["trainer"], config["seed"]
     devices, nodes = settings.get("devices", 1), settings.get("nodes", 1)
     threads = settings["threads"] or max(len(os.sched_getaffinity(0)) // devices, 1)
     torch.set_num_threads((old and known(old, "threads", int)) or threads)
     device = pick_device(settings["accelerator"], "trainer.accelerator")
     check_processes(devices, nodes, settings["batch_size"], device)
-    job = job_id(config)
     settings["precision"] = pick_precision(settings["precision"], device)
 
-    # What is cheap to refuse is refused before the data are read, and before Lightning is imported, which takes seconds.
     torch.manual_seed(seed_of("weights", seed))
     model = make(config["model"], "model")
     if not isinstance(model, GenerativeModel):
@@ -137,23 +148,16 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: l
     network = network or pick()  # one that nobody asked for by name may be missing, which is said
     subject = Subject(data, config["data"]["name"], config["data"]["flip"])
 
-    from genzoo.training.callbacks import fit
-    from genzoo.training.checkpoints import clean, newest_whole
     from genzoo.training.module import GenerativeModule
-    from genzoo.training.stopping import Signals
 
-    quiet()
     if model.num_classes:
         model.class_probs.copy_(torch.bincount(data.train.y, minlength=model.num_classes).float() / len(data.train.y))
     if settings["precision"] == "64-true":
         model.double()
-    batches = Batches(
-        data.train, settings["batch_size"], seed, config["data"]["flip"], workers=settings.get("workers", 0)
-    )
     module = GenerativeModule(
         model,
         optimizer,
-        batches,
+        Batches(data.train, settings["batch_size"], seed, subject.flip, workers=settings.get("workers", 0)),
         budget,
         learning_rate,
         settings["ema"],
@@ -161,33 +165,66 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: l
         seed,
         torch.amp.GradScaler(device) if settings["precision"] == "16-mixed" else None,
     )
+    return Parts(module, subject, network, records, device)
 
+
+def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: Sequence[str] = ()) -> Path | None:
+    """Train a new run, or go on with an old one.
+
+    Args:
+        config: of the run.
+        family: what was chosen as ``model=``.
+        old: the run to go on with.
+        trust: classes that its configuration may name besides genzoo's own.
+    """
+    import torch
+
+    from genzoo.commands.evaluate import show
+    from genzoo.commands.load import inlined
+    from genzoo.commands.score import interim, score
+
+    job = job_id(config)
+    module, subject, network, records, device = prepare(config, old, list(trust))
+
+    from genzoo.training.callbacks import fit
+    from genzoo.training.checkpoints import clean, newest_whole
+    from genzoo.training.stopping import Signals
+
+    quiet()
     config = {**config, "model": inlined(config["model"])}
+    settings, metrics, seed = config["trainer"], config["metrics"], config["seed"]
+    devices, nodes = settings.get("devices", 1), settings.get("nodes", 1)
     training = functools.partial(
         fit,
         module,
-        draw=lambda model, path: draw_grid(model, data, path),
+        draw=lambda model, path: draw_grid(model, subject.data, path),
         grids=settings["grids"],
         saves=settings["saves"],
         save_seconds=settings.get("save_seconds"),
-        score=lambda model: interim(model, subject, config["metrics"], settings["score_samples"], network, seed),
+        score=lambda model: interim(model, subject, metrics, settings["score_samples"], network, seed),
         scores=settings["scores"],
         accelerator="gpu" if device == "cuda" else "cpu",
         devices=devices,
         nodes=nodes,
         precision=settings["precision"],
     )
-    of_state = 16 * sum(tensor.nbytes for tensor in model.state_dict().values()) + 2**24  # bytes, at most
-    newest = functools.partial(newest_whole, limit=of_state)
+    weights = sum(tensor.nbytes for tensor in module.model.state_dict().values())
+    newest = functools.partial(newest_whole, limit=16 * weights + 2**24)  # bytes of state, at most
     if rank_of(devices) > 0 and devices * nodes > 1:  # one of those that help the first one, which alone writes
         if old and (found := newest(old.path / "checkpoints", lambda _: None, remove_damaged=False)):
             module.restore(*found[1])
         with Signals() as signals:
             training(run=None, loggers=[], signals=signals)
         return None
+
     run = old or Run.create(config["outputs"], f"{family}-{config['data']['name']}", config, job)
+    facts = {
+        "model": family,
+        "threads": torch.get_num_threads(),
+        "device": device,
+        "data_sha256": sha256_of(subject.data),
+    }
     with run.training(), Signals() as signals:
-        facts = {"model": family, "threads": torch.get_num_threads(), "device": device, "data_sha256": sha256_of(data)}
         if old:
             for name in FOLDERS:
                 (run.path / name).mkdir(exist_ok=True)
@@ -200,7 +237,7 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: l
             with resources(run.path, settings["batch_size"]):
                 training(run=run, loggers=[logger] if logger else [], signals=signals)
                 network = network and network.to(module.ema.model.device)
-                result = score(module.ema.model, subject, run, config["metrics"], network, seed=seed, ema=True)
+                result = score(module.ema.model, subject, run, metrics, network, seed=seed, ema=True)
             if logger:
                 values = {name: entry["value"] for name, entry in result["metrics"].items()}
                 logger.log_metrics({**values, "images": module.images}, step=module.images)
