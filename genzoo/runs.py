@@ -32,6 +32,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -405,6 +406,14 @@ class Run:
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
             yield
+
+    def complete(self) -> None:
+        """Make the folders that a copy may lack, and remove what processes that were killed have left half written."""
+        for name in FOLDERS:
+            (self.path / name).mkdir(exist_ok=True)
+        for left in (*self.path.glob(".*-*"), *(self.path / "results").glob(".*-*")):
+            if left.is_file() and time.time() - left.stat().st_mtime > 3600:  # and not of somebody who is still writing
+                left.unlink()
 
     @property
     def config(self) -> dict[str, Any]:

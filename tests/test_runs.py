@@ -180,3 +180,14 @@ def test_hundreds_of_runs_are_read_without_torch():
     subprocess.run(
         [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, check=True
     )
+
+
+def test_a_copy_is_completed_and_old_leftovers_are_swept(run):
+    (run.path / "samples").rmdir()
+    left, fresh = run.path / ".status.json-abcdefgh", run.path / "results" / ".x.json-abcdefgh"
+    for path in (left, fresh):
+        path.write_bytes(b"{")
+    os.utime(left, (0, 0))
+    run.complete()
+    assert (run.path / "samples").is_dir() and fresh.exists() and not left.exists()
+    assert (run.path / "config.yaml").is_file()

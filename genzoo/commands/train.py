@@ -23,7 +23,7 @@ from genzoo.commands.config import (
     pick_precision,
     targets,
 )
-from genzoo.runs import FOLDERS, OF_NO_MATTER, ResourceError, Run, RunError, job_id, now, provenance, storing
+from genzoo.runs import OF_NO_MATTER, ResourceError, Run, RunError, job_id, now, provenance, storing
 
 T = TypeVar("T")
 
@@ -226,8 +226,7 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
     }
     with run.training(), Signals() as signals:
         if old:
-            for name in FOLDERS:
-                (run.path / name).mkdir(exist_ok=True)
+            run.complete()
             clean(run.path / "checkpoints")
             go_on(module, run, facts, newest(run.path / "checkpoints", tell))
         run.update_status(**facts, state="running", why=None, pid=os.getpid(), diagnostics=module.diagnostics())
