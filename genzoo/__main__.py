@@ -24,7 +24,7 @@ def main() -> None:
     """Run one command of the command line."""
     from hydra._internal.utils import get_args_parser
 
-    from genzoo.commands.config import VERBS, UsageError, nearest, one_comparison, preflight
+    from genzoo.commands.config import VERBS, UsageError, help_text, nearest, one_comparison, preflight
 
     words = sys.argv[1:]
     remember({}, words)
@@ -48,7 +48,9 @@ def main() -> None:
     try:
         if not of_hydra and (overrides or not shows):
             job = preflight(verb, overrides, flags.config_dir, values=not shows, sweep=flags.multirun)
-        if of_hydra or shows or flags.multirun:
+        if flags.help:
+            print(help_text(verb, overrides, flags.config_dir))
+        elif of_hydra or shows or flags.multirun:
             by_hydra(verb, options, overrides, sweep=flags.multirun)
         elif job and (problem := attempt(run, verb, *job)):
             fail(*problem)
@@ -61,7 +63,7 @@ def main() -> None:
 
 
 def by_hydra(verb: str, options: list[str], overrides: list[str], *, sweep: bool) -> None:
-    """Let Hydra show help or a configuration, or run every job of a sweep in a process of its own, and compare them."""
+    """Let Hydra show a configuration or its own help, or run every job of a sweep in a process of its own, and compare them."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig

@@ -17,6 +17,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
@@ -182,7 +183,7 @@ def preflight(
     """
     if config_dir and not Path(config_dir).is_dir():
         raise UsageError(f"--config-dir {config_dir}: no such directory")
-    search = [f"hydra.searchpath=[file://{os.path.abspath(config_dir)}]"] if config_dir else []
+    search = _searching(config_dir)
     parsed = [_parse(text) for text in overrides]
     with _hydra() as loader:
         for override in parsed:
@@ -207,6 +208,31 @@ def preflight(
     if plain.get("resume") not in (None, "auto"):
         plain["said"] = [override.key_or_group for override in parsed]
     return Job(plain, choices)
+
+
+def help_text(verb: str, overrides: Sequence[str], config_dir: str | None = None) -> str:
+    """Say what a command is, what there is to choose from, and its configuration: what Hydra would say, sooner.
+
+    Hydra copies the whole composition for each group that it lists.
+    """
+    homes = [CONF, *([Path(config_dir)] if config_dir else [])]
+    choices: dict[str, set[str]] = {}
+    for home in homes:
+        for path in home.glob("*/**/*.yaml"):
+            choices.setdefault(path.parent.relative_to(home).as_posix(), set()).add(path.stem)
+    groups = [f"{group}: {', '.join(sorted(names))}" for group, names in sorted(choices.items())]
+    with _hydra():
+        config = compose(verb, [*_searching(config_dir), *overrides], return_hydra_config=True)
+    template = Template(config.hydra.help.template)
+    with open_dict(config):
+        del config["hydra"]
+    listed = "\n".join(line for line in groups if not line.startswith("hydra"))
+    return template.substitute(APP_CONFIG_GROUPS=f"{listed}\n", CONFIG=OmegaConf.to_yaml(config))
+
+
+def _searching(config_dir: str | None) -> list[str]:
+    """Let Hydra look into a directory of the reader's own too."""
+    return [f"hydra.searchpath=[file://{os.path.abspath(config_dir)}]"] if config_dir else []
 
 
 def _check_resume(verb: str, overrides: Sequence[Override], sweep: bool) -> None:
