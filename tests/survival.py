@@ -314,7 +314,10 @@ def signals(folder: Path, count: int) -> Iterator[dict[str, Any]]:
     """Send SIGTERM or SIGINT at random moments of a training; it must leave soon, saved, and go on to the same end."""
     families = [name for name in FAMILIES if name != "hvae"]
     wholes: dict[str, tuple[Path, float]] = {}
-    for trial in range(count):
+    done = 0
+    for trial in itertools.count():
+        if done == count:
+            return
         rng = random.Random(trial)
         family = families[trial % min(len(families), 4)]
         words = [*COMMON, *FAMILIES[family]]
@@ -327,11 +330,16 @@ def signals(folder: Path, count: int) -> Iterator[dict[str, Any]]:
         number = rng.choice([signal.SIGTERM, signal.SIGINT])
         with start(words, work) as process:
             wait_for(functools.partial(trains, process.pid, work), process)
-            time.sleep(rng.uniform(0.3, max(wholes[family][1] - 6.0, 1.0)))
+            time.sleep(rng.uniform(0, max(wholes[family][1] - 6.0, 1.0)))
+            over = json.loads((only_run(work) / "status.json").read_text())["state"] == "done"
             process.send_signal(number)
             sent = time.monotonic()
             out, _ = process.communicate()
         left = time.monotonic() - sent
+        if over or "run: " in out:  # too late: nothing was left to stop
+            shutil.rmtree(work)
+            continue
+        done += 1
         row = {"family": family, "signal": number.name, "code": process.returncode, "seconds": round(left, 2)}
         run = only_run(work)
         before = sorted(path.name for path in (run / "checkpoints").glob("step-*"))

@@ -295,7 +295,10 @@ class Checkpoints(pl.Callback):
 
 
 class Stop(pl.Callback):
-    """Ends the run between steps when a signal was heard, by any process, after what was due at the last of them."""
+    """Ends the run between steps when a signal was heard, by any process, after what was due at the last of them.
+
+    The first of the callbacks, so that it has the signals before any other does its work.
+    """
 
     def __init__(self, signals: Signals):
         self.signals = signals
@@ -304,7 +307,7 @@ class Stop(pl.Callback):
         self.signals.listen()  # Lightning has taken them for itself
         pl_module.told_to_stop = lambda: self.signals.heard is not None
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: GenerativeModule, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: GenerativeModule, *_: Any) -> None:
         if pl_module.stopping:
             raise Stopped(self.signals.heard or signal.SIGTERM)
 
@@ -420,7 +423,7 @@ def fit(
     lightning = pl.Trainer(
         max_epochs=1,
         logger=loggers,
-        callbacks=[*writers, Stop(signals)],
+        callbacks=[Stop(signals), *writers],
         devices=devices,
         num_nodes=nodes,
         strategy=Shares() if devices * nodes > 1 else "auto",
