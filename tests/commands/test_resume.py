@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from genzoo.runs import Run
-from genzoo.training import checkpoints
+from genzoo.training import callbacks, checkpoints
 from genzoo.training.module import GenerativeModule
 from genzoo.training.stopping import Signals, Stopped
 from tests import survival
@@ -39,6 +39,7 @@ FAMILIES = {
 
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(callbacks, "RECORDS", 5)  # every third step, so that checkpoints fall between records
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
