@@ -634,7 +634,8 @@ def test_hostile_weights_are_refused(run, content):
 
 
 def changed(weights: dict[str, torch.Tensor], how: str) -> dict[str, torch.Tensor]:
-    name = next(name for name, tensor in weights.items() if tensor.ndim > 1)
+    # One that is another one when it is transposed, whatever the order in which they are read.
+    name = next(name for name in sorted(weights) if weights[name].ndim > 1 and len(set(weights[name].shape[:2])) == 2)
     tensor = weights[name]
     rest = {key: value for key, value in weights.items() if key != name}
     return {
