@@ -417,11 +417,13 @@ def refusals(folder: Path, count: int) -> Iterator[dict[str, Any]]:
     """Type lines that cannot be right; each must be refused at once, before anything is made."""
     from tests.commands.test_bad_configs import check, draw
 
-    for bad in draw(1, count):
+    for i, bad in enumerate(draw(1, count)):
+        here = folder / str(i)
+        here.mkdir()
         before, begun = os.times(), time.monotonic()
         done = subprocess.run(
             [sys.executable, "-m", "genzoo", *bad.words],
-            cwd=folder,
+            cwd=here,
             env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
             capture_output=True,
             text=True,
@@ -433,7 +435,7 @@ def refusals(folder: Path, count: int) -> Iterator[dict[str, Any]]:
         row["seconds"] = round(took, 2)
         row["processor_seconds"] = round(after.children_user + after.children_system - sum(before[2:4]), 2)
         try:
-            check(bad, folder, done.returncode, done.stdout, done.stderr)
+            check(bad, here, done.returncode, done.stdout, done.stderr)
             row["right"] = True
         except AssertionError:
             row["right"] = False

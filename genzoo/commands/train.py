@@ -142,10 +142,11 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
     network = pick() if config["metrics"]["features"] != "auto" else None
     budget = Budget(*(config["budget"][name] for name in ("images", "seconds", "flops")))
     optimizer = make(config["optimizer"], "optimizer")
-    check_optimizer(optimizer)
+    check_optimizer(optimizer, step=False)
     data = make(config["data"]["source"], "data")
     check_data(config["data"], data, model)
     network = network or pick()  # one that nobody asked for by name may be missing, which is said
+    check_optimizer(optimizer)  # torch imports its compiler for the first step, which takes seconds
     subject = Subject(data, config["data"]["name"], config["data"]["flip"])
 
     from genzoo.training.module import GenerativeModule
@@ -382,8 +383,12 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, message=r".*(num_workers|dataloader|lr_scheduler).*")
 
 
-def check_optimizer(optimizer: Any) -> None:
+def check_optimizer(optimizer: Any, *, step: bool = True) -> None:
     """Refuse an optimiser that does not take its arguments, or that cannot step by itself.
+
+    Args:
+        optimizer: makes one from a list of parameters.
+        step: whether it is tried too.
 
     Raises:
         UsageError: in the optimiser's own words.
@@ -393,7 +398,9 @@ def check_optimizer(optimizer: Any) -> None:
     weight = torch.nn.Parameter(torch.zeros(1))
     weight.grad = torch.zeros(1)
     try:
-        optimizer([weight]).step()
+        made = optimizer([weight])
+        if step:
+            made.step()
     except REFUSALS as error:
         raise UsageError(f"optimizer: {one_line(error)}") from error
 

@@ -27,7 +27,7 @@ from tests.conftest import composed
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 DATA = ("digits", "moons")
 # Numbers that may be as large as anybody likes.
-BOUNDLESS = {"seed", "images", "seconds", "flops", "events", "warmup", "timeout"}
+BOUNDLESS = {"seed", "images", "seconds", "flops", "events", "warmup", "timeout", "max_width"}
 
 
 class Bad(NamedTuple):
