@@ -251,10 +251,10 @@ def test_samples_are_events_on_the_scale_of_the_data(case):
 
 @every()
 def test_sample_i_depends_on_seed_and_i_alone(case):
-    model = case.model()
+    model = case.model().double()  # in single precision kernels round by the size of a batch
     whole = model.sample(8, rng=streams(8)).x
     parts = torch.cat([model.sample(3, rng=streams(3)).x, model.sample(5, rng=streams(5, start=3)).x])
-    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-4)  # kernels round by the size of a batch
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
     assert torch.equal(model.sample(8, rng=streams(8)).x, whole)
     assert (whole[1:] - whole[:-1]).flatten(1).abs().amax(1).min() > 0, "two samples are the same"
 

@@ -39,20 +39,24 @@ def asked(monkeypatch, tmp_path) -> list[tuple[str, dict]]:
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"]], ids=" ".join)
-def test_looking_around_imports_nothing_that_takes_long(words):
+def test_looking_around_takes_less_than_a_second_and_imports_no_torch(words):
     program = """
-import atexit, sys
+import atexit, sys, time
 from genzoo.__main__ import main
-atexit.register(lambda: print(*sys.modules, file=sys.stderr))
+atexit.register(lambda: print(time.process_time(), *sys.modules, file=sys.stderr))
 main()
 """
     command = [sys.executable, "-c", program, *words]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/", check=True)
-    modules = done.stderr.split()
+    times = []
+    for _ in range(3):  # the best of three is the command's own; the rest is the machine's
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/", check=True)
+        seconds, *modules = done.stderr.split()
+        times.append(float(seconds))
     assert "trainer:\n" in done.stdout
     assert "hydra" in modules
     assert not {"torch", "pytorch_lightning", "sklearn", "numpy", "pandas", "plotly", "wandb"} & set(modules)
+    assert min(times) < 1
 
 
 def test_help_names_every_group_with_every_choice():
