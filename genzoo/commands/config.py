@@ -36,6 +36,8 @@ from genzoo.runs import OF_NO_MATTER
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
+    from genzoo.commands.schema import Section
+
 MAY_CHANGE = ("resume", "trust", "timeout", *(key for key in OF_NO_MATTER if "." in key))  # where a run is gone on with
 
 VERBS = ("train", "sample", "evaluate", "compare")
@@ -314,14 +316,9 @@ def check(verb: str, plain: Any) -> dict[str, Any]:
     Raises:
         UsageError: naming the full key.
     """
-    from pydantic import ValidationError
-
     from genzoo.commands.schema import SCHEMAS
 
-    try:
-        return SCHEMAS[verb].model_validate(plain).model_dump(exclude_unset=True)
-    except ValidationError as error:
-        raise _refusal(error, "", SCHEMAS[verb].known_keys()) from error
+    return _checked(SCHEMAS[verb], plain)
 
 
 def targets(node: Any) -> Iterator[str]:
@@ -338,14 +335,18 @@ def check_section(name: str, section: Any) -> dict[str, Any]:
     Raises:
         UsageError: naming the full key.
     """
-    from pydantic import ValidationError
-
     from genzoo.commands.schema import SECTIONS
 
+    return _checked(SECTIONS[name], section, name)
+
+
+def _checked(schema: type[Section], plain: Any, name: str = "") -> dict[str, Any]:
+    from pydantic import ValidationError
+
     try:
-        return SECTIONS[name].model_validate(section).model_dump(exclude_unset=True)
+        return schema.model_validate(plain).model_dump(exclude_unset=True)
     except ValidationError as error:
-        raise _refusal(error, name, SECTIONS[name].known_keys(f"{name}.")) from error
+        raise _refusal(error, name, schema.known_keys(f"{name}." if name else "")) from error
 
 
 def _refusal(error: ValidationError, section: str, known: Iterable[str]) -> UsageError:
