@@ -244,7 +244,7 @@ def parse_yaml(data: bytes) -> Any:
             if depth > DEPTH or count > NODES:
                 raise ValueError(f"nested more than {DEPTH} deep, or more than {NODES:,} values")
             if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None:
-                line = event.start_mark.line + 1
+                line = event.start_mark.line + 1 if event.start_mark else "?"
                 raise ValueError(f"an alias or a tag in line {line}, which no configuration of a run has")
         loader = _Loader(data)
         try:
