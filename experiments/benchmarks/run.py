@@ -1,28 +1,54 @@
-"""Time genzoo beside its peers: `python experiments/benchmarks/run.py [name ...]`.
+"""Time genzoo beside its peers: `python experiments/benchmarks/run.py [name ...] [--turns N]`.
 
-A benchmark hands over pairs of ways to do one thing. Both run in this process, in turns, so that a busy machine slows both; a
-ratio is the peer's time over genzoo's in one turn, and what is reported is the median of the turns with its quartiles. Ratios
-travel between machines, seconds do not.
+A benchmark is a module of this folder whose ``pairs()`` lists one thing done in two ways. Each side lives in a process of its
+own, so that neither has the other's settings, and the two take turns, so that a busy machine slows both. A ratio is that of
+one turn; what is reported is the median of the turns with its quartiles. Ratios travel between machines, seconds do not.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
+import math
+import multiprocessing
+import os
 import platform
+import resource
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
+from filelock import FileLock
 
 HERE = Path(__file__).parent
-NAMES = ("frechet",)
-TURNS = 7
+NAMES = (
+    "diffusion",
+    "unet",
+    "flows",
+    "vae",
+    "quantizer",
+    "critic",
+    "samplers",
+    "solvers",
+    "autoregressive",
+    "frechet",
+    "metrics",
+    "data",
+    "loop",
+    "start",
+    "memory",
+)
+TURNS = 9
+LEAST = 0.3  # seconds that a side works in a turn, at least
+
+Go = Callable[[], Any]
+Setting = Literal["float32", "best"]
 
 
 @dataclass(frozen=True)
@@ -32,57 +58,178 @@ class Pair:
     Attributes:
         name: of the thing.
         against: the peer.
-        ours, theirs: do it once.
+        ours, theirs: set it up and return what does it once; called in a process of their own.
         target: the ratio that is aimed at.
+        setting: "float32", both sides alike; "best", genzoo as it is used on this machine against the peer as it is shipped.
+        at_most: the ratio is ours over theirs, and the target its upper limit; otherwise theirs over ours, and the lower.
+        measure: processor seconds, which a busy neighbour hardly changes; "seconds" on the clock where several processes
+            work; "returned" for what the side itself returns, such as bytes.
     """
 
     name: str
     against: str
-    ours: Callable[[], Any]
-    theirs: Callable[[], Any]
+    ours: Callable[[], Go]
+    theirs: Callable[[], Go]
     target: float
+    setting: Setting = "float32"
+    at_most: bool = False
+    measure: Literal["processor", "seconds", "returned"] = "processor"
 
 
-def seconds(work: Callable[[], Any]) -> float:
-    """Time one go."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+def processor_seconds() -> float:
+    """Return what this process and the children that it has waited for have computed."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in used)
 
 
-def measure(pair: Pair, turns: int = TURNS) -> dict[str, Any]:
-    """Run both sides in turns, after one that is not counted."""
-    pair.ours()
-    pair.theirs()
+def work(connection: Any, module: str, side: str, setting: Setting) -> None:
+    """Be one side: build what is asked for, and do it as often as is asked for."""
+    sys.path.insert(0, str(HERE))
+    if side == "ours" and setting == "best":
+        from genzoo.allocator import tune
+
+        tune()
+    import torch
+
+    torch.set_num_threads(1)
+    pairs = list(importlib.import_module(module).pairs())
+    go: Go = lambda: None  # noqa: E731
+    measure = "processor"
+    while (asked := connection.recv()) is not None:
+        kind, number = asked
+        if kind == "build":
+            go, measure = getattr(pairs[number], side)(), pairs[number].measure
+            start = time.perf_counter()
+            go()
+            start, first = time.perf_counter(), time.perf_counter() - start
+            if first < 20:  # the first time may compile or fill caches
+                go()
+                first = time.perf_counter() - start
+            connection.send(first)
+            continue
+        clock = processor_seconds if measure == "processor" else time.perf_counter
+        start = clock()
+        result = [go() for _ in range(number)][-1]
+        connection.send(result if measure == "returned" else (clock() - start) / number)
+
+
+class Side:
+    """A process that does one side of the pairs of a benchmark."""
+
+    def __init__(self, module: str, side: str, setting: Setting):
+        context = multiprocessing.get_context("spawn")
+        self.connection, its = context.Pipe()
+        self.process = context.Process(target=work, args=(its, module, side, setting))  # not a daemon: it has children
+        self.process.start()
+        its.close()
+        self.repeats = 1
+
+    def build(self, pair: int, measure: str) -> None:
+        """Set one pair up, and find how often it is done in a turn."""
+        self.connection.send(("build", pair))
+        first = self.connection.recv()
+        self.repeats = 1 if measure == "returned" else max(1, math.ceil(LEAST / first))
+
+    def __call__(self) -> float:
+        """Do the pair that is set up, and return what one time costs."""
+        self.connection.send(("do", self.repeats))
+        return self.connection.recv()
+
+    def close(self) -> None:
+        """End the process."""
+        try:
+            self.connection.send(None)
+        except OSError:
+            pass  # it has ended by itself
+        self.process.join()
+
+
+def measure(pair: Pair, ours: Side, theirs: Side, turns: int) -> dict[str, Any]:
+    """Let both sides, which are set up, take turns."""
     ratios = []
     for _ in range(turns):
-        ours = seconds(pair.ours)
-        ratios.append(seconds(pair.theirs) / ours)
+        mine, its = ours(), theirs()
+        ratios.append(mine / its if pair.at_most else its / mine)
     q1, ratio, q3 = statistics.quantiles(ratios, n=4)
     return {
         "name": pair.name,
         "against": pair.against,
-        "ratio": round(ratio, 3),
-        "q1": round(q1, 3),
-        "q3": round(q3, 3),
+        "setting": pair.setting,
+        "ratio": float(f"{ratio:.3g}"),
+        "q1": float(f"{q1:.3g}"),
+        "q3": float(f"{q3:.3g}"),
         "target": pair.target,
-        "meets": ratio >= pair.target,
+        "at_most": pair.at_most,
+        "meets": ratio <= pair.target if pair.at_most else ratio >= pair.target,
     }
 
 
+def benchmark(name: str, turns: int, only: str) -> list[dict[str, Any]]:
+    """Measure the pairs of a module, or those whose name or peer holds ``only``."""
+    module = importlib.import_module(name)
+    sides: dict[tuple[str, str], Side] = {}
+    rows = []
+    try:
+        for i, pair in enumerate(module.pairs()):
+            if only not in f"{pair.name} {pair.against} {pair.setting}":
+                continue
+            both = []
+            for side in ("ours", "theirs"):
+                key = side, pair.setting if side == "ours" else "float32"
+                sides[key] = sides.get(key) or Side(name, *key)
+                sides[key].build(i, pair.measure)
+                both.append(sides[key])
+            row = measure(pair, *both, turns)
+            rows.append({"benchmark": name, **row})
+            sign = "at most" if pair.at_most else "at least"
+            print("{name}, {setting}, against {against}: {ratio} ({q1} to {q3}),".format(**row), end=" ")
+            print(f"{sign} {pair.target}{'' if row['meets'] else ': MISSED'}", flush=True)
+    finally:
+        for side in sides.values():
+            side.close()
+    return rows
+
+
 def main() -> None:
-    """Run the benchmarks that are named, or all, one thread each."""
-    torch.set_num_threads(1)
+    """Run the benchmarks that are named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "names", nargs="*", metavar="name", help=f"of {', '.join(NAMES)}, gpu; all but gpu if none is given"
+    )
+    parser.add_argument("--turns", type=int, default=TURNS, help="of both sides, at least 7 for figures that count")
+    parser.add_argument("--only", default="", help="pairs whose name, peer or setting holds this; nothing is written")
+    arguments = parser.parse_args()
+    for name in arguments.names:
+        if name not in (*NAMES, "gpu"):
+            parser.error(f"unknown benchmark {name!r}: choose from {', '.join(NAMES)}, gpu")
+    sys.path.insert(0, str(HERE))
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # of both sides and their children
+        os.environ[variable] = "1"
     path = HERE / "results.json"
-    results = json.loads(path.read_text()) if path.is_file() else {}
-    for name in sys.argv[1:] or NAMES:
-        rows = []
-        for pair in importlib.import_module(name).pairs():
-            rows.append(measure(pair))
-            print("{name} against {against}: {ratio} ({q1} to {q3}), target {target}".format(**rows[-1]), flush=True)
-        machine = {"cpu": platform.processor() or platform.machine(), "torch": torch.__version__, "threads": 1}
-        results[name] = {"machine": machine, "rows": rows}
-        path.write_text(json.dumps(results, indent=1) + "\n")
+    with FileLock(Path(tempfile.gettempdir(), "genzoo-benchmarks.lock")):  # two at once would only slow each other
+        for name in arguments.names or NAMES:
+            rows = benchmark(name, arguments.turns, arguments.only)
+            if arguments.only or arguments.turns < 7:
+                continue
+            import torch
+
+            machine = {"cpu": cpu(), "torch": torch.__version__, "threads": 1, "turns": arguments.turns}
+            known = json.loads(path.read_text())["rows"] if path.is_file() else []
+            kept = [row for row in known if row["benchmark"] != name]
+            rows = sorted([*kept, *({**row, "machine": machine} for row in rows)], key=position)
+            path.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+
+
+def cpu() -> str:
+    """Name the processor."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def position(row: dict[str, Any]) -> int:
+    """Sort rows by benchmark."""
+    return [*NAMES, "gpu"].index(row["benchmark"])
 
 
 if __name__ == "__main__":
