@@ -8,6 +8,7 @@ one turn; what is reported is the median of the turns with its quartiles. Ratios
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import math
@@ -137,10 +138,8 @@ class Side:
 
     def close(self) -> None:
         """End the process."""
-        try:
+        with contextlib.suppress(OSError):  # where it has ended by itself
             self.connection.send(None)
-        except OSError:
-            pass  # it has ended by itself
         self.process.join()
 
 

@@ -8,6 +8,7 @@ records, draws and scores what it would have done without.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import time
@@ -404,6 +405,8 @@ def fit(
         NonFiniteError: when a loss or gradient is not finite.
         Stopped: by a signal.
     """
+    # Lightning has torch ask the driver's library, anew at each step of an optimiser, whether there is a GPU: half a millisecond.
+    os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     signals = signals or Signals()
     writers: list[Any] = []
     if run is not None:
