@@ -103,6 +103,7 @@ class GenerativeModel(nn.Module, ABC):
 
     class_probs: Tensor
     diagnostics: Mapping[str, Diagnostic] = {}  # of terms of the loss, by their names
+    eager: tuple[str, ...] = ()  # networks of its own that torch.compile cannot take as a whole
 
     def __init__(self, shape: Sequence[int], levels: int | None = None, num_classes: int = 0):
         super().__init__()

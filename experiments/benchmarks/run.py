@@ -87,7 +87,7 @@ def work(connection: Any, module: str, side: str, setting: Setting) -> None:
     """Be one side: build what is asked for, and do it as often as is asked for."""
     sys.path.insert(0, str(HERE))
     if side == "ours" and setting == "best":
-        from genzoo.allocator import tune
+        from genzoo.commands.allocator import tune
 
         tune()
     import torch

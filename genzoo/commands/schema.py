@@ -72,6 +72,8 @@ class Trainer(Section):
     devices: Annotated[int, Field(gt=0, le=1024)] = 1
     nodes: Annotated[int, Field(gt=0, le=1024)] = 1
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "64-true"]
+    compile: bool = False
+    channels_last: bool = False
     threads: Annotated[int, Field(gt=0, le=1024)] | None
     batch_size: Count
     workers: Annotated[int, Field(ge=0, le=256)] = 0

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from genzoo.commands.allocator import tune
 from genzoo.commands.config import (
     REFUSALS,
     UsageError,
@@ -43,6 +44,7 @@ def train(config: dict[str, Any], choices: dict[str, str]) -> Path | None:
         ResourceError: when the disk, the memory or a helping process gave out.
         Stopped: by a signal; a checkpoint was written first.
     """
+    tune()  # before torch allocates anything
     old = to_go_on(config, choices)
     with resources(Path(config["outputs"]), config["trainer"]["batch_size"]):
         if old is None:
@@ -155,6 +157,8 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
         model.class_probs.copy_(torch.bincount(data.train.y, minlength=model.num_classes).float() / len(data.train.y))
     if settings["precision"] == "64-true":
         model.double()
+    if settings.get("channels_last"):
+        model.to(memory_format=torch.channels_last)
     module = GenerativeModule(
         model,
         optimizer,
@@ -165,6 +169,8 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
         settings["clip"],
         seed,
         torch.amp.GradScaler(device) if settings["precision"] == "16-mixed" else None,
+        settings.get("compile", False),
+        settings.get("channels_last", False),
     )
     return Parts(module, subject, network, records, device)
 
@@ -222,6 +228,7 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
     facts = {
         "model": family,
         "threads": torch.get_num_threads(),
+        "allocator": tune(),
         "device": device,
         "data_sha256": sha256_of(subject.data),
     }

@@ -183,6 +183,8 @@ class WGAN(_TwoPlayers):
         generator, critic, shape, levels, num_classes, latent_dim, n_critic: as in every GAN, see ``_TwoPlayers``.
     """
 
+    eager = ("critic",)  # which the generator asks with other weights
+
     def __init__(
         self,
         generator: Callable[..., nn.Module],
@@ -242,6 +244,8 @@ class WGANGP(_TwoPlayers):
         generator, critic, shape, levels, num_classes, latent_dim, n_critic: as in every GAN, see ``_TwoPlayers``; batch
             norm is refused in the critic, since it would make one sample's slope depend on the others.
     """
+
+    eager = ("critic",)  # of whose slope the slope is wanted
 
     def __init__(
         self,

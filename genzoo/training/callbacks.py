@@ -405,7 +405,7 @@ def fit(
         NonFiniteError: when a loss or gradient is not finite.
         Stopped: by a signal.
     """
-    # Lightning has torch ask the driver's library, anew at each step of an optimiser, whether there is a GPU: half a millisecond.
+    # By which Lightning has torch load the driver's library at each step of an optimiser, to see if there is a GPU: .5 ms.
     os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     signals = signals or Signals()
     writers: list[Any] = []

@@ -107,6 +107,20 @@ def _parts(module: GenerativeModel) -> Mapping[str, nn.Module]:
     return module.players() if isinstance(module, Adversarial) else {"model": module}
 
 
+def compile_networks(model: nn.Module, **options: Any) -> None:
+    """Let torch compile the networks of a model in place, each as a whole; copies of the model are not compiled.
+
+    Args:
+        model: whose networks are called in training.
+        options: as ``torch.compile`` takes them.
+    """
+    for name, part in model.named_children():
+        if isinstance(part, (GenerativeModel, nn.ModuleList)):
+            compile_networks(part, **options)
+        elif not isinstance(model, GenerativeModel) or name not in model.eager:
+            part.compile(**options)
+
+
 class GenerativeModule(pl.LightningModule):
     """Trains a generative model.
 
@@ -120,6 +134,8 @@ class GenerativeModule(pl.LightningModule):
         clip: largest norm of a player's gradient, None for no limit.
         seed: of the noise.
         scaler: of the loss, where it is computed in half precision.
+        compiled: whether torch compiles the networks, for training alone.
+        channels_last: whether batches of images lie in memory pixel by pixel, as the model's weights then should.
     """
 
     def __init__(
@@ -133,6 +149,8 @@ class GenerativeModule(pl.LightningModule):
         clip: float | None = None,
         seed: int = 0,
         scaler: torch.amp.GradScaler | None = None,
+        compiled: bool = False,
+        channels_last: bool = False,
     ):
         super().__init__()
         if clip is not None and clip <= 0:
@@ -145,6 +163,7 @@ class GenerativeModule(pl.LightningModule):
         self.clip = clip
         self.seed = seed
         self.scaler = scaler
+        self.compiled, self.channels_last = compiled, channels_last
         self.skipped, self._in_a_row = 0, 0  # steps whose scaled gradients overflowed
         self.ema = EMA(model, ema_decay)
         self.stages = _stages(model)
@@ -271,6 +290,10 @@ class GenerativeModule(pl.LightningModule):
         rng = torch.Generator(device).manual_seed(seed_of("noise", self.seed, self.steps, ranks.rank()))
         x, y = self.batches(self.steps)
         x = (x if self.model.levels is None else dequantize(x, self.model.levels, rng)).to(self.model.dtype)
+        if self.channels_last and x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        if self.compiled:  # what the graphs of the last step hold may be overwritten
+            torch.compiler.cudagraph_mark_step_begin()
         loss = module.loss(x, y if module.num_classes else None, turn=turn, rng=rng)
         (self.scaler.scale(loss.total) if self.scaler else loss.total).backward()
         return loss
@@ -436,6 +459,9 @@ class GenerativeModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Plan before the first step, and before any callback asks for the plan."""
         self.batches.share(ranks.rank(), ranks.world())
+        if self.compiled:
+            graphs = self.batches.device.type == "cuda"  # which spare the launches, one by one, of many small kernels
+            compile_networks(self.model, mode="reduce-overhead" if graphs else "default", dynamic=False)
         if self.planned_steps is None:
             with self.trainer.precision_plugin.train_step_context():
                 self.plan()
