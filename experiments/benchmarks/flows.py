@@ -1,9 +1,8 @@
 """Training steps of flows: the batch on hand, the likelihood, the gradient and a step of Adam.
 
-A coupling flow of vectors: 64 dimensions, 8 affine couplings whose nets have three hidden layers of width 256, batches of 512.
-The nets are each library's own, with equal weights in number; activations are SiLU where the library lets one choose, and
-otherwise ReLU, which is cheaper. Glow of images: 3x32x32, 3 scales of 4 steps, nets of width 128, batches of 16, as in the
-peer's example; its nets have activation norms as genzoo's and the authors' do.
+A coupling flow of vectors: 64 dimensions, 8 affine couplings whose nets have three hidden layers of width 256 and SiLU, batches
+of 512. nflows and zuko bring such nets; normflows takes any module and is given genzoo's. Glow of images: 3x32x32, 3 scales of
+4 steps, nets of width 256 as in the peer's example with activation norms as genzoo's and the authors', batches of 16.
 
 genzoo's step is that of its trainer: it gathers the batch, draws what dequantises it, clips the gradient, looks whether all is
 finite and averages the weights, which the peers do not do.
@@ -30,7 +29,7 @@ from genzoo.training.budget import Budget
 from genzoo.training.module import GenerativeModule
 
 D, COUPLINGS, WIDTH, BATCH = 64, 8, 256, 512
-SHAPE, SCALES, STEPS, CHANNELS, IMAGES = (3, 32, 32), 3, 4, 128, 16
+SHAPE, SCALES, STEPS, CHANNELS, IMAGES = (3, 32, 32), 3, 4, 256, 16
 
 
 def vectors() -> Tensor:
@@ -94,7 +93,7 @@ def by_normflows() -> Go:
 
     chain: list[nn.Module] = []
     for _ in range(COUPLINGS):
-        chain.append(nf.flows.AffineCouplingBlock(nf.nets.MLP([D // 2, *[WIDTH] * 3, D], init_zeros=True)))
+        chain.append(nf.flows.AffineCouplingBlock(MLP((D // 2,), (D,), width=WIDTH, depth=1, zero_init=True)))
         chain.append(nf.flows.Permute(D, mode="swap"))
     model = nf.NormalizingFlow(nf.distributions.base.DiagGaussian(D), chain)
     return theirs(model, model.forward_kld, vectors(), vector_flow(), 0.01)
