@@ -2,7 +2,7 @@
 
 A coupling flow of vectors: 64 dimensions, 8 affine couplings whose nets have three hidden layers of width 256 and SiLU, batches
 of 512. nflows and zuko bring such nets; normflows takes any module and is given genzoo's. Glow of images: 3x32x32, 3 scales of
-4 steps, nets of width 256 as in the peer's example with activation norms as genzoo's and the authors', batches of 16.
+4 steps, nets of width 256 with activation norms as genzoo's and the authors', batches of 16.
 
 genzoo's step is that of its trainer: it gathers the batch, draws what dequantises it, clips the gradient, looks whether all is
 finite and averages the weights, which the peers do not do.

@@ -113,7 +113,7 @@ class EdgeConv(nn.Module):
         if norm is not None:
             padded = torch.cat([F.pad(x_BCHW, (1, 1, 1, 1)), border.expand(len(x_BCHW), -1, -1, -1)], dim=1)
             weight = torch.cat([self.image.weight, self.edge.weight], dim=1)
-            # The output takes on the weight's layout: convolutions that follow are a fifth faster in this one.
+            # The output takes on the weight's layout, in which the convolutions that follow are faster.
             return norm.of_conv(padded, weight.contiguous(memory_format=torch.channels_last))
         h = self.image(x_BCHW) + self.edge(border)
         return h if self.scale is None else h * torch.exp(3 * self.scale)
