@@ -54,9 +54,7 @@ class Coupling(nn.Module):
         batch_norm: whether what moved is normalised.
     """
 
-    moved: Tensor
-    kept: Tensor
-    order: Tensor
+    order: Tensor | None
 
     def __init__(
         self,
@@ -68,13 +66,30 @@ class Coupling(nn.Module):
     ):
         super().__init__()
         kept = [i for i in range(shape[0]) if i not in set(moved)]
-        self.register_buffer("moved", torch.tensor(moved), persistent=False)
-        self.register_buffer("kept", torch.tensor(kept), persistent=False)
-        self.register_buffer("order", torch.tensor([*kept, *moved]).argsort(), persistent=False)
+        self.sizes = len(kept), len(moved)
+        # Parts that lie side by side are cut and joined, which costs less than a gather.
+        every = list(range(shape[0]))
+        self.moved_first = [*moved, *kept] == every
+        in_order = self.moved_first or [*kept, *moved] == every
+        self.register_buffer("order", None if in_order else torch.tensor([*kept, *moved]), persistent=False)
         self.net = network((len(kept), *shape[1:]), (2 * len(moved), *shape[1:]), num_classes)
         # The bound of the log scale: tanh keeps a coupling from exploding, its factor is learned (section 4.1).
         self.bound = nn.Parameter(torch.full((len(moved), *[1] * len(shape[1:])), 1.0))
         self.norm = BatchNorm(len(moved)) if batch_norm else None
+
+    def _cut(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is kept and what moves."""
+        if self.moved_first:
+            b, a = x.split(self.sizes[::-1], dim=1)
+        else:
+            a, b = (x if self.order is None else x.index_select(1, self.order)).split(self.sizes, dim=1)
+        return a, b
+
+    def _join(self, a: Tensor, b: Tensor) -> Tensor:
+        if self.moved_first:
+            return torch.cat([b, a], dim=1)
+        x = torch.cat([a, b], dim=1)
+        return x if self.order is None else x.index_select(1, self.order.argsort())
 
     def _affine(self, a: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         # Log-determinants add up over many couplings: never in bfloat16.
@@ -82,21 +97,21 @@ class Coupling(nn.Module):
         return self.bound * torch.tanh(log_scale), shift
 
     def forward(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
-        a, b = x.index_select(1, self.kept), x.index_select(1, self.moved)
+        a, b = self._cut(x)
         log_scale, shift = self._affine(a, y)
         b, log_det = b * log_scale.exp() + shift, log_scale.flatten(1).sum(1)
         if self.norm is not None:
             b, ladj = self.norm(b)
             log_det = log_det + ladj
-        return torch.cat([a, b], dim=1).index_select(1, self.order), log_det
+        return self._join(a, b), log_det
 
     def inverse(self, z: Tensor, y: Tensor | None) -> Tensor:
-        a, b = z.index_select(1, self.kept), z.index_select(1, self.moved)
+        a, b = self._cut(z)
         log_scale, shift = self._affine(a, y)
         if self.norm is not None:
             b = self.norm.inverse(b)
         b = (b - shift) * torch.exp(-log_scale)
-        return torch.cat([a, b], dim=1).index_select(1, self.order)
+        return self._join(a, b)
 
 
 class Scale(nn.Module):

@@ -79,11 +79,19 @@ class ActNorm(nn.Module):
     def inverse(self, z_BCHW: Tensor) -> Tensor:
         return z_BCHW * torch.exp(-self.log_scale) - self.bias
 
+    def of_conv(self, x_BCHW: Tensor, weight: Tensor) -> Tensor:
+        """Normalise what a convolution without padding puts out: scale and shift are part of its weights."""
+        if self.training and not self._settled:
+            self.settle(F.conv2d(x_BCHW, weight))
+        factor = self.log_scale.exp()
+        return F.conv2d(x_BCHW, weight * factor[..., None], (self.bias * factor).flatten())
+
 
 class EdgeConv(nn.Module):
     """A 3x3 convolution that sees the border of the image: one more input channel is 1 on the padding and 0 inside.
 
-    What that channel contributes is the same for every image, and so is computed for one.
+    What that channel contributes is the same for every image. Where outputs are few it is computed for one and added to all;
+    where a norm follows inputs are few, and it is a channel like any other.
 
     Args:
         in_channels, out_channels: of the image.
@@ -99,8 +107,14 @@ class EdgeConv(nn.Module):
         for conv in (self.image, self.edge):
             zero_(conv) if scaled else nn.init.normal_(conv.weight, std=0.05)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
+    def forward(self, x_BCHW: Tensor, norm: ActNorm | None = None) -> Tensor:
+        """Convolve, and normalise where there is a norm."""
         border = F.pad(x_BCHW.new_zeros(1, 1, *x_BCHW.shape[2:]), (1, 1, 1, 1), value=1.0)
+        if norm is not None:
+            padded = torch.cat([F.pad(x_BCHW, (1, 1, 1, 1)), border.expand(len(x_BCHW), -1, -1, -1)], dim=1)
+            weight = torch.cat([self.image.weight, self.edge.weight], dim=1)
+            # The output takes on the weight's layout, in which the convolutions that follow are faster.
+            return norm.of_conv(padded, weight.contiguous(memory_format=torch.channels_last))
         h = self.image(x_BCHW) + self.edge(border)
         return h if self.scale is None else h * torch.exp(3 * self.scale)
 
@@ -123,10 +137,10 @@ class GlowNet(nn.Module):
         self.label = nn.Embedding(num_classes, width) if num_classes else None
 
     def forward(self, x_BCHW: Tensor, y: Tensor | None = None) -> Tensor:
-        h = self.norm1(self.first(x_BCHW))
+        h = self.first(x_BCHW, self.norm1)
         if self.label is not None:
             h = h + self.label(y)[:, :, None, None]
-        return self.last(F.relu(self.norm2(self.second(F.relu(h)))))
+        return self.last(F.relu(self.norm2.of_conv(F.relu(h), self.second.weight)))
 
 
 class NormalizedConv(nn.Module):

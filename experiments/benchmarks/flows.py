@@ -1,0 +1,143 @@
+"""Training steps of flows: the batch on hand, the likelihood, the gradient and a step of Adam.
+
+A coupling flow of vectors: 64 dimensions, 8 affine couplings whose nets have three hidden layers of width 256 and SiLU, batches
+of 512. nflows and zuko bring such nets; normflows takes any module and is given genzoo's. Glow of images: 3x32x32, 3 scales of
+4 steps, nets of width 256 with activation norms as genzoo's and the authors', batches of 16.
+
+genzoo's step is that of its trainer: it gathers the batch, draws what dequantises it, clips the gradient, looks whether all is
+finite and averages the weights, which the peers do not do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+
+import torch
+from run import Go, Pair
+from torch import Tensor, nn
+
+from genzoo.data.dataset import Split
+from genzoo.data.loader import Batches
+from genzoo.families.glow import Glow
+from genzoo.families.realnvp import RealNVP
+from genzoo.model import GenerativeModel
+from genzoo.nn.coupling import GlowNet
+from genzoo.nn.mlp import MLP
+from genzoo.training.budget import Budget
+from genzoo.training.module import GenerativeModule
+
+D, COUPLINGS, WIDTH, BATCH = 64, 8, 256, 512
+SHAPE, SCALES, STEPS, CHANNELS, IMAGES = (3, 32, 32), 3, 4, 256, 16
+
+
+def vectors() -> Tensor:
+    return torch.randn(BATCH, D, generator=torch.Generator().manual_seed(0))
+
+
+def images() -> Tensor:
+    return torch.randint(256, (IMAGES, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def vector_flow() -> RealNVP:
+    """The flow of vectors, whose number of weights is that of the peers' to 1%."""
+    return RealNVP(functools.partial(MLP, width=WIDTH, depth=1, zero_init=True), (D,), couplings=COUPLINGS)
+
+
+def image_flow() -> Glow:
+    """The flow of images, whose number of weights is that of the peer's to 5%."""
+    return Glow(functools.partial(GlowNet, width=CHANNELS), SHAPE, 256, scales=SCALES, steps=STEPS, logit=False)
+
+
+def count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def ours(build: Callable[[], GenerativeModel], data: Callable[[], Tensor], bfloat16: bool) -> Callable[[], Go]:
+    """Train a flow as genzoo's trainer does."""
+
+    def prepare() -> Go:
+        x = data()
+        optimizer = functools.partial(torch.optim.Adam, lr=1e-3, fused=True)
+        batches = Batches(Split(x, None), len(x), seed=0)
+        module = GenerativeModule(build(), optimizer, batches, Budget(images=10**9), clip=1.0)
+        module.plan()
+        cast = functools.partial(torch.autocast, "cpu", torch.bfloat16) if bfloat16 else contextlib.nullcontext
+
+        def go() -> None:
+            with cast():
+                module.step()
+
+        return go
+
+    return prepare
+
+
+def theirs(model: nn.Module, nll: Callable[[Tensor], Tensor], x: Tensor, own: GenerativeModel, close: float) -> Go:
+    """Train a peer's flow as their examples do, which all agree."""
+    assert abs(count(model) / count(own) - 1) < close, (count(model), count(own))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    def go() -> None:
+        optimizer.zero_grad()
+        loss = nll(x)
+        loss.backward()
+        optimizer.step()
+
+    return go
+
+
+def by_normflows() -> Go:
+    import normflows as nf
+
+    chain: list[nn.Module] = []
+    for _ in range(COUPLINGS):
+        chain.append(nf.flows.AffineCouplingBlock(MLP((D // 2,), (D,), width=WIDTH, depth=1, zero_init=True)))
+        chain.append(nf.flows.Permute(D, mode="swap"))
+    model = nf.NormalizingFlow(nf.distributions.base.DiagGaussian(D), chain)
+    return theirs(model, model.forward_kld, vectors(), vector_flow(), 0.01)
+
+
+def by_nflows() -> Go:
+    from nflows.flows.realnvp import SimpleRealNVP
+
+    model = SimpleRealNVP(D, WIDTH, COUPLINGS, num_blocks_per_layer=1, activation=nn.functional.silu)
+    return theirs(model, lambda x: -model.log_prob(inputs=x).mean(), vectors(), vector_flow(), 0.01)
+
+
+def by_zuko() -> Go:
+    from zuko.flows import RealNVP as Flow
+
+    model = Flow(D, transforms=COUPLINGS, hidden_features=[WIDTH] * 3, activation=nn.SiLU)
+    return theirs(model, lambda x: -model().log_prob(x).mean(), vectors(), vector_flow(), 0.01)
+
+
+def glow_by_normflows() -> Go:
+    import normflows as nf
+
+    C, H, W = SHAPE
+    bases, chains, merges = [], [], []
+    for i in reversed(range(SCALES)):  # the deepest first
+        block = functools.partial(nf.flows.GlowBlock, C * 2 ** (i + 2), CHANNELS, net_actnorm=True)
+        chains.append([*(block() for _ in range(STEPS)), nf.flows.Squeeze()])
+        last = i == SCALES - 1
+        bases.append(nf.distributions.GlowBase((C * 2 ** (i + 1 + last), H // 2 ** (i + 1), W // 2 ** (i + 1))))
+        if i:
+            merges.append(nf.flows.Merge())
+    model = nf.MultiscaleFlow(bases, chains, merges, class_cond=False)
+    return theirs(model, model.forward_kld, images() / 128 - 1, image_flow(), 0.05)
+
+
+def pairs() -> Iterator[Pair]:
+    """Both flows against those who have them, in float32 and at genzoo's best."""
+    step = "coupling flow step"
+    for peer, build, equal, best in (
+        ("normflows", by_normflows, 1.15, 1.6),
+        ("nflows", by_nflows, 1.4, 2.0),
+        ("zuko", by_zuko, 1.5, 2.1),
+    ):
+        yield Pair(step, peer, ours(vector_flow, vectors, False), build, equal)
+        yield Pair(step, peer, ours(vector_flow, vectors, True), build, best, "best")
+    yield Pair("Glow step", "normflows", ours(image_flow, images, False), glow_by_normflows, 1.3)
+    yield Pair("Glow step", "normflows", ours(image_flow, images, True), glow_by_normflows, 1.6, "best")
