@@ -48,13 +48,13 @@ def denoiser(side: int, width: int) -> Any:
 
     from genzoo.families.ddpm import DDPM
     from genzoo.nn.unet import UNet
-    from genzoo.prob.schedules import Linear
+    from genzoo.prob.schedules import LinearSchedule
     from genzoo.samplers import DDIM
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
     network = functools.partial(UNet, channels=width, multipliers=(1, 2), blocks=1)
-    return DDPM(network, (3, side, side), 256, schedule=Linear(), sampler=DDIM(10))
+    return DDPM(network, (3, side, side), 256, schedule=LinearSchedule(1000), sampler=DDIM(10))
 
 
 def step(batch: int = 16, width: int = 32, side: int = 32) -> dict[str, float]:

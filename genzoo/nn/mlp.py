@@ -43,17 +43,15 @@ class MLP(nn.Module):
         if zero_init:
             zero_(self.head)
 
-    def embed(self, y: Tensor | None) -> Tensor | float:
-        return self.label(y) if self.label is not None else 0.0
-
-    def trunk(self, x: Tensor, embedding: Tensor | float) -> Tensor:
+    def trunk(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         h = self.stem(x.flatten(1))
         for first, second in zip(self.first, self.second, strict=True):
-            h = h + second(F.silu(first(F.silu(h)) + embedding))
+            inner = first(F.silu(h))
+            h = h + second(F.silu(inner if embedding is None else inner + embedding))
         return self.head(F.silu(h)).view(-1, *self.out_shape)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        return self.trunk(x, self.embed(y))
+        return self.trunk(x, None if self.label is None else self.label(y))
 
 
 class TimeMLP(nn.Module):

@@ -8,7 +8,6 @@ records, draws and scores what it would have done without.
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sys
 import time
@@ -405,8 +404,6 @@ def fit(
         NonFiniteError: when a loss or gradient is not finite.
         Stopped: by a signal.
     """
-    # By which Lightning has torch load the driver's library at each step of an optimiser, to see if there is a GPU: .5 ms.
-    os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     signals = signals or Signals()
     writers: list[Any] = []
     if run is not None:

@@ -32,6 +32,7 @@ import contextlib
 import copy
 import itertools
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -58,6 +59,8 @@ CORRECTIONS = (
     0.65,
     0.8,
 )  # shares of a stage's plan or seconds after which a plan by the clock is refitted
+# By which Lightning has torch load the driver's library at each step of an optimiser, to see if there is a GPU: .5 ms.
+os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
 _ADVICE = "try a lower optimizer.lr or trainer.clip"
 PATIENCE = 20  # steps in a row that may overflow in half precision: from 2^16 the scale has then come down to 1/16
 
@@ -295,7 +298,8 @@ class GenerativeModule(pl.LightningModule):
         if self.compiled:  # what the graphs of the last step hold may be overwritten
             torch.compiler.cudagraph_mark_step_begin()
         loss = module.loss(x, y if module.num_classes else None, turn=turn, rng=rng)
-        (self.scaler.scale(loss.total) if self.scaler else loss.total).backward()
+        with torch.autocast(device.type, enabled=False):  # gradients have the types of what they are gradients of
+            (self.scaler.scale(loss.total) if self.scaler else loss.total).backward()
         return loss
 
     def cost(self, stage: str, turn: str | None) -> int:
