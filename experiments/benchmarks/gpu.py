@@ -1,8 +1,8 @@
 """The DDPM U-Net of 35.7M weights on a GPU: `python experiments/benchmarks/run.py gpu`; see gpu.md for what to expect.
 
-The step is that of the trainer with ``experiment=ddpm_cifar10 trainer=gpu``, on random bytes of CIFAR-10's shape: bfloat16, networks
-compiled into graphs, images pixel by pixel, data on the device. Before it is timed one step is done in which any wait for the
-device is an error.
+The step is that of the trainer with ``experiment=ddpm_cifar10 trainer=gpu``, on random bytes of CIFAR-10's shape: bfloat16,
+networks compiled into graphs, images pixel by pixel, data on the device. Before it is timed one step is done in which any
+wait for the device is an error.
 """
 
 from __future__ import annotations
