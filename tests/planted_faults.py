@@ -83,6 +83,13 @@ FAULTS = [
         "    model.train()\n    status",
         "tests/commands/test_evaluate.py",
     ),
+    Fault(
+        "doubled pixels meet mirrored weights",
+        "nn/layers.py",
+        "self.weight.flip(2, 3)",
+        "self.weight",
+        "tests/nn/test_networks.py",
+    ),
     # VAE and hierarchical VAE
     Fault(
         "the reconstruction is a mean over pixels beside a summed KL, a hidden beta",

@@ -154,6 +154,34 @@ class ResBlock(nn.Module):
         return self.skip(x_BCHW) + h
 
 
+class DoublingConv2d(nn.Conv2d):
+    """A 3x3 convolution of an image that is first scaled up, (B, C, H, W) -> (B, C', *size).
+
+    Where the scale is 2, every pixel stands four times, and a 3x3 window meets no more than 2x2 different ones. Weights that
+    fall on one pixel are added before they are multiplied: the whole is the transpose of a convolution of stride 2 with 4x4
+    weights, and takes four ninths of the multiplications.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:  # type: ignore[override]
+        H, W = x_BCHW.shape[-2:]
+        if size != (2 * H, 2 * W):
+            return super().forward(F.interpolate(x_BCHW, size=size, mode="nearest"))
+        # The average over 2x2 weights, without its divisor, is their sum.
+        weight = F.avg_pool2d(self.weight.flip(2, 3), 2, stride=1, padding=1, divisor_override=1).transpose(0, 1)
+        return F.conv_transpose2d(x_BCHW, weight, self.bias, stride=2, padding=1)
+
+
+def attend(q_BHNC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor) -> Tensor:
+    """Average the values v by how well their keys k fit the queries q, softmax(q k^T / sqrt(C)) v."""
+    if q_BHNC.device.type == "cpu" and q_BHNC.dtype == torch.bfloat16:
+        # Where torch's fused kernel takes twice as long, its backward pass above all.
+        return (q_BHNC * q_BHNC.shape[-1] ** -0.5 @ k_BHNC.mT).softmax(dim=-1) @ v_BHNC
+    return F.scaled_dot_product_attention(q_BHNC, k_BHNC, v_BHNC)
+
+
 class Attention(nn.Module):
     """Self-attention over the pixels of a feature map, with a skip.
 
@@ -180,5 +208,5 @@ class Attention(nn.Module):
             self.qkv(self.norm(x_BCHW)).view(B, 3 * self.heads, C // self.heads, H * W).transpose(2, 3).contiguous()
         )
         q, k, v = qkv_BHNC.chunk(3, dim=1)
-        h = F.scaled_dot_product_attention(q, k, v)
+        h = attend(q, k, v)
         return self.scale * (x_BCHW + self.out(h.transpose(2, 3).reshape(B, C, H, W)))

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genzoo.nn.layers import Attention, ResBlock, TimeAndClass, group_norm, zero_
+from genzoo.nn.layers import Attention, DoublingConv2d, ResBlock, TimeAndClass, group_norm, zero_
 
 
 class UNet(nn.Module):
@@ -91,7 +91,7 @@ class UNet(nn.Module):
                 self.up.append(level(c + skips.pop(), channels * multiplier, sides[i]))
                 c = channels * multiplier
             if i:
-                self.up.append(nn.Conv2d(c, c, 3, padding=1))
+                self.up.append(DoublingConv2d(c, c))
         self.head = nn.Sequential(group_norm(c), nn.SiLU(), zero_(nn.Conv2d(c, out_shape[0] * patch**2, 3, padding=1)))
 
     def forward(self, x_BCHW: Tensor, t_B: Tensor, y_B: Tensor | None = None) -> Tensor:
@@ -113,5 +113,5 @@ class UNet(nn.Module):
                 h = attend(block(torch.cat([h, skips.pop()], dim=1), e_BE))
             else:
                 # The skip's size, not twice this one's: an odd side was rounded up on the way down.
-                h = layer(F.interpolate(h, size=skips[-1].shape[-2:], mode="nearest"))
+                h = layer(h, tuple(skips[-1].shape[-2:]))
         return F.pixel_shuffle(self.head(h), self.patch)

@@ -11,10 +11,11 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from genzoo.nn.coupling import GlowNet
-from genzoo.nn.layers import Attention, ResBlock, SinusoidalEmbedding, TimeAndClass, group_norm
+from genzoo.nn.layers import Attention, DoublingConv2d, ResBlock, SinusoidalEmbedding, TimeAndClass, attend, group_norm
 from genzoo.nn.mlp import MLP, TimeMLP
 from genzoo.nn.resnet import ConvDecoder, ConvEncoder, ConvNet, resolutions
 from genzoo.nn.unet import UNet
@@ -133,6 +134,17 @@ def test_networks_of_images_fit_any_side(side):
     assert bool((x.grad != 0).all()), "some pixel does not count"
 
 
+@pytest.mark.parametrize("size", [(8, 12), (7, 12), (7, 11)])
+def test_a_convolution_of_doubled_pixels_is_what_it_says(size):
+    layer, x = DoublingConv2d(3, 5).double(), torch.randn(2, 3, 4, 6, dtype=torch.float64, requires_grad=True)
+    literal = F.conv2d(F.interpolate(x, size=size, mode="nearest"), layer.weight, layer.bias, padding=1)
+    out, sources = layer(x, size), (x, *layer.parameters())
+    torch.testing.assert_close(out, literal, rtol=1e-12, atol=1e-12)
+    slope = torch.randn_like(out)
+    for mine, its in zip(*(torch.autograd.grad(y, sources, slope) for y in (out, literal)), strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-12, atol=1e-12)
+
+
 def test_images_are_halved_while_even_and_longer_than_four():
     assert resolutions(28, 28) == [(28, 28), (14, 14), (7, 7)]
     assert resolutions(32, 32) == [(32, 32), (16, 16), (8, 8), (4, 4)]
@@ -202,6 +214,18 @@ def test_attention_is_softmax_of_scaled_products(head_channels):
     h = torch.einsum("bhnm,bhcm->bhcn", weights, v).reshape(2, 8, 3, 5)
     expected = x + torch.einsum("oc,bchw->bohw", layer.out.weight[:, :, 0, 0], h) + layer.out.bias.view(-1, 1, 1)
     torch.testing.assert_close(layer(x), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_attention_in_bfloat16_is_that_of_its_rounded_tokens():
+    q, k, v = (torch.randn(2, 3, 16, 8).bfloat16().requires_grad_() for _ in range(3))
+    exact = [tokens.detach().double().requires_grad_() for tokens in (q, k, v)]
+    out, expected = attend(q, k, v), F.scaled_dot_product_attention(*exact)
+    assert out.dtype == torch.bfloat16
+    slope = torch.randn_like(out)
+    mine = [out, *torch.autograd.grad(out, (q, k, v), slope)]
+    its = [expected, *torch.autograd.grad(expected, exact, slope.double())]
+    for rounded, true in zip(mine, its, strict=True):
+        assert float(((rounded.double() - true).norm() / true.norm()).detach()) < 0.02
 
 
 def test_the_embedding_of_time_is_sines_and_cosines_at_geometric_frequencies():
