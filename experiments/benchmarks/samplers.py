@@ -1,4 +1,4 @@
-"""Samplers of diffusion: what a loop costs beside the network, which here is as small as can be: an affine map of each pixel."""
+"""Samplers of diffusion: what a loop costs beside a network as small as can be, an affine map of each pixel."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ def side(both: Callable[[], tuple[Sample, Sample]], which: int) -> Callable[[], 
 
     def build() -> Callable[[], Tensor]:
         ours, theirs = (way(torch.Generator().manual_seed(0)) for way in both())
-        assert torch.allclose(ours, theirs, atol=1e-4 * float(theirs.abs().max())), both  # tables of theirs are in float32
+        assert torch.allclose(ours, theirs, atol=1e-4 * float(theirs.abs().max())), (
+            both
+        )  # tables of theirs are in float32
         way, rng = both()[which], torch.Generator().manual_seed(1)
         return lambda: way(rng)
 

@@ -1,4 +1,4 @@
-"""Solvers of the ODE of flow matching: what a loop costs beside the network, which here is as small as can be: an affine map of each pixel."""
+"""Solvers of the ODE of flow matching: what a loop costs beside a network as small as can be, an affine map of each pixel."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def side(both: Callable[[], tuple[Sample, ...]], which: int) -> Callable[[], Any
 
     def build() -> Callable[[], Any]:
         (ours, n), (theirs, m) = (way(generator("noise")) for way in both())
-        print(both.__name__, (ours-theirs).abs().max(), ours.abs().max(),n,m)
+        print(both.__name__, (ours - theirs).abs().max(), ours.abs().max(), n, m)
         way, rng = both()[which], generator("bench")
         return lambda: way(rng)
 

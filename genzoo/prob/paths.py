@@ -31,7 +31,7 @@ from typing import Literal, NamedTuple, TypeVar, get_args
 import torch
 from torch import Tensor
 
-from genzoo.prob.schedules import Coefficients, Schedule
+from genzoo.prob.schedules import Schedule
 
 Kind = Literal["x0", "eps", "v", "velocity", "score"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -51,10 +51,8 @@ class Prediction(NamedTuple):
     variance_share: Tensor | None = None
 
 
-def expand(t: Tensor | float, like: Tensor) -> Tensor | float:
+def expand(t: Tensor, like: Tensor) -> Tensor:
     """Give a per-sample value, (B,) or (), the trailing dimensions and the dtype of a batch, (B, ...)."""
-    if not isinstance(t, Tensor):
-        return t
     return t.to(like.dtype).reshape(t.shape + (1,) * (like.ndim - t.ndim)) if t.ndim else t.to(like.dtype)
 
 
@@ -109,7 +107,8 @@ class GaussianPath:
         if kind == "x0" or kind == "eps":
             return x if kind == "x0" else eps
         a, b, _ = _row(kind, *self.schedule.at(t))
-        return expand(a, x) * x + expand(b, x) * eps
+        a, b = (expand(weight, x) if isinstance(weight, Tensor) else weight for weight in (a, b))
+        return a * x + b * eps
 
     def convert(self, prediction: Prediction, x_t: Tensor, t: Tensor, to: Kind) -> Tensor:
         """Turn a prediction into another kind.
