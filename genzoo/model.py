@@ -295,9 +295,9 @@ class Denoiser(GenerativeModel):
         """
         prediction, asked = self.predict(x_t, t, y), self.evaluations
         inside = self.path.conditioned(prediction.kind, kind, t)
-        if bool((inside != t).any()):
+        if prediction.kind != kind and bool((inside != t).any()):
             prediction, asked = self.predict(x_t, inside, y), 2 * asked
-        return self.path.convert(prediction, x_t, inside, kind), asked
+        return self.path.combine(prediction, x_t, inside, kind), asked
 
     def denoise(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Estimate E[x | x_t]."""

@@ -53,6 +53,7 @@ class ProbabilityFlowODE:
         self.schedule = denoiser.path.schedule
         self.in_time = self.schedule.coordinates == "time"
         self.nfe = 0
+        self._points: dict[float, tuple[float, float]] = {}  # times and scales at values of u that were asked for
 
     def variable(self, t: float) -> float:
         """Return u at a time."""
@@ -73,20 +74,38 @@ class ProbabilityFlowODE:
         return (0.0, 1.0) if self.in_time else (self.variable(s.t_min), self.variable(s.t_max))
 
     def scales(self, grid: Sequence[float]) -> list[float]:
-        """Return x/z at each value of u: alpha, or one where the state is x itself."""
+        """Return x/z at each value of u: alpha, or one where the state is x itself.
+
+        They are remembered, for all of them at once cost no more than one by one at each step.
+        """
         if self.in_time:
             return [1.0] * len(grid)
-        return self.schedule.at(self.time(torch.tensor(grid, dtype=torch.float64))).alpha.tolist()
+        t = self.time(torch.tensor(grid, dtype=torch.float64))
+        scales = self.schedule.at(t).alpha.tolist()
+        self._points.update(zip(grid, zip(t.tolist(), scales, strict=True), strict=True))
+        return scales
+
+    def point(self, u: float) -> tuple[float, float]:
+        """Return the time and the scale at a value of u."""
+        if self.in_time:
+            return u, 1.0
+        if u not in self._points:
+            self.scales([u])
+        return self._points[u]
 
     def drift(self, u: Tensor | float, z: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return dz/du, for u a number or (B,) and z (B, *shape), the whole batch or some rows of it."""
         y = self.y if self.y is None or rows is None else self.y[rows]
-        u = torch.as_tensor(u, dtype=torch.float64, device=z.device).expand(len(z))
-        t = self.time(u)
+        if isinstance(u, Tensor):
+            t = self.time(u)
+            scale = 1.0 if self.in_time else expand(self.schedule.at(t).alpha, z)
+        else:
+            time, scale = self.point(u)
+            t = torch.full((len(z),), time, dtype=torch.float64, device=z.device)
         if self.in_time:
             drift, asked = self.denoiser.answer("velocity", z, t, y)
         else:
-            drift, asked = self.denoiser.answer("eps", expand(self.schedule.at(t).alpha, z) * z, t, y)
+            drift, asked = self.denoiser.answer("eps", scale * z, t, y)
         self.nfe += asked
         return drift.to(z.dtype)
 

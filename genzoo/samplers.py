@@ -26,6 +26,7 @@ References:
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ import torch
 from torch import Tensor
 
 from genzoo.model import Denoiser, Samples
-from genzoo.prob.paths import GaussianPath, Prediction
+from genzoo.prob.paths import GaussianPath, Prediction, weights
 from genzoo.prob.random import randn
 from genzoo.prob.schedules import Schedule
 from genzoo.probability_flow import ProbabilityFlowODE
@@ -54,6 +55,8 @@ class Step(NamedTuple):
     sigma_s: float
     var_ts: float  # variance of the noise between s and t
     posterior_var: float  # variance of q(x_s | x_t, x)
+    d_alpha_t: float  # time derivatives at t
+    d_sigma_t: float
 
     @property
     def last(self) -> bool:
@@ -63,18 +66,32 @@ class Step(NamedTuple):
     def posterior_mean(self, x_t: Tensor, x0: Tensor) -> Tensor:
         """Mean of q(x_s | x_t, x)."""
         of_x_t = self.alpha_t / self.alpha_s * self.sigma_s**2 / self.sigma_t**2
-        return of_x_t * x_t + self.alpha_s * self.var_ts / self.sigma_t**2 * x0
+        return mix(of_x_t, x_t, self.alpha_s * self.var_ts / self.sigma_t**2, x0)
+
+    def eps(self, x_t: Tensor, x0: Tensor) -> Tensor:
+        """Return the noise in ``x_t = alpha_t x0 + sigma_t eps``."""
+        return mix(1 / self.sigma_t, x_t, -self.alpha_t / self.sigma_t, x0)
+
+    def renoised(self, x_t: Tensor, x0: Tensor, std: float) -> Tensor:
+        """Return ``alpha_s x0 + std eps`` with the noise that is in ``x_t``."""
+        return mix(std / self.sigma_t, x_t, self.alpha_s - std * self.alpha_t / self.sigma_t, x0)
+
+
+def mix(a: float, x: Tensor, b: float, y: Tensor) -> Tensor:
+    """Return ``a x + b y``."""
+    return (a * x).add_(y, alpha=b)
 
 
 def plan(path: GaussianPath, times: Tensor) -> list[Step]:
     """Compute all steps of a chain once, in float64."""
     c = path.schedule.at(times)
-    alpha, sigma = c.alpha.tolist(), c.sigma.tolist()
+    alpha, sigma, d_alpha, d_sigma = (values.tolist() for values in c)
     chain = []
     for i, t in enumerate(times[:-1].tolist()):
         var_ts = sigma[i] ** 2 - (alpha[i] / alpha[i + 1] * sigma[i + 1]) ** 2
         posterior_var = var_ts * (sigma[i + 1] / sigma[i]) ** 2
-        chain.append(Step(t, alpha[i], sigma[i], alpha[i + 1], sigma[i + 1], var_ts, posterior_var))
+        ends = alpha[i], sigma[i], alpha[i + 1], sigma[i + 1]
+        chain.append(Step(t, *ends, var_ts, posterior_var, d_alpha[i], d_sigma[i]))
     return chain
 
 
@@ -95,16 +112,8 @@ def start(schedule: Schedule, noise: Tensor, t: float) -> Tensor:
     return float(schedule.at(torch.tensor(t, dtype=torch.float64)).sigma) * noise
 
 
-class Estimate(NamedTuple):
-    """What a denoiser says about ``x_t``: the data in it, the noise in it, and all the rest of its prediction."""
-
-    x0: Tensor
-    eps: Tensor
-    prediction: Prediction
-
-
 class Questions:
-    """A denoiser's answers, counted.
+    """A denoiser's answers along a chain, counted.
 
     Args:
         denoiser: who is asked.
@@ -117,17 +126,18 @@ class Questions:
         self.clip = clip and denoiser.levels is not None
         self.nfe = 0
 
-    def __call__(self, x_t: Tensor, t: float, alpha: float, sigma: float) -> Estimate:
-        """Ask about ``x_t``, whose coefficients at time ``t`` are ``alpha`` and ``sigma``."""
-        path = self.denoiser.path
-        times = torch.full((len(x_t),), t, dtype=torch.float64, device=x_t.device)
+    def __call__(self, x_t: Tensor, step: Step) -> tuple[Tensor, Prediction]:
+        """Return the data that the denoiser sees in ``x_t``, where a step begins, and all that it says."""
+        times = torch.full((len(x_t),), step.t, dtype=torch.float64, device=x_t.device)
         prediction = self.denoiser.predict(x_t, times, self.y)
         self.nfe += self.denoiser.evaluations
-        x0 = path.convert(prediction, x_t, times, "x0").to(x_t.dtype)
-        if self.clip:
-            x0 = x0.clamp(-1, 1)
-        # From the clipped estimate, so that x_t = alpha x0 + sigma eps stays true.
-        return Estimate(x0, (x_t - alpha * x0) / sigma, prediction)
+        if prediction.kind == "x0":
+            x0 = prediction.mean.to(x_t.dtype)
+        else:
+            at_t = step.alpha_t, step.sigma_t, step.d_alpha_t, step.d_sigma_t
+            of_x_t, of_mean = weights(prediction.kind, "x0", *at_t)
+            x0 = mix(of_x_t, x_t, of_mean, prediction.mean)
+        return x0.clamp(-1, 1) if self.clip else x0, prediction
 
 
 class Sampler(ABC):
@@ -225,11 +235,11 @@ class Ancestral(Chain):
 
     def walk(self, ask: Questions, x: Tensor, chain: list[Step], rng: torch.Generator | None) -> Iterator[Tensor]:
         for step in chain:
-            x0, _, prediction = ask(x, step.t, step.alpha_t, step.sigma_t)
+            x0, prediction = ask(x, step)
             x = step.posterior_mean(x, x0)
             if not step.last:
                 z = randn(x.shape, rng=rng, device=x.device, dtype=x.dtype)
-                x = x + self.std(step, prediction) * z
+                x += self.std(step, prediction) * z
             yield x
 
     def std(self, step: Step, prediction: Prediction) -> Tensor | float:
@@ -263,11 +273,12 @@ class DDIM(Chain):
 
     def walk(self, ask: Questions, x: Tensor, chain: list[Step], rng: torch.Generator | None) -> Iterator[Tensor]:
         for step in chain:
-            x0, eps, _ = ask(x, step.t, step.alpha_t, step.sigma_t)
+            x0, _ = ask(x, step)
             drawn = self.eta**2 * step.posterior_var
-            x = step.alpha_s * x0 + max(step.sigma_s**2 - drawn, 0.0) ** 0.5 * eps
+            # With the noise beside the clipped estimate, so that x_t = alpha x0 + sigma eps stays true.
+            x = step.renoised(x, x0, max(step.sigma_s**2 - drawn, 0.0) ** 0.5)
             if drawn > 0:
-                x = x + drawn**0.5 * randn(x.shape, rng=rng, device=x.device, dtype=x.dtype)
+                x += drawn**0.5 * randn(x.shape, rng=rng, device=x.device, dtype=x.dtype)
             yield x
 
 
@@ -296,13 +307,13 @@ class DPMSolver(Chain):
     def walk(self, ask: Questions, x: Tensor, chain: list[Step], rng: torch.Generator | None) -> Iterator[Tensor]:
         before: tuple[Tensor, float] | None = None
         for step in chain:
-            x0, _, _ = ask(x, step.t, step.alpha_t, step.sigma_t)
+            x0, _ = ask(x, step)
             if step.last:
                 yield x0
                 return
             h = math.log(step.alpha_s / step.sigma_s) - math.log(step.alpha_t / step.sigma_t)
-            slope = x0 if before is None else x0 + h / (2 * before[1]) * (x0 - before[0])
-            x = step.sigma_s / step.sigma_t * x - step.alpha_s * math.expm1(-h) * slope
+            slope = x0 if before is None else torch.lerp(before[0], x0, 1 + h / (2 * before[1]))
+            x = mix(step.sigma_s / step.sigma_t, x, -step.alpha_s * math.expm1(-h), slope)
             before = x0, h
             yield x
 
@@ -323,18 +334,17 @@ class EulerMaruyama(Chain):
         super().__init__(steps, clip, trajectory)
 
     def walk(self, ask: Questions, x: Tensor, chain: list[Step], rng: torch.Generator | None) -> Iterator[Tensor]:
-        schedule = ask.denoiser.path.schedule
         for step, after in zip(chain, [*(s.t for s in chain[1:]), 0.0], strict=True):
-            x0, eps, _ = ask(x, step.t, step.alpha_t, step.sigma_t)
+            x0, _ = ask(x, step)
             if step.last:
                 yield x0
                 return
-            alpha, sigma, d_alpha, d_sigma = (float(v) for v in schedule.at(torch.tensor(step.t, dtype=torch.float64)))
-            f = d_alpha / alpha
-            g2 = 2 * sigma * d_sigma - 2 * f * sigma**2
+            sigma = step.sigma_t
+            f = step.d_alpha_t / step.alpha_t
+            g2 = 2 * sigma * step.d_sigma_t - 2 * f * sigma**2
             dt = step.t - after
             z = randn(x.shape, rng=rng, device=x.device, dtype=x.dtype)
-            x = x - dt * (f * x + g2 * eps / sigma) + (g2 * dt) ** 0.5 * z
+            x = mix(1 - dt * f, x, -dt * g2 / sigma, step.eps(x, x0)).add_(z, alpha=(g2 * dt) ** 0.5)
             yield x
 
 
@@ -375,14 +385,15 @@ class PredictorCorrector(Chain):
 
     def walk(self, ask: Questions, x: Tensor, chain: list[Step], rng: torch.Generator | None) -> Iterator[Tensor]:
         for step, after in zip(chain, [*chain[1:], None], strict=True):
-            x0, eps, _ = ask(x, step.t, step.alpha_t, step.sigma_t)
+            x0, _ = ask(x, step)
             if after is None:
                 yield x0
                 return
             z = randn(x.shape, rng=rng, device=x.device, dtype=x.dtype)
-            x = (2 - step.alpha_t / step.alpha_s) * x - step.var_ts / step.sigma_t * eps + step.var_ts**0.5 * z
+            x = mix(2 - step.alpha_t / step.alpha_s, x, -step.var_ts / step.sigma_t, step.eps(x, x0))
+            x.add_(z, alpha=step.var_ts**0.5)
             for _ in range(self.corrector_steps):
-                score = -ask(x, after.t, after.alpha_t, after.sigma_t).eps / after.sigma_t
+                score = -after.eps(x, ask(x, after)[0]) / after.sigma_t
                 z = randn(x.shape, rng=rng, device=x.device, dtype=x.dtype)
                 # The share of the signal that one step keeps, 1 - beta: one where variance explodes.
                 kept = (step.alpha_t / step.alpha_s) ** 2
@@ -439,13 +450,13 @@ class Solver(Sampler):
     def states(self, denoiser: Denoiser, noise: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Walk:
         ode = ProbabilityFlowODE(denoiser, y)
         grid = self.grid(ode)
-        scales = ode.scales(grid)
+        scales = ode.scales([*grid, *((u + v) / 2 for u, v in itertools.pairwise(grid))])
         x = start(denoiser.path.schedule, noise, ode.time_at(grid[0]))
         yield x, 0
         z = x / scales[0]
-        for u, v, scale in zip(grid[:-1], grid[1:], scales[1:], strict=True):
+        for (u, v), scale in zip(itertools.pairwise(grid), scales[1:], strict=False):
             z = self.step(ode, z, u, v)
-            x = scale * z
+            x = z if ode.in_time else scale * z
             if v == 0 and self.clip and denoiser.levels is not None:
                 x = x.clamp(-1, 1)
             yield x, ode.nfe
@@ -459,17 +470,18 @@ class Euler(Solver):
     """Euler's method, of first order; on a diffusion's path its steps are DDIM's."""
 
     def step(self, ode: ProbabilityFlowODE, z: Tensor, u: float, v: float) -> Tensor:
-        return z + (v - u) * ode.drift(u, z)
+        return torch.add(z, ode.drift(u, z), alpha=v - u)
 
 
 class Midpoint(Solver):
     """The midpoint method, of second order: two evaluations a step."""
 
     def step(self, ode: ProbabilityFlowODE, z: Tensor, u: float, v: float) -> Tensor:
+        slope = ode.drift(u, z)
         if v == 0 and not ode.in_time:
-            return z + (v - u) * ode.drift(u, z)
-        middle = z + (v - u) / 2 * ode.drift(u, z)
-        return z + (v - u) * ode.drift((u + v) / 2, middle)
+            return torch.add(z, slope, alpha=v - u)
+        middle = torch.add(z, slope, alpha=(v - u) / 2)
+        return torch.add(z, ode.drift((u + v) / 2, middle), alpha=v - u)
 
 
 class Heun(Solver):
@@ -481,10 +493,10 @@ class Heun(Solver):
 
     def step(self, ode: ProbabilityFlowODE, z: Tensor, u: float, v: float) -> Tensor:
         slope = ode.drift(u, z)
-        ahead = z + (v - u) * slope
+        ahead = torch.add(z, slope, alpha=v - u)
         if v == 0 and not ode.in_time:
             return ahead
-        return z + (v - u) / 2 * (slope + ode.drift(v, ahead))
+        return torch.add(z, slope + ode.drift(v, ahead), alpha=(v - u) / 2)
 
 
 class AdaptiveODE(Sampler):

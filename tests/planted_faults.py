@@ -260,8 +260,8 @@ FAULTS = [
     Fault(
         "the data's estimate is clipped, but the noise is not computed anew",
         "samplers.py",
-        "return Estimate(x0, (x_t - alpha * x0) / sigma, prediction)",
-        'return Estimate(x0, path.convert(prediction, x_t, times, "eps").to(x_t.dtype), prediction)',
+        "x = step.renoised(x, x0, max(step.sigma_s**2 - drawn, 0.0) ** 0.5)",
+        "x = step.alpha_s * x0 + step.sigma_s * ask.denoiser.eps(x, torch.full((len(x),), step.t).double(), ask.y)",
         "tests/test_samplers.py",
     ),
     Fault(
@@ -331,8 +331,8 @@ FAULTS = [
     Fault(
         "the score has the wrong sign",
         "prob/paths.py",
-        '"score": (zero, -1 / c.sigma),',
-        '"score": (zero, 1 / c.sigma),',
+        "return 0.0, -1 / sigma, -alpha / sigma",
+        "return 0.0, 1 / sigma, alpha / sigma",
         "tests/prob/test_paths.py",
     ),
     Fault(

@@ -199,7 +199,7 @@ class DDPM(Density, Denoiser):
     def _term(self, x: Tensor, x_t: Tensor, index: Tensor, prediction: Prediction) -> Tensor:
         """One term of the bound for each event, at the chain's ``index``, (B,): a KL, or -log p(x | x_0) at index 0."""
         chain = self._chain.to(x.device)[index].to(x.dtype).view(len(x), -1, *[1] * (x.ndim - 1))
-        _, _, sigma_t, alpha_s, _, var_ts, posterior_var = chain.unbind(1)  # the fields of a Step
+        _, _, sigma_t, alpha_s, _, var_ts, posterior_var, _, _ = chain.unbind(1)  # the fields of a Step
         t = (index + 1).double() / self.schedule.num_steps
         x0 = self.path.convert(prediction, x_t, t, "x0")
         if self.levels is not None:

@@ -36,6 +36,11 @@ def _gate(x: Tensor) -> Tensor:
     return torch.tanh(a) * torch.sigmoid(b)
 
 
+def _at_one(conv: nn.Conv2d, window: Tensor) -> Tensor:
+    """Apply a convolution to one window of its kernel's size, (B, C, ...) -> (B, E): a matrix is sooner set up."""
+    return F.linear(window.flatten(1), conv.weight.flatten(1), conv.bias)
+
+
 class GatedLayer(nn.Module):
     """One layer of both stacks.
 
@@ -50,7 +55,7 @@ class GatedLayer(nn.Module):
 
     def __init__(self, in_channels: int, width: int, num_classes: int, kernel: int, dilation: int, dropout: float):
         super().__init__()
-        self.in_channels, self.reach = in_channels, dilation * (kernel // 2)
+        self.in_channels, self.dilation, self.reach = in_channels, dilation, dilation * (kernel // 2)
         half = kernel // 2 + 1
         self.vertical = nn.Conv2d(in_channels, 2 * width, (half, kernel), padding=(0, self.reach), dilation=dilation)
         self.horizontal = nn.Conv2d(in_channels, 2 * width, (1, half), dilation=dilation)
@@ -76,6 +81,12 @@ class GatedLayer(nn.Module):
         """Run the horizontal stack on columns that begin ``reach`` left of the first wanted."""
         out = self.out(self.dropout(_gate(self.horizontal(h) + link + e)))
         return h[..., self.reach :] + out if self.residual else out
+
+    def right_one(self, h: Tensor, link: Tensor, e: Tensor | float) -> Tensor:
+        """Do so for one pixel, (B, C, reach + 1) and (B, 2E) -> (B, E)."""
+        features = _at_one(self.horizontal, h[..., :: self.dilation])
+        out = _at_one(self.out, self.dropout(_gate(features + link + e)))
+        return h[..., -1] + out if self.residual else out
 
 
 class PixelCNN(CausalNetwork):
@@ -134,6 +145,11 @@ class PixelCNN(CausalNetwork):
             h = layer.right(F.pad(h, (layer.reach, 0)), link, e_h)
         return self.head(h)
 
+    def head_one(self, h: Tensor) -> Tensor:
+        """Run the head at one pixel, (B, E) -> (B, P)."""
+        hidden, last = (layer for layer in self.head if isinstance(layer, nn.Conv2d))
+        return _at_one(last, F.relu(_at_one(hidden, F.relu(h))))
+
     def walk(self, n: int, y: Tensor | None = None) -> Walk:
         return _PixelWalk(self, n, y)
 
@@ -145,30 +161,31 @@ class _PixelWalk(Walk):
         self.network, self.position = network, 0
         height, self.width = network.sides
         self.embeddings = [layer.embed(y) for layer in network.layers]
+        self.right_embeddings = [e if isinstance(e, float) else e[:, :, 0, 0] for _, e in self.embeddings]
         zeros = network.layers[0].out.weight.new_zeros
         self.row = zeros((n, network.layers[0].in_channels, 1, self.width))
         self.rows = [zeros((n, one.in_channels, one.reach + height, self.width)) for one in network.layers]
-        self.columns = [zeros((n, one.in_channels, 1, one.reach + self.width)) for one in network.layers]
+        self.columns = [zeros((n, one.in_channels, one.reach + self.width)) for one in network.layers]
         self.links: list[Tensor] = []
 
     def step(self, pixel_BC: Tensor | None) -> Tensor:
         i, j = divmod(self.position, self.width)
         if pixel_BC is None:
-            h = torch.zeros_like(self.row[..., :1])
+            h = torch.zeros_like(self.row[:, :, 0, 0])
         else:
             place = self.network.place.flatten(1)[:, self.position - 1].to(pixel_BC.dtype)
-            left = torch.cat([pixel_BC, place.expand(len(pixel_BC), -1)], dim=1)[:, :, None, None]
-            self.row[..., j - 1 : j or None] = left
+            left = torch.cat([pixel_BC, place.expand(len(pixel_BC), -1)], dim=1)
+            self.row[:, :, 0, j - 1] = left
             h = left if j else torch.zeros_like(left)
         if j == 0:
             self._begin_row(i)
-        for layer, columns, link, (_, e) in zip(
-            self.network.layers, self.columns, self.links, self.embeddings, strict=True
+        for layer, columns, link, e in zip(
+            self.network.layers, self.columns, self.links, self.right_embeddings, strict=True
         ):
-            columns[..., layer.reach + j : layer.reach + j + 1] = h
-            h = layer.right(columns[..., j : j + layer.reach + 1], link[..., j : j + 1], e)
+            columns[..., layer.reach + j] = h
+            h = layer.right_one(columns[..., j : j + layer.reach + 1], link[:, :, 0, j], e)
         self.position += 1
-        return self.network.head(h)[:, :, 0, 0]
+        return self.network.head_one(h)
 
     def _begin_row(self, i: int) -> None:
         """Run the vertical stack for a row, whose input is the row above, zeros at first."""

@@ -26,15 +26,16 @@ References:
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
-from genzoo.prob.schedules import Coefficients, Schedule
+from genzoo.prob.schedules import Schedule
 
 Kind = Literal["x0", "eps", "v", "velocity", "score"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+Number = TypeVar("Number", Tensor, float)
 
 
 class Prediction(NamedTuple):
@@ -53,6 +54,35 @@ class Prediction(NamedTuple):
 def expand(t: Tensor, like: Tensor) -> Tensor:
     """Give a per-sample value, (B,) or (), the trailing dimensions and the dtype of a batch, (B, ...)."""
     return t.to(like.dtype).reshape(t.shape + (1,) * (like.ndim - t.ndim)) if t.ndim else t.to(like.dtype)
+
+
+def weights(
+    kind: Kind, to: Kind, alpha: Number, sigma: Number, d_alpha: Number, d_sigma: Number
+) -> tuple[Number, Number]:
+    """Return the weights of ``x_t`` and of a prediction of ``kind`` in what it says of ``to``.
+
+    Cramer's rule on ``[alpha sigma; a b] (x, eps) = (x_t, mean)``, contracted with the row of ``to``.
+    """
+    a, b, det = _row(kind, alpha, sigma, d_alpha, d_sigma)
+    a_to, b_to, _ = _row(to, alpha, sigma, d_alpha, d_sigma)
+    return (a_to * b - b_to * a) / det, (b_to * alpha - a_to * sigma) / det
+
+
+def _row(
+    kind: Kind, alpha: Number, sigma: Number, d_alpha: Number, d_sigma: Number
+) -> tuple[Number | float, Number | float, Number]:
+    """Return ``a``, ``b`` of the kind and the determinant ``alpha b - sigma a``."""
+    match kind:
+        case "x0":
+            return 1.0, 0.0, -sigma
+        case "eps":
+            return 0.0, 1.0, alpha
+        case "v":
+            return -sigma, alpha, alpha**2 + sigma**2
+        case "velocity":
+            return d_alpha, d_sigma, alpha * d_sigma - sigma * d_alpha
+        case "score":
+            return 0.0, -1 / sigma, -alpha / sigma
 
 
 class GaussianPath:
@@ -74,8 +104,11 @@ class GaussianPath:
 
     def target(self, kind: Kind, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """Return the quantity ``kind`` of the pair ``(x, eps)`` at times ``t``, (B,), inside the open interval."""
-        a, b, _ = self._row(kind, self.schedule.at(t))
-        return expand(a, x) * x + expand(b, x) * eps
+        if kind == "x0" or kind == "eps":
+            return x if kind == "x0" else eps
+        a, b, _ = _row(kind, *self.schedule.at(t))
+        a, b = (expand(weight, x) if isinstance(weight, Tensor) else weight for weight in (a, b))
+        return a * x + b * eps
 
     def convert(self, prediction: Prediction, x_t: Tensor, t: Tensor, to: Kind) -> Tensor:
         """Turn a prediction into another kind.
@@ -92,16 +125,15 @@ class GaussianPath:
         Raises:
             ValueError: for the score of a path whose noise depends on the data.
         """
+        return self.combine(prediction, x_t, self.conditioned(prediction.kind, to, t), to)
+
+    def combine(self, prediction: Prediction, x_t: Tensor, t: Tensor, to: Kind) -> Tensor:
+        """Turn a prediction into another kind, as ``convert`` does, at times at which it can be."""
         if "score" in (to, prediction.kind) and not self.independent:
             raise ValueError("a path whose noise is paired with its data has no score: use an ODE sampler")
         if prediction.kind == to:
             return prediction.mean
-        c = self.schedule.at(self.conditioned(prediction.kind, to, t))
-        a, b, det = self._row(prediction.kind, c)
-        a_to, b_to, _ = self._row(to, c)
-        # Cramer's rule on [alpha sigma; a b] (x, eps) = (x_t, mean), contracted with (a_to, b_to).
-        of_x_t = (a_to * b - b_to * a) / det
-        of_mean = (b_to * c.alpha - a_to * c.sigma) / det
+        of_x_t, of_mean = weights(prediction.kind, to, *self.schedule.at(t))
         return expand(of_x_t, x_t) * x_t + expand(of_mean, x_t) * prediction.mean
 
     def conditioned(self, kind: Kind, to: Kind, t: Tensor) -> Tensor:
@@ -110,23 +142,6 @@ class GaussianPath:
         if kind == to:
             return t
         c = self.schedule.at(t)
-        bad = torch.zeros_like(t, dtype=torch.bool)
-        for row in (self._row(kind, c), self._row(to, c)):
-            for value in row[:2]:
-                bad |= ~value.isfinite()
-        bad |= ~(self._row(kind, c)[2].abs() > 1e-8)
-        inside = t.clamp(self.schedule.t_min, self.schedule.t_max)
-        return torch.where(bad, inside, t)
-
-    @staticmethod
-    def _row(kind: Kind, c: Coefficients) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ``a``, ``b`` of the kind and the determinant ``alpha b - sigma a``."""
-        zero, one = torch.zeros_like(c.alpha), torch.ones_like(c.alpha)
-        a, b = {
-            "x0": (one, zero),
-            "eps": (zero, one),
-            "v": (-c.sigma, c.alpha),
-            "velocity": (c.d_alpha, c.d_sigma),
-            "score": (zero, -1 / c.sigma),
-        }[kind]
-        return a, b, c.alpha * b - c.sigma * a
+        (a, b, det), (a_to, b_to, _) = _row(kind, *c), _row(to, *c)
+        good = torch.as_tensor(a + b + a_to + b_to).isfinite() & (det.abs() > 1e-8)
+        return torch.where(good, t, t.clamp(self.schedule.t_min, self.schedule.t_max))

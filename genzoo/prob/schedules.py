@@ -169,7 +169,8 @@ class VariancePreserving(LogAlphaSchedule):
         log_alpha, slope = self.log_alpha(t.double())
         alpha = log_alpha.exp()
         sigma = torch.expm1(2 * log_alpha).abs().sqrt()  # 1 - alpha^2, and +0 rather than -0 at the data
-        return Coefficients(alpha, sigma, alpha * slope, -(alpha**2) * slope / sigma)
+        d_alpha = alpha * slope
+        return Coefficients(alpha, sigma, d_alpha, -alpha * d_alpha / sigma)
 
     def time_of(self, ratio: Tensor) -> Tensor:
         return self.time_of_log_alpha(-0.5 * torch.log1p(ratio.double() ** 2))
@@ -234,16 +235,16 @@ class DiscreteSchedule(VariancePreserving):
         self.betas = betas.double()
         steps = 0.5 * torch.log1p(-self.betas)
         self._log_alpha = torch.cat([torch.zeros(1, dtype=torch.float64), steps.cumsum(0)])
+        self._steps = self._log_alpha.diff()
 
     def log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        table = self._log_alpha.to(t.device)
         position = t * self.num_steps
         # The table answers exactly on the grid: (i + 1)/T times T may miss an integer by one rounding.
         nearest = position.round()
         position = torch.where((position - nearest).abs() < 1e-9, nearest, position)
         left = position.floor().long().clamp_(0, self.num_steps - 1)
-        step = table[left + 1] - table[left]
-        return table[left] + (position - left) * step, step * self.num_steps
+        step = self._steps.to(t.device)[left]
+        return self._log_alpha.to(t.device)[left] + (position - left) * step, step * self.num_steps
 
     def time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
         table = self._log_alpha.to(log_alpha.device)

@@ -19,7 +19,8 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from torch import Tensor
 Drift = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Maps the variable u, (n,) float64, the state z, (n, N), and the rows of the batch that these are, (n,), to dz/du."""
 
-# Dormand and Prince's table: row i weighs the slopes 0..i for the point at which slope i + 1 is taken.
+# Dormand and Prince's table: row i weighs the moves along slopes 0..i to the point at which slope i + 1 is taken.
 _NODES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
 _WEIGHTS = (
     (1 / 5,),
@@ -42,7 +43,7 @@ _ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1
 
 def rms(z: Tensor) -> Tensor:
     """Root mean square of each row, (n, N) -> (n,)."""
-    return z.square().mean(1).sqrt()
+    return torch.linalg.vector_norm(z, dim=1) / z.shape[1] ** 0.5
 
 
 def dopri5(
@@ -75,43 +76,51 @@ def dopri5(
     result, sign = z.clone(), 1.0 if stop >= start else -1.0
     rows = torch.arange(len(z), device=z.device)
     u = torch.full((len(z),), start, dtype=torch.float64, device=z.device)
-    weights = [torch.tensor(w, dtype=z.dtype, device=z.device) for w in (*_WEIGHTS, _ERROR)]
+    nodes = torch.tensor(_NODES, dtype=torch.float64, device=z.device)[:, None]
     if start == stop or not len(z):
         return result, 0
     slope = drift(u, z, rows)
     h = _rounded(_first_step(drift, u, z, rows, slope, sign, abs(stop - start), rtol, atol, norm))
-    evaluations = 2
+    evaluations, remaining = 2, (stop - u).abs()
     for _ in range(max_steps):
-        h = torch.minimum(h, (stop - u).abs())
+        h = torch.minimum(h, remaining)
         signed = sign * h
         step = signed.to(z.dtype)[:, None]
-        slopes = z.new_empty(7, *z.shape)
-        slopes[0] = slope
-        for i, node in enumerate(_NODES):
-            point = z + step * torch.tensordot(weights[i], slopes[: i + 1], dims=1)
-            slopes[i + 1] = drift(u + node * signed, point, rows)
+        ahead, moves = slope, [step * slope]
+        for weights, at in zip(_WEIGHTS, torch.addcmul(u, nodes, signed), strict=True):
+            point = _advanced(z, weights, moves)
+            ahead = drift(at, point, rows)
+            moves.append(step * ahead)
         evaluations += 6
-        scale = atol + rtol * torch.maximum(z.abs(), point.abs())
-        error = norm(step * torch.tensordot(weights[-1], slopes, dims=1) / scale).double()
+        scale = torch.maximum(z.abs(), point.abs()).mul_(rtol).add_(atol)
+        error = norm(_advanced(torch.zeros_like(z), _ERROR, moves) / scale).double()
         accepted = error <= 1
-        u, z, slope = (
-            torch.where(accepted, u + signed, u),
-            torch.where(accepted[:, None], point, z),
-            torch.where(accepted[:, None], slopes[-1], slope),
-        )
-        arrived = accepted & ((stop - u).abs() <= 1e-12 * abs(stop - start))
+        if bool(accepted.all()):
+            u, z, slope = u + signed, point, ahead
+        else:
+            u = torch.where(accepted, u + signed, u)
+            z, slope = (torch.where(accepted[:, None], new, old) for new, old in ((point, z), (ahead, slope)))
+        remaining = (stop - u).abs()
+        arrived = accepted & (remaining <= 1e-12 * abs(stop - start))
         h = _rounded(h * (0.9 * error.clamp(min=1e-10) ** -0.2).clamp(0.2, 10.0))
-        if not bool(((h > 1e-14 * abs(stop - start)) & error.isfinite()).all()):
+        if not bool(((h > 1e-14 * abs(stop - start)) & (error < math.inf)).all()):
             raise ArithmeticError(
                 f"the solver's step vanished near u = {float(u[h.argmin()]):.4g}: the drift is not smooth"
             )
         if bool(arrived.any()):
             result[rows[arrived]] = z[arrived]
             left = ~arrived
-            rows, u, z, slope, h = rows[left], u[left], z[left], slope[left], h[left]
+            rows, u, z, slope, h, remaining = (values[left] for values in (rows, u, z, slope, h, remaining))
         if not len(rows):
             return result, evaluations
     raise ArithmeticError(f"the solver has not arrived after {max_steps} steps: try larger rtol and atol")
+
+
+def _advanced(z: Tensor, weights: Sequence[float], moves: Sequence[Tensor]) -> Tensor:
+    """Return ``z`` and the weighted sum of some moves."""
+    for weight, move in zip(weights, moves, strict=True):
+        z = torch.add(z, move, alpha=weight)
+    return z
 
 
 def _rounded(h: Tensor) -> Tensor:
