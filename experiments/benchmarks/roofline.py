@@ -28,10 +28,12 @@ class Bytes(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.found: Counter[str] = Counter()
+        self.operators = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if not func.is_view:
+            self.operators += 1
             tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
             self.found[func.__name__.partition(".")[0]] += sum(tensor.nbytes for tensor in tensors)
         return result
@@ -66,9 +68,8 @@ def main() -> None:
         with Bytes() as moved:
             work()
         every, fused = moved.all / BATCH, moved.fused / BATCH
-        print(
-            f"{name}: {flops / 1e9:.1f} GFLOP, {every / 1e6:.0f} MB as it stands, {fused / 1e6:.0f} MB fused, an image"
-        )
+        print(f"{name}, {moved.operators:,} operators: {flops / 1e9:.1f} GFLOP,", end=" ")
+        print(f"{every / 1e6:.0f} MB as it stands, {fused / 1e6:.0f} MB fused, an image")
         print(
             f"  compute alone {PEAK / flops:,.0f} images/s; memory alone {BANDWIDTH / every:,.0f} as it stands,",
             end=" ",
