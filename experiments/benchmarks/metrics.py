@@ -62,10 +62,14 @@ def agreeing(way: Score, other: Score, tolerance: float) -> Callable[[], Go]:
 
 
 def pairs() -> Iterator[Pair]:
-    """KID of the same subsets, which torch-fidelity sums up in single precision, and scores of the same balls."""
+    """KID of the same subsets, which torch-fidelity sums up in single precision, and scores of the same balls.
+
+    prdc rounds distances to single precision, so that a few in a million balls may hold another feature: density differs in
+    its sixth digit, the other scores, whose steps are a thousand times as large, not at all.
+    """
     ways = kid_by_genzoo, kid_by_fidelity
     ours, theirs = (agreeing(way, other, 2e-4) for way, other in (ways, ways[::-1]))
     yield Pair(f"KID, {SUBSETS} subsets x 1,000, d=2048", "torch-fidelity", ours, theirs, 1.0)
     ways = manifold_by_genzoo, manifold_by_prdc
-    ours, theirs = (agreeing(way, other, 1e-12) for way, other in (ways, ways[::-1]))
+    ours, theirs = (agreeing(way, other, 1e-5) for way, other in (ways, ways[::-1]))
     yield Pair("precision and recall, 5,000 x 2048", "prdc", ours, theirs, 2.0)
