@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genzoo.prob import ranks
@@ -35,6 +36,18 @@ from genzoo.prob.random import choose
 def straight_through(z: Tensor, e: Tensor) -> Tensor:
     """Return the value of ``e`` with the gradient of ``z``."""
     return z + (e - z).detach()
+
+
+def _argmin(x_NK: Tensor, block: int = 64) -> Tensor:
+    """Return the place of the first least element of each row, (N,).
+
+    On a CPU torch's ``argmin`` takes twenty times as long as its ``amin``, which first finds the block to look into.
+    """
+    if x_NK.device.type != "cpu" or x_NK.shape[1] % block:
+        return x_NK.argmin(1)
+    blocks = x_NK.unflatten(1, (-1, block))
+    first = blocks.amin(2).argmin(1)
+    return block * first + blocks[torch.arange(len(first)), first].argmin(1)
 
 
 class VectorQuantizer(nn.Module):
@@ -86,11 +99,12 @@ class VectorQuantizer(nn.Module):
             z_ND = z_BDHW.movedim(1, -1).flatten(0, -2)
             # |z - e|^2 without |z|^2, which is the same for every code: one matrix product.
             distance_NK = torch.addmm(self.codes.square().sum(1), z_ND, self.codes.T, alpha=-2)
-        return distance_NK.argmin(1).view(z_BDHW.movedim(1, -1).shape[:-1])
+        return _argmin(distance_NK).view(z_BDHW.movedim(1, -1).shape[:-1])
 
     def lookup(self, k_BHW: Tensor) -> Tensor:
         """Return the code of each index, (B, D, H, W)."""
-        return self.codes[k_BHW].movedim(-1, 1)
+        # In the vectors' own layout: arithmetic with both in two layouts takes four times as long.
+        return F.embedding(k_BHW, self.codes).movedim(-1, 1).contiguous()
 
     @torch.no_grad()
     def update(self, z_BDHW: Tensor, k_BHW: Tensor, rng: torch.Generator | None = None) -> Tensor:

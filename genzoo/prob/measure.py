@@ -44,8 +44,8 @@ def dequantize(k: Tensor, levels: int, rng: torch.Generator | None = None) -> Te
     """
     # Nearer to an edge than the roundings of float32, here and in quantize, a point may land in its neighbour's bin.
     margin = levels * 2.0**-22
-    u = rand(k.shape, rng=rng, device=k.device).clamp(margin, 1 - margin)
-    return (k + u).mul_(2.0 / levels).sub_(1.0)
+    u = rand(k.shape, rng=rng, device=k.device).clamp_(margin, 1 - margin)
+    return u.add_(k).mul_(2.0 / levels).sub_(1.0)  # in one place: fresh memory costs more than the arithmetic
 
 
 def quantize(x: Tensor, levels: int) -> Tensor:

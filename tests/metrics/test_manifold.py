@@ -37,10 +37,11 @@ def by_pairs(real: torch.Tensor, fake: torch.Tensor, k: int, k_coverage: int) ->
 REAL, FAKE = cloud(60), cloud(45, seed=1, scale=0.8, shift=0.5)
 
 
-@pytest.mark.parametrize("cells", [2**24, 200, 1])
+@pytest.mark.parametrize(("cells", "block"), [(2**24, 1024), (200, 13), (1, 1)])
 @pytest.mark.parametrize(("k", "k_coverage"), [(3, 5), (1, 1), (5, 2)])
-def test_all_four_are_those_of_all_pairs_whatever_is_held_at_once(monkeypatch, cells, k, k_coverage):
+def test_all_four_are_those_of_all_pairs_whatever_is_held_at_once(monkeypatch, cells, block, k, k_coverage):
     monkeypatch.setattr(module, "CELLS", cells)
+    monkeypatch.setattr(module, "BLOCK", block)
     assert manifold(REAL, FAKE, k, k_coverage) == pytest.approx(by_pairs(REAL, FAKE, k, k_coverage), rel=1e-12)
     assert manifold(FAKE, REAL, k, k_coverage) == pytest.approx(by_pairs(FAKE, REAL, k, k_coverage), rel=1e-12)
 
@@ -59,8 +60,7 @@ def test_blocks_hold_all_squared_distances(monkeypatch, cells):
 
 def test_a_ball_reaches_the_kth_other():
     line = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
-    assert radii(line, 1).sqrt().tolist() == [1, 1, 2, 4]
-    assert radii(line, 2).sqrt().tolist() == [3, 2, 3, 6]
+    assert [radius.sqrt().tolist() for radius in radii(line, 1, 2)] == [[1, 1, 2, 4], [3, 2, 3, 6]]
     with pytest.raises(ValueError, match="no 4 neighbours"):
         radii(line, 4)
 

@@ -32,6 +32,14 @@ def test_the_nearest_code_is_the_nearest_and_is_looked_up_in_its_place():
                 assert torch.equal(quantizer.lookup(k)[b, :, i, j], quantizer.codes[k[b, i, j]])
 
 
+@pytest.mark.parametrize("codes", [2, 64, 100, 512])
+def test_of_equally_near_codes_the_first_is_chosen(codes):
+    z = torch.arange(300.0).view(-1, 1, 1, 1) % 7
+    quantizer = VectorQuantizer(codes, 1)
+    quantizer.codes.copy_(torch.arange(codes)[:, None] % 5)
+    assert torch.equal(quantizer.nearest(z).flatten(), (z.flatten()[:, None] - quantizer.codes.T).square().argmin(1))
+
+
 def test_the_nearest_code_is_found_in_float32_under_autocast():
     """Two codes that bfloat16 cannot tell apart."""
     quantizer = VectorQuantizer(2, 1)
