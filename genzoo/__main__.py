@@ -114,6 +114,9 @@ def by_hydra(verb: str, options: list[str], overrides: list[str], *, sweep: bool
 
 def run(verb: str, config: dict, choices: dict[str, str]) -> None:
     """Do the work of a command; heavy imports happen here."""
+    from genzoo.commands.allocator import tune
+
+    tune()  # before torch allocates anything
     if verb == "train":
         from genzoo.commands.train import train
 

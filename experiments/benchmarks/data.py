@@ -1,4 +1,8 @@
-"""Batches of CIFAR-10's shape, mirrored half of the time, as points of [-1, 1]: a hundred of 128 images."""
+"""Batches of CIFAR-10's shape, mirrored half of the time, as points of [-1, 1]: a hundred of 128 images.
+
+Without noise, as torchvision's users have them and as genzoo's families with a discrete likelihood see them; and with the
+uniform noise that spreads each level over its bin, whose drawing is most of the work.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from genzoo.data.dataset import Split
 from genzoo.data.loader import Batches
-from genzoo.prob.measure import dequantize
+from genzoo.prob.measure import bin_centre, dequantize
 from genzoo.prob.random import seed_of
 
 N, BATCH, STEPS = 12_800, 128, 100
@@ -29,16 +33,19 @@ def consumed(batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
         assert x.shape == (BATCH, 3, 32, 32) and x.dtype == torch.float32 and y.shape == (BATCH,)
 
 
-def by_genzoo() -> Go:
-    batches, steps = Batches(images(), BATCH, seed=0, flip=True), itertools.count()
+def by_genzoo(noise: bool) -> Callable[[], Go]:
+    def build() -> Go:
+        batches, steps = Batches(images(), BATCH, seed=0, flip=True), itertools.count()
 
-    def draw() -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-        for step in steps:  # as GenerativeModule does
-            rng = torch.Generator().manual_seed(seed_of("noise", 0, step, 0))
-            x, y = batches(step)
-            yield dequantize(x, 256, rng), y
+        def draw() -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+            for step in steps:  # as GenerativeModule does
+                rng = torch.Generator().manual_seed(seed_of("noise", 0, step, 0))
+                k, y = batches(step)
+                yield dequantize(k, 256, rng) if noise else bin_centre(k, 256), y
 
-    return lambda: consumed(draw())
+        return lambda: consumed(draw())
+
+    return build
 
 
 class Pictures(Dataset):
@@ -70,22 +77,27 @@ def by_torchvision(workers: int) -> Callable[[], Go]:
     return build
 
 
-def by_tensors() -> Go:
-    split = images()
-    loader = DataLoader(TensorDataset(split.x, split.y), BATCH, shuffle=True)
+def by_tensors(noise: bool) -> Callable[[], Go]:
+    def build() -> Go:
+        split = images()
+        loader = DataLoader(TensorDataset(split.x, split.y), BATCH, shuffle=True)
 
-    def draw() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for k, y in loader:
-            mirrored = torch.rand(len(k), 1, 1, 1) < 0.5
-            k = torch.where(mirrored, k.flip(-1), k)
-            yield (k + torch.rand(k.shape)) / 128 - 1, y
+        def draw() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            for k, y in loader:
+                mirrored = torch.rand(len(k), 1, 1, 1) < 0.5
+                k = torch.where(mirrored, k.flip(-1), k)
+                yield (k + torch.rand(k.shape)) / 128 - 1 if noise else k / 127.5 - 1, y
 
-    return lambda: consumed(draw())
+        return lambda: consumed(draw())
+
+    return build
 
 
 def pairs() -> Iterator[Pair]:
     """Pictures that are decoded one by one, without helpers and with two, and tensors that are mirrored a batch at once."""
     name = "data path, CIFAR-10-shaped, flips"
-    yield Pair(name, "torchvision, no workers", by_genzoo, by_torchvision(0), 60.0)
-    yield Pair(name, "torchvision, 2 workers", by_genzoo, by_torchvision(2), 40.0, measure="seconds")
-    yield Pair(name, "TensorDataset, flips by batch", by_genzoo, by_tensors, 2.5)
+    ours = by_genzoo(noise=False)
+    yield Pair(name, "torchvision, no workers", ours, by_torchvision(0), 60.0)
+    yield Pair(name, "torchvision, 2 workers", ours, by_torchvision(2), 40.0, measure="seconds")
+    yield Pair(name, "TensorDataset, flips by batch", ours, by_tensors(noise=False), 2.5)
+    yield Pair(f"{name}, noise", "TensorDataset, flips by batch", by_genzoo(noise=True), by_tensors(noise=True), 2.5)

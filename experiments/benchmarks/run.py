@@ -61,7 +61,7 @@ class Pair:
         against: the peer.
         ours, theirs: set it up and return what does it once; called in a process of their own.
         target: the ratio that is aimed at.
-        setting: "float32", both sides alike; "best", genzoo as it is used on this machine against the peer as it is shipped.
+        setting: "float32", both sides alike; "best", genzoo in bfloat16 where it pays, against the peer as it is shipped.
         at_most: the ratio is ours over theirs, and the target its upper limit; otherwise theirs over ours, and the lower.
         measure: processor seconds, which a busy neighbour hardly changes; "seconds" on the clock where several processes
             work; "returned" for what the side itself returns, such as bytes.
@@ -83,10 +83,10 @@ def processor_seconds() -> float:
     return sum(u.ru_utime + u.ru_stime for u in used)
 
 
-def work(connection: Any, module: str, side: str, setting: Setting) -> None:
+def work(connection: Any, module: str, side: str) -> None:
     """Be one side: build what is asked for, and do it as often as is asked for."""
     sys.path.insert(0, str(HERE))
-    if side == "ours" and setting == "best":
+    if side == "ours":  # as every command of genzoo does
         from genzoo.commands.allocator import tune
 
         tune()
@@ -117,10 +117,10 @@ def work(connection: Any, module: str, side: str, setting: Setting) -> None:
 class Side:
     """A process that does one side of the pairs of a benchmark."""
 
-    def __init__(self, module: str, side: str, setting: Setting):
+    def __init__(self, module: str, side: str):
         context = multiprocessing.get_context("spawn")
         self.connection, its = context.Pipe()
-        self.process = context.Process(target=work, args=(its, module, side, setting))  # not a daemon: it has children
+        self.process = context.Process(target=work, args=(its, module, side))  # not a daemon: it has children
         self.process.start()
         its.close()
         self.repeats = 1
@@ -166,7 +166,7 @@ def measure(pair: Pair, ours: Side, theirs: Side, turns: int) -> dict[str, Any]:
 def benchmark(name: str, turns: int, only: str) -> list[dict[str, Any]]:
     """Measure the pairs of a module, or those whose name or peer holds ``only``."""
     module = importlib.import_module(name)
-    sides: dict[tuple[str, str], Side] = {}
+    sides: dict[str, Side] = {}
     rows = []
     try:
         for i, pair in enumerate(module.pairs()):
@@ -174,10 +174,9 @@ def benchmark(name: str, turns: int, only: str) -> list[dict[str, Any]]:
                 continue
             both = []
             for side in ("ours", "theirs"):
-                key = side, pair.setting if side == "ours" else "float32"
-                sides[key] = sides.get(key) or Side(name, *key)
-                sides[key].build(i, pair.measure)
-                both.append(sides[key])
+                sides[side] = sides.get(side) or Side(name, side)
+                sides[side].build(i, pair.measure)
+                both.append(sides[side])
             row = measure(pair, *both, turns)
             rows.append({"benchmark": name, **row})
             sign = "at most" if pair.at_most else "at least"

@@ -44,7 +44,6 @@ def train(config: dict[str, Any], choices: dict[str, str]) -> Path | None:
         ResourceError: when the disk, the memory or a helping process gave out.
         Stopped: by a signal; a checkpoint was written first.
     """
-    tune()  # before torch allocates anything
     old = to_go_on(config, choices)
     with resources(Path(config["outputs"]), config["trainer"]["batch_size"]):
         if old is None:

@@ -1,0 +1,109 @@
+"""What makes steps faster changes what they compute by no more than roundings, and leaves copies alone."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from genzoo.data.dataset import Split
+from genzoo.data.loader import Batches
+from genzoo.model import GenerativeModel
+from genzoo.prob.random import generator
+from genzoo.training.budget import Budget
+from genzoo.training.module import GenerativeModule, compile_networks
+from tests.shares import examine
+from tests.test_interface import Case
+from tests.toys import Mean
+
+FAMILIES = ("ddpm", "glow", "wgan_gp")  # with a U-Net, a chain of invertible steps, and a second derivative
+
+
+def model_of(family: str) -> GenerativeModel:
+    return copy.deepcopy(Case(family, "image", ("data=digits",), False).model()).train()
+
+
+def batch() -> Tensor:
+    return 2 * torch.rand(4, 1, 8, 8, generator=generator("images")) - 1
+
+
+def differences(one: list, other: list) -> list[float]:
+    """List how far the gradients and terms of two examinations are apart, of their own size."""
+    pairs = [
+        (a[part][name], b[part][name])
+        for a, b in zip(one, other, strict=True)
+        for part in ("gradients", "terms")
+        for name in a[part]
+    ]
+    return [float((a - b).abs().max() / a.abs().max().clamp(min=1e-3)) for a, b in pairs]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_compiled_networks_learn_the_same(family):
+    plain, compiled = model_of(family).double(), model_of(family).double()
+    compile_networks(compiled, backend="aot_eager", dynamic=False)
+    x = batch().double()
+    assert max(differences(examine(plain, x, None), examine(compiled, x, None))) < 1e-9
+
+
+def test_all_networks_are_compiled_but_those_that_cannot_be_and_no_copy_is():
+    def names(model: nn.Module) -> list[str]:
+        return [name for name, part in model.named_modules() if part._compiled_call_impl is not None]
+
+    ddpm, critics = model_of("ddpm"), model_of("wgan_gp")
+    for model in (ddpm, critics):
+        compile_networks(model, backend="eager")
+    assert names(ddpm) == ["network"] and names(copy.deepcopy(ddpm)) == []
+    assert names(critics) == ["generator"]
+
+
+def test_pixels_side_by_side_change_roundings_alone():
+    seen = []
+
+    class Seen(Mean):
+        def loss(self, x, *arguments, **named):
+            seen.append(x)
+            return super().loss(x, *arguments, **named)
+
+    def module(model: GenerativeModel, channels_last: bool) -> GenerativeModule:
+        batches = Batches(Split(torch.zeros(8, *model.shape), None), 4, seed=0)
+        made = GenerativeModule(model, torch.optim.SGD, batches, Budget(images=40), channels_last=channels_last)
+        made.plan()
+        made.step()
+        return made
+
+    for channels_last in (False, True):
+        module(Seen((3, 4, 4)), channels_last)
+        assert seen[-1].is_contiguous(memory_format=torch.channels_last) == channels_last
+    plain, model = model_of("ddpm"), model_of("ddpm").to(memory_format=torch.channels_last)
+    x = batch()
+    assert max(differences(examine(plain, x, None), examine(model, x, None))) < 1e-4
+
+
+# Faults of pages while blocks of 4 and 16 MiB are taken and given back, as a step does.
+CHURN = """
+import resource, sys, torch
+from genzoo.commands.allocator import tune
+print(tune() if sys.argv[1] == "tuned" else "", file=sys.stderr)
+def faults():
+    for _ in range(50):
+        blocks = [torch.ones(2**20) for _ in range(4)] + [torch.ones(2**22)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+faults()
+print(-faults() + faults())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+def test_the_tuned_allocator_keeps_what_is_given_back():
+    def faults(how: str) -> int:
+        ended = subprocess.run([sys.executable, "-c", CHURN, how], capture_output=True, text=True, check=True)
+        if how == "tuned" and "glibc" not in ended.stderr:
+            pytest.skip(f"the allocator here is {ended.stderr}")
+        return int(ended.stdout)
+
+    assert faults("tuned") < 0.1 * faults("plain")
