@@ -46,6 +46,7 @@ NAMES = (
     "memory",
 )
 TURNS = 9
+MARK = "<!-- benchmarks -->"
 LEAST = 0.3  # seconds that a side works in a turn, at least
 
 Go = Callable[[], Any]
@@ -216,6 +217,33 @@ def main() -> None:
             kept = [row for row in known if row["benchmark"] != name]
             rows = sorted([*kept, *({**row, "machine": machine} for row in rows)], key=position)
             path.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+            show(rows)
+
+
+def cell(row: dict[str, Any] | None) -> str:
+    """Show a ratio with its quartiles and its target."""
+    if row is None:
+        return ""
+    word, met = ("at most " if row["at_most"] else ""), "" if row["meets"] else " (missed)"
+    ratio = f"**{row['ratio']}**" if row["meets"] else row["ratio"]
+    return f"{ratio} ({row['q1']} to {row['q3']}); {word}{row['target']}{met}"
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Show all rows as Markdown, both settings of a pair in one line."""
+    lines = ["| what | against | float32 | at its best |", "|---|---|---|---|"]
+    for name, against in dict.fromkeys((row["name"], row["against"]) for row in rows):
+        of_pair = {row["setting"]: row for row in rows if (row["name"], row["against"]) == (name, against)}
+        lines.append(f"| {name} | {against} | {cell(of_pair.get('float32'))} | {cell(of_pair.get('best'))} |")
+    return "\n".join(lines)
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Put the table into this folder's README and into the project's."""
+    for path in (HERE / "README.md", HERE.parents[1] / "README.md"):
+        head, _, rest = path.read_text().partition(MARK)
+        tail = rest.partition(MARK)[2]
+        path.write_text(f"{head}{MARK}\n{table(rows)}\n{MARK}{tail}")
 
 
 def cpu() -> str:

@@ -78,12 +78,17 @@ def their_network(peer: str) -> nn.Module:
     return theirs
 
 
-def ours(peer: str) -> Go:
-    """Ask a denoiser as samplers do."""
+def ours(peer: str, bfloat16: bool) -> Go:
+    """Ask a denoiser as samplers do, and as ``python -m genzoo sample precision=bf16-mixed`` has them do."""
     family = FlowMatching if peer == "torchcfm" else DDPM
     denoiser: Denoiser = family(OURS[peer], SHAPE, levels=256).eval()
     x, t = torch.randn(BATCH, *SHAPE), torch.full((BATCH,), 0.5, dtype=torch.float64)
-    return torch.no_grad()(lambda: denoiser.predict(x, t))
+
+    def go() -> None:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            denoiser.predict(x, t)
+
+    return go
 
 
 def theirs(peer: str) -> Go:
@@ -95,9 +100,9 @@ def theirs(peer: str) -> Go:
 
 
 def pairs() -> Iterator[Pair]:
-    """Each peer twice; genzoo's commands draw samples in float32, so that its best is the allocator's alone."""
+    """Each peer twice."""
     targets = {"torchcfm": (1.0, 1.4), "diffusers": (1.0, 1.4), "denoising-diffusion-pytorch": (1.5, 2.2)}
     for peer, (alike, best) in targets.items():
-        both = partial(ours, peer), partial(theirs, peer)
-        yield Pair("U-Net evaluation while sampling", peer, *both, alike)
-        yield Pair("U-Net evaluation while sampling", peer, *both, best, "best")
+        name, other = "U-Net evaluation while sampling", partial(theirs, peer)
+        yield Pair(name, peer, partial(ours, peer, False), other, alike)
+        yield Pair(name, peer, partial(ours, peer, True), other, best, "best")

@@ -39,11 +39,13 @@ def sample(config: dict[str, Any]) -> None:
     if model.levels is None and not out.suffix:
         raise UsageError(f"out={out}: points of the plane go into a .png or an .npz")
 
+    half = torch.autocast(model.device.type, torch.bfloat16, enabled=config["precision"] == "bf16-mixed")
     parts, nfe = [], 0
     for start in range(0, config["n"], config["batch_size"]):
         rows = range(start, min(start + config["batch_size"], config["n"]))
         y = None if config["y"] is None else torch.full((len(rows),), config["y"], device=model.device)
-        x, nfe, _ = model.sample(len(rows), y, rng=SampleStreams(config["seed"], rows, device=model.device))
+        with half:
+            x, nfe, _ = model.sample(len(rows), y, rng=SampleStreams(config["seed"], rows, device=model.device))
         parts.append(x.cpu())
     x = torch.cat(parts)
 

@@ -189,6 +189,7 @@ class Sample(Section):
     y: NonNegative | None
     ema: bool
     batch_size: Count
+    precision: Literal["32-true", "bf16-mixed"]
     device: Literal["auto", "cpu", "cuda"]
     trust: list[Name]
 

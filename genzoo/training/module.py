@@ -335,14 +335,14 @@ class GenerativeModule(pl.LightningModule):
         return player.parameters[0].device.type != "cpu" and bool(player.optimizer.defaults.get("fused"))
 
     def _guard(self, player: Player, loss: Loss, norm: Tensor) -> None:
-        bad = ~(torch.isfinite(loss.total.detach()) & torch.isfinite(norm))
         if self.deferred(player):
+            bad = ~(torch.isfinite(loss.total.detach()) & torch.isfinite(norm))
             # What the fused kernels call the flag that skips a step.
             player.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
             if self._first_bad is None:
                 self._first_bad = torch.full((), -1, device=bad.device)
             self._first_bad = torch.where(bad & (self._first_bad < 0), self.steps, self._first_bad)
-        elif bool(bad):
+        elif not (math.isfinite(loss.total.item()) and math.isfinite(norm.item())):
             terms = [name for name, value in loss.terms.items() if not bool(torch.isfinite(value).all())]
             where = f"loss term '{terms[0]}'" if terms else "gradient" if bool(torch.isfinite(loss.total)) else "loss"
             raise NonFiniteError(f"{where} is not finite at step {self.steps}: {_ADVICE}")

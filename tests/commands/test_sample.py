@@ -49,6 +49,14 @@ def test_the_command_draws_what_the_loaded_model_draws(vae):
     np.testing.assert_array_equal(samples, bytes_of(load(vae).sample(5, rng=SampleStreams(3, range(5))).x))
 
 
+def test_half_of_the_bits_draw_almost_the_same(ddpm):
+    whole, half = (
+        drawn(ddpm, "n=4", "sampler=ddim", "sampler.steps=4", f"precision={p}") for p in ("32-true", "bf16-mixed")
+    )
+    apart = np.abs(whole.astype(int) - half.astype(int))
+    assert 0 < apart.mean() < 0.02 * 255
+
+
 def test_points_of_the_plane_are_written_as_they_are(here):
     run = untrained(here, "model=realnvp", "data=moons", "model.couplings=2")[0]
     samples = drawn(run, "n=5")
