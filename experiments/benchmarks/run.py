@@ -44,6 +44,7 @@ NAMES = (
     "loop",
     "start",
     "memory",
+    "choices",
 )
 TURNS = 9
 MARK = "<!-- benchmarks -->"

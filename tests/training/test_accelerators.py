@@ -9,10 +9,12 @@ import sys
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from genzoo.commands.config import CONF
 from genzoo.data.dataset import Split
 from genzoo.data.loader import Batches
-from genzoo.model import GenerativeModel
+from genzoo.model import Adversarial, GenerativeModel, Staged
 from genzoo.prob.random import generator
 from genzoo.training.budget import Budget
 from genzoo.training.module import GenerativeModule, compile_networks
@@ -82,6 +84,25 @@ def test_pixels_side_by_side_change_roundings_alone():
     plain, model = model_of("ddpm"), model_of("ddpm").to(memory_format=torch.channels_last)
     x = batch()
     assert max(differences(examine(plain, x, None), examine(model, x, None))) < 1e-4
+
+
+@pytest.mark.parametrize("family", sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
+def test_no_loss_waits_for_the_device(family, monkeypatch):
+    # On tensors that have a device but no values, any look at a value is an error.
+    model = Case(family, "image", ("data=digits",), False).fresh()
+    parts = [stage.module for stage in model.stages()] if isinstance(model, Staged) else [model]
+    turns = [(part, turn) for part in parts for turn in (part.players() if isinstance(part, Adversarial) else [None])]
+    for part, turn in turns:  # what happens once, on the first batch, may wait
+        part.loss(batch(), turn=turn, rng=torch.Generator())
+    # Gradients are torch's own, and want a driver.
+    monkeypatch.setattr(torch.autograd, "grad", lambda _, x, **__: (torch.zeros_like(x),))
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        model.to("cuda")
+        for part, turn in turns:
+            terms = part.loss(batch().to("cuda"), turn=turn, rng=torch.Generator())
+            assert terms.total.device.type == "cuda"
+            with pytest.raises(DataDependentOutputException):
+                float(terms.total)
 
 
 # Faults of pages while blocks of 4 and 16 MiB are taken and given back, as a step does.
