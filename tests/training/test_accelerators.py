@@ -105,14 +105,14 @@ def test_no_loss_waits_for_the_device(family, monkeypatch):
                 float(terms.total)
 
 
-# Faults of pages while blocks of 4 and 16 MiB are taken and given back, as a step does.
+# Faults of pages while eight blocks of 16 MiB are taken and given back, as a step does.
 CHURN = """
 import resource, sys, torch
 from genzoo.commands.allocator import tune
 print(tune() if sys.argv[1] == "tuned" else "", file=sys.stderr)
 def faults():
-    for _ in range(50):
-        blocks = [torch.ones(2**20) for _ in range(4)] + [torch.ones(2**22)]
+    for _ in range(20):
+        blocks = [torch.ones(2**22) for _ in range(8)]
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 faults()
 print(-faults() + faults())
