@@ -164,7 +164,7 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot as plt
     from matplotlib.ticker import NullLocator
 
-    figure, axes = plt.subplots(2, len(found), figsize=(3.1 * len(found), 5.6), layout="constrained")
+    figure, axes = plt.subplots(2, len(found), figsize=(3.1 * len(found), 5.6), layout="constrained", squeeze=False)
     for column, curve in zip(axes.T, found, strict=True):
         x = curve["values"]
         for axis, kind, scale, unit in zip(column, ("seconds", "bytes"), (1, 2**20), ("s", "MiB"), strict=True):

@@ -305,9 +305,18 @@ def validate(verb: str, config: DictConfig) -> dict[str, Any]:
     try:
         plain = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
-        raise UsageError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"{_culprit(config, str(error.full_key))}: {str(error).splitlines()[0]}") from error
     remember(plain)  # for the messages that quote them
     return check(verb, plain)
+
+
+def _culprit(config: DictConfig, key: str) -> str:
+    """Follow a key that cannot be resolved, and only names another, to the one where it was said."""
+    raw, seen = dict(_leaves(OmegaConf.to_container(config, resolve=False))), set()
+    while key not in seen and (named := re.fullmatch(r"\$\{([\w.]+)\}", str(raw.get(key)))) and named[1] in raw:
+        seen.add(key)
+        key = named[1]
+    return key
 
 
 def check(verb: str, plain: Any) -> dict[str, Any]:
@@ -479,7 +488,10 @@ def _check_arguments(function: Any, arguments: dict[str, Any], key: str, partial
     for name, value in arguments.items():
         if name not in parameters and not open_ended:
             raise UsageError(f"unknown key '{key}.{name}': {nearest(name, parameters)}")
-        problem = _wrong_type(value, hints.get(name))
+        hint = hints.get(name)
+        problem = _wrong_type(value, hint)
+        if not problem and hint in (int, int | None) and value is not None and value < 0 and _is_ours(function):
+            problem = "a size or a count, which cannot be negative"
         if problem:
             raise UsageError(f"{key}.{name}={_shown(value)}: {problem}")
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -487,6 +499,10 @@ def _check_arguments(function: Any, arguments: dict[str, Any], key: str, partial
     lacking = [name for name in needed if name not in arguments]
     if lacking and not partial:
         raise UsageError(f"{key}.{lacking[0]} is missing: say {key}.{lacking[0]}=...")
+
+
+def _is_ours(function: Any) -> bool:
+    return str(getattr(function, "__module__", "")).startswith("genzoo.")
 
 
 def _shown(value: Any) -> str:
