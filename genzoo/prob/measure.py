@@ -55,7 +55,7 @@ def quantize(x: Tensor, levels: int) -> Tensor:
 
 def bin_centre(k: Tensor, levels: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Middle of each level's bin, ``2 (k + 1/2)/K - 1``."""
-    return (k.to(dtype) + 0.5) * (2.0 / levels) - 1.0
+    return k.to(dtype, copy=True).add_(0.5).mul_(2.0 / levels).sub_(1.0)
 
 
 def snap(x: Tensor, levels: int) -> Tensor:
