@@ -1,4 +1,4 @@
-"""How cost grows: `python experiments/benchmarks/growth.py [curve ...]`.
+"""How cost grows: `python experiments/benchmarks/growth.py [curve ...]`; with `draw`, only the picture.
 
 Each point is a process of its own, which prints processor seconds and the peak of its memory above what it held before the
 work. Points of a curve are fitted by ``cost = a x^k`` over its upper half: k is 1 where cost is linear. Figures go into
@@ -162,7 +162,7 @@ def curves(names: list[str]) -> Iterator[dict[str, Any]]:
 def draw(found: list[dict[str, Any]], path: Path) -> None:
     """Draw all curves, cost against what grows, both on log axes, with a line that is linear."""
     from matplotlib import pyplot as plt
-    from matplotlib.ticker import NullLocator
+    from matplotlib.ticker import LogLocator, NullLocator
 
     figure, axes = plt.subplots(2, len(found), figsize=(3.1 * len(found), 5.6), layout="constrained", squeeze=False)
     for column, curve in zip(axes.T, found, strict=True):
@@ -174,6 +174,9 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
             axis.set(xlabel=curve["x"], ylabel=unit)
             axis.set_xticks(x, [f"{value:,}" if value < 10_000 else f"{value // 1000}k" for value in x])
             axis.xaxis.set_minor_locator(NullLocator())
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+            axis.yaxis.set_minor_locator(NullLocator())
             axis.legend(frameon=False, fontsize=8)
             axis.spines[["top", "right"]].set_visible(False)
         column[0].set_title(curve["name"], fontsize=10)
@@ -189,7 +192,7 @@ def main() -> None:
     path = HERE / "growth.json"
     known = json.loads(path.read_text())["curves"] if path.is_file() else []
     found = {curve["name"]: curve for curve in known}
-    for curve in curves(sys.argv[1:] or list(CURVES)):
+    for curve in curves([name for name in sys.argv[1:] or CURVES if name != "draw"]):
         found[curve["name"]] = curve
         kinds = (f"{kind} as {curve['x']}^{curve[f'exponent of {kind}']}" for kind in ("seconds", "bytes"))
         print(f"{curve['name']}: {', '.join(kinds)}", flush=True)
