@@ -58,8 +58,8 @@ FAULTS = [
     Fault(
         "averages of weights are not used for evaluation",
         "commands/train.py",
-        'score(module.ema.model, subject, run, config["metrics"], network, seed=seed, ema=True)',
-        'score(module.model, subject, run, config["metrics"], network, seed=seed, ema=True)',
+        "score(module.ema.model, subject, run, metrics, network, seed=seed, ema=True)",
+        "score(module.model, subject, run, metrics, network, seed=seed, ema=True)",
         "tests/commands/test_train.py tests/commands/test_evaluate.py",
     ),
     Fault(
@@ -696,7 +696,7 @@ FAULTS = [
     ),
     Fault(
         "a failure of wandb ends the run",
-        "training/loggers.py",
+        "training/steadfast.py",
         "        except Exception as error:\n            self.lost = True",
         "        except KeyError as error:\n            self.lost = True",
         "tests/commands/test_loggers.py::test_an_outage_of_wandb_changes_nothing_in_the_run",

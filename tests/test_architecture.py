@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import genzoo
+from tests.planted_faults import FAULTS
 
 PACKAGE = Path(genzoo.__file__).parent
 ROOT = PACKAGE.parent
@@ -191,3 +192,8 @@ def test_public_names_are_what_they_say():
     assert set(genzoo.__all__) <= set(dir(genzoo))
     with pytest.raises(AttributeError, match="has no attribute 'VEA'"):
         _ = genzoo.VEA
+
+
+def test_every_planted_fault_has_its_place():
+    places = {fault.name: (PACKAGE / fault.path).read_text().count(fault.right) for fault in FAULTS}
+    assert {name: count for name, count in places.items() if count != 1} == {}

@@ -1,6 +1,6 @@
 """Peak memory of a default run, beside that of a bare loop on the same model and data.
 
-Both are processes of their own: `python -m genzoo model=MODEL data=digits` with a budget of 20,000 images, with its
+Both are processes of their own: `python -m genzoo model=MODEL data=digits` with a budget of 5,000 images, with its
 scores, pictures and checkpoints; and a loop that holds the same data and builds the same network from the same
 configuration, and takes as many steps of fused Adam. What counts is the largest resident set of either.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 from run import Pair
 
 ROOT = Path(__file__).resolve().parents[2]
-IMAGES = 20_000
+IMAGES = 5_000
 BARE = f"""
 import sys, torch
 from genzoo.commands.config import build, preflight
