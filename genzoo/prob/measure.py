@@ -28,7 +28,7 @@ import math
 import torch
 from torch import Tensor
 
-from genzoo.prob.random import rand
+from genzoo.prob.random import dither
 
 
 def dequantize(k: Tensor, levels: int, rng: torch.Generator | None = None) -> Tensor:
@@ -42,9 +42,10 @@ def dequantize(k: Tensor, levels: int, rng: torch.Generator | None = None) -> Te
     Returns:
         float32 of the same shape, ``2 (k + u)/K - 1``, strictly below 1.
     """
-    # Nearer to an edge than the roundings of float32, here and in quantize, a point may land in its neighbour's bin.
+    # Sixteen bits of noise: float32 holds hardly more between two of 256 levels. Nearer to an edge than its roundings, here
+    # and in quantize, a point may land in its neighbour's bin.
     margin = levels * 2.0**-22
-    u = rand(k.shape, rng=rng, device=k.device).clamp_(margin, 1 - margin)
+    u = dither(k.shape, rng=rng, device=k.device).clamp_(margin, 1 - margin)
     return u.add_(k).mul_(2.0 / levels).sub_(1.0)  # in one place: fresh memory costs more than the arithmetic
 
 

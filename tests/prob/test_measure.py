@@ -26,7 +26,7 @@ def test_every_level_comes_back_from_any_place_in_its_bin(levels, dtype):
 def test_every_level_comes_back_from_the_very_edges_of_its_bin(levels, monkeypatch):
     edges = [0.0, 2**-24, 2**-21, 2**-18, 2**-17, 1 - 2**-17, 1 - 2**-18, 1 - 2**-21, 1 - 2**-24]
     k = torch.arange(levels).repeat_interleave(len(edges))
-    monkeypatch.setattr(measure, "rand", lambda *_, **__: torch.tensor(edges).repeat(levels))
+    monkeypatch.setattr(measure, "dither", lambda *_, **__: torch.tensor(edges).repeat(levels))
     x = dequantize(k, levels)
     assert torch.equal(quantize(x, levels), k)
     assert x.min() >= -1

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from genzoo.prob.random import SampleStreams, categorical, choose, generator, rand, randint, randn, seed_of
+from genzoo.prob.random import SampleStreams, categorical, choose, dither, generator, rand, randint, randn, seed_of
 
 
 def test_the_seed_of_a_name_never_changes():
@@ -88,6 +88,29 @@ def test_an_ordinary_generator_draws_what_torch_draws():
     expected = torch.rand(3, 2)
     torch.manual_seed(1)
     assert torch.equal(rand((3, 2)), expected)
+
+
+def test_dither_is_uniform_on_the_middles_of_65536_intervals_and_each_number_is_drawn_for_itself():
+    u = dither((3, 400_001), rng=generator("dither"))
+    assert u.shape == (3, 400_001)
+    assert u.dtype == torch.float32
+    places = u.double().flatten() * 2**16 - 0.5
+    assert torch.equal(places, places.round())
+    assert places.min() >= 0
+    assert places.max() <= 2**16 - 1
+    n = len(places)
+    counts = places.long().bincount(minlength=2**16).double()
+    chi_squared = float(((counts - n / 2**16) ** 2 / (n / 2**16)).sum())
+    assert abs(chi_squared - 65535) < 5 * math.sqrt(2 * 65535)
+    high, low = places.div(256, rounding_mode="floor") - 127.5, places.remainder(256) - 127.5
+    for lag in range(1, 9):  # four neighbours come from one draw
+        for a, b in ((high, high), (low, low), (high, low), (low, high)):
+            correlation = float((a[lag:] * b[:-lag]).mean() / (a.std() * b.std()))
+            assert abs(correlation) < 5 / math.sqrt(n)
+
+
+def test_dither_of_streams_is_their_uniform_noise():
+    assert torch.equal(dither((2, 5), rng=SampleStreams(1, range(2))), rand((2, 5), rng=SampleStreams(1, range(2))))
 
 
 def test_integers_are_uniform_and_stay_below_their_bound():
