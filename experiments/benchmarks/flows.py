@@ -6,13 +6,12 @@ any module and is given genzoo's. At width 64 genzoo is at its best in float32, 
 little work. Glow of images: 3x32x32, 3 scales of 4 steps, nets of width 256 with activation norms as genzoo's and the
 authors', batches of 16.
 
-genzoo's step is that of its trainer: it gathers the batch, draws what dequantises it, clips the gradient, looks
-whether all is finite and averages the weights, which the peers do not do.
+All do the same: the loss of a batch that is on hand, its gradient and a step of Adam, genzoo's as its configurations
+build it, the peers' as their examples do. What genzoo's trainer adds, as these examples do not, is timed by ``loop``.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Iterator
 
@@ -20,15 +19,11 @@ import torch
 from run import Go, Pair
 from torch import Tensor, nn
 
-from genzoo.data.dataset import Split
-from genzoo.data.loader import Batches
 from genzoo.families.glow import Glow
 from genzoo.families.realnvp import RealNVP
 from genzoo.model import GenerativeModel
 from genzoo.nn.coupling import GlowNet
 from genzoo.nn.mlp import MLP
-from genzoo.training.budget import Budget
-from genzoo.training.module import GenerativeModule
 
 D, COUPLINGS, BATCH = 64, 8, 512
 SHAPE, SCALES, STEPS, CHANNELS, IMAGES = (3, 32, 32), 3, 4, 256, 16
@@ -39,7 +34,7 @@ def vectors() -> Tensor:
 
 
 def images() -> Tensor:
-    return torch.randint(256, (IMAGES, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.rand(IMAGES, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
 def vector_flow(width: int) -> RealNVP:
@@ -56,22 +51,28 @@ def count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
+def steps(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> Go:
+    """Train on one batch."""
+
+    def go() -> None:
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+    return go
+
+
 def ours(build: Callable[[], GenerativeModel], data: Callable[[], Tensor], bfloat16: bool) -> Callable[[], Go]:
-    """Train a flow as genzoo's trainer does."""
+    """Train a flow of genzoo's."""
 
     def prepare() -> Go:
-        x = data()
-        optimizer = functools.partial(torch.optim.Adam, lr=1e-3, fused=True)
-        batches = Batches(Split(x, None), len(x), seed=0)
-        module = GenerativeModule(build(), optimizer, batches, Budget(images=10**9), clip=1.0)
-        module.plan()
-        cast = functools.partial(torch.autocast, "cpu", torch.bfloat16) if bfloat16 else contextlib.nullcontext
+        x, model = data(), build()
 
-        def go() -> None:
-            with cast():
-                module.step()
+        def loss() -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                return model.loss(x).total
 
-        return go
+        return steps(loss, torch.optim.Adam(model.parameters(), lr=1e-3, fused=True))
 
     return prepare
 
@@ -79,15 +80,7 @@ def ours(build: Callable[[], GenerativeModel], data: Callable[[], Tensor], bfloa
 def theirs(model: nn.Module, nll: Callable[[Tensor], Tensor], x: Tensor, own: GenerativeModel, close: float) -> Go:
     """Train a peer's flow as their examples do, which all agree."""
     assert abs(count(model) / count(own) - 1) < close, (count(model), count(own))
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-
-    def go() -> None:
-        optimizer.zero_grad()
-        loss = nll(x)
-        loss.backward()
-        optimizer.step()
-
-    return go
+    return steps(lambda: nll(x), torch.optim.Adam(model.parameters(), lr=1e-3))
 
 
 def by_normflows(width: int) -> Go:
@@ -128,7 +121,7 @@ def glow_by_normflows() -> Go:
         if i:
             merges.append(nf.flows.Merge())
     model = nf.MultiscaleFlow(bases, chains, merges, class_cond=False)
-    return theirs(model, model.forward_kld, images() / 128 - 1, image_flow(), 0.05)
+    return theirs(model, model.forward_kld, images(), image_flow(), 0.05)
 
 
 def pairs() -> Iterator[Pair]:
