@@ -106,7 +106,8 @@ class Autoregressive(Density):
         _, H, W = self.raster
         pixels: list[Tensor] = []
         for i in range(H * W):
-            params = walk.step(self._seen(pixels[-1]) if i else None)
+            with torch.inference_mode():  # of many small steps, each of which torch then keeps less account
+                params = walk.step(self._seen(pixels[-1]) if i else None)
             pixels.append(self.likelihood.sample(params.to(self.dtype), rng))
         x = torch.stack(pixels, dim=2).view(n, *self.raster)
         return Samples(F.pixel_shuffle(x, self.patch).view(n, *self.shape), nfe=H * W)

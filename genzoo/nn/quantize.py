@@ -38,16 +38,14 @@ def straight_through(z: Tensor, e: Tensor) -> Tensor:
     return z + (e - z).detach()
 
 
-def _argmin(x_NK: Tensor, block: int = 64) -> Tensor:
+def _argmin(x_NK: Tensor) -> Tensor:
     """Return the place of the first least element of each row, (N,).
 
-    On a CPU torch's ``argmin`` takes twenty times as long as its ``amin``, which first finds the block to look into.
+    On a CPU numpy's ``argmin``, which compares many numbers at once, takes an eighth of the time of torch's.
     """
-    if x_NK.device.type != "cpu" or x_NK.shape[1] % block:
+    if x_NK.device.type != "cpu" or x_NK.dtype == torch.bfloat16:  # which numpy does not know
         return x_NK.argmin(1)
-    blocks = x_NK.unflatten(1, (-1, block))
-    first = blocks.amin(2).argmin(1)
-    return block * first + blocks[torch.arange(len(first)), first].argmin(1)
+    return torch.from_numpy(x_NK.numpy().argmin(1))
 
 
 class VectorQuantizer(nn.Module):
@@ -93,13 +91,17 @@ class VectorQuantizer(nn.Module):
         """How often each code is used, (K,)."""
         return self.counts / self.counts.sum()
 
+    @torch.no_grad()
     def nearest(self, z_BDHW: Tensor) -> Tensor:
         """Return the index of the nearest code at each place, (B, H, W) int64."""
         with torch.autocast(z_BDHW.device.type, enabled=False):  # a difference of squares, too coarse in bfloat16
             z_ND = z_BDHW.movedim(1, -1).flatten(0, -2)
             # |z - e|^2 without |z|^2, which is the same for every code: one matrix product.
-            distance_NK = torch.addmm(self.codes.square().sum(1), z_ND, self.codes.T, alpha=-2)
-        return _argmin(distance_NK).view(z_BDHW.movedim(1, -1).shape[:-1])
+            squares_K, codes_DK = self.codes.square().sum(1), self.codes.T
+            # Of as many vectors at a time as leave their distances in a processor's cache.
+            blocks = z_ND.split(1024 if z_ND.device.type == "cpu" else len(z_ND))
+            k_N = torch.cat([_argmin(torch.addmm(squares_K, block, codes_DK, alpha=-2)) for block in blocks])
+        return k_N.view(z_BDHW.movedim(1, -1).shape[:-1])
 
     def lookup(self, k_BHW: Tensor) -> Tensor:
         """Return the code of each index, (B, D, H, W)."""
@@ -147,7 +149,7 @@ class VectorQuantizer(nn.Module):
         N, device = len(z_ND), z_ND.device
         place_K = ranks.agree(choose(ranks.world() * N, self.codebook_size, rng=rng, device=device))
         mine_K1 = (place_K // N == ranks.rank())[:, None]
-        return ranks.all_sum(torch.where(mine_K1, z_ND[place_K % N], 0))
+        return ranks.all_sum(torch.where(mine_K1, z_ND.index_select(0, place_K % N), 0))
 
 
 def perplexity(k: Tensor, codebook_size: int, shared: bool = False) -> tuple[Tensor, Tensor]:
