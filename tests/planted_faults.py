@@ -409,7 +409,7 @@ FAULTS = [
     Fault(
         "pairs of a point with itself are counted",
         "metrics/kernel.py",
-        "own = (products.diagonal() + 2 * level).pow(3)",
+        "own = (table.diagonal() + 2 * level).pow(3)",
         "own = torch.zeros_like(level)",
         "tests/metrics/test_kernel.py",
     ),

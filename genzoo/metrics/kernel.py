@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genzoo.metrics.products import products
+
 SUBSETS, SUBSET_SIZE, SEED = 100, 1000, 2020  # of torch-fidelity
 BLOCK = 2048  # rows of a kernel matrix that are held at once
 CACHED = 256  # rows that are widened at once, so few that they stay in the cache
@@ -36,24 +38,19 @@ def _level(x: Tensor, c: Tensor) -> Tensor:
     return torch.cat([part.double() @ c for part in x.split(CACHED)]) + (len(c) - c @ c) / 2
 
 
-def _products(x: Tensor, y: Tensor) -> Tensor:
-    """Multiply all rows by all rows; on a CPU numpy's product of a matrix and its own transpose costs half of torch's."""
-    return torch.from_numpy(x.numpy() @ y.numpy().T) if x.device.type == "cpu" else x @ y.T
+def _cubic(table: Tensor, level_x: Tensor, level_y: Tensor) -> Tensor:
+    """Return ``(x'y + D)^3``, the kernel times D^3, of all pairs, (N, M) float64, from the products of what is centred."""
+    return (table + (level_x[:, None] + level_y)).pow(3)
 
 
-def _cubic(products: Tensor, level_x: Tensor, level_y: Tensor) -> Tensor:
-    """Return ``(x'y + D)^3``, the kernel times D^3, of all pairs, (N, M) float64."""
-    return (products + (level_x[:, None] + level_y)).pow(3)
-
-
-def _estimate(products: Tensor, level: Tensor) -> float:
-    """The unbiased estimate (Binkowski et al. 2018, section 3) times D^3, from all pairs of n real and n fake features."""
+def _estimate(table: Tensor, level: Tensor) -> float:
+    """The unbiased estimate (Binkowski et al. 2018, section 3) times D^3, from the products of n real and n fake features."""
     n = len(level) // 2
     real, fake = slice(n), slice(n, None)
-    own = (products.diagonal() + 2 * level).pow(3)
+    own = (table.diagonal() + 2 * level).pow(3)
 
     def total(x: slice, y: slice) -> Tensor:
-        parts = zip(products[x, y].split(CACHED), level[x].split(CACHED), strict=True)
+        parts = zip(table[x, y].split(CACHED), level[x].split(CACHED), strict=True)
         return torch.stack([_cubic(part, level_x, level[y]).sum() for part, level_x in parts]).sum()
 
     within = total(real, real) - own[real].sum() + total(fake, fake) - own[fake].sum()
@@ -78,7 +75,7 @@ def kernel_distance(real: Tensor, fake: Tensor) -> float:
         i = torch.from_numpy(rng.choice(len(real), size, replace=False)).to(c.device)
         torch.sub(real.index_select(0, i), c, out=z[:size])
         torch.sub(fake.index_select(0, j), c, out=z[size:])
-        values.append(_estimate(_products(z, z), torch.cat([level_real[i], level_fake[j]])))
+        values.append(_estimate(products(z, z), torch.cat([level_real[i], level_fake[j]])))
         if size == len(real) == len(fake):
             break  # all subsets are the same
     return sum(values) / len(values) / len(c) ** 3
@@ -95,7 +92,7 @@ def kernel_distance_stderr(real: Tensor, fake: Tensor) -> float:
     own = torch.cat([part.double().square().sum(1) + len(c) for part in fake.split(CACHED)]).pow(3)
     influence = []
     for part, level, self in zip(*(table.split(BLOCK) for table in (y, level_y, own)), strict=True):
-        k_yy, k_xy = _cubic(_products(part, y), level, level_y), _cubic(_products(part, x), level, level_x)
+        k_yy, k_xy = _cubic(products(part, y), level, level_y), _cubic(products(part, x), level, level_x)
         influence.append(2 * ((k_yy.sum(1) - self) / (len(y) - 1) - k_xy.mean(1)))
     return float(torch.cat(influence).std() / len(y) ** 0.5 / len(c) ** 3)
 

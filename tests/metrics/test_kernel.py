@@ -81,10 +81,8 @@ def test_the_kernel_distance_is_the_mean_over_the_published_subsets(monkeypatch,
 
 def test_subsets_hold_a_thousand_of_each_side_and_are_a_hundred(monkeypatch):
     seen = []
-    monkeypatch.setattr(kernel, "_products", lambda x, y: x[:, :1].expand(-1, len(y)))
-    monkeypatch.setattr(
-        kernel, "_estimate", lambda products, level: seen.append((*products.shape, *level.shape)) or 0.0
-    )
+    monkeypatch.setattr(kernel, "products", lambda x, y: x[:, :1].expand(-1, len(y)))
+    monkeypatch.setattr(kernel, "_estimate", lambda table, level: seen.append((*table.shape, *level.shape)) or 0.0)
     kernel_distance(points(1200, 1, 0), points(1001, 1, 1))
     assert seen == [(2000, 2000, 2000)] * 100
 
