@@ -21,13 +21,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CELLS = 2**24  # of a table of distances that are held at once: 128 MiB in double precision
+from genzoo.metrics.products import products
+
+CELLS = 2**23  # of a table of distances that are held at once: 64 MiB in double precision
 BLOCK = 1024  # rows of a set that are compared at once with as many others of the same set
 
 
 def _between(a: Tensor, b: Tensor, squares_a: Tensor, squares_b: Tensor) -> Tensor:
     """Squared distances of rows whose squared lengths are known, (A, D) and (B, D) -> (A, B)."""
-    return torch.addmm(squares_b + squares_a[:, None], a, b.T, alpha=-2).clamp_(min=0)
+    return torch.add(squares_b + squares_a[:, None], products(a, b), alpha=-2).clamp_(min=0)
 
 
 def squared_distances(a: Tensor, b: Tensor, dtype: torch.dtype = torch.float64) -> Iterator[tuple[Tensor, Tensor]]:
