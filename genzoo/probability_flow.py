@@ -103,12 +103,7 @@ class ProbabilityFlowODE:
 
     def solve(self, z: Tensor, start: float, stop: float, rtol: float, atol: float) -> Tensor:
         """Follow the ODE from one value of u to another, each sample at its own pace."""
-
-        def drift(u: Tensor, z: Tensor, rows: Tensor) -> Tensor:
-            z = z.view(-1, *self.denoiser.shape)
-            return self.drift(u, z, rows).flatten(1)
-
-        return dopri5(drift, start, stop, z.flatten(1), rtol=rtol, atol=atol)[0].view_as(z)
+        return dopri5(self.drift, start, stop, z, rtol=rtol, atol=atol)[0]
 
     def solve_with_divergence(
         self, z: Tensor, start: float, stop: float, probes: Tensor | None, rtol: float, atol: float

@@ -43,6 +43,7 @@ from genzoo.probability_flow import ProbabilityFlowODE
 
 Variance = Literal["fixedlarge", "fixedsmall", "learned"]
 RATIO_MAX = 80.0  # of noise to data: beyond it data on [-1, 1] have vanished (Karras et al. 2022)
+ZERO = torch.zeros(())  # to which a x is added: a product with a number would make a tensor of the number first
 
 
 class Step(NamedTuple):
@@ -79,7 +80,7 @@ class Step(NamedTuple):
 
 def mix(a: float, x: Tensor, b: float, y: Tensor) -> Tensor:
     """Return ``a x + b y``."""
-    return (a * x).add_(y, alpha=b)
+    return torch.add(ZERO, x, alpha=a).add_(y, alpha=b)
 
 
 def plan(path: GaussianPath, times: Tensor) -> list[Step]:
@@ -136,11 +137,11 @@ class Questions:
         self.nfe += self.denoiser.evaluations
         if prediction.kind == "x0":
             x0 = prediction.mean.type_as(x_t)
-            return x0.clamp(-1, 1) if self.clip else x0, prediction
+            return x0.clamp(-1.0, 1.0) if self.clip else x0, prediction
         at_t = step.alpha_t, step.sigma_t, step.d_alpha_t, step.d_sigma_t
         of_x_t, of_mean = weights(prediction.kind, "x0", *at_t)
         x0 = mix(of_x_t, x_t, of_mean, prediction.mean)
-        return x0.clamp_(-1, 1) if self.clip else x0, prediction
+        return x0.clamp_(-1.0, 1.0) if self.clip else x0, prediction
 
 
 class Sampler(ABC):

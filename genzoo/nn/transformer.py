@@ -23,19 +23,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genzoo.nn.causal import CausalNetwork, Walk
+from genzoo.nn.layers import attend
 
 
 class Memory:
-    """Keys and values of the tokens that one layer has seen, in storage for all that it will see."""
+    """Keys and values of the tokens that one layer has seen, in storage that grows by a few tokens at a time.
 
-    def __init__(self, tokens: int):
-        self.tokens, self.seen = tokens, 0
+    Storage for all that it will see would leave a gap behind those of each head, and reading across gaps takes longer.
+    """
+
+    GROWTH = 16
+
+    def __init__(self) -> None:
+        self.seen = 0
         self.stored: Tensor | None = None
 
     def extend(self, kv: Tensor) -> Tensor:
         """Add the next token's key and value, (2, B, heads, 1, E/heads), and return all, (2, B, heads, seen, E/heads)."""
-        if self.stored is None:
-            self.stored = kv.new_empty(*kv.shape[:3], self.tokens, kv.shape[4])
+        if self.stored is None or self.seen == self.stored.shape[3]:
+            room = kv.new_empty(*kv.shape[:3], self.GROWTH, kv.shape[4])
+            self.stored = room if self.stored is None else torch.cat([self.stored, room], dim=3)
         self.stored[..., self.seen : self.seen + 1, :] = kv
         self.seen += 1
         return self.stored[..., : self.seen, :]
@@ -56,10 +63,10 @@ class Block(nn.Module):
         """Run on a whole sequence, or with a memory on the one token that follows those remembered."""
         B, N, E = h_BNE.shape
         qkv = self.qkv(self.norm1(h_BNE)).view(B, N, 3, self.heads, E // self.heads).permute(2, 0, 3, 1, 4)
-        q, kv = qkv[0], qkv[1:]
-        if memory is not None:
-            kv = memory.extend(kv)
-        attended = F.scaled_dot_product_attention(q, kv[0], kv[1], is_causal=memory is None)
+        if memory is None:
+            attended = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], is_causal=True)
+        else:
+            attended = attend(qkv[0], *memory.extend(qkv[1:]))
         h = h_BNE + self.dropout(self.out(attended.transpose(1, 2).reshape(B, N, E)))
         return h + self.dropout(self.mlp(self.norm2(h)))
 
@@ -129,7 +136,7 @@ class _TokenWalk(Walk):
     def __init__(self, network: Transformer, n: int, y: Tensor | None):
         self.network, self.n, self.position = network, n, 0
         self.embedding = network.embed(y)
-        self.memories = [Memory(network.tokens) for _ in network.blocks]
+        self.memories = [Memory() for _ in network.blocks]
 
     def step(self, pixel_BC: Tensor | None) -> Tensor:
         network = self.network

@@ -61,7 +61,7 @@ def rows(t: Tensor, batch: Tensor) -> tuple[Tensor, ...]:
 
     All of them at once cost no more than a few would one by one.
     """
-    return t.to(batch.device)[:, None].repeat(1, len(batch)).unbind()
+    return t.to(batch.device)[:, None].expand(-1, len(batch)).contiguous().unbind()
 
 
 def weights(
