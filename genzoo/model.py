@@ -353,7 +353,7 @@ def consult(network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor | None) -> Ten
 
     Beside a small network a call that changes nothing costs time as well.
     """
-    return network(x_t, t if t.shape == x_t.shape[:1] else t.expand(len(x_t)), y).type_as(x_t)
+    return network(x_t, t if t.ndim else t.expand(len(x_t)), y).type_as(x_t)
 
 
 def frozen(model: GenerativeModel) -> GenerativeModel:

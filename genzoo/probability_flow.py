@@ -66,7 +66,7 @@ class ProbabilityFlowODE:
 
     def time_at(self, u: float) -> float:
         """Return the time at u, a number."""
-        return float(self.time(torch.tensor(u, dtype=torch.float64)))
+        return u if self.in_time else float(self.time(torch.tensor(u, dtype=torch.float64)))
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -76,14 +76,16 @@ class ProbabilityFlowODE:
 
     def scales(self, grid: Sequence[float]) -> list[float]:
         """Return x/z at each value of u: alpha, or one where the state is x itself."""
-        if self.in_time:
-            return [1.0] * len(grid)
-        return self.schedule.at(self.time(torch.tensor(grid, dtype=torch.float64))).alpha.tolist()
+        return self._scales(self.time(torch.tensor(grid, dtype=torch.float64)))
+
+    def _scales(self, t: Tensor) -> list[float]:
+        return [1.0] * len(t) if self.in_time else self.schedule.at(t).alpha.tolist()
 
     def visit(self, grid: Sequence[float], z: Tensor) -> list[float]:
         """Return the scales of a grid, and remember them and its times for the drift of states like ``z``, (B, *shape)."""
-        scales, times = self.scales(grid), rows(self.time(torch.tensor(grid, dtype=torch.float64)), z)
-        self._points = dict(zip(grid, zip(times, scales, strict=True), strict=True))
+        t = self.time(torch.tensor(grid, dtype=torch.float64))
+        scales = self._scales(t)
+        self._points.update(zip(grid, zip(rows(t, z), scales, strict=True), strict=True))
         return scales
 
     def drift(self, u: Tensor | float, z: Tensor, rows: Tensor | None = None) -> Tensor:

@@ -208,8 +208,8 @@ class Chain(Sampler):
         # A thinned chain begins somewhat before the prior, and takes its noise all the same, as is the custom.
         x = start(schedule, noise, min(schedule.t_first, schedule.t_max) if self.rho is None else chain[0].t)
         yield x, 0
-        for x in self.walk(ask, x, chain, rng):
-            yield x, ask.nfe
+        for state in self.walk(ask, x, chain, rng):
+            yield state, ask.nfe
 
     @abstractmethod
     def walk(self, ask: Questions, x: Tensor, chain: list[Step], rng: torch.Generator | None) -> Iterator[Tensor]:
@@ -432,6 +432,7 @@ class Solver(Sampler):
     """
 
     stochastic = False
+    halfway = False  # whether a step asks for the drift halfway too
 
     def __init__(
         self,
@@ -456,7 +457,8 @@ class Solver(Sampler):
     def states(self, denoiser: Denoiser, noise: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Walk:
         ode = ProbabilityFlowODE(denoiser, y)
         grid = self.grid(ode)
-        scales = ode.visit([*grid, *((u + v) / 2 for u, v in itertools.pairwise(grid))], noise)
+        halfway = [(u + v) / 2 for u, v in itertools.pairwise(grid)] if self.halfway else []
+        scales = ode.visit([*grid, *halfway], noise)
         x = start(denoiser.path.schedule, noise, ode.time_at(grid[0]))
         yield x, 0
         z = x / scales[0]
@@ -481,6 +483,8 @@ class Euler(Solver):
 
 class Midpoint(Solver):
     """The midpoint method, of second order: two evaluations a step."""
+
+    halfway = True
 
     def step(self, ode: ProbabilityFlowODE, z: Tensor, u: float, v: float) -> Tensor:
         slope = ode.drift(u, z)

@@ -90,6 +90,7 @@ def dopri5(
     columns = [table[i:, i] for i in range(7)]
     stages, following = _sums(z)
     floor, trailing = torch.tensor(atol, dtype=z.dtype, device=z.device), [1] * (z.ndim - 1)
+    safety = torch.tensor(8 * math.log2(0.9), dtype=torch.float64, device=z.device)
     slope = drift(u, z, rows)
     h = _rounded(8 * _first_step(drift, u, z, rows, slope, sign, length, rtol, atol, norm).log2())
     evaluations = 2
@@ -105,7 +106,7 @@ def dopri5(
         scale = torch.add(floor, torch.maximum(z.abs(), point.abs()), alpha=rtol)
         error, rest = h * norm(stages[6] / scale), left - h
         # By 0.9 error^(-1/5), but at least to a fifth and at most tenfold: in eighths of an octave.
-        growth = error.log2().mul_(-8 / 5).add_(8 * math.log2(0.9)).clamp_(8 * math.log2(0.2), 8 * math.log2(10))
+        growth = torch.add(safety, error.log2(), alpha=-8 / 5).clamp_(8 * math.log2(0.2), 8 * math.log2(10))
         h = _rounded(growth.add_(h.log2(), alpha=8))
         largest, smallest, nearest = torch.stack([error.max(), h.min(), rest.min()]).tolist()
         if largest <= 1:
