@@ -294,10 +294,12 @@ class Denoiser(GenerativeModel):
         At an end point where the prediction cannot say what is asked, the network is asked again beside it.
         """
         prediction, asked = self.predict(x_t, t, y), self.evaluations
-        inside = self.path.conditioned(prediction.kind, kind, t)
-        if prediction.kind != kind and bool((inside != t).any()):
-            prediction, asked = self.predict(x_t, inside, y), 2 * asked
-        return self.path.combine(prediction, x_t, inside, kind), asked
+        if prediction.kind != kind:
+            inside = self.path.conditioned(prediction.kind, kind, t)
+            if bool((inside != t).any()):
+                prediction, asked = self.predict(x_t, inside, y), 2 * asked
+            t = inside
+        return self.path.combine(prediction, x_t, t, kind), asked
 
     def denoise(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Estimate E[x | x_t]."""
@@ -344,6 +346,14 @@ class Composite(GenerativeModel):
     """A model whose samples begin as those of another one, its prior, whose sampler may be exchanged."""
 
     prior: GenerativeModel
+
+
+def consult(network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+    """Ask a network about noisy data, (B, ...), at their times, (B,) or (), for an answer in their type.
+
+    Beside a small network a call that changes nothing costs time as well.
+    """
+    return network(x_t, t if t.ndim else t.expand(len(x_t)), y).type_as(x_t)
 
 
 def frozen(model: GenerativeModel) -> GenerativeModel:

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from genzoo.model import Bijective, Bound, Continuous, Denoiser, Density, LogProb
-from genzoo.prob.paths import expand
+from genzoo.prob.paths import Kind, expand, rows
 from genzoo.prob.random import rand
 from genzoo.prob.solvers import dopri5, rms
 
@@ -52,8 +52,9 @@ class ProbabilityFlowODE:
         self.denoiser, self.y = denoiser, y
         self.schedule = denoiser.path.schedule
         self.in_time = self.schedule.coordinates == "time"
+        self.slope: Kind = "velocity" if self.in_time else "eps"  # what dz/du is
         self.nfe = 0
-        self._points: dict[float, tuple[float, float]] = {}  # times and scales at values of u that were asked for
+        self._points: dict[float, tuple[Tensor, float]] = {}  # times and scales at values of u, of those visited so far
 
     def variable(self, t: float) -> float:
         """Return u at a time."""
@@ -65,7 +66,7 @@ class ProbabilityFlowODE:
 
     def time_at(self, u: float) -> float:
         """Return the time at u, a number."""
-        return float(self.time(torch.tensor(u, dtype=torch.float64)))
+        return u if self.in_time else float(self.time(torch.tensor(u, dtype=torch.float64)))
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -74,49 +75,37 @@ class ProbabilityFlowODE:
         return (0.0, 1.0) if self.in_time else (self.variable(s.t_min), self.variable(s.t_max))
 
     def scales(self, grid: Sequence[float]) -> list[float]:
-        """Return x/z at each value of u: alpha, or one where the state is x itself.
+        """Return x/z at each value of u: alpha, or one where the state is x itself."""
+        return self._scales(self.time(torch.tensor(grid, dtype=torch.float64)))
 
-        They are remembered, for all of them at once cost no more than one by one at each step.
-        """
-        if self.in_time:
-            return [1.0] * len(grid)
+    def _scales(self, t: Tensor) -> list[float]:
+        return [1.0] * len(t) if self.in_time else self.schedule.at(t).alpha.tolist()
+
+    def visit(self, grid: Sequence[float], z: Tensor) -> list[float]:
+        """Return the scales of a grid, and remember them and its times for the drift of states like ``z``, (B, *shape)."""
         t = self.time(torch.tensor(grid, dtype=torch.float64))
-        scales = self.schedule.at(t).alpha.tolist()
-        self._points.update(zip(grid, zip(t.tolist(), scales, strict=True), strict=True))
+        scales = self._scales(t)
+        self._points.update(zip(grid, zip(rows(t, z), scales, strict=True), strict=True))
         return scales
-
-    def point(self, u: float) -> tuple[float, float]:
-        """Return the time and the scale at a value of u."""
-        if self.in_time:
-            return u, 1.0
-        if u not in self._points:
-            self.scales([u])
-        return self._points[u]
 
     def drift(self, u: Tensor | float, z: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return dz/du, for u a number or (B,) and z (B, *shape), the whole batch or some rows of it."""
         y = self.y if self.y is None or rows is None else self.y[rows]
-        if isinstance(u, Tensor):
+        scale: Tensor | float
+        if isinstance(u, float):
+            if u not in self._points:
+                self.visit([u], z)
+            t, scale = self._points[u]
+        else:
             t = self.time(u)
             scale = 1.0 if self.in_time else expand(self.schedule.at(t).alpha, z)
-        else:
-            time, scale = self.point(u)
-            t = torch.full((len(z),), time, dtype=torch.float64, device=z.device)
-        if self.in_time:
-            drift, asked = self.denoiser.answer("velocity", z, t, y)
-        else:
-            drift, asked = self.denoiser.answer("eps", scale * z, t, y)
+        drift, asked = self.denoiser.answer(self.slope, z if self.in_time else scale * z, t, y)
         self.nfe += asked
-        return drift.to(z.dtype)
+        return drift.type_as(z)
 
     def solve(self, z: Tensor, start: float, stop: float, rtol: float, atol: float) -> Tensor:
         """Follow the ODE from one value of u to another, each sample at its own pace."""
-
-        def drift(u: Tensor, z: Tensor, rows: Tensor) -> Tensor:
-            z = z.view(-1, *self.denoiser.shape)
-            return self.drift(u, z, rows).flatten(1)
-
-        return dopri5(drift, start, stop, z.flatten(1), rtol=rtol, atol=atol)[0].view_as(z)
+        return dopri5(self.drift, start, stop, z, rtol=rtol, atol=atol)[0]
 
     def solve_with_divergence(
         self, z: Tensor, start: float, stop: float, probes: Tensor | None, rtol: float, atol: float

@@ -36,13 +36,14 @@ import torch
 from torch import Tensor
 
 from genzoo.model import Denoiser, Samples
-from genzoo.prob.paths import GaussianPath, Prediction, weights
+from genzoo.prob.paths import GaussianPath, Prediction, rows, weights
 from genzoo.prob.random import randn
 from genzoo.prob.schedules import Schedule
 from genzoo.probability_flow import ProbabilityFlowODE
 
 Variance = Literal["fixedlarge", "fixedsmall", "learned"]
 RATIO_MAX = 80.0  # of noise to data: beyond it data on [-1, 1] have vanished (Karras et al. 2022)
+ZERO = torch.zeros(())  # to which a x is added: a product with a number would make a tensor of the number first
 
 
 class Step(NamedTuple):
@@ -79,7 +80,7 @@ class Step(NamedTuple):
 
 def mix(a: float, x: Tensor, b: float, y: Tensor) -> Tensor:
     """Return ``a x + b y``."""
-    return (a * x).add_(y, alpha=b)
+    return torch.add(ZERO, x, alpha=a).add_(y, alpha=b)
 
 
 def plan(path: GaussianPath, times: Tensor) -> list[Step]:
@@ -119,25 +120,28 @@ class Questions:
         denoiser: who is asked.
         y: classes of the batch, (B,), or None.
         clip: whether estimates of the data are clamped to [-1, 1] where the data are images.
+        chain: the steps about which questions will be asked.
+        batch: states like those that will be shown, (B, *shape).
     """
 
-    def __init__(self, denoiser: Denoiser, y: Tensor | None, clip: bool):
+    def __init__(self, denoiser: Denoiser, y: Tensor | None, clip: bool, chain: list[Step], batch: Tensor):
         self.denoiser, self.y = denoiser, y
         self.clip = clip and denoiser.levels is not None
         self.nfe = 0
+        times = [step.t for step in chain]
+        self.times = dict(zip(times, rows(torch.tensor(times, dtype=torch.float64), batch), strict=True))
 
     def __call__(self, x_t: Tensor, step: Step) -> tuple[Tensor, Prediction]:
         """Return the data that the denoiser sees in ``x_t``, where a step begins, and all that it says."""
-        times = torch.full((len(x_t),), step.t, dtype=torch.float64, device=x_t.device)
-        prediction = self.denoiser.predict(x_t, times, self.y)
+        prediction = self.denoiser.predict(x_t, self.times[step.t], self.y)
         self.nfe += self.denoiser.evaluations
         if prediction.kind == "x0":
-            x0 = prediction.mean.to(x_t.dtype)
-        else:
-            at_t = step.alpha_t, step.sigma_t, step.d_alpha_t, step.d_sigma_t
-            of_x_t, of_mean = weights(prediction.kind, "x0", *at_t)
-            x0 = mix(of_x_t, x_t, of_mean, prediction.mean)
-        return x0.clamp(-1, 1) if self.clip else x0, prediction
+            x0 = prediction.mean.type_as(x_t)
+            return x0.clamp(-1.0, 1.0) if self.clip else x0, prediction
+        at_t = step.alpha_t, step.sigma_t, step.d_alpha_t, step.d_sigma_t
+        of_x_t, of_mean = weights(prediction.kind, "x0", *at_t)
+        x0 = mix(of_x_t, x_t, of_mean, prediction.mean)
+        return x0.clamp_(-1.0, 1.0) if self.clip else x0, prediction
 
 
 class Sampler(ABC):
@@ -198,12 +202,14 @@ class Chain(Sampler):
         return torch.cat([schedule.time_of(ratios(schedule, self.steps, self.rho, RATIO_MAX)), torch.zeros(1).double()])
 
     def states(self, denoiser: Denoiser, noise: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Walk:
-        ask, chain = Questions(denoiser, y, self.clip), plan(denoiser.path, self.times(denoiser.path.schedule))
         schedule = denoiser.path.schedule
+        chain = plan(denoiser.path, self.times(schedule))
+        ask = Questions(denoiser, y, self.clip, chain, noise)
         # A thinned chain begins somewhat before the prior, and takes its noise all the same, as is the custom.
         x = start(schedule, noise, min(schedule.t_first, schedule.t_max) if self.rho is None else chain[0].t)
         yield x, 0
-        yield from ((state, ask.nfe) for state in self.walk(ask, x, chain, rng))
+        for state in self.walk(ask, x, chain, rng):
+            yield state, ask.nfe
 
     @abstractmethod
     def walk(self, ask: Questions, x: Tensor, chain: list[Step], rng: torch.Generator | None) -> Iterator[Tensor]:
@@ -426,6 +432,7 @@ class Solver(Sampler):
     """
 
     stochastic = False
+    halfway = False  # whether a step asks for the drift halfway too
 
     def __init__(
         self,
@@ -450,7 +457,8 @@ class Solver(Sampler):
     def states(self, denoiser: Denoiser, noise: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Walk:
         ode = ProbabilityFlowODE(denoiser, y)
         grid = self.grid(ode)
-        scales = ode.scales([*grid, *((u + v) / 2 for u, v in itertools.pairwise(grid))])
+        halfway = [(u + v) / 2 for u, v in itertools.pairwise(grid)] if self.halfway else []
+        scales = ode.visit([*grid, *halfway], noise)
         x = start(denoiser.path.schedule, noise, ode.time_at(grid[0]))
         yield x, 0
         z = x / scales[0]
@@ -475,6 +483,8 @@ class Euler(Solver):
 
 class Midpoint(Solver):
     """The midpoint method, of second order: two evaluations a step."""
+
+    halfway = True
 
     def step(self, ode: ProbabilityFlowODE, z: Tensor, u: float, v: float) -> Tensor:
         slope = ode.drift(u, z)

@@ -502,7 +502,8 @@ def test_the_corrector_alone_settles_at_its_closed_variance(snr):
     alpha, sigma = float(c.alpha), float(c.sigma)
     still = Step(t, alpha, sigma, alpha, sigma, 0.0, 0.0, 0.0, 0.0)  # a predictor's step to where it is
     sampler, rng = PredictorCorrector(snr=snr, corrector_steps=50), torch.Generator().manual_seed(0)
-    states = list(sampler.walk(Questions(denoiser, None, False), 3 * torch.ones(n, 3).double(), [still] * 7, rng))
+    x = 3 * torch.ones(n, 3).double()
+    states = list(sampler.walk(Questions(denoiser, None, False, [still], x), x, [still] * 7, rng))
     size = 2 * (snr * sigma) ** 2
     spread = denoiser.spread(t)
     expected = 2 * spread**2 / (2 * spread - size)

@@ -17,14 +17,14 @@ N, SHAPE, T = 64, (1, 8, 8), 1000
 
 
 class Network(nn.Module):
-    """The same for either side."""
+    """The same for either side; without parameters, for to look them up takes as long as to use them."""
 
     def __init__(self, *_: Any):
         super().__init__()
-        self.scale, self.shift = nn.Parameter(torch.tensor(0.7)), nn.Parameter(torch.tensor(0.1))
+        self.scale, self.shift = 0.7, torch.tensor(0.1)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        return torch.addcmul(self.shift, self.scale, x)
+        return torch.add(self.shift, x, alpha=self.scale)
 
 
 Sample = Callable[[torch.Generator], Tensor]

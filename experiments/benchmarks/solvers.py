@@ -15,19 +15,20 @@ from genzoo.prob.random import generator, randn
 from genzoo.samplers import AdaptiveODE, Euler, Heun, Sampler
 
 N, SHAPE, STEPS, TOLERANCE = 64, (1, 8, 8), 50, 1e-5
+ENDS, GRID = torch.tensor([1.0, 0.0]), torch.linspace(1, 0, STEPS + 1)
 
 Sample = Callable[[torch.Generator], tuple[Tensor, int]]
 
 
 class Network(nn.Module):
-    """The same for either side."""
+    """The same for either side; without parameters, for to look them up takes as long as to use them."""
 
     def __init__(self, *_: Any):
         super().__init__()
-        self.scale, self.shift = nn.Parameter(torch.tensor(3.0)), nn.Parameter(torch.tensor(0.1))
+        self.scale, self.shift = 3.0, torch.tensor(0.1)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        return torch.addcmul(self.shift, self.scale, x)
+        return torch.add(self.shift, x, alpha=self.scale)
 
 
 def by_genzoo(sampler: Sampler) -> Sample:
@@ -40,7 +41,7 @@ def by_genzoo(sampler: Sampler) -> Sample:
     return sample
 
 
-def by_torchdiffeq(method: str, **options: Any) -> Sample:
+def by_torchdiffeq(method: str, times: Tensor = ENDS, **options: Any) -> Sample:
     network, asked = Network(), 0
 
     def drift(t: Tensor, x: Tensor) -> Tensor:
@@ -52,19 +53,29 @@ def by_torchdiffeq(method: str, **options: Any) -> Sample:
     def sample(rng: torch.Generator) -> tuple[Tensor, int]:
         nonlocal asked
         asked, x = 0, randn((N, *SHAPE), rng=rng)
-        x = odeint(drift, x, torch.tensor([1.0, 0.0]), method=method, **options)[-1]
+        x = odeint(drift, x, times, method=method, **options)[-1]
         return x, asked
 
     return sample
 
 
 def euler() -> tuple[Sample, ...]:
-    """Both ways of Euler's method."""
+    """Both ways of Euler's method; theirs is given the times, as most who sample with it do."""
+    return by_genzoo(Euler(STEPS)), by_torchdiffeq("euler", GRID)
+
+
+def euler_by_size() -> tuple[Sample, ...]:
+    """Both ways of Euler's method; theirs is given the ends and the size of a step."""
     return by_genzoo(Euler(STEPS)), by_torchdiffeq("euler", options={"step_size": 1 / STEPS})
 
 
 def heun() -> tuple[Sample, ...]:
-    """Both ways of Heun's method."""
+    """Both ways of Heun's method, on a grid of times."""
+    return by_genzoo(Heun(STEPS)), by_torchdiffeq("heun2", GRID)
+
+
+def heun_by_size() -> tuple[Sample, ...]:
+    """Both ways of Heun's method, by the size of a step."""
     return by_genzoo(Heun(STEPS)), by_torchdiffeq("heun2", options={"step_size": 1 / STEPS})
 
 
@@ -88,6 +99,12 @@ def side(both: Callable[[], tuple[Sample, ...]], which: int) -> Callable[[], Any
 
 
 def pairs() -> Iterator[Pair]:
-    """Two methods of fixed steps and an adaptive one."""
-    for name, both, target in (("Euler", euler, 4.0), ("Heun", heun, 3.0), ("dopri5", dopri5, 4.0)):
+    """Two methods of fixed steps, told in both of torchdiffeq's ways, and an adaptive one."""
+    for name, both, target in (
+        ("Euler, a grid of times", euler, 4.0),
+        ("Euler, a step size", euler_by_size, 4.0),
+        ("Heun, a grid of times", heun, 3.0),
+        ("Heun, a step size", heun_by_size, 3.0),
+        ("dopri5", dopri5, 4.0),
+    ):
         yield Pair(f"ODE loop, tiny network: {name}", "torchdiffeq", side(both, 0), side(both, 1), target)

@@ -38,7 +38,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from genzoo.model import Bound, Denoiser, Density, LogProb, Loss, Samples
+from genzoo.model import Bound, Denoiser, Density, LogProb, Loss, Samples, consult
 from genzoo.prob import ranks
 from genzoo.prob.divergences import kl_normal
 from genzoo.prob.likelihoods import discretized_gaussian_log_mass
@@ -113,7 +113,7 @@ class DDPM(Density, Denoiser):
         self._chain = torch.tensor(plan(self.path, self.schedule.times())[::-1], dtype=torch.float64)
 
     def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
-        output = self.network(x_t, t.expand(len(x_t)), y).to(x_t.dtype)
+        output = consult(self.network, x_t, t, y)
         if self.variance != "learned":
             return Prediction(self.prediction, output)
         mean, place = output.chunk(2, dim=1)

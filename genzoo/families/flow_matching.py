@@ -35,7 +35,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from genzoo.model import Denoiser, Loss, Samples
+from genzoo.model import Denoiser, Loss, Samples, consult
 from genzoo.prob.noise_levels import NoiseLevels, UniformTime
 from genzoo.prob.paths import GaussianPath, Prediction
 from genzoo.prob.random import SampleStreams, rand, randint, randn
@@ -118,7 +118,7 @@ class FlowMatching(ProbabilityFlow):
         return teacher.eval().requires_grad_(False)
 
     def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
-        return Prediction("velocity", self.network(x_t, t.expand(len(x_t)), y).to(x_t.dtype))
+        return Prediction("velocity", consult(self.network, x_t, t, y))
 
     def loss(
         self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None

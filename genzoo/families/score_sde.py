@@ -34,7 +34,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from genzoo.model import Loss, Samples
+from genzoo.model import Loss, Samples, consult
 from genzoo.prob.noise_levels import NoiseLevels, UniformTime
 from genzoo.prob.paths import GaussianPath, Prediction, expand
 from genzoo.prob.random import rand, randn
@@ -86,11 +86,10 @@ class ScoreSDE(ProbabilityFlow):
         self.rtol = self.atol = tolerance
 
     def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
-        t = t.expand(len(x_t))
         if self.sigma_data is None:
-            return Prediction("eps", self.network(x_t, t, y).to(x_t.dtype))
+            return Prediction("eps", consult(self.network, x_t, t, y))
         c_skip, c_out, c_in = self._precondition(x_t, t, self.sigma_data)
-        return Prediction("x0", c_skip * x_t + c_out * self.network(c_in * x_t, t, y).to(x_t.dtype))
+        return Prediction("x0", c_skip * x_t + c_out * consult(self.network, c_in * x_t, t, y))
 
     def _precondition(self, x_t: Tensor, t: Tensor, s: float) -> tuple[Tensor, Tensor, Tensor]:
         """Return c_skip, c_out and c_in for every row of x_t."""

@@ -56,6 +56,14 @@ def expand(t: Tensor, like: Tensor) -> Tensor:
     return t.to(like.dtype).reshape(t.shape + (1,) * (like.ndim - t.ndim)) if t.ndim else t.to(like.dtype)
 
 
+def rows(t: Tensor, batch: Tensor) -> tuple[Tensor, ...]:
+    """Give each of some times, (T,), to every row of a batch, (B, ...): T times, (B,), on its device.
+
+    All of them at once cost no more than a few would one by one.
+    """
+    return t.to(batch.device)[:, None].expand(-1, len(batch)).contiguous().unbind()
+
+
 def weights(
     kind: Kind, to: Kind, alpha: Number, sigma: Number, d_alpha: Number, d_sigma: Number
 ) -> tuple[Number, Number]:

@@ -89,7 +89,8 @@ class CondOT(Schedule):
 
     def at(self, t: Tensor) -> Coefficients:
         t = t.double()
-        return Coefficients(1 - t, t, -torch.ones_like(t), torch.ones_like(t))
+        one = torch.ones_like(t)
+        return Coefficients(1 - t, t, -one, one)
 
     def time_of(self, ratio: Tensor) -> Tensor:
         return 1 / (1 + 1 / ratio.double())
