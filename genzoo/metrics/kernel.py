@@ -65,7 +65,8 @@ def kernel_distance(real: Tensor, fake: Tensor) -> float:
     """
     size = min(SUBSET_SIZE, len(real), len(fake))
     c = _centre(real)
-    level_real, level_fake = _level(real, c), _level(fake, c)
+    x, y = real.to(c) - c, fake.to(c) - c
+    level_x, level_y = _level(real, c), _level(fake, c)
     z = c.new_empty(2 * size, len(c))  # of one subset after the other
     rng = np.random.RandomState(SEED)
     values = []
@@ -73,9 +74,9 @@ def kernel_distance(real: Tensor, fake: Tensor) -> float:
         # As torch-fidelity deals them where the samples are its first input.
         j = torch.from_numpy(rng.choice(len(fake), size, replace=False)).to(c.device)
         i = torch.from_numpy(rng.choice(len(real), size, replace=False)).to(c.device)
-        torch.sub(real.index_select(0, i), c, out=z[:size])
-        torch.sub(fake.index_select(0, j), c, out=z[size:])
-        values.append(_estimate(products(z, z), torch.cat([level_real[i], level_fake[j]])))
+        torch.index_select(x, 0, i, out=z[:size])
+        torch.index_select(y, 0, j, out=z[size:])
+        values.append(_estimate(products(z, z), torch.cat([level_x[i], level_y[j]])))
         if size == len(real) == len(fake):
             break  # all subsets are the same
     return sum(values) / len(values) / len(c) ** 3
