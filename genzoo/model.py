@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from genzoo.prob.paths import GaussianPath, Kind, Prediction
+from genzoo.prob.paths import GaussianPath, Kind, Prediction, typed
 from genzoo.prob.random import categorical
 
 
@@ -349,11 +349,8 @@ class Composite(GenerativeModel):
 
 
 def consult(network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-    """Ask a network about noisy data, (B, ...), at their times, (B,) or (), for an answer in their type.
-
-    Beside a small network a call that changes nothing costs time as well.
-    """
-    return network(x_t, t if t.ndim else t.expand(len(x_t)), y).type_as(x_t)
+    """Ask a network about noisy data, (B, ...), at their times, (B,) or (), for an answer in their type."""
+    return typed(network(x_t, t if t.ndim else t.expand(len(x_t)), y), x_t)
 
 
 def frozen(model: GenerativeModel) -> GenerativeModel:

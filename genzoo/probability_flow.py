@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from genzoo.model import Bijective, Bound, Continuous, Denoiser, Density, LogProb
-from genzoo.prob.paths import Kind, expand, rows
+from genzoo.prob.paths import Kind, expand, rows, typed
 from genzoo.prob.random import rand
 from genzoo.prob.solvers import dopri5, rms
 
@@ -101,7 +101,7 @@ class ProbabilityFlowODE:
             scale = 1.0 if self.in_time else expand(self.schedule.at(t).alpha, z)
         drift, asked = self.denoiser.answer(self.slope, z if self.in_time else scale * z, t, y)
         self.nfe += asked
-        return drift.type_as(z)
+        return typed(drift, z)
 
     def solve(self, z: Tensor, start: float, stop: float, rtol: float, atol: float) -> Tensor:
         """Follow the ODE from one value of u to another, each sample at its own pace."""

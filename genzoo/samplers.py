@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from genzoo.model import Denoiser, Samples
-from genzoo.prob.paths import GaussianPath, Prediction, rows, weights
+from genzoo.prob.paths import GaussianPath, Prediction, rows, typed, weights
 from genzoo.prob.random import randn
 from genzoo.prob.schedules import Schedule
 from genzoo.probability_flow import ProbabilityFlowODE
@@ -136,7 +136,7 @@ class Questions:
         prediction = self.denoiser.predict(x_t, self.times[step.t], self.y)
         self.nfe += self.denoiser.evaluations
         if prediction.kind == "x0":
-            x0 = prediction.mean.type_as(x_t)
+            x0 = typed(prediction.mean, x_t)
             return x0.clamp(-1.0, 1.0) if self.clip else x0, prediction
         at_t = step.alpha_t, step.sigma_t, step.d_alpha_t, step.d_sigma_t
         of_x_t, of_mean = weights(prediction.kind, "x0", *at_t)

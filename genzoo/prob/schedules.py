@@ -95,6 +95,11 @@ class CondOT(Schedule):
     def time_of(self, ratio: Tensor) -> Tensor:
         return 1 / (1 + 1 / ratio.double())
 
+    @property
+    def prior_std(self) -> float:
+        """One: the path ends in N(0, I)."""
+        return 1.0
+
 
 class VESchedule(Schedule):
     """The variance-exploding SDE: ``alpha = 1``, ``sigma^2 = sigma_min^2 (r^{2t} - 1)``, ``r = sigma_max/sigma_min``.
