@@ -1,7 +1,7 @@
 """A step of a vector quantiser in training: 2,048 vectors of 64 numbers and 512 codes that follow them by moving averages.
 
 Every side takes the feature map of an encoder, finds the nearest codes, moves them, and hands back the codes with the
-gradient of the vectors and the commitment.
+gradient of the vectors and the commitment. None revives dead codes: the peers do not unless they are told to.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def codebook() -> torch.Tensor:
 
 
 def by_genzoo() -> Step:
-    quantizer = VectorQuantizer(K, D)
+    quantizer = VectorQuantizer(K, D, revival=0)
     quantizer.codes.copy_(codebook())
 
     def step(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -128,16 +128,19 @@ class VectorQuantizer(nn.Module):
         sums.index_add_(0, k_N, z_ND)
         self.counts.lerp_(ranks.all_sum(counts), 1 - self.decay)
         self.sums.lerp_(ranks.all_sum(sums), 1 - self.decay)
-        spare = self._spare(z_ND, rng)
-
-        total = self.counts.sum()
-        mean = total / self.codebook_size
-        dead = (self.counts < self.revival * mean) | ~self.placed
-        self.counts.copy_(torch.where(dead, mean, self.counts))
-        self.sums.copy_(torch.where(dead[:, None], mean * spare, self.sums))
+        dead = self._revive(z_ND, rng) if self.revival else k_N.new_zeros(())
         total = self.counts.sum()
         smoothed = (self.counts + self.eps) / (total + self.codebook_size * self.eps) * total
         self.codes.copy_(self.sums / smoothed[:, None])
+        return dead
+
+    def _revive(self, z_ND: Tensor, rng: torch.Generator | None) -> Tensor:
+        """Put vectors of the batch in the place of codes that are hardly used, or of all before the first; count them, ()."""
+        spare = self._spare(z_ND, rng)
+        mean = self.counts.sum() / self.codebook_size
+        dead = (self.counts < self.revival * mean) | ~self.placed
+        self.counts.copy_(torch.where(dead, mean, self.counts))
+        self.sums.copy_(torch.where(dead[:, None], mean * spare, self.sums))
         self.placed.fill_(True)
         return dead.sum()
 
