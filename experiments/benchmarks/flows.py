@@ -2,8 +2,7 @@
 
 A coupling flow of vectors: 64 dimensions, 8 affine couplings whose nets have three hidden layers and SiLU, of width
 64 as in the peers' own examples and of width 256, batches of 512. nflows and zuko bring such nets; normflows takes
-any module and is given genzoo's. At width 64 genzoo is at its best in float32, since bfloat16 does not pay for so
-little work. Glow of images: 3x32x32, 3 scales of 4 steps, nets of width 256 with activation norms as genzoo's and the
+any module and is given genzoo's. At width 64 bfloat16 does not pay for so little work. Glow of images: 3x32x32, 3 scales of 4 steps, nets of width 256 with activation norms as genzoo's and the
 authors', batches of 16.
 
 All do the same: the loss of a batch that is on hand, its gradient and a step of Adam, genzoo's as its configurations
@@ -125,8 +124,8 @@ def glow_by_normflows() -> Go:
 
 
 def pairs() -> Iterator[Pair]:
-    """Both flows against those who have them, in float32 and at genzoo's best."""
-    for width, bfloat16 in ((64, False), (256, True)):
+    """Both flows against those who have them, in float32 and, where the work is enough for it to pay, in bfloat16."""
+    for width in (64, 256):
         step, flow = f"coupling flow step, width {width}", functools.partial(vector_flow, width)
         for peer, build, equal, best in (
             ("normflows", by_normflows, 1.15, 1.6),
@@ -135,6 +134,7 @@ def pairs() -> Iterator[Pair]:
         ):
             peers = functools.partial(build, width)
             yield Pair(step, peer, ours(flow, vectors, False), peers, equal)
-            yield Pair(step, peer, ours(flow, vectors, bfloat16), peers, best, "best")
+            if width == 256:
+                yield Pair(step, peer, ours(flow, vectors, True), peers, best, "best")
     yield Pair("Glow step", "normflows", ours(image_flow, images, False), glow_by_normflows, 1.3)
     yield Pair("Glow step", "normflows", ours(image_flow, images, True), glow_by_normflows, 1.6, "best")
