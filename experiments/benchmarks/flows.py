@@ -2,8 +2,10 @@
 
 A coupling flow of vectors: 64 dimensions, 8 affine couplings whose nets have three hidden layers and SiLU, of width
 64 as in the peers' own examples and of width 256, batches of 512. nflows and zuko bring such nets; normflows takes
-any module and is given genzoo's. At width 64 bfloat16 does not pay for so little work. Glow of images: 3x32x32, 3 scales of 4 steps, nets of width 256 with activation norms as genzoo's and the
-authors', batches of 16.
+any module and is given genzoo's. At width 64 bfloat16 does not pay for so little work.
+
+Glow of images: 3x32x32, 3 scales of 4 steps, nets of width 256 with activation norms as genzoo's and the authors',
+batches of 16.
 
 All do the same: the loss of a batch that is on hand, its gradient and a step of Adam, genzoo's as its configurations
 build it, the peers' as their examples do. What genzoo's trainer adds, as these examples do not, is timed by ``loop``.
