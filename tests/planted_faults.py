@@ -360,8 +360,8 @@ FAULTS = [
     Fault(
         "covariances divide by n",
         "metrics/frechet.py",
-        "centred.T @ centred / max(len(x) - 1, 1)",
-        "centred.T @ centred / max(len(x), 1)",
+        "products(centred.T, centred.T) / max(len(x) - 1, 1)",
+        "products(centred.T, centred.T) / max(len(x), 1)",
         "tests/metrics/test_frechet.py",
     ),
     Fault(

@@ -31,6 +31,8 @@ from scipy.linalg import lapack
 from torch import Tensor
 from torchmetrics import Metric
 
+from genzoo.metrics.products import products
+
 BLOCKS = 4  # the smallest sets that the extrapolation sees hold 1/BLOCKS of all features
 
 
@@ -130,7 +132,7 @@ def moments(features: Tensor) -> Moments:
     x = features.double()
     mean = x.mean(0)
     centred = x - mean
-    return Moments(len(x), mean, centred.T @ centred / max(len(x) - 1, 1))
+    return Moments(len(x), mean, products(centred.T, centred.T) / max(len(x) - 1, 1))
 
 
 def _distance(difference: Tensor, trace: Tensor, squared: Tensor) -> float:
