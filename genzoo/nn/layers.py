@@ -165,7 +165,7 @@ class DoublingConv2d(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, 3, padding=1)
 
-    def forward(self, x_BCHW: Tensor, size: tuple[int, int] | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, x_BCHW: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         H, W = x_BCHW.shape[-2:]
         if size not in (None, (2 * H, 2 * W)):
             return super().forward(F.interpolate(x_BCHW, size=size, mode="nearest"))
