@@ -155,7 +155,7 @@ class ResBlock(nn.Module):
 
 
 class DoublingConv2d(nn.Conv2d):
-    """A 3x3 convolution of an image that is first scaled up, (B, C, H, W) -> (B, C', *size).
+    """A 3x3 convolution of an image that is first scaled up, by default doubled, (B, C, H, W) -> (B, C', *size).
 
     Where the scale is 2, every pixel stands four times, and a 3x3 window meets no more than 2x2 different ones. Weights that
     fall on one pixel are added before they are multiplied: the whole is the transpose of a convolution of stride 2 with 4x4
@@ -165,9 +165,9 @@ class DoublingConv2d(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, 3, padding=1)
 
-    def forward(self, x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:  # type: ignore[override]
+    def forward(self, x_BCHW: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         H, W = x_BCHW.shape[-2:]
-        if size != (2 * H, 2 * W):
+        if size not in (None, (2 * H, 2 * W)):
             return super().forward(F.interpolate(x_BCHW, size=size, mode="nearest"))
         # The average over 2x2 weights, without its divisor, is their sum.
         weight = F.avg_pool2d(self.weight.flip(2, 3), 2, stride=1, padding=1, divisor_override=1).transpose(0, 1)

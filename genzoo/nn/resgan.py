@@ -24,17 +24,21 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genzoo.nn.layers import BatchNorm2d, bound_spectra
+from genzoo.nn.layers import BatchNorm2d, DoublingConv2d, bound_spectra
 from genzoo.nn.resnet import resolutions
 
 
-def _conv(in_channels: int, out_channels: int, kernel: int, gain: float) -> nn.Conv2d:
-    """Make a convolution that keeps the size, with Glorot's weights and a bias of zero."""
-    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
+def _glorot(conv: nn.Conv2d, gain: float) -> nn.Conv2d:
+    """Give a convolution Glorot's weights and a bias of zero."""
     nn.init.xavier_uniform_(conv.weight, gain)
     assert conv.bias is not None
     nn.init.zeros_(conv.bias)
     return conv
+
+
+def _conv(in_channels: int, out_channels: int, kernel: int, gain: float) -> nn.Conv2d:
+    """Make a convolution that keeps the size."""
+    return _glorot(nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2), gain)
 
 
 class ClassBatchNorm(nn.Module):
@@ -62,11 +66,12 @@ class _Doubling(nn.Module):
     def __init__(self, width: int, num_classes: int):
         super().__init__()
         self.norm1, self.norm2 = ClassBatchNorm(width, num_classes), ClassBatchNorm(width, num_classes)
-        self.conv1, self.conv2 = _conv(width, width, 3, math.sqrt(2)), _conv(width, width, 3, math.sqrt(2))
+        self.conv1 = _glorot(DoublingConv2d(width, width), math.sqrt(2))
+        self.conv2 = _conv(width, width, 3, math.sqrt(2))
         self.skip = _conv(width, width, 1, 1.0)
 
     def forward(self, x_BCHW: Tensor, y: Tensor | None) -> Tensor:
-        h = self.conv1(F.interpolate(F.relu(self.norm1(x_BCHW, y)), scale_factor=2))
+        h = self.conv1(F.relu(self.norm1(x_BCHW, y)))
         h = self.conv2(F.relu(self.norm2(h, y)))
         # A 1x1 convolution before the repetition is the same as after it, at a quarter of the cost.
         return F.interpolate(self.skip(x_BCHW), scale_factor=2) + h

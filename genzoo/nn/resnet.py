@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genzoo.nn.layers import ResBlock, group_norm, zero_
+from genzoo.nn.layers import DoublingConv2d, ResBlock, group_norm, zero_
 
 
 def resolutions(height: int, width: int) -> list[tuple[int, int]]:
@@ -122,17 +122,19 @@ class ConvDecoder(nn.Module):
         features = math.prod(in_shape)
         self.stem = nn.Linear(features, widths[0] * self.size[0] * self.size[1])
         self.label = nn.Embedding(num_classes, features) if num_classes else None
+        # An nn.Identity stands where doubling was a layer of its own: checkpoints name the weights by their places.
         layers: list[nn.Module] = []
         for i, w in enumerate(widths):
             if i:
                 before = widths[i - 1]
                 layers += [group_norm(before) if norm else nn.Identity(), nn.SiLU()]
-                layers += [nn.Upsample(scale_factor=2), nn.Conv2d(before, w, 3, padding=1)]
+                layers += [nn.Identity(), DoublingConv2d(before, w)]
             layers += [_Block(w, norm) for _ in range(blocks)]
         layers += [group_norm(widths[-1]) if norm else nn.Identity(), nn.SiLU()]
         if len(sizes) > 1:
-            layers += [nn.Upsample(scale_factor=2)]
-        layers += [nn.Conv2d(widths[-1], channels, 3, padding=1)]
+            layers += [nn.Identity(), DoublingConv2d(widths[-1], channels)]
+        else:
+            layers += [nn.Conv2d(widths[-1], channels, 3, padding=1)]
         self.body = nn.Sequential(*layers)
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
