@@ -1,4 +1,7 @@
-"""Epochs of a variational autoencoder by each one's own trainer, with equal networks, data, optimisers and batches.
+"""Epochs of a variational autoencoder by each one's own trainer, with equal data, optimisers and batches.
+
+The networks compute the same. genzoo's doubles images inside the convolution that follows; pythae's is given torch's own
+``Upsample`` and ``Conv2d``, as one writes it.
 
 pythae keeps a copy of its best model after each epoch and saves it at the end, its default. genzoo draws one picture and
 saves one checkpoint, at the end as well, where it would otherwise do both four times; it also averages its weights, clips
@@ -18,9 +21,10 @@ import torch
 from run import Go, Pair
 from torch import nn
 
+from genzoo.nn.layers import DoublingConv2d
 from genzoo.nn.resnet import ConvDecoder, ConvEncoder
 
-N, SHAPE, LATENT, BATCH, EPOCHS, RATE = 2_048, (1, 28, 28), 16, 64, 4, 1e-3
+N, SHAPE, LATENT, BATCH, EPOCHS, RATE = 4_096, (1, 28, 28), 16, 64, 4, 1e-3
 encoder, decoder = (functools.partial(part, width=16) for part in (ConvEncoder, ConvDecoder))
 
 
@@ -65,9 +69,18 @@ def by_genzoo(precision: str) -> Callable[[], Go]:
     return build
 
 
+def plain(network: ConvDecoder) -> ConvDecoder:
+    """Let a decoder double its images by torch's own layers, as one writes it without genzoo."""
+    for i, layer in enumerate(network.body):
+        if isinstance(layer, DoublingConv2d):
+            network.body[i - 1] = nn.Upsample(scale_factor=2)
+            network.body[i] = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1)
+    return network
+
+
 @functools.cache
 def its_parts() -> tuple[type[nn.Module], type[nn.Module]]:
-    """genzoo's networks as pythae takes them."""
+    """genzoo's networks, of torch's own layers, as pythae takes them."""
     from pythae.models.base.base_utils import ModelOutput
     from pythae.models.nn import BaseDecoder, BaseEncoder
 
@@ -83,7 +96,7 @@ def its_parts() -> tuple[type[nn.Module], type[nn.Module]]:
     class Decoder(BaseDecoder):
         def __init__(self) -> None:
             super().__init__()
-            self.network = decoder((LATENT,), SHAPE)
+            self.network = plain(decoder((LATENT,), SHAPE))
 
         def forward(self, z: torch.Tensor) -> ModelOutput:
             return ModelOutput(reconstruction=self.network(z))
