@@ -164,7 +164,7 @@ def frechet_distance_of_features(features: Tensor, q: Moments) -> float:
     x = features.double()
     mean = x.mean(0)
     R = (x - mean).T / max(N - 1, 1) ** 0.5
-    return _distance(mean - q.mean, R.square().sum() + q.cov.trace(), _squared_singular_values(q.factor.T @ R))
+    return _distance(mean - q.mean, R.square().sum() + q.cov.trace(), _squared_singular_values(products(R.T, q.factor.T)))
 
 
 def _congruent(C: Tensor, R: Tensor) -> Tensor:
@@ -178,7 +178,8 @@ def _congruent(C: Tensor, R: Tensor) -> Tensor:
 
 def _squared_singular_values(K: Tensor) -> Tensor:
     """Eigenvalues of K K' or K' K, whichever is smaller."""
-    return torch.linalg.eigvalsh(K @ K.T if K.shape[0] <= K.shape[1] else K.T @ K)
+    K = K if K.shape[0] <= K.shape[1] else K.T
+    return torch.linalg.eigvalsh(products(K, K))
 
 
 def frechet_stderr(features: Tensor, q: Moments) -> float | None:
