@@ -164,7 +164,8 @@ def frechet_distance_of_features(features: Tensor, q: Moments) -> float:
     x = features.double()
     mean = x.mean(0)
     R = (x - mean).T / max(N - 1, 1) ** 0.5
-    return _distance(mean - q.mean, R.square().sum() + q.cov.trace(), _squared_singular_values(products(R.T, q.factor.T)))
+    squared = _squared_singular_values(products(R.T, q.factor.T))
+    return _distance(mean - q.mean, R.square().sum() + q.cov.trace(), squared)
 
 
 def _congruent(C: Tensor, R: Tensor) -> Tensor:
