@@ -409,8 +409,8 @@ FAULTS = [
     Fault(
         "pairs of a point with itself are counted",
         "metrics/kernel.py",
-        "own = (table.diagonal() + 2 * level).pow(3)",
-        "own = torch.zeros_like(level)",
+        "within_x = (k_xx.sum() - k_xx.trace()) / (n * (n - 1))",
+        "within_x = k_xx.sum() / (n * n)",
         "tests/metrics/test_kernel.py",
     ),
     Fault(
