@@ -9,7 +9,7 @@ operators that follow inherit; each weight is cast once a step. The count runs o
 float32 policy for group norm: ``CUDAPolicy`` adds it.
 
 References:
-    PyTorch, "Automatic Mixed Precision package", https://docs.pytorch.org/docs/stable/amp.html (CUDA ops that autocast to float32).
+    PyTorch, "Automatic Mixed Precision package", https://docs.pytorch.org/docs/stable/amp.html ("CUDA Op-Specific Behavior").
 """
 
 from __future__ import annotations
@@ -103,7 +103,9 @@ def report(network: torch.nn.Module) -> None:
             loss = network(x, t).float().square().mean()
         loss.backward()
 
-    print(f"{sum(p.numel() for p in network.parameters()) / 1e6:.1f}M parameters, batches of {BATCH}, bfloat16 autocast")
+    print(
+        f"{sum(p.numel() for p in network.parameters()) / 1e6:.1f}M parameters, batches of {BATCH}, bfloat16 autocast"
+    )
     for name, work in (("evaluation", evaluate), ("training", train)):
         flops = count(work) / BATCH
         with Bytes() as moved:
