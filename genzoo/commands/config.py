@@ -541,12 +541,16 @@ def _tuples(value: Any) -> Any:
 
 
 def pick_precision(name: str, device: str) -> str:
-    """Turn "auto" into bf16 autocast where the processor computes in it, else float32."""
+    """Turn "auto" into bf16 autocast where the processor computes in it, else float32; older GPUs (V100, T4) emulate it."""
     import torch
 
     if name != "auto":
         return name
-    native = torch.cuda.is_bf16_supported() if device == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    native = (
+        torch.cuda.is_bf16_supported(including_emulation=False)
+        if device == "cuda"
+        else torch.cpu._is_avx512_bf16_supported()
+    )
     return "bf16-mixed" if native else "32-true"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from genzoo.commands.config import UsageError, build, check_section, pick_device
 from genzoo.commands.score import Subject, check_settings, compare, pick_network, score
+from genzoo.commands.train import resources
 
 
 def evaluate(config: dict[str, Any]) -> None:
@@ -14,11 +15,14 @@ def evaluate(config: dict[str, Any]) -> None:
 
     Raises:
         ValueError: in one line, for what the user can mend.
+        ResourceError: where the memory or the disk is full.
     """
-    if config["samples"] is not None:
-        evaluate_samples(config)
-    else:
-        evaluate_run(config)
+    evaluated = config["run"] if config["samples"] is None else config["samples"]
+    with resources(Path(evaluated), config["metrics"]["batch_size"], "metrics.batch_size"):
+        if config["samples"] is not None:
+            evaluate_samples(config)
+        else:
+            evaluate_run(config)
 
 
 def evaluate_run(config: dict[str, Any]) -> None:

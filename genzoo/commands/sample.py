@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from genzoo.commands.config import UsageError, pick_device
+from genzoo.commands.train import resources
 
 
 def sample(config: dict[str, Any]) -> None:
@@ -15,14 +16,22 @@ def sample(config: dict[str, Any]) -> None:
 
     Raises:
         ValueError: in one line, for what the user can mend.
+        ResourceError: where the memory or the disk is full.
     """
+    with resources(Path(config["out"]), config["batch_size"], "batch_size"):
+        _sample(config)
+
+
+def _sample(config: dict[str, Any]) -> None:
     import numpy as np
     import torch
 
     from genzoo.commands.load import load
     from genzoo.data.pictures import as_bytes, grid, save_png, save_scatter
+    from genzoo.prob.precision import full_float32
     from genzoo.prob.random import SampleStreams
     from genzoo.runs import write_atomically
+    from genzoo.training.module import compile_networks
 
     out = Path(config["out"])
     check_out(out)
@@ -39,12 +48,14 @@ def sample(config: dict[str, Any]) -> None:
     if model.levels is None and not out.suffix:
         raise UsageError(f"out={out}: points of the plane go into a .png or an .npz")
 
+    if config["compile"]:
+        compile_networks(model, dynamic=False)
     half = torch.autocast(model.device.type, torch.bfloat16, enabled=config["precision"] == "bf16-mixed")
     parts, nfe = [], 0
     for start in range(0, config["n"], config["batch_size"]):
         rows = range(start, min(start + config["batch_size"], config["n"]))
         y = None if config["y"] is None else torch.full((len(rows),), config["y"], device=model.device)
-        with half:
+        with half, full_float32():
             x, nfe, _ = model.sample(len(rows), y, rng=SampleStreams(config["seed"], rows, device=model.device))
         parts.append(x.cpu())
     x = torch.cat(parts)

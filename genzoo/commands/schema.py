@@ -73,6 +73,7 @@ class Trainer(Section):
     nodes: Annotated[int, Field(gt=0, le=1024)] = 1
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "64-true"]
     compile: bool = False
+    deterministic: bool = False
     channels_last: bool = False
     threads: Annotated[int, Field(gt=0, le=1024)] | None
     batch_size: Count
@@ -190,6 +191,7 @@ class Sample(Section):
     ema: bool
     batch_size: Count
     precision: Literal["32-true", "bf16-mixed"]
+    compile: bool
     device: Literal["auto", "cpu", "cuda"]
     trust: list[Name]
 

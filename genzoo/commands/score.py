@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from genzoo.commands.config import REFUSALS, UsageError, misfit
+from genzoo.commands.devices import device_name
 
 EVALUATIONS = 50  # of the network that a sample may take, unless another sampler is asked for
 HEUN_STEPS = 25  # two evaluations each but the last
@@ -52,6 +53,15 @@ def score(
         ema: whether the weights are the averaged ones.
         chosen: whether the user asked for this sampler, however many evaluations it takes.
     """
+    from genzoo.prob.precision import full_float32
+
+    with full_float32():
+        return _score(model, subject, run, settings, network, seed, ema, chosen)
+
+
+def _score(
+    model: Any, subject: Subject, run: Any, settings: dict[str, Any], network: Any, seed: int, ema: bool, chosen: bool
+) -> dict[str, Any]:
     from genzoo.model import Codec, Density
     from genzoo.runs import now
 
@@ -217,9 +227,11 @@ def interim(
     model: Any, subject: Subject, settings: dict[str, Any], n: int, network: Any, seed: int
 ) -> dict[str, float | None]:
     """Score a few samples in the middle of training: values alone, since few samples make no number to be quoted."""
+    from genzoo.prob.precision import full_float32
+
     model.eval()
     settings = {**settings, "n": n, "force": True}
-    with within_evaluations(model, chosen=False):
+    with full_float32(), within_evaluations(model, chosen=False):
         found, _ = quality(model, subject, settings, {"seed": seed}, network and network.to(model.device))
     say("")
     return {name: measured["value"] for name, measured in found.items()}
@@ -281,7 +293,7 @@ def compare(
             )
             scores = evaluator.against(fake, real, network, settings["force"], device)
             if split == "train":
-                scores |= evaluator.of_classes(fake, y, real, network, data.classes)
+                scores |= evaluator.of_classes(fake, y, real, network, data.classes, device)
             found |= {f"{split}/{name}": measured for name, measured in scores.items()}
     if data.levels is None:
         for split, points in splits.items():
@@ -373,9 +385,8 @@ def cost(model: Any, settings: dict[str, Any], setting: dict[str, Any], status: 
 
     say("measuring the speed of sampling")
     speed, nfe = throughput(model, settings["throughput"])
-    device = str(model.device)
     threads = None if model.device.type == "cuda" else torch.get_num_threads()
-    machine = {"device": device, "threads": threads}
+    machine = {"device": device_name(model.device), "threads": threads}
     protocol = {"unit": "samples/s", "batch": settings["throughput"], **machine}
     metrics = {
         "sampling/samples_per_second": entry(speed, None, "higher", protocol, {**setting, "nfe": nfe}),

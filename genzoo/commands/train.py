@@ -24,6 +24,7 @@ from genzoo.commands.config import (
     pick_precision,
     targets,
 )
+from genzoo.commands.devices import gpu_facts
 from genzoo.runs import OF_NO_MATTER, ResourceError, Run, RunError, job_id, now, provenance, storing
 
 T = TypeVar("T")
@@ -119,6 +120,7 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
     from genzoo.commands.score import Subject, check_settings, pick_network
     from genzoo.data.loader import Batches
     from genzoo.model import GenerativeModel
+    from genzoo.prob.precision import deterministic
     from genzoo.prob.random import seed_of
     from genzoo.training.budget import Budget
 
@@ -130,6 +132,7 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
     device = pick_device(settings["accelerator"], "trainer.accelerator")
     check_processes(devices, nodes, settings["batch_size"], device)
     settings["precision"] = pick_precision(settings["precision"], device)
+    deterministic(settings.get("deterministic", False))
 
     torch.manual_seed(seed_of("weights", seed))
     model = make(config["model"], "model")
@@ -200,6 +203,11 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
     config = {**config, "model": inlined(config["model"])}
     settings, metrics, seed = config["trainer"], config["metrics"], config["seed"]
     devices, nodes = settings.get("devices", 1), settings.get("nodes", 1)
+
+    def scoring(model: Any) -> dict[str, float | None]:
+        with resources(old.path if old else Path(config["outputs"]), metrics["batch_size"], "metrics.batch_size"):
+            return interim(model, subject, metrics, settings["score_samples"], network, seed)
+
     training = functools.partial(
         fit,
         module,
@@ -207,7 +215,7 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
         grids=settings["grids"],
         saves=settings["saves"],
         save_seconds=settings.get("save_seconds"),
-        score=lambda model: interim(model, subject, metrics, settings["score_samples"], network, seed),
+        score=scoring,
         scores=settings["scores"],
         accelerator="gpu" if device == "cuda" else "cpu",
         devices=devices,
@@ -229,6 +237,7 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
         "threads": torch.get_num_threads(),
         "allocator": tune(),
         "device": device,
+        "gpu": gpu_facts(torch.device(device)),
         "data_sha256": sha256_of(subject.data),
     }
     with run.training(), Signals() as signals:
@@ -242,6 +251,7 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
             logger = records.open(run, config) if records else None
             with resources(run.path, settings["batch_size"]):
                 training(run=run, loggers=[logger] if logger else [], signals=signals)
+            with resources(run.path, metrics["batch_size"], "metrics.batch_size"):
                 network = network and network.to(module.ema.model.device)
                 result = score(module.ema.model, subject, run, metrics, network, seed=seed, ema=True)
             if logger:
@@ -319,14 +329,24 @@ def go_on(module: Any, run: Run, facts: dict[str, Any], found: tuple[Path, Any] 
     else:
         run.forget_events(0)
     here, versions, machine = provenance(), known(run, "versions", dict) or {}, known(run, "machine", dict) or {}
-    began = {**versions, "cpu": machine.get("cpu"), "device": known(run, "device", str)}
-    goes_on = {**here["versions"], "cpu": here["machine"]["cpu"], "device": facts["device"]}
+    began = {**versions, "cpu": machine.get("cpu"), "device": known(run, "device", str), **gpu(known(run, "gpu", dict))}
+    goes_on = {
+        **here["versions"],
+        "cpu": here["machine"]["cpu"],
+        "device": facts["device"],
+        **gpu(facts["gpu"]),
+    }
     for name, was in began.items():
         if was is not None and was != goes_on.get(name):
             tell(f"began with {name} {was}, goes on with {goes_on.get(name)}: the last bits may differ")
     tell(f"goes on from step {module.steps}" + (f" of {module.planned_steps}" if module.planned_steps else ""))
     times = known(run, "resumed", list) or []
     run.update_status(resumed=[*times, {"at": now(), "step": module.steps, "command": here["command"]}])
+
+
+def gpu(facts: dict[str, Any] | None) -> dict[str, Any]:
+    """Name what of a GPU may change the last bits."""
+    return {f"GPU {name}": (facts or {}).get(name) for name in ("name", "driver", "cuda", "cudnn")}
 
 
 def known(run: Run, name: str, kind: type[T]) -> T | None:
@@ -353,15 +373,17 @@ def tell(message: str) -> None:
 
 
 @contextlib.contextmanager
-def resources(path: Path, batch_size: int) -> Iterator[None]:
+def resources(path: Path, batch_size: int, key: str = "trainer.batch_size") -> Iterator[None]:
     """Name what has given out: the memory, the disk, or a process that loads data.
 
     Args:
-        path: the run.
-        batch_size: of the training.
+        path: where files are written.
+        batch_size: of the work.
+        key: where the size of a batch is set.
 
     Raises:
         ResourceError: with what may help.
+        UsageError: for an operator that has no deterministic implementation where one was asked for.
     """
     import torch
 
@@ -372,11 +394,11 @@ def resources(path: Path, batch_size: int) -> Iterator[None]:
         if isinstance(error, ResourceError):
             raise
         text = one_line(error)
-        smaller = f"try trainer.batch_size={max(batch_size // 2, 1)}"
+        smaller = f"try {key}={max(batch_size // 2, 1)}"
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
-            raise ResourceError(
-                f"out of memory with trainer.batch_size={batch_size}: {smaller}: {text[:200]}"
-            ) from error
+            raise ResourceError(f"out of memory with {key}={batch_size}: {smaller}: {text[:200]}") from error
+        if "deterministic implementation" in text:
+            raise UsageError(f"trainer.deterministic=true: {text[:200]}") from error
         if "DataLoader worker" in text:
             raise ResourceError(f"a process that loads data has died: {text[:200]}; say trainer.workers=0") from error
         raise

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from genzoo.data.dataset import Split
+from genzoo.data.dataset import DataError, Split
 from genzoo.prob.random import generator
 
 PATIENCE = 60.0  # seconds that a batch of a helper may take before it is given up
@@ -74,6 +74,7 @@ class Batches:
         """Move the examples to a device, or only the batches where helpers gather them."""
         self.device = torch.device(device)
         if not self.workers:
+            check_room(self.x, self.device)
             self.x, self.y = self.x.to(device), None if self.y is None else self.y.to(device)
             self._epochs.clear()
 
@@ -93,7 +94,7 @@ class Batches:
         """Return the examples and classes of a step, (B, *shape) of the data's own type and (B,).
 
         Raises:
-            RuntimeError: where a helper has died or gives no answer.
+            RuntimeError: where a loader worker has died or gives no answer.
         """
         if not self.workers:
             return self.gather(step)
@@ -101,8 +102,8 @@ class Batches:
             if self._ahead is None or self._latest is None or self._latest[0] != step - 1:
                 self._ahead = self._helpers(step)
             self._latest = step, next(self._ahead)
-        x, y = self._latest[1]
-        return x.to(self.device), None if y is None else y.to(self.device)
+        x, y = self._latest[1]  # pinned where the device copies by itself
+        return x.to(self.device, non_blocking=True), None if y is None else y.to(self.device, non_blocking=True)
 
     def _helpers(self, step: int) -> Iterator[Batch]:
         """Start processes that gather the batches from ``step`` on."""
@@ -113,6 +114,7 @@ class Batches:
                 sampler=_From(step),
                 num_workers=self.workers,
                 timeout=PATIENCE,
+                pin_memory=self.device.type == "cuda",
                 worker_init_fn=_leave_signals,
                 generator=torch.Generator(),  # not the global one
             )
@@ -131,6 +133,22 @@ class Batches:
             rows.append(row[here])
         x = self.x.index_select(0, torch.cat(rows))
         return x, None if self.y is None else self.y.index_select(0, torch.cat(orders))
+
+
+def check_room(x: Tensor, device: torch.device) -> None:
+    """Refuse data that do not fit a GPU's free memory, of which a fifth is left to the model.
+
+    Raises:
+        DataError: with the sizes, and the setting that leaves the data on the host.
+    """
+    if device.type != "cuda" or x.device == device:
+        return
+    free, _ = torch.cuda.mem_get_info(device)
+    if x.nbytes > 0.8 * free:
+        raise DataError(
+            f"the data take {x.nbytes / 1e9:,.1f} GB, mirror images included, and {device} has {free / 1e9:,.1f} GB free: "
+            "say trainer.workers=2, which leaves them in host memory"
+        )
 
 
 class _Steps(Dataset[Batch]):

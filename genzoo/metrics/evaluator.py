@@ -148,7 +148,12 @@ def against(
 
 
 def of_classes(
-    fake: Features, y: Tensor | None, reference: Reference, network: FeatureNetwork, names: tuple[str, ...]
+    fake: Features,
+    y: Tensor | None,
+    reference: Reference,
+    network: FeatureNetwork,
+    names: tuple[str, ...],
+    device: torch.device | str = "cpu",
 ) -> dict[str, Measured]:
     """Score what a classifier sees: how sure it is, and, where classes were asked for, whether it finds them.
 
@@ -158,13 +163,15 @@ def of_classes(
         reference: the split whose classes are compared one by one.
         network: what made both.
         names: of the classes.
+        device: where to compute.
     """
     if fake.logits is None:
         return {}
-    protocol = {**network.card, "n_fake": len(fake.features)}
+    x, logits = fake.features.to(device), fake.logits.to(device)
+    protocol = {**network.card, "n_fake": len(x)}
     found: dict[str, Measured] = {}
-    if len(fake.logits) >= SPLITS:
-        score = inception_score(fake.logits)
+    if len(logits) >= SPLITS:
+        score = inception_score(logits)
         found["class_score"] = Measured(
             score.value, score.stderr, "higher", {"unit": "classes", **protocol, "splits": SPLITS}
         )
@@ -175,14 +182,15 @@ def of_classes(
         or not reference.name.startswith(f"{network.classes}/")
     ):
         return {named(name, network): measured for name, measured in found.items()}
-    right = (fake.logits.argmax(1) == y).double()
+    y = y.to(device)
+    right = (logits.argmax(1) == y).double()
     each = {name: float(right[y == i].mean()) if (y == i).any() else None for i, name in enumerate(names)}
     accuracy = mean_with_error(right)
     found["class_accuracy"] = Measured(
         accuracy.value, accuracy.stderr, "higher", {"unit": "share", **protocol}, {"per_class": each}
     )
     distances = {
-        name: frechet_distance_of_features(fake.features[y == i], moments(reference.of_class(i)))
+        name: frechet_distance_of_features(x[y == i], moments(reference.of_class(i).to(device)))
         for i, name in enumerate(names)
         if (y == i).sum() >= network.dim
     }

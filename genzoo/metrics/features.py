@@ -40,6 +40,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genzoo.prob.precision import full_float32
 from genzoo.runs import write_atomically
 
 EMBEDDED = Path(__file__).parent / "networks"
@@ -73,6 +74,7 @@ class FeatureNetwork(ABC):
         resize: how an image reaches the size that the network sees.
         classes: the data set of genzoo whose classes its logits are, where they are.
         network: the module, where there is one.
+        cpu_batch: images at once on a CPU.
     """
 
     name: str
@@ -81,6 +83,7 @@ class FeatureNetwork(ABC):
     resize: str | None
     classes: str | None = None
     network: Any = None
+    cpu_batch: int = 2**20
 
     @abstractmethod
     def forward(self, images: Tensor) -> Features:
@@ -88,9 +91,9 @@ class FeatureNetwork(ABC):
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Features:
-        """Turn bytes, or points, into features in float32, whatever autocast says."""
-        device = next(self.network.parameters()).device if self.network is not None else images.device
-        with torch.autocast(device.type, enabled=False):
+        """Turn bytes, or points, into features in float32, whatever autocast and TF32 are set to."""
+        device = images.device if self.network is None else self.device
+        with torch.autocast(device.type, enabled=False), full_float32():
             return self.forward(images.to(device))
 
     def to(self, device: torch.device) -> FeatureNetwork:
@@ -98,6 +101,15 @@ class FeatureNetwork(ABC):
         if self.network is not None:
             self.network.to(device)
         return self
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights; the CPU for a network without weights."""
+        return torch.device("cpu") if self.network is None else next(self.network.parameters()).device
+
+    def at_once(self, batch_size: int) -> int:
+        """Images in one batch: a CPU takes no more than ``cpu_batch``, whose activations stay in its cache."""
+        return min(batch_size, self.cpu_batch) if self.device.type == "cpu" else batch_size
 
     @property
     def card(self) -> dict[str, Any]:
@@ -111,7 +123,7 @@ class FeatureNetwork(ABC):
 
     def extract(self, images: Tensor, batch_size: int = 250) -> Features:
         """Run over many images; features and logits come back to the CPU."""
-        parts = [self(part) for part in images.split(batch_size)]
+        parts = [self(part) for part in images.split(self.at_once(batch_size))]
         logits = [part.logits.cpu() for part in parts if part.logits is not None]
         return Features(torch.cat([part.features.cpu() for part in parts]), torch.cat(logits) if logits else None)
 
@@ -199,7 +211,7 @@ class Inception(FeatureNetwork):
         FeatureError: where there is no such file, or not the right one.
     """
 
-    name, dim = "inception", 2048
+    name, dim, cpu_batch = "inception", 2048, 50
     resize = "bilinear of TensorFlow 1, without antialiasing, to 299x299"
 
     def __init__(self, weights: str | os.PathLike[str] | None = None):
@@ -220,9 +232,6 @@ class Inception(FeatureNetwork):
 
     def forward(self, images: Tensor) -> Features:
         return Features(*self.network(_colour(images)))
-
-    def extract(self, images: Tensor, batch_size: int = 50) -> Features:
-        return super().extract(images, min(batch_size, 50))
 
 
 class DINOv2(FeatureNetwork):

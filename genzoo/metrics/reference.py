@@ -86,15 +86,16 @@ def reference(
 
     def build() -> dict[str, Tensor]:
         # Whoever computes it does so alone, even where several processes train together.
-        moments, parts = FeatureMoments(network.dim, sync_on_compute=False), []
-        for start in range(0, len(images), batch_size):
-            features = network.extract(images[start : start + batch_size], batch_size).features
+        moments, parts = FeatureMoments(network.dim, sync_on_compute=False).to(network.device), list[Tensor]()
+        for batch in images.split(network.at_once(batch_size)):
+            features = network(batch).features  # stay on the network's device for the moments
             moments.update(features)
-            parts.append(features)
+            parts.append(features.cpu())
             if progress:
-                progress(start + len(features))
+                progress(sum(map(len, parts)))
         found = moments.compute()
-        return {"features": torch.cat(parts), "mean": found.mean, "cov": found.cov, "factor": found.factor}
+        tensors = {"mean": found.mean, "cov": found.cov, "factor": found.factor}
+        return {"features": torch.cat(parts), **{name: value.cpu() for name, value in tensors.items()}}
 
     key = {"version": VERSION, "images": sha256, "n": len(images), **network.card, "dtype": "float32"}
     tensors = cached(cache, key, build)

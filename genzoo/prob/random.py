@@ -15,6 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from genzoo.prob.precision import cumulative_sum
+
 
 def seed_of(*name: int | str) -> int:
     """Hash a name such as ``("noise", seed, step, rank)`` into a seed of 63 bits."""
@@ -136,6 +138,6 @@ def choose(
 
 def categorical(probs: Tensor, n: int, *, rng: torch.Generator | None = None) -> Tensor:
     """Draw ``n`` class indices with the given probabilities, by inversion of their cumulative sum: int64, (n,)."""
-    cdf = probs.double().cumsum(0)
+    cdf = cumulative_sum(probs.double(), 0)
     u = rand((n,), rng=rng, device=probs.device).double() * cdf[-1]
     return torch.searchsorted(cdf, u, right=True).clamp_(max=len(probs) - 1)

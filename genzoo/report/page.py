@@ -161,7 +161,7 @@ def origin(record: Record) -> dict[str, Any]:
         "command": str(status.get("command", "")),
         "git": str(status.get("git_commit") or ""),
         "started": str(status.get("started") or ""),
-        "machine": ", ".join(str(machine[name]) for name in ("cpu", "system") if machine.get(name)),
+        "machine": ", ".join(filter(None, [texts.hardware(status), str(machine.get("system") or "")])),
     }
 
 

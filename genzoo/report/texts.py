@@ -101,14 +101,19 @@ def fairness(table: Table) -> list[str]:
     else:
         counts = sorted({len(row.seeds) for row in table.rows})
         said.append(f"Unlike seeds: {counts[0]} to {counts[-1]} a row, or not the same ones.")
-    machines = {
-        f"{machine.get('cpu')}, {record.status.get('threads')} threads"
-        for row in table.rows
-        for record, _ in row.runs
-        if isinstance(machine := record.status.get("machine"), Mapping)
-    }
+    machines = {hardware(record.status, threads=True) for row in table.rows for record, _ in row.runs} - {""}
     word = {0: "Machine: not recorded", 1: "Machine: "}.get(len(machines), "Unlike machines: ")
     return [*said, f"{word}{'; '.join(sorted(machines))}."]
+
+
+def hardware(status: Mapping[str, Any], threads: bool = False) -> str:
+    """Name what a run was trained on: its GPU, or its processor, with the threads used; empty where it is not recorded."""
+    gpu, machine = status.get("gpu"), status.get("machine")
+    if isinstance(gpu, Mapping) and gpu.get("name"):
+        return str(gpu["name"])
+    if not isinstance(machine, Mapping) or not machine.get("cpu"):
+        return ""
+    return f"{machine['cpu']}, {status.get('threads')} threads" if threads else str(machine["cpu"])
 
 
 # Files
