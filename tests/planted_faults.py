@@ -884,6 +884,37 @@ FAULTS = [
         "torch.var_mean(x_BCHW, dim=(0, 2, 3), correction=0)",
         "tests/test_ranks.py",
     ),
+    # Devices
+    Fault(
+        "features of samples are computed in TF32 on a GPU",
+        "metrics/features.py",
+        "with torch.autocast(device.type, enabled=False), full_float32():",
+        "with torch.autocast(device.type, enabled=False):",
+        "tests/prob/test_precision.py",
+    ),
+    Fault(
+        "samples that are scored are drawn in TF32 on a GPU",
+        "commands/score.py",
+        """    with full_float32():
+        return _score""",
+        """    if full_float32:
+        return _score""",
+        "tests/prob/test_precision.py",
+    ),
+    Fault(
+        "bfloat16 is chosen on GPUs that emulate it",
+        "commands/config.py",
+        "torch.cuda.is_bf16_supported(including_emulation=False)",
+        "torch.cuda.is_bf16_supported()",
+        "tests/commands/test_devices.py",
+    ),
+    Fault(
+        "a network that is called by its methods is compiled as a whole, which compiles nothing",
+        "training/module.py",
+        "if isinstance(part, GenerativeModel) or type(part).forward is nn.Module.forward:",
+        "if isinstance(part, (GenerativeModel, nn.ModuleList)):",
+        "tests/training/test_accelerators.py",
+    ),
 ]
 
 
