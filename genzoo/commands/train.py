@@ -119,7 +119,7 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
     from genzoo.commands.score import Subject, check_settings, pick_network
     from genzoo.data.loader import Batches
     from genzoo.model import GenerativeModel
-    from genzoo.prob.random import seed_of
+    from genzoo.prob.random import reseed, seed_of
     from genzoo.training.budget import Budget
 
     make = functools.partial(build, trusted=old is None, trust=trust)
@@ -132,6 +132,7 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
     settings["precision"] = pick_precision(settings["precision"], device)
 
     torch.manual_seed(seed_of("weights", seed))
+    reseed(torch.default_generator, "weights", seed)  # of whose seed a CPU takes but 32 bits
     model = make(config["model"], "model")
     if not isinstance(model, GenerativeModel):
         raise UsageError(f"model._target_={config['model'].get('_target_')}: is no generative model")
