@@ -345,8 +345,8 @@ FAULTS = [
     Fault(
         "optimal transport minimises distances and not their squares",
         "families/flow_matching.py",
-        "eps.flatten(1).float()).square()",
-        "eps.flatten(1).float())",
+        "eps.flatten(1).float()).square().cpu()",
+        "eps.flatten(1).float()).cpu()",
         "tests/families/test_flow_matching.py",
     ),
     Fault(
@@ -705,8 +705,8 @@ FAULTS = [
     Fault(
         "the step is left out of the noise's key",
         "training/module.py",
-        'seed_of("noise", self.seed, self.steps, ranks.rank())',
-        'seed_of("noise", self.seed, 0, ranks.rank())',
+        'batch_generator("noise", self.seed, self.steps, device=device)',
+        'batch_generator("noise", self.seed, 0, device=device)',
         "tests/training/test_module.py",
     ),
     Fault(

@@ -121,7 +121,7 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
     from genzoo.data.loader import Batches
     from genzoo.model import GenerativeModel
     from genzoo.prob.precision import deterministic
-    from genzoo.prob.random import seed_of
+    from genzoo.prob.random import reseed, seed_of
     from genzoo.training.budget import Budget
 
     make = functools.partial(build, trusted=old is None, trust=trust)
@@ -135,6 +135,7 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
     deterministic(settings.get("deterministic", False))
 
     torch.manual_seed(seed_of("weights", seed))
+    reseed(torch.default_generator, "weights", seed)  # of whose seed a CPU takes but 32 bits
     model = make(config["model"], "model")
     if not isinstance(model, GenerativeModel):
         raise UsageError(f"model._target_={config['model'].get('_target_')}: is no generative model")

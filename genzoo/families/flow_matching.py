@@ -16,7 +16,9 @@ Sampling integrates ``dx/dt = v_theta`` from t = 1 to t = 0; latents and densiti
 **Pairing.** Noise and data may be drawn independently, or paired so that paths cross less and the field is straighter: within
 each batch by the assignment of least squared distance (optimal transport), or by a trained model's own ODE (**reflow**),
 whose pairs ``(eps, x = ODE(eps))`` already lie on one trajectory. With either, eps depends on x: there is no score any more
-and no stochastic sampler, while ODE samplers stay right.
+and no stochastic sampler, while ODE samplers stay right. Samples of class y begin at p(eps) = N(0, I), so that the pairing
+must leave p(eps | y) = N(0, I): a conditional model pairs within each class. Were classes mixed, the noise near a class's data
+would be its own, and the noise of a class no normal law.
 
 References:
     Lipman et al., "Flow Matching for Generative Modeling", 2023, https://arxiv.org/abs/2210.02747 (eq. 9, 20-23).
@@ -31,11 +33,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from genzoo.model import Denoiser, Loss, Samples, consult
+from genzoo.prob import ranks
 from genzoo.prob.noise_levels import NoiseLevels, UniformTime
 from genzoo.prob.paths import GaussianPath, Prediction
 from genzoo.prob.random import SampleStreams, rand, randint, randn
@@ -44,14 +48,30 @@ from genzoo.probability_flow import ProbabilityFlow
 from genzoo.samplers import AdaptiveODE, Heun, Sampler
 
 
-def transport(x: Tensor, eps: Tensor) -> Tensor:
-    """Reorder noise so that the sum of squared distances to the data is least, (B, *shape), (B, *shape) -> (B, *shape).
+def transport(x: Tensor, eps: Tensor, y: Tensor | None = None) -> Tensor:
+    """Reorder noise so that the sum of squared distances to the data is least: (B, *shape), (B, *shape) -> (B, *shape).
 
-    The data keep their order, and with it their classes.
+    The data keep their order, and with it their classes. With classes ``y``, (B,), noise changes places within a class alone:
+    which noise a class has then depends on the classes and not on the data, so that it is N(0, I) in each of them.
     """
-    cost = torch.cdist(x.flatten(1).float(), eps.flatten(1).float()).square()
-    _, order = linear_sum_assignment(cost.cpu().numpy())
+    cost = torch.cdist(x.flatten(1).float(), eps.flatten(1).float()).square().cpu().numpy()
+    if y is None:
+        order = linear_sum_assignment(cost)[1]
+    else:
+        label = y.cpu().numpy()
+        by_class = np.argsort(label, kind="stable")
+        order = np.empty_like(by_class)
+        for rows in np.split(by_class, np.flatnonzero(np.diff(label[by_class])) + 1):
+            order[rows] = rows[linear_sum_assignment(cost[np.ix_(rows, rows)])[1]]
     return eps[torch.from_numpy(order).to(eps.device)]
+
+
+def shared_transport(x: Tensor, eps: Tensor, y: Tensor | None = None) -> Tensor:
+    """Pair as ``transport`` within the batch that all ranks share, and return the noise of this rank's examples."""
+    if ranks.world() == 1:
+        return transport(x, eps, y)
+    whole = (None if part is None else ranks.gather(part.detach()).flatten(0, 1) for part in (x, eps, y))
+    return transport(*whole).chunk(ranks.world())[ranks.rank()]
 
 
 class FlowMatching(ProbabilityFlow):
@@ -61,7 +81,8 @@ class FlowMatching(ProbabilityFlow):
         network: builds the network, called as ``network(in_shape, out_shape, num_classes)``, for ``(x_t, t, y)``.
         shape, levels, num_classes: of the data, as in ``GenerativeModel``.
         schedule: of the path; the straight one by default.
-        pairing: "independent", or "optimal_transport" within each batch, of which every rank pairs its own share.
+        pairing: "independent", or "optimal_transport" within each batch, and within each class of a conditional model. Where
+            ranks share a batch, all of it is paired.
         teacher: a trained model whose pairs are learned instead of the data's (reflow), or None.
         pool: how many pairs the teacher makes, once, before the first step; the data are not used then.
         noise_levels: law of the training times; uniform by default.
@@ -129,7 +150,7 @@ class FlowMatching(ProbabilityFlow):
         else:
             eps = randn(x.shape, rng=rng, device=x.device, dtype=x.dtype)
             if self.pairing == "optimal_transport":
-                eps = transport(x, eps)
+                eps = shared_transport(x, eps, y)
         if y is not None:
             dropped = rand(y.shape, rng=rng, device=x.device) < self.label_dropout
             y = torch.where(dropped, self.num_classes, y)

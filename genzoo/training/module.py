@@ -5,8 +5,9 @@ the count of images seen, and the check that everything is finite. Optimisation 
 several steps at once where steps are short, since its own loop would cost more than a small model's step. The module
 therefore keeps its own step counter; Lightning's ``global_step`` is never read.
 
-Every step is a function of the weights and of its number alone: its batch is ``batches(step)``, its noise
-f(seed, step, rank). A run that goes on from a checkpoint therefore ends in the same bits as one that was never interrupted.
+Every step is a function of the weights and of its number alone: its batch is ``batches(step)``, the noise of example ``j``
+of the batch f(seed, step, j). A run that goes on from a checkpoint therefore ends in the same bits as one that was never
+interrupted.
 
 Stages follow each other with optimisers, schedules and averages of their own. A finished stage gets the average of its
 weights, which is what will be used and so what the next one must build on. A plan gives each stage its share of the images,
@@ -46,7 +47,7 @@ from genzoo.data.loader import Batches
 from genzoo.model import Adversarial, GenerativeModel, Loss, Stage, Staged
 from genzoo.prob import ranks
 from genzoo.prob.measure import dequantize
-from genzoo.prob.random import seed_of
+from genzoo.prob.random import batch_generator, reseed, seed_of
 from genzoo.training.budget import Budget, LearningRate
 from genzoo.training.ema import EMA
 from genzoo.training.flops import count
@@ -299,11 +300,11 @@ class GenerativeModule(pl.LightningModule):
     def _backward(self, module: GenerativeModel, turn: str | None) -> Loss:
         """Compute the loss of the present step and its gradients."""
         # Dropout draws from the global generator. torch.manual_seed would ask for every kind of device at each step.
-        layers, device = seed_of("layers", self.seed, self.steps, ranks.rank()), self.batches.device
-        torch.default_generator.manual_seed(layers)
+        device = self.batches.device
+        reseed(torch.default_generator, "layers", self.seed, self.steps)
         if device.type == "cuda":
-            torch.cuda.manual_seed(layers)
-        rng = torch.Generator(device).manual_seed(seed_of("noise", self.seed, self.steps, ranks.rank()))
+            torch.cuda.manual_seed(seed_of("layers", self.seed, self.steps))
+        rng = batch_generator("noise", self.seed, self.steps, device=device)
         x, y = self.batches(self.steps)
         x = (x if self.model.levels is None else dequantize(x, self.model.levels, rng)).to(self.model.dtype)
         if self.channels_last and x.ndim == 4:
