@@ -1,7 +1,8 @@
 """A run is a directory that anybody can read: nothing here imports torch, so that a report opens hundreds at once.
 
 It may also be anybody's: what is read here is a regular file of a sane size that holds plain values, or it is refused in
-one line. Links are not followed, for they lead to files of the reader's that the run's author wants shown or changed.
+one line. Links are not followed, for they lead to files of the reader's that the run's author wants shown or changed: files
+are opened with ``O_NOFOLLOW`` or replaced by a rename, and before anything is written into a run its whole tree is checked.
 
 <root>/<model>-<data>/<UTC time with microseconds>-<random>/
   config.yaml      resolved, plain             status.json   running, done or failed and why; versions, machine, command
@@ -33,7 +34,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -51,6 +52,13 @@ SCHEMA = 1  # of runs and checkpoints, raised when older ones are no longer alik
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 FOLDERS = ("checkpoints", "samples", "results")  # of a run
+FILES = ("config.yaml", "status.json", "metrics.jsonl", "samples.png", "result.json", ".lock")  # of a run
+LOGS = ("csv", "tensorboard", "wandb", ".wandb")  # folders in which loggers of other packages write
+WANDB_LINKS = (
+    "latest-run",
+    "debug.log",
+    "debug-internal.log",
+)  # in wandb/: removed and made anew by wandb, never followed
 
 # What a file may hold, far above what genzoo writes.
 YAML_BYTES, JSON_BYTES, PICTURE_BYTES = 2**20, 2**22, 2**24
@@ -94,26 +102,38 @@ def storing(path: Path, size: int | None = None) -> Iterator[None]:
         raise ResourceError(f"{path}: {error.strerror}: {needed}{free:,} free; make room and go on") from error
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Replace a file in one step: readers see the old one or the new one, whole, also after a crash.
+
+    A link at ``path`` is replaced itself; the file that it leads to is untouched.
+
+    Args:
+        path: of the file.
+        data: its new contents.
+        durable: whether to wait until the file and its name are on the disk.
 
     Raises:
         ResourceError: where the disk is full; the old file is untouched.
+        RunError: where a directory has its name.
     """
     with storing(path, len(data)):
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
+            if isinstance(error, IsADirectoryError):
+                raise RunError(f"{path}: is a directory, where a file belongs") from error
             raise
-    sync(path.parent)
+    if durable:
+        sync(path.parent)
 
 
 def sync(folder: Path) -> None:
@@ -125,14 +145,76 @@ def sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _open(path: Path) -> BinaryIO:
-    """Open a regular file for reading; a link, a pipe or a device is refused before it is touched."""
+def _open(path: Path, *, append: bool = False) -> BinaryIO:
+    """Open a regular file for reading, or for reading and appending; a link, a pipe or a device is not even touched.
+
+    A file that is appended to may have no other name: what a hard link from elsewhere leads to is not the run's own.
+
+    Raises:
+        RunError: naming the file.
+    """
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT if append else os.O_RDONLY
+    # Opened without waiting for the other end of a pipe, and without following a link that has just been put there.
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
+        flags |= getattr(os, name, 0)
+    verb = "appended to" if append else "read"
     try:
-        if not stat.S_ISREG(path.lstat().st_mode):
-            raise RunError(f"{path}: is no regular file; links, pipes and devices are not read")
-        return open(path, "rb")
+        if os.path.lexists(path) or not append:
+            _check_regular(path, path.lstat(), verb)
+        descriptor = os.open(path, flags, 0o644)
+        try:
+            found = os.fstat(descriptor)
+            _check_regular(path, found, verb)
+            if append and found.st_nlink > 1:
+                raise RunError(f"{path}: {_HARD}")
+            return os.fdopen(descriptor, "ab+" if append else "rb", buffering=0 if append else -1)
+        except BaseException:
+            os.close(descriptor)
+            raise
     except OSError as error:
-        raise RunError(f"{path}: cannot be read: {error.strerror}") from error
+        if error.errno in _FULL:
+            raise
+        raise RunError(f"{path}: cannot be {verb}: {error.strerror}") from error
+
+
+_HARD = "has another name elsewhere (a hard link), which would be changed too; copy the run by cp -r"
+
+
+def _check_regular(path: Path, found: os.stat_result, verb: str) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise RunError(f"{path}: is no regular file; links, pipes and devices are not {verb}")
+
+
+def check_tree(folder: Path, *, links: Container[str] = (), shared: Container[str] = ()) -> None:
+    """Refuse a folder in which, at any depth, is anything but folders and files that are its own.
+
+    Args:
+        folder: a directory, or where none is yet.
+        links: relative paths that may be symbolic links.
+        shared: names at the top below which files may have other names elsewhere, since they are replaced and not changed.
+
+    Raises:
+        RunError: naming a symbolic link, a pipe, a device, a socket, or a file that is a hard link.
+    """
+    left = [folder] if os.path.lexists(folder) else []
+    try:
+        while left:
+            here = left.pop()
+            with os.scandir(here) as entries:
+                for entry in entries:
+                    path = here / entry.name
+                    name = path.relative_to(folder)
+                    if entry.is_symlink():
+                        if name.as_posix() not in links:
+                            raise RunError(f"{path}: is a link, of which a run has none")
+                    elif entry.is_dir(follow_symlinks=False):
+                        left.append(path)
+                    elif not entry.is_file(follow_symlinks=False):
+                        raise RunError(f"{path}: is neither a file nor a folder; a run has no pipes and no devices")
+                    elif name.parts[0] not in shared and entry.stat(follow_symlinks=False).st_nlink > 1:
+                        raise RunError(f"{path}: {_HARD}")
+    except OSError as error:
+        raise RunError(f"{error.filename or folder}: cannot be read: {error.strerror}") from error
 
 
 def read_file(path: Path, limit: int) -> bytes:
@@ -383,17 +465,30 @@ class Run:
                 path.mkdir()
                 return path
 
+    def check_writable(self) -> None:
+        """Refuse to write into a run that could lead the writing elsewhere, or that holds a file in a folder's place.
+
+        Raises:
+            RunError: naming a link, a pipe, a device or a hard link anywhere in the run, or what is of the wrong kind.
+        """
+        check_tree(self.path, links={f"wandb/{name}" for name in WANDB_LINKS}, shared=FOLDERS)
+        for names, is_right, kind in ((FOLDERS + LOGS, os.path.isdir, "folder"), (FILES, os.path.isfile, "file")):
+            for path in (self.path / name for name in names):
+                if os.path.lexists(path) and not is_right(path):
+                    raise RunError(f"{path}: is no {kind}")
+
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
         """Keep everybody else from training into this run, until this process ends or is done with it.
 
         Raises:
-            RunError: where another process trains.
+            RunError: where another process trains, or the run holds what would lead the writing elsewhere.
         """
+        self.check_writable()
         if fcntl is None:
             yield
             return
-        with open(self.path / ".lock", "a+") as file:
+        with _open(self.path / ".lock", append=True) as file:
             try:
                 # A lock of the process, which its children do not inherit, as they would one of ``flock``.
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -401,10 +496,10 @@ class Run:
                 if error.errno not in (errno.EACCES, errno.EAGAIN):
                     raise
                 file.seek(0)
-                raise RunError(f"run={self.path}: is being trained by {file.read().strip() or 'a process'}") from error
+                holder = file.read(1000).decode(errors="replace").strip() or "a process"
+                raise RunError(f"run={self.path}: is being trained by {holder}") from error
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
             yield
 
     def complete(self) -> None:
@@ -448,10 +543,8 @@ class Run:
     def log(self, **event: Any) -> None:
         """Append one event to ``metrics.jsonl``."""
         line, path = to_json(event, indent=None), self.path / "metrics.jsonl"
-        if os.path.lexists(path):
-            _open(path).close()  # which refuses a link or a pipe
-        with storing(path, len(line)), open(path, "ab", buffering=0) as file:
-            before = file.tell()
+        with storing(path, len(line)), _open(path, append=True) as file:
+            before = file.seek(0, os.SEEK_END)
             try:
                 if file.write(line) < len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -461,9 +554,9 @@ class Run:
 
     def logged(self) -> int:
         """Return how many bytes of events there are, and make them outlast a loss of power."""
-        with open(self.path / "metrics.jsonl", "ab") as file:
+        with _open(self.path / "metrics.jsonl", append=True) as file:
             os.fsync(file.fileno())
-            return file.tell()
+            return file.seek(0, os.SEEK_END)
 
     def forget_events(self, size: int) -> None:
         """Go back to the first ``size`` bytes of events, or the whole lines of them that there are."""

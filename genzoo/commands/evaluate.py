@@ -32,6 +32,7 @@ def evaluate_run(config: dict[str, Any]) -> None:
     from genzoo.runs import Run
 
     run = Run(config["run"])
+    run.check_writable()  # scores are written into it
     own = run.config
     if not isinstance(own.get("data"), dict):
         raise UsageError(f"{run.path / 'config.yaml'}: names no data")

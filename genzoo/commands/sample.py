@@ -71,7 +71,9 @@ def _sample(config: dict[str, Any]) -> None:
     else:
         out.mkdir(exist_ok=True)
         for i, image in enumerate(images):
-            save_png(out / f"{i:06d}.png", image)
+            file = io.BytesIO()
+            save_png(file, image)
+            write_atomically(out / f"{i:06d}.png", file.getvalue(), durable=False)
     if out.suffix:
         write_atomically(out, file.getvalue())
     print(f"{config['n']} samples, {nfe} evaluations each: {out}")

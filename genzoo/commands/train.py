@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import io
 import logging
 import os
 import sys
@@ -53,6 +54,7 @@ def train(config: dict[str, Any], choices: dict[str, str]) -> Path | None:
         if old.status.get("state") == "done":
             print(f"done before: {old.path}", flush=True)
             return old.path
+        old.check_writable()  # sooner than data are read
         # What came with a run is trusted with less than what is typed, even if it should be the same.
         trust = [*config.get("trust", []), *(targets(config) if config["resume"] == "auto" else ())]
         its = its_config(old)
@@ -464,15 +466,17 @@ def draw_grid(model: Any, data: Any, path: Path, n: int = 64) -> None:
 
     from genzoo.data.pictures import as_bytes, grid, save_png, save_scatter
     from genzoo.prob.random import SampleStreams
+    from genzoo.runs import write_atomically
 
-    was_training = model.training
+    was_training, file = model.training, io.BytesIO()
     model.eval()
     if data.levels is None:
         n = 2000
         rng = SampleStreams(0, range(n), device=model.device)
-        save_scatter(path, model.sample(n, rng=rng).x, data.test.x[:n])
+        save_scatter(file, model.sample(n, rng=rng).x, data.test.x[:n])
     else:
         rng = SampleStreams(0, range(n), device=model.device)
         y = torch.arange(n, device=model.device) % model.num_classes if model.num_classes else None
-        save_png(path, grid(as_bytes(model.sample(n, y, rng=rng).x.float(), data.levels), columns=8))
+        save_png(file, grid(as_bytes(model.sample(n, y, rng=rng).x.float(), data.levels), columns=8))
+    write_atomically(path, file.getvalue())
     model.train(was_training)

@@ -359,7 +359,9 @@ def _write(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            part.write_bytes(content)
+            part.unlink(missing_ok=True)
+            with open(part, "xb") as file:  # which follows no link
+                file.write(content)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)

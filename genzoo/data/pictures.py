@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genzoo.data.arrays import read_npz
 from genzoo.data.dataset import DataError
 from genzoo.data.decoding import decoded, picture_names
 from genzoo.prob.measure import to_bytes
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-DENSE = 100  # times that an array of samples may be larger than its file
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # the decoders of Pillow that a file may reach, whatever its name
 
 
@@ -101,13 +100,17 @@ def read_samples(path: Path, shape: Sequence[int], levels: int | None) -> Tensor
             return torch.stack([_read_picture(path / name, shape) for name in names])
     if not path.is_file():
         raise DataError(f"samples={path}: no such folder or file")
-    array = _read_array(path)
+    array = read_npz(path, ("samples", "arr_0", "images"))
+    if array.ndim and not len(array):
+        raise DataError(f"samples={path}: holds no samples, an array of shape {array.shape}")
     if levels is None:
         if array.ndim != 2 or array.shape[1:] != tuple(shape) or array.dtype.kind != "f":
             raise DataError(f"samples={path}: holds {array.dtype} {array.shape}, not floats (N, {shape[0]})")
-        if not np.isfinite(array).all():
-            raise DataError(f"samples={path}: holds NaN or infinity")
-        return torch.from_numpy(array.astype(np.float32))
+        with np.errstate(over="ignore"):
+            points = array.astype(np.float32)
+        if not np.isfinite(points).all():
+            raise DataError(f"samples={path}: holds NaN, infinity, or numbers beyond float32")
+        return torch.from_numpy(points)
     C, H, W = shape
     if array.ndim == 3:
         array = array[..., None]
@@ -115,26 +118,6 @@ def read_samples(path: Path, shape: Sequence[int], levels: int | None) -> Tensor
     if not fits:
         raise DataError(f"samples={path}: holds {array.dtype} {array.shape}, not uint8 (N, {H}, {W}, {C})")
     return torch.from_numpy(array).permute(0, 3, 1, 2).expand(-1, C, -1, -1).contiguous()
-
-
-def _read_array(path: Path) -> np.ndarray:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            names = [name for name in ("samples", "arr_0", "images") if name in arrays.files] or list(arrays.files)
-            if not names:
-                raise DataError(f"samples={path}: holds no array")
-            packed = next(
-                member for member in arrays.zip.infolist() if member.filename in (names[0], f"{names[0]}.npy")
-            )
-            if packed.file_size > max(DENSE * packed.compress_size, 2**27):
-                raise DataError(
-                    f"samples={path}: unpacks to {packed.file_size} bytes, over {DENSE} times its size: write it by np.savez"
-                )
-            return arrays[names[0]]
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"samples={path}: no .npz file of plain arrays: {error}") from error
 
 
 def _read_picture(path: Path, shape: Sequence[int]) -> Tensor:

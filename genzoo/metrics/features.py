@@ -49,6 +49,7 @@ INCEPTION_URL = (
 )
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 TIMEOUT = 10  # seconds that a server may stay silent
+WEIGHT_BYTES = 2**32  # of a file of weights, far above that of any network here
 
 
 class FeatureError(ValueError):
@@ -335,6 +336,10 @@ def _first_line(error: Exception) -> str:
 
 def _read(path: Path, key: str) -> bytes:
     try:
+        if path.exists() and not path.is_file():
+            raise FeatureError(f"{key}={path}: is no regular file")
+        if path.stat().st_size > WEIGHT_BYTES:
+            raise FeatureError(f"{key}={path}: has more than {WEIGHT_BYTES:,} bytes")
         return path.read_bytes()
     except OSError as error:
         raise FeatureError(f"{key}={path}: {error.strerror}") from error

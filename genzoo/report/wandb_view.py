@@ -9,7 +9,7 @@ from typing import Any
 
 from genzoo.redact import redact
 from genzoo.report import leaderboard, records, texts
-from genzoo.runs import RunError, write_atomically
+from genzoo.runs import WANDB_LINKS, RunError, check_tree, write_atomically
 
 # What a dashboard shows of every run, whatever its family.
 QUALITY = ("test/fid", "test/fd_fashion_mnist", "test/fd_digits", "test/fd_identity")
@@ -36,6 +36,7 @@ def log(folders: Sequence[str], out: Path, project: str, group: str | None, *, o
     """
     import wandb
 
+    check_tree(out / "wandb", links=WANDB_LINKS)  # where wandb would write through a link
     found, _ = records.read(records.find(folders))
     tables = leaderboard.tables(leaderboard.rows(found))
     try:

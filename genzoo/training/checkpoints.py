@@ -84,7 +84,7 @@ def save(folder: Path, step: int, model: nn.Module, ema: nn.Module, state: dict[
         _write(temporary / "manifest.json", json.dumps(manifest, indent=2).encode())
         os.chmod(temporary, 0o755)  # noqa: S103  mkdtemp lets nobody else in
         sync(temporary)
-        if target.exists():
+        if os.path.lexists(target):
             remove(target)
         os.replace(temporary, target)
     except BaseException:
@@ -98,6 +98,9 @@ def save(folder: Path, step: int, model: nn.Module, ema: nn.Module, state: dict[
 
 def remove(checkpoint: Path) -> None:
     """Delete a checkpoint, which has another name before its first file is gone."""
+    if checkpoint.is_symlink() or not checkpoint.is_dir():  # a file or a link in the place of one
+        checkpoint.unlink()
+        return
     aside = Path(tempfile.mkdtemp(dir=checkpoint.parent, prefix=_ASIDE))
     os.replace(checkpoint, aside)
     shutil.rmtree(aside)
@@ -106,7 +109,7 @@ def remove(checkpoint: Path) -> None:
 def clean(folder: Path) -> None:
     """Remove what a process that was killed has left half written or half deleted; nobody may be saving."""
     for left in folder.glob(f"{_ASIDE}*"):
-        shutil.rmtree(left)
+        remove(left)
 
 
 def find(folder: Path) -> list[Path]:
@@ -141,6 +144,8 @@ def read(checkpoint: Path, name: str, limit: int = 2**40) -> bytes:
     path, listing = checkpoint / name, checkpoint / "manifest.json"
     if checkpoint.is_symlink():
         raise RunError(f"{checkpoint}: is a link, of which a run has none")
+    if not checkpoint.is_dir():
+        raise RunError(f"{checkpoint}: is no folder, which a checkpoint is")
     try:
         manifest = read_json(listing)
         schema, size, sha256 = manifest["schema"], manifest["files"][name]["bytes"], manifest["files"][name]["sha256"]

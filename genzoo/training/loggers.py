@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlparse
 
 from genzoo.redact import redact
-from genzoo.runs import Run
+from genzoo.runs import WANDB_LINKS, Run
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
@@ -51,7 +51,8 @@ class CSV(Records):
     def open(self, run: Run, config: dict[str, Any]) -> Logger:
         from pytorch_lightning.loggers import CSVLogger
 
-        shutil.rmtree(run.path / "csv", ignore_errors=True)  # as the logger would do: of a run that is gone on with
+        if (run.path / "csv").exists():  # as the logger would do: of a run that is gone on with
+            shutil.rmtree(run.path / "csv")
         logger = CSVLogger(save_dir=str(run.path), name="", version="csv")
         for event in run.events():
             if event["event"] in ("train", "interim"):
@@ -128,6 +129,9 @@ class WandB(Records):
     def _open(self, run: Run, config: dict[str, Any], offline: bool, name: str) -> Logger:
         from genzoo.training.steadfast import Steadfast
 
+        for link in WANDB_LINKS:  # which lead where an earlier process, or a stranger, has put them
+            if (run.path / "wandb" / link).is_symlink():
+                (run.path / "wandb" / link).unlink()
         config, status = redact(config), run.status
         budget = {name: value for name, value in config["budget"].items() if value is not None and name != "samples"}
         logger = Steadfast(
