@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from genzoo.commands.config import UsageError, build, check_section, pick_device
+from genzoo.commands.notes import note
 from genzoo.commands.score import Subject, check_settings, compare, pick_network, score
 from genzoo.commands.train import resources
 
@@ -28,7 +29,9 @@ def evaluate(config: dict[str, Any]) -> None:
 def evaluate_run(config: dict[str, Any]) -> None:
     """Score a run on its own data."""
     from genzoo.commands.load import load
+    from genzoo.commands.train import sha256_of
     from genzoo.data import DataSet
+    from genzoo.metrics.enough import check_references
     from genzoo.runs import Run
 
     run = Run(config["run"])
@@ -54,6 +57,13 @@ def evaluate_run(config: dict[str, Any]) -> None:
         raise UsageError(
             f"{run.path / 'config.yaml'}: data.source._target_={section['source']['_target_']}: makes no data"
         )
+    for line in data.notes:
+        note(line)
+    if run.status.get("data_sha256") not in (None, sha256_of(data)):
+        note(
+            f"warning: run={run.path}: its data or their split have changed since it was trained: test may have been train"
+        )
+    check_references({name: len(split.x) for name, split in data.splits.items()}, network, settings["force"])
     result = score(
         model,
         Subject(data, section["name"], bool(section.get("flip"))),
@@ -72,23 +82,37 @@ def evaluate_samples(config: dict[str, Any]) -> None:
     """Score a folder of pictures or an array that any program has made."""
     import torch
 
-    from genzoo.data.pictures import read_samples
+    from genzoo.data.pictures import check_range, read_samples
+    from genzoo.metrics.enough import check_references
+    from genzoo.metrics.evaluator import stored
     from genzoo.metrics.reference import sha256_of
     from genzoo.runs import now, to_json, write_atomically
 
     section = config["data"]
+    source = section["source"]
+    if "test_fraction" in source and source["test_fraction"] is None:  # all of a folder, where nobody says otherwise
+        source = {**source, "test_fraction": 0}
     path = Path(config["samples"])
     out = Path(config["out"] or f"{path.with_suffix('') if path.is_file() else path}.scores.json")
     if not out.parent.is_dir():
         raise UsageError(f"out={out}: there is no directory {out.parent}")
-    data = build(section["source"], "data")
-    x = read_samples(path, data.shape, data.levels)
+    data = build(source, "data")
+    for line in data.notes:
+        note(line)
+    x = read_samples(path, data.shape, data.levels, note)
     settings = {**config["metrics"], "n": len(x)}
     network = pick_network(settings, section, needed=True)
-    setting = {"samples": path.name, "samples_sha256": sha256_of(x)}
+    check_references({name: len(split.x) for name, split in data.splits.items()}, network, settings["force"])
+    odd = check_range(x, stored(next(iter(data.splits.values())).x, data.levels), data.levels)
+    if odd and odd.certain and not settings["force"]:
+        raise UsageError(f"samples={path}: {odd.text}; metrics.force=true scores them all the same, with a mark")
+    setting = {"samples": path.name, "samples_sha256": sha256_of(x), **({"range": odd.text} if odd else {})}
     device = torch.device(pick_device(config["device"]))
     subject = Subject(data, section["name"], bool(section["flip"]))
     metrics, warnings = compare(x, None, subject, settings, setting, network and network.to(device), device)
+    if odd:
+        warnings = [f"samples={path}: {odd.text}", *warnings]
+        note(f"warning: {warnings[0]}")
     result = {"scored": now(), "metrics": metrics, "warnings": warnings}
     write_atomically(out, to_json(result))
     show(result)
@@ -132,7 +156,7 @@ def how(card: dict[str, Any]) -> str:
         f"n={protocol['n']}" if "n" in protocol else None,
         f"{protocol['n_fake']} samples" if "n_fake" in protocol else None,
         f"{protocol['n_real']} real" if "n_real" in protocol else None,
-        "forced: too few samples" if "forced" in protocol else None,
+        f"forced: {protocol['forced']}" if "forced" in protocol else None,
         f"k={setting['num_samples']}" if "num_samples" in setting else None,
         f"nfe={protocol.get('nfe') or setting.get('nfe')}" if "nfe" in protocol or "n_fake" in protocol else None,
         protocol.get("device"),

@@ -9,7 +9,16 @@ import os
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from genzoo.commands.config import is_full_name
@@ -27,6 +36,16 @@ def _is_full_name(text: str) -> str:
     return text
 
 
+def _is_class(value: Any) -> Any:
+    if value is None or (isinstance(value, str) and value):
+        return value
+    if not isinstance(value, int):
+        raise PydanticCustomError("class", "must be the name or the number of a class")
+    if not 0 <= value < 2**63:
+        raise PydanticCustomError("class", "the number of a class is at least 0")
+    return value
+
+
 def _names_a_class(node: dict[str, Any]) -> dict[str, Any]:
     if "_target_" not in node:
         raise PydanticCustomError("node", "names no class; give it a _target_")
@@ -42,6 +61,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Place = Annotated[str, Field(min_length=1), AfterValidator(_is_path)]
 Name = Annotated[str, AfterValidator(_is_full_name)]
 Node = Annotated[dict[str, Any], AfterValidator(_names_a_class)]
+ClassOrNumber = Annotated[int | str | None, PlainValidator(_is_class)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -110,15 +130,20 @@ class Data(Section):
     flip: bool
     source: Node
     root: Place | None = None
+    test_root: Place | None = None
     size: Side | None = None
     channels: Literal[1, 3] | None = None
-    test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    test_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None
 
     @model_validator(mode="after")
     def is_of_its_kind(self) -> Data:
         kind = "plane" if self.levels is None else "image"
         if len(self.shape) != (3 if kind == "image" else 1):
             raise ValueError(f"data.shape={self.shape}: images are [channels, height, width], points are [2]")
+        if kind == "image" and self.shape[0] not in (1, 3):
+            raise ValueError(
+                f"data.shape={self.shape}: images have 1 channel (grey) or 3 (colour), as grids and picture files do"
+            )
         if self.kind != kind:
             raise ValueError(
                 f"kind={self.kind}: data={self.name} is of kind {kind}, which follows by itself; leave it out"
@@ -187,7 +212,7 @@ class Sample(Section):
     n: Annotated[int, Field(gt=0, le=2**24)]
     out: Place
     seed: Seed
-    y: NonNegative | None
+    y: ClassOrNumber
     ema: bool
     batch_size: Count
     precision: Literal["32-true", "bf16-mixed"]

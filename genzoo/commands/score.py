@@ -271,20 +271,25 @@ def compare(
         The scores, and warnings.
     """
     from genzoo.metrics import evaluator
+    from genzoo.metrics.enough import too_small
     from genzoo.metrics.features import cache_folder
     from genzoo.metrics.reference import reference
 
     data, cache = subject.data, cache_folder() / "references"
-    splits = {name: evaluator.stored(getattr(data, name).x, data.levels) for name in ("train", "test")}
+    splits = {name: evaluator.stored(split.x, data.levels) for name, split in data.splits.items()}
+    warnings: list[str] = []
     found: dict[str, Any] = {}
     if network is not None:
         say(f"features of {len(x)} samples")
+        small = too_small({name: len(images) for name, images in splits.items()}, network)
+        if small and not settings["force"]:
+            warnings.append(f"{small}: no such distance was computed; metrics.force=true gives it, marked")
         fake = network.extract(x, settings["batch_size"])
         for split, images in splits.items():
             real = reference(
                 f"{subject.name}/{split}",
                 images,
-                getattr(data, split).y,
+                data.splits[split].y,
                 network,
                 cache,
                 settings["batch_size"],
@@ -292,20 +297,22 @@ def compare(
                 data.levels,
             )
             scores = evaluator.against(fake, real, network, settings["force"], device)
-            if split == "train":
+            if split != "test":
                 scores |= evaluator.of_classes(fake, y, real, network, data.classes, device)
             found |= {f"{split}/{name}": measured for name, measured in scores.items()}
     if data.levels is None:
         for split, points in splits.items():
             scores = evaluator.of_points(x, points, f"{subject.name}/{split}")
             found |= {f"{split}/{name}": measured for name, measured in scores.items()}
-    copies, warning = evaluator.of_copies(
-        x, splits["train"], splits["test"], subject.flip, subject.name, cache, device, say
-    )
-    found |= {f"memorisation/{name}": measured for name, measured in copies.items()}
+    if "test" in splits:  # whose images nobody can have copied
+        copies, warning = evaluator.of_copies(
+            x, splits["train"], splits["test"], subject.flip, subject.name, cache, device, say
+        )
+        found |= {f"memorisation/{name}": measured for name, measured in copies.items()}
+        warnings += [warning] if warning else []
     return (
         {name: entry(m.value, m.stderr, m.better, m.protocol, setting, m.detail) for name, m in found.items()},
-        [warning] if warning else [],
+        warnings,
     )
 
 

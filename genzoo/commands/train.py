@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import io
+import json
 import logging
 import os
 import sys
@@ -26,9 +27,11 @@ from genzoo.commands.config import (
     targets,
 )
 from genzoo.commands.devices import gpu_facts
+from genzoo.commands.notes import note
 from genzoo.runs import OF_NO_MATTER, ResourceError, Run, RunError, job_id, now, provenance, storing
 
 T = TypeVar("T")
+CLASS_BYTES = 2**16  # of the names of all classes that a run keeps
 
 
 def train(config: dict[str, Any], choices: dict[str, str]) -> Path | None:
@@ -152,6 +155,9 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
     check_optimizer(optimizer, step=False)
     data = make(config["data"]["source"], "data")
     check_data(config["data"], data, model)
+    if rank_of(devices) == 0:
+        for line in [*data.notes, *no_images(data)]:
+            note(line)
     network = network or pick()  # one that nobody asked for by name may be missing, which is said
     check_optimizer(optimizer)  # torch imports its compiler for the first step, which takes seconds
     subject = Subject(data, config["data"]["name"], config["data"]["flip"])
@@ -242,6 +248,7 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
         "device": device,
         "gpu": gpu_facts(torch.device(device)),
         "data_sha256": sha256_of(subject.data),
+        "classes": class_names(subject.data),
     }
     with run.training(), Signals() as signals:
         if old:
@@ -370,6 +377,26 @@ def sha256_of(data: Any) -> str | None:
     return digest.hexdigest()
 
 
+def no_images(data: Any) -> Iterator[str]:
+    """Name the classes that have test images and no training images, of which nothing is learned and nothing drawn."""
+    import torch
+
+    if not data.classes or data.train.y is None:
+        return
+    learned, tested = (
+        torch.bincount(split.y, minlength=data.num_classes) if split.y is not None else torch.zeros(data.num_classes)
+        for split in (data.train, data.test)
+    )
+    for name, of_train, of_test in zip(data.classes, learned.tolist(), tested.tolist(), strict=True):
+        if not of_train:
+            yield f"class {name} has {int(of_test)} test images and no training image: it is never drawn"
+
+
+def class_names(data: Any) -> list[str]:
+    """Return the names of the classes as a run keeps them; none where they would not fit into its status."""
+    return list(data.classes) if len(json.dumps(data.classes)) <= CLASS_BYTES else []
+
+
 def tell(message: str) -> None:
     """Say something about the run that is no part of its result."""
     print(f"genzoo: {one_line(message)}", file=sys.stderr, flush=True)
@@ -447,6 +474,12 @@ def check_data(config: dict[str, Any], data: Any, model: Any) -> None:
 
     if not isinstance(data, DataSet):
         raise UsageError(f"data.source._target_={config['source'].get('_target_')}: makes no data set")
+    if not (len(data.train.x) and len(data.test.x)):
+        raise UsageError(
+            "data: there are no test images to score on: say data.test_fraction=0.1, data.test_root, or have a folder test"
+            if len(data.train.x)
+            else "data: there are no training images"
+        )
     said, found = tuple(config["shape"]), data.shape
     if said != found:
         raise UsageError(f"data.shape={list(said)}: the data have {list(found)}")
@@ -476,7 +509,10 @@ def draw_grid(model: Any, data: Any, path: Path, n: int = 64) -> None:
         save_scatter(file, model.sample(n, rng=rng).x, data.test.x[:n])
     else:
         rng = SampleStreams(0, range(n), device=model.device)
-        y = torch.arange(n, device=model.device) % model.num_classes if model.num_classes else None
+        y = None
+        if model.num_classes:  # those that it has learned
+            known = model.class_probs.nonzero().flatten()
+            y = known[torch.arange(n, device=model.device) % len(known)]
         save_png(file, grid(as_bytes(model.sample(n, y, rng=rng).x.float(), data.levels), columns=8))
     write_atomically(path, file.getvalue())
     model.train(was_training)

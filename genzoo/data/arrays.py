@@ -1,4 +1,4 @@
-"""Reads arrays of .npz files that anybody may have made: nothing is unpickled, and memory follows what a file really holds.
+"""Reads arrays of .npz and .npy files that anybody may have made: nothing is unpickled, and memory follows what a file holds.
 
 ``numpy.load`` believes the shape in an array's header, 10^13 numbers of a file of a hundred bytes, and lets through whatever
 its parsers of archives and headers raise. Here sizes are compared before anything is allocated.
@@ -42,8 +42,8 @@ MALFORMED = (
 )
 
 
-def read_npz(path: Path, names: Sequence[str]) -> np.ndarray:
-    """Read one array of an .npz file.
+def read_array(path: Path, names: Sequence[str]) -> np.ndarray:
+    """Read an .npy file, or one array of an .npz file.
 
     Args:
         path: of the file.
@@ -56,13 +56,17 @@ def read_npz(path: Path, names: Sequence[str]) -> np.ndarray:
         DataError: naming the file and the cause.
     """
     try:
+        with open(path, "rb") as file:
+            if file.read(len(npy.MAGIC_PREFIX)) == npy.MAGIC_PREFIX:
+                file.seek(0)
+                return _read_array(file, path.stat().st_size)
         with zipfile.ZipFile(path) as archive:
             return _read_member(archive, path, names)
     except DataError:
         raise
     except MALFORMED as error:
         what = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"samples={path}: no .npz file of plain arrays: {what}") from error
+        raise DataError(f"samples={path}: no .npz or .npy file of plain arrays: {what}") from error
 
 
 def _read_member(archive: zipfile.ZipFile, path: Path, names: Sequence[str]) -> np.ndarray:

@@ -93,7 +93,8 @@ def against(
         fake: of the samples, in the order in which they were drawn.
         reference: the split.
         network: what made both.
-        force: whether to give a Frechet distance of fewer samples than features.
+        force: whether to give a Frechet distance of fewer samples or real events than features; without it there is none
+            from a split that has fewer.
         device: where to compute.
 
     Raises:
@@ -109,17 +110,18 @@ def against(
         "n_real": len(real),
         "n_fake": len(x),
     }
-    marked = {"forced": f"{len(x)} samples of {network.dim} features"} if len(x) < network.dim else {}
+    few = [f"{len(side)} {name}" for name, side in (("samples", x), ("real", real)) if len(side) < network.dim]
+    marked = {"forced": f"{' and '.join(few)} of {network.dim} features"} if few else {}
     law = reference.moments.to(torch.device(device))
-    found = {
-        "fd": Measured(
+    found: dict[str, Measured] = {}
+    if len(real) >= (2 if force else network.dim):  # with less than two there is no covariance
+        found["fd"] = Measured(
             frechet_distance_of_features(x, law),
             frechet_stderr(x, law),
             "lower",
             {"unit": "squared distance", **protocol, **marked},
         )
-    }
-    infinite = frechet_infinity(x, law)
+    infinite = frechet_infinity(x, law) if len(real) >= network.dim else None
     if infinite is not None:
         found["fd_infinity"] = Measured(
             infinite,
@@ -192,7 +194,7 @@ def of_classes(
     distances = {
         name: frechet_distance_of_features(x[y == i], moments(reference.of_class(i).to(device)))
         for i, name in enumerate(names)
-        if (y == i).sum() >= network.dim
+        if (y == i).sum() >= network.dim and (reference.y == i).sum() >= network.dim
     }
     if distances:
         found["fd_per_class"] = Measured(
