@@ -46,6 +46,7 @@ import torch
 
 from genzoo.data.dataset import DataError, DataSet, Split
 from genzoo.data.decoding import decoded, picture_names
+from genzoo.environment import usable_cores
 from genzoo.prob.random import seed_of
 
 if TYPE_CHECKING:
@@ -412,7 +413,7 @@ def folder(root: str | Path, size: int, channels: int = 3, test_fraction: float 
         )
 
     x = torch.empty(len(names), channels, size, size, dtype=torch.uint8)
-    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(usable_cores()) as pool:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         for i, pixels in enumerate(pool.map(lambda name: _read_picture(root / name, size, channels), names)):
             x[i] = torch.from_numpy(pixels)
