@@ -73,11 +73,11 @@ def command() -> None:
         with Signals():
             if not of_hydra and (overrides or not shows):
                 job = preflight(verb, overrides, flags.config_dir, values=not shows, sweep=flags.multirun)
+            if job and verb == "train" and not shows:
+                clear(job.config["outputs"])
             if flags.help:
                 print(help_text(verb, overrides, flags.config_dir))
             elif of_hydra or shows or flags.multirun:
-                if job and flags.multirun and verb == "train":
-                    clear(job.config["outputs"])
                 by_hydra(verb, options, overrides, sweep=flags.multirun)
             elif job and (problem := attempt(run, verb, *job)):
                 fail(*problem)
@@ -151,9 +151,10 @@ def by_hydra(verb: str, options: list[str], overrides: list[str], *, sweep: bool
 
 def clear(outputs: str) -> None:
     """Remove what processes that were killed have left behind in the folder of all runs."""
-    from genzoo.claims import remove_abandoned_claims
+    from genzoo.claims import remove_abandoned, remove_abandoned_claims
     from genzoo.runs import mark_dead_runs
 
+    remove_abandoned(Path())
     remove_abandoned_claims(outputs)
     mark_dead_runs(Path(outputs).glob("*/*"))
 

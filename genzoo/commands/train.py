@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import re
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from genzoo.commands.config import (
 )
 from genzoo.console import log_stderr
 from genzoo.environment import usable_cores
-from genzoo.runs import OF_NO_MATTER, ResourceError, Run, RunError, job_id, mark_dead_runs, now, provenance, storing
+from genzoo.runs import OF_NO_MATTER, ResourceError, Run, RunError, job_id, now, provenance, storing
 
 T = TypeVar("T")
 
@@ -86,7 +87,10 @@ def claimed(outputs: str, job: str, devices: int, *, needed: bool) -> Iterator[N
         yield
         return
     path = claims.path_of(outputs, job)
-    claim = claims.try_lock(path)
+    for _ in range(5 if needed else 1):
+        if claim := claims.try_lock(path):
+            break
+        time.sleep(0.1)  # somebody may only be looking whether its holder has ended
     if claim is None and needed:
         raise RunError(f"resume=auto: this very job is being trained by {claims.owner(path)}")
     before = os.environ.get("GENZOO_CLAIM")
@@ -274,7 +278,6 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
         config["outputs"], began_as if re.fullmatch("[0-9a-f]{64}", began_as) else job, devices, needed=False
     )
     with held, Signals() as signals, contextlib.ExitStack() as stack:
-        mark_dead_runs(path for path in Path(config["outputs"]).glob("*/*") if old is None or path != old.path)
         run = old or Run.create(config["outputs"], f"{family}-{config['data']['name']}", config, job)
         stack.enter_context(run.training())
         if old:
