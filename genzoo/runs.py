@@ -34,7 +34,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -453,7 +453,8 @@ class Run:
             raise RunError(f"outputs={root}: {error.filename}: {error.strerror}") from error
         write_atomically(path / "config.yaml", yaml.dump(redact(config), Dumper=_Dumper, sort_keys=False).encode())
         run = cls(path)
-        run.update_status(schema=SCHEMA, state="running", started=now(), pid=os.getpid(), job=job, **provenance())
+        here = {"pid": os.getpid(), "host": socket.gethostname()}
+        run.update_status(schema=SCHEMA, state="running", started=now(), **here, job=job, **provenance())
         return run
 
     @staticmethod
@@ -501,6 +502,28 @@ class Run:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
             yield
+
+    def mark_if_dead(self) -> bool:
+        """Record the end of a run whose process on this machine has ended without recording it, as after a SIGKILL.
+
+        The lock decides, not the number of the process, which another one may have by now. A run of another machine is left
+        to that machine, and one of another user to that user.
+
+        Returns:
+            Whether it was so.
+        """
+        status = self.status
+        if status.get("state") != "running" or status.get("host") != socket.gethostname() or fcntl is None:
+            return False
+        lock = self.path / ".lock"
+        if self.path.stat().st_uid != os.getuid() or (not _has_content(lock) and _is_alive(status.get("pid"))):
+            return False  # it was made, and is about to be locked
+        with self.training():
+            if self.status.get("state") != "running":
+                return False
+            why = f"process {status.get('pid')} ended without a word, as by SIGKILL or a loss of power"
+            self.update_status(state="failed", why=why)
+        return True
 
     def complete(self) -> None:
         """Make the folders that a copy may lack, and remove what processes that were killed have left half written."""
@@ -598,3 +621,31 @@ class Run:
         write_atomically(path, to_json(result))
         write_atomically(self.path / "result.json", to_json(result))
         return path
+
+
+def mark_dead_runs(folders: Iterable[Path]) -> None:
+    """Record the end of all runs among some folders whose processes have ended without recording it."""
+    for folder in folders:
+        with contextlib.suppress(OSError, RunError, ResourceError):  # no run, or none that can be written to
+            if b'"running"' in read_file(folder / "status.json", JSON_BYTES):
+                Run(folder).mark_if_dead()
+
+
+def _has_content(path: Path) -> bool:
+    try:
+        return path.stat(follow_symlinks=False).st_size > 0
+    except OSError:
+        return False
+
+
+def _is_alive(pid: Any) -> bool:
+    """Return whether a process of this machine exists."""
+    if type(pid) is not int or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # of another user, who may signal it
+        return True
+    return True

@@ -10,13 +10,13 @@ import contextlib
 import copy
 import functools
 import hashlib
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from genzoo.commands.config import REFUSALS, UsageError, misfit
 from genzoo.commands.devices import device_name
+from genzoo.console import log_stderr, stderr
 
 EVALUATIONS = 50  # of the network that a sample may take, unless another sampler is asked for
 HEUN_STEPS = 25  # two evaluations each but the last
@@ -147,7 +147,7 @@ def pick_network(settings: dict[str, Any], data: dict[str, Any], *, needed: bool
     except FeatureError as error:
         if needed or not automatic:
             raise
-        print(f"genzoo: no FID at the end of this run: {error}", file=sys.stderr)
+        log_stderr(f"no FID at the end of this run: {error}")
         return None
     check_enough(n, network, settings["force"])
     return network
@@ -451,5 +451,6 @@ def throughput(model: Any, n: int) -> tuple[float, int]:
 
 def say(text: str) -> None:
     """Show on the terminal what is being done; write nothing where there is no terminal."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+    stream = stderr()
+    if stream.isatty():
+        print(f"\r\x1b[K{text}", end="", file=stream, flush=True)

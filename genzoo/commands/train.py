@@ -9,12 +9,14 @@ import io
 import json
 import logging
 import os
-import sys
+import re
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from genzoo import claims
 from genzoo.commands.allocator import tune
 from genzoo.commands.config import (
     REFUSALS,
@@ -28,6 +30,8 @@ from genzoo.commands.config import (
 )
 from genzoo.commands.devices import gpu_facts
 from genzoo.commands.notes import note
+from genzoo.console import log_stderr
+from genzoo.environment import usable_cores
 from genzoo.runs import OF_NO_MATTER, ResourceError, Run, RunError, job_id, now, provenance, storing
 
 T = TypeVar("T")
@@ -49,8 +53,12 @@ def train(config: dict[str, Any], choices: dict[str, str]) -> Path | None:
         ResourceError: when the disk, the memory or a helping process gave out.
         Stopped: by a signal; a checkpoint was written first.
     """
-    old = to_go_on(config, choices)
-    with resources(Path(config["outputs"]), config["trainer"]["batch_size"]):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(resources(Path(config["outputs"]), config["trainer"]["batch_size"]))
+        if config.get("resume") == "auto":
+            devices = config["trainer"].get("devices", 1)
+            stack.enter_context(claimed(config["outputs"], job_id(config), devices, needed=True))
+        old = to_go_on(config, choices)
         if old is None:
             own = {key: value for key, value in config.items() if key not in ("resume", "trust")}
             return _train(own, choices["model"])
@@ -66,6 +74,40 @@ def train(config: dict[str, Any], choices: dict[str, str]) -> Path | None:
             if section == "trainer" and key in config.get("said", OF_NO_MATTER) and name in config[section]:
                 its[section][name] = config[section][name]
         return _train(its, str(old.status.get("model")), old, trust)
+
+
+@contextlib.contextmanager
+def claimed(outputs: str, job: str, devices: int, *, needed: bool) -> Iterator[None]:
+    """Hold the claim of a job, by which sweeps see that it is being trained, unless a process above this one holds it.
+
+    Args:
+        outputs: the folder of all runs.
+        job: its name.
+        devices: processes on each machine, of which the first one holds it.
+        needed: whether to go on where another process holds it, as a run that was asked for twice does.
+
+    Raises:
+        RunError: where another process holds a claim that is needed.
+    """
+    if os.environ.get("GENZOO_CLAIM") == job or rank_of(devices) > 0:
+        yield
+        return
+    path = claims.path_of(outputs, job)
+    for _ in range(5 if needed else 1):
+        if claim := claims.try_lock(path):
+            break
+        time.sleep(0.1)  # somebody may only be looking whether its holder has ended
+    if claim is None and needed:
+        raise RunError(f"resume=auto: this very job is being trained by {claims.owner(path)}")
+    before = os.environ.get("GENZOO_CLAIM")
+    os.environ["GENZOO_CLAIM"] = job  # for the processes that Lightning starts
+    try:
+        with claim or contextlib.nullcontext():
+            yield
+    finally:
+        os.environ.pop("GENZOO_CLAIM")
+        if before is not None:
+            os.environ["GENZOO_CLAIM"] = before
 
 
 def to_go_on(config: dict[str, Any], choices: dict[str, str]) -> Run | None:
@@ -132,7 +174,7 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
     make = functools.partial(build, trusted=old is None, trust=trust)
     settings, seed = config["trainer"], config["seed"]
     devices, nodes = settings.get("devices", 1), settings.get("nodes", 1)
-    threads = settings["threads"] or max(len(os.sched_getaffinity(0)) // devices, 1)
+    threads = settings["threads"] or threads_of_each(devices)
     torch.set_num_threads((old and known(old, "threads", int)) or threads)
     device = pick_device(settings["accelerator"], "trainer.accelerator")
     check_processes(devices, nodes, settings["batch_size"], device)
@@ -240,7 +282,6 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
             training(run=None, loggers=[], signals=signals)
         return None
 
-    run = old or Run.create(config["outputs"], f"{family}-{config['data']['name']}", config, job)
     facts = {
         "model": family,
         "threads": torch.get_num_threads(),
@@ -250,7 +291,14 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
         "data_sha256": sha256_of(subject.data),
         "classes": class_names(subject.data),
     }
-    with run.training(), Signals() as signals:
+    # A run that is gone on with has the precision that was chosen for it in its configuration, and its job has not.
+    began_as = (old and known(old, "job", str)) or ""
+    held = claimed(
+        config["outputs"], began_as if re.fullmatch("[0-9a-f]{64}", began_as) else job, devices, needed=False
+    )
+    with held, Signals() as signals, contextlib.ExitStack() as stack:
+        run = old or Run.create(config["outputs"], f"{family}-{config['data']['name']}", config, job)
+        stack.enter_context(run.training())
         if old:
             run.complete()
             clean(run.path / "checkpoints")
@@ -279,6 +327,15 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
     show(result)
     print(f"run: {run.path}", flush=True)
     return run.path
+
+
+def threads_of_each(devices: int) -> int:
+    """Return how many threads each of the processes on this machine computes with.
+
+    Args:
+        devices: processes on this machine; ``OMP_NUM_THREADS`` is a number for each of them.
+    """
+    return usable_cores() if os.environ.get("OMP_NUM_THREADS") else max(usable_cores() // devices, 1)
 
 
 def check_processes(devices: int, nodes: int, batch_size: int, device: str) -> None:
@@ -399,7 +456,7 @@ def class_names(data: Any) -> list[str]:
 
 def tell(message: str) -> None:
     """Say something about the run that is no part of its result."""
-    print(f"genzoo: {one_line(message)}", file=sys.stderr, flush=True)
+    log_stderr(one_line(message))
 
 
 @contextlib.contextmanager

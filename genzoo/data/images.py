@@ -47,6 +47,7 @@ import torch
 from genzoo.data.dataset import DataError, DataSet, Split
 from genzoo.data.decoding import FORMATS, decoded, upright
 from genzoo.data.layout import arrange
+from genzoo.environment import usable_cores
 from genzoo.prob.random import seed_of
 
 if TYPE_CHECKING:
@@ -419,7 +420,7 @@ def folder(
         y = torch.tensor([numbers[layout.labels[path]] for path in paths], dtype=torch.int64) if numbers else None
         return Split(x, y)
 
-    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(usable_cores()) as pool:
         warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         train, test = read(layout.train), read(layout.test)

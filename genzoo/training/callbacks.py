@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from genzoo.console import stderr
 from genzoo.model import GenerativeModel
 from genzoo.prob import ranks
 from genzoo.runs import Run, storing, write_atomically
@@ -316,7 +316,7 @@ class ProgressBar(pl.Callback):
     """Loss, images a second and the time left: a bar on a terminal, a line every ten seconds elsewhere; on stderr."""
 
     def __init__(self) -> None:
-        self.console = Console(file=sys.stderr)
+        self.console = Console(file=stderr())
         self.printed = 0.0
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -344,7 +344,7 @@ class ProgressBar(pl.Callback):
             left = (current - self.start) * to_do / max(done, 1)
             print(
                 f"step {pl_module.steps}/{pl_module.planned_steps}  {detail}  {max(left, 0):.0f} s left",
-                file=sys.stderr,
+                file=stderr(),
                 flush=True,
             )
 

@@ -10,13 +10,13 @@ import importlib.util
 import netrc
 import os
 import shutil
-import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlparse
 
+from genzoo.console import log_stderr
 from genzoo.redact import redact
 from genzoo.runs import WANDB_LINKS, Run
 
@@ -119,11 +119,7 @@ class WandB(Records):
         except Exception as error:
             if offline:
                 raise
-            print(
-                f"genzoo: wandb cannot be reached, the run is kept offline: {redact(repr(error))}",
-                file=sys.stderr,
-                flush=True,
-            )
+            log_stderr(f"wandb cannot be reached, the run is kept offline: {redact(repr(error))}")
             return self._open(run, config, True, f"{run.path.name}-offline")  # wandb does not give the first name back
 
     def _open(self, run: Run, config: dict[str, Any], offline: bool, name: str) -> Logger:
