@@ -342,6 +342,33 @@ class Staged(GenerativeModel):
         """List the stages in their order; a stage leaves the weights of the ones before it alone."""
 
 
+class Precomputed(GenerativeModel):
+    """A model whose loss reads tensors that are computed once, before the first step.
+
+    They follow from the model's arguments alone and are no part of its weights, nor of the average of these. A trainer has
+    them computed before its clock starts and keeps them beside its checkpoints.
+    """
+
+    @abstractmethod
+    def precomputed_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the names and shapes of the tensors; none where the loss needs none."""
+
+    @abstractmethod
+    def precompute(self) -> dict[str, Tensor]:
+        """Compute the tensors, unless they are there, and return them by name.
+
+        Of several processes that train together each computes a share, and all of them have the whole in the end.
+        """
+
+    @abstractmethod
+    def set_precomputed(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take tensors of these names and shapes, which ``precompute`` returned in another process.
+
+        Raises:
+            ValueError: for values that it cannot have returned.
+        """
+
+
 class Composite(GenerativeModel):
     """A model whose samples begin as those of another one, its prior, whose sampler may be exchanged."""
 

@@ -9,6 +9,8 @@ are opened with ``O_NOFOLLOW`` or replaced by a rename, and before anything is w
   metrics.jsonl    one line an event           checkpoints/  step-<n>/ with weights, averages, state and checksums
   samples/         a PNG a sampling event      results/      <hash>.json for each protocol and setting scored
   samples.png      the last of them            result.json   the latest of them
+  parents/         weights of the finished models that training builds on, such as a teacher or a codec
+  precomputed/     what was computed once, before the first step, such as the pairs of a teacher
 
 Files are replaced in one rename, so that whoever reads sees whole ones. One process at a time trains into a run: it holds a
 lock of the operating system's, which ends with the process, however it ends.
@@ -34,7 +36,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -428,7 +430,14 @@ class Run:
             raise RunError(f"{link}: is a link, of which a run has none")
 
     @classmethod
-    def create(cls, root: str | os.PathLike[str], name: str, config: dict[str, Any], job: str | None = None) -> Run:
+    def create(
+        cls,
+        root: str | os.PathLike[str],
+        name: str,
+        config: dict[str, Any],
+        job: str | None = None,
+        fill: Callable[[Path], None] = lambda _: None,
+    ) -> Run:
         """Make a new run directory whose name nobody else has, under ``<root>/<name>/``.
 
         Args:
@@ -436,6 +445,7 @@ class Run:
             name: of the family and the data.
             config: plain types; secrets are not kept.
             job: the name of what was asked for, as ``job_id`` gives it.
+            fill: writes what the run needs of others into its directory, before it is a run.
 
         Raises:
             RunError: where it cannot be made.
@@ -446,6 +456,7 @@ class Run:
             path = cls._fresh(parent)
             for folder in FOLDERS:
                 (path / folder).mkdir()
+            fill(path)
         except OSError as error:
             with storing(parent):
                 if error.errno in _FULL:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from genzoo.families.flow_matching import CHUNK, TeacherPairs
 from genzoo.model import GenerativeModel
 from genzoo.nn.layers import BatchNorm2d
 from genzoo.prob import ranks
@@ -49,10 +50,14 @@ def subjects() -> dict[str, GenerativeModel]:
     history = models["ddpm-importance"].history
     history.counts.fill_(history.LAST)  # so that losses decide over the times
     history.losses.uniform_(0.5, 2)
+    pupil, teacher = (chosen["flow_matching-plane-conditional"].model().double() for _ in range(2))
+    pupil.pairs = TeacherPairs(teacher, 2 * CHUNK + 60)  # of which a rank simulates one chunk, and the other two
+    models["flow_matching-reflow"] = pupil
     return {name: model.train().double() for name, model in {**models, "penalty": Steep()}.items()}
 
 
 NAMES = [*(name for name, (_, model) in cases().items() if isinstance(model, GenerativeModel)), *OPTIONS, "penalty"]
+NAMES += ["flow_matching-reflow"]
 
 
 @pytest.fixture(scope="module")

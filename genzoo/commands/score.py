@@ -400,9 +400,11 @@ def cost(model: Any, settings: dict[str, Any], setting: dict[str, Any], status: 
         "sampling/nfe": entry(nfe, None, "lower", {"unit": "evaluations"}, setting),
         "model/parameters": entry(sum(p.numel() for p in model.parameters()), None, "lower", {"unit": "weights"}, {}),
     }
+    # What was computed before the clock started, such as the pairs of a teacher.
+    before = {name: status[name] for name in ("precompute_seconds",) if name in status}
     spent: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "images": (status.get("images"), "images", {}),
-        "seconds": (status.get("train_seconds"), "s", {"threads": status.get("threads")}),
+        "seconds": (status.get("train_seconds"), "s", {"threads": status.get("threads"), **before}),
         "flops": (status.get("train_flops"), "FLOPs", {"counted": COUNTED}),
     }
     for name, (value, unit, how) in spent.items():

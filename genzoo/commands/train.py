@@ -146,6 +146,7 @@ class Parts(NamedTuple):
     network: Any  # what features are made of, or None
     records: Any  # a kind of logger, or None
     device: str
+    parents: dict[str, Any]  # finished models that training builds on, by the keys of their configurations
 
 
 def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
@@ -163,7 +164,7 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
     """
     import torch
 
-    from genzoo.commands.load import check_sampler
+    from genzoo.commands.load import PARENTS, check_sampler, with_parents
     from genzoo.commands.score import Subject, check_settings, pick_network
     from genzoo.data.loader import Batches
     from genzoo.model import GenerativeModel
@@ -183,9 +184,12 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
 
     torch.manual_seed(seed_of("weights", seed))
     reseed(torch.default_generator, "weights", seed)  # of whose seed a CPU takes but 32 bits
-    model = make(config["model"], "model")
+    described, parents = with_parents(config["model"], "model", make, old.path / PARENTS if old else None)
+    model = make(described, "model")
     if not isinstance(model, GenerativeModel):
         raise UsageError(f"model._target_={config['model'].get('_target_')}: is no generative model")
+    if old:
+        check_parents(old, model, parents)
     check_sampler(model)
     learning_rate = make(settings["learning_rate"], "trainer.learning_rate")
     check_settings(model, config["metrics"])
@@ -225,7 +229,30 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
         settings.get("compile", False),
         settings.get("channels_last", False),
     )
-    return Parts(module, subject, network, records, device)
+    return Parts(module, subject, network, records, device, parents)
+
+
+def check_parents(run: Run, model: Any, parents: dict[str, Any]) -> None:
+    """Refuse to go on where the weights of a finished model that training builds on were not kept.
+
+    Args:
+        run: what is gone on with.
+        model: its model.
+        parents: the finished models, by the keys of their configurations.
+
+    Raises:
+        RunError: naming the folder and the key.
+    """
+    from genzoo.commands.load import PARENTS
+    from genzoo.training.checkpoints import find
+
+    if (run.path / PARENTS).is_dir():
+        return
+    kept = {id(weight) for weight in model.parameters()} if find(run.path / "checkpoints") else set()
+    for key, parent in parents.items():
+        # Checkpoints hold a parent that is a part of the model, such as a codec.
+        if not kept.intersection(map(id, parent.parameters())):
+            raise RunError(f"{run.path / PARENTS}: is missing, without the weights of {key} it cannot train on")
 
 
 def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: Sequence[str] = ()) -> Path | None:
@@ -240,14 +267,14 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
     import torch
 
     from genzoo.commands.evaluate import show
-    from genzoo.commands.load import inlined
+    from genzoo.commands.load import PARENTS, inlined
     from genzoo.commands.score import interim, score
 
     job = job_id(config)
-    module, subject, network, records, device = prepare(config, old, list(trust))
+    module, subject, network, records, device, parents = prepare(config, old, list(trust))
 
-    from genzoo.training.callbacks import fit
-    from genzoo.training.checkpoints import clean, newest_whole
+    from genzoo.training.callbacks import fit, take_precomputed
+    from genzoo.training.checkpoints import clean, keep_models, newest_whole
     from genzoo.training.stopping import Signals
 
     quiet()
@@ -275,12 +302,18 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
     )
     weights = sum(tensor.nbytes for tensor in module.model.state_dict().values())
     newest = functools.partial(newest_whole, limit=16 * weights + 2**24)  # bytes of state, at most
+    if old:
+        take_precomputed(module, old)
     if rank_of(devices) > 0 and devices * nodes > 1:  # one of those that help the first one, which alone writes
         if old and (found := newest(old.path / "checkpoints", lambda _: None, remove_damaged=False)):
             module.restore(*found[1])
         with Signals() as signals:
             training(run=None, loggers=[], signals=signals)
         return None
+
+    def keep_parents(path: Path) -> None:
+        if parents:
+            keep_models(path / PARENTS, parents)
 
     facts = {
         "model": family,
@@ -297,11 +330,13 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
         config["outputs"], began_as if re.fullmatch("[0-9a-f]{64}", began_as) else job, devices, needed=False
     )
     with held, Signals() as signals, contextlib.ExitStack() as stack:
-        run = old or Run.create(config["outputs"], f"{family}-{config['data']['name']}", config, job)
+        run = old or Run.create(config["outputs"], f"{family}-{config['data']['name']}", config, job, keep_parents)
+        parents.clear()  # the model has those that it needs
         stack.enter_context(run.training())
         if old:
             run.complete()
             clean(run.path / "checkpoints")
+            clean(run.path)
             go_on(module, run, facts, newest(run.path / "checkpoints", tell))
         run.update_status(**facts, state="running", why=None, pid=os.getpid(), diagnostics=module.diagnostics())
         logger = None

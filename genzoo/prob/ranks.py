@@ -87,8 +87,8 @@ def extremes(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     return lows.amin(0), highs.amax(0)
 
 
-def agree(x: Tensor) -> Tensor:
-    """Return what the first rank holds; for draws that are not of one example each. It has no gradient."""
+def agree(x: Tensor, source: int = 0) -> Tensor:
+    """Return what one rank holds, by default the first; for draws that are not of one example each. It has no gradient."""
     if world() > 1:
-        dist.broadcast(x, 0)
+        dist.broadcast(x, source)
     return x

@@ -4,6 +4,10 @@
                          ema.safetensors       the average of its weights; what samples and scores use
                          state.pt              step, plan, optimisers, counts of the averages
                          manifest.json         schema, and size and SHA-256 of the others
+    parents/             <key>.safetensors     the weights of each finished model that training builds on, such as model.teacher
+                         manifest.json         likewise
+    precomputed/         <part>.safetensors    what losses read and was computed before the first step
+                         manifest.json         likewise
 
 A checkpoint is written beside its place, forced onto the disk and renamed, and renamed again before it is deleted, so that
 a directory called ``step-<n>`` is whole at every moment. Neither safetensors nor torch notices a flipped bit: every file is
@@ -20,7 +24,8 @@ import pickle
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +53,10 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
 
 
+def _bytes(model: nn.Module) -> bytes:
+    return save_safetensors(_weights(model))
+
+
 def _write(path: Path, data: bytes) -> dict[str, Any]:
     with storing(path, len(data)), open(path, "wb") as file:
         file.write(data)
@@ -69,18 +78,41 @@ def save(folder: Path, step: int, model: nn.Module, ema: nn.Module, state: dict[
     Raises:
         ResourceError: where the disk is full; the older checkpoints are untouched.
     """
+    target = folder / f"step-{step}"
+
+    def state_bytes() -> bytes:
+        file = io.BytesIO()
+        torch.save(state, file)
+        return file.getvalue()
+
+    files: dict[str, Callable[[], bytes]] = {
+        "weights.safetensors": partial(_bytes, model),
+        "ema.safetensors": partial(_bytes, ema),
+        "state.pt": state_bytes,
+    }
+    write_folder(target, files, step=step)
+    for old in find(folder)[:-keep]:
+        remove(old)
+    return target
+
+
+def write_folder(target: Path, contents: Mapping[str, Callable[[], bytes]], **facts: Any) -> None:
+    """Write files and their manifest as a folder that appears, or is replaced, in one rename.
+
+    Args:
+        target: the folder.
+        contents: makes the bytes of each file, when it is its turn.
+        facts: further entries of the manifest.
+
+    Raises:
+        ResourceError: where the disk is full; a folder that was there is untouched.
+    """
+    folder = target.parent
     with storing(folder):
         temporary = Path(tempfile.mkdtemp(dir=folder, prefix=_ASIDE))
-    target = folder / f"step-{step}"
     try:
-        state_bytes = io.BytesIO()
-        torch.save(state, state_bytes)
-        files = {
-            "weights.safetensors": _write(temporary / "weights.safetensors", save_safetensors(_weights(model))),
-            "ema.safetensors": _write(temporary / "ema.safetensors", save_safetensors(_weights(ema))),
-            "state.pt": _write(temporary / "state.pt", state_bytes.getvalue()),
-        }
-        manifest = {"schema": SCHEMA, "step": step, "files": files}
+        files = {name: _write(temporary / name, content()) for name, content in contents.items()}
+        manifest = {"schema": SCHEMA, **facts, "files": files}
         _write(temporary / "manifest.json", json.dumps(manifest, indent=2).encode())
         os.chmod(temporary, 0o755)  # noqa: S103  mkdtemp lets nobody else in
         sync(temporary)
@@ -91,9 +123,6 @@ def save(folder: Path, step: int, model: nn.Module, ema: nn.Module, state: dict[
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync(folder)
-    for old in find(folder)[:-keep]:
-        remove(old)
-    return target
 
 
 def remove(checkpoint: Path) -> None:
@@ -172,18 +201,50 @@ def load_weights(checkpoint: Path, model: nn.Module, *, ema: bool = True) -> Non
     Raises:
         RunError: where a file is damaged or belongs to another model.
     """
-    name, own = "ema.safetensors" if ema else "weights.safetensors", model.state_dict()
+    load_file(checkpoint, "ema.safetensors" if ema else "weights.safetensors", model)
+
+
+def load_file(folder: Path, name: str, model: nn.Module) -> None:
+    """Fill a model with the weights in one file of a folder that has a manifest.
+
+    Raises:
+        RunError: where the file is missing or damaged, or belongs to another model.
+    """
+    own = model.state_dict()
     # Twice, for weights in double precision; and the names, which safetensors writes before them.
     limit = 2 * sum(tensor.nbytes for tensor in own.values()) + 2**10 * len(own) + 2**16
     try:
-        weights = load_safetensors(read(checkpoint, name, limit))
+        weights = load_safetensors(read(folder, name, limit))
         _check_types(weights, own)
         model.load_state_dict(weights)
     except (RuntimeError, LookupError, ValueError, SafetensorError) as error:
         if isinstance(error, RunError):
             raise
         detail = " ".join(str(error).split())
-        raise RunError(f"{checkpoint / name}: does not fit the model of config.yaml: {detail[:200]}") from error
+        raise RunError(f"{folder / name}: does not fit the model of config.yaml: {detail[:200]}") from error
+
+
+def keep_models(folder: Path, models: Mapping[str, nn.Module]) -> None:
+    """Write the weights of finished models, by name, into a folder that has a manifest."""
+    write_folder(folder, {f"{name}.safetensors": partial(_bytes, model) for name, model in models.items()})
+
+
+def keep_tensors(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Write named tensors, a file for each of some groups of them, into a folder that has a manifest."""
+    plain = {name: {key: value.cpu().contiguous() for key, value in own.items()} for name, own in tensors.items()}
+    write_folder(folder, {f"{name}.safetensors": partial(save_safetensors, own) for name, own in plain.items()})
+
+
+def load_tensors(folder: Path, name: str, limit: int = 2**40) -> dict[str, Tensor]:
+    """Read a group of tensors that ``keep_tensors`` wrote.
+
+    Raises:
+        RunError: where the file is missing or damaged.
+    """
+    try:
+        return load_safetensors(read(folder, f"{name}.safetensors", limit))
+    except SafetensorError as error:
+        raise RunError(f"{folder / name}.safetensors: no file of tensors: {' '.join(str(error).split())}") from error
 
 
 def load(checkpoint: Path, limit: int = 2**40) -> Contents:

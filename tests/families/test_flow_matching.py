@@ -21,6 +21,7 @@ from genzoo.prob.noise_levels import LogitNormalTime
 from genzoo.prob.random import generator
 from genzoo.prob.schedules import CondOT, VESchedule, VPSchedule
 from genzoo.samplers import Ancestral, Euler, Heun
+from genzoo.training.ema import EMA
 from tests.exact import MU, SCHEDULES, SIGMA, GaussianDenoiser, MixtureDenoiser, network
 from tests.toys import Mean
 
@@ -172,21 +173,23 @@ def test_pairs_of_a_teacher_lie_on_its_ode(schedule):
     last = 0.0 if schedule.coordinates == "time" else schedule.t_last
     expected = teacher.carry(eps, 1.0, last)
     torch.testing.assert_close(x, teacher.exact("x0", expected, torch.tensor([last]).double()), atol=5e-3, rtol=1e-3)
-    pool = model._pairs
-    assert len(pool[0]) == len(pool[1]) == 700
-    assert (pool[1].mean(0).abs() < 5 / math.sqrt(700)).all()
-    assert len(pool[1].unique(dim=0)) == 700
+    pool = model.pairs.tensors
+    assert len(pool["x"]) == len(pool["eps"]) == 700
+    assert (pool["eps"].mean(0).abs() < 5 / math.sqrt(700)).all()
+    assert len(pool["eps"].unique(dim=0)) == 700
     model.loss(torch.zeros(2, 3).double(), rng=generator(0))
-    assert model._pairs is pool  # made once
+    assert model.pairs.tensors is pool  # made once
 
 
 def test_the_pool_does_not_depend_on_how_it_is_cut():
     teacher = GaussianDenoiser(CondOT(), MU, SIGMA, "velocity")
     whole, cut = (
-        FlowMatching(network(zero), (3,), teacher=teacher, pool=30).double()._simulate(chunk) for chunk in (500, 7)
+        model.pairs.simulate(model, chunk)
+        for model in [FlowMatching(network(zero), (3,), teacher=teacher, pool=30).double()]
+        for chunk in (500, 7)
     )
-    for one, other in zip(whole, cut, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-9, rtol=0)
+    for name in whole:
+        torch.testing.assert_close(whole[name], cut[name], atol=1e-9, rtol=0)
 
 
 def test_pairs_of_a_conditional_teacher_keep_the_class_that_made_them():
@@ -213,6 +216,21 @@ def test_a_teacher_is_no_part_of_its_pupil_and_is_left_as_it_is():
     assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
     assert all(p.grad is not None for p in model.parameters())
+    average = EMA(model, 0.9).model
+    assert average.pairs is model.pairs, "an average holds no second teacher and no second pool"
+    assert copy.deepcopy(model).pairs.tensors is model.pairs.tensors
+
+
+def test_pairs_that_a_teacher_cannot_have_made_are_refused():
+    teacher = FlowMatching(network(zero), (2,), num_classes=3)
+    model = FlowMatching(network(zero), (2,), num_classes=3, teacher=teacher, pool=4)
+    assert model.precomputed_shapes() == {"x": (4, 2), "eps": (4, 2), "y": (4,)}
+    pairs = model.precompute()
+    assert {name: tuple(t.shape) for name, t in pairs.items()} == model.precomputed_shapes()
+    for y in (torch.tensor([0, 1, 2, 3]), torch.zeros(4)):
+        with pytest.raises(ValueError, match="y must"):
+            model.set_precomputed({**pairs, "y": y})
+    assert teacher.precomputed_shapes() == teacher.precompute() == {}
 
 
 @pytest.mark.parametrize(
