@@ -16,9 +16,10 @@ Sampling integrates ``dx/dt = v_theta`` from t = 1 to t = 0; latents and densiti
 **Pairing.** Noise and data may be drawn independently, or paired so that paths cross less and the field is straighter: within
 each batch by the assignment of least squared distance (optimal transport), or by a trained model's own ODE (**reflow**),
 whose pairs ``(eps, x = ODE(eps))`` already lie on one trajectory; these are simulated once, before the first step. With
-either, eps depends on x: there is no score any more and no stochastic sampler, while ODE samplers stay right. Samples of class y
-begin at p(eps) = N(0, I), so that the pairing must leave p(eps | y) = N(0, I): a conditional model pairs within each class. Were
-classes mixed, the noise near a class's data would be its own, and the noise of a class no normal law.
+either, eps depends on x: there is no score any more and no stochastic sampler, while ODE samplers stay right.
+
+Samples of class y begin at p(eps) = N(0, I), so that the pairing must leave p(eps | y) = N(0, I): a conditional model pairs
+within each class. Across classes, the noise near a class's data would be paired with it, and p(eps | y) would not be normal.
 
 References:
     Lipman et al., "Flow Matching for Generative Modeling", 2023, https://arxiv.org/abs/2210.02747 (eq. 9, 20-23).

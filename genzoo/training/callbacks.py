@@ -25,7 +25,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from genzoo.console import stderr
+from genzoo.console import log_stderr, stderr
 from genzoo.model import GenerativeModel, Precomputed
 from genzoo.prob import ranks
 from genzoo.runs import Run, RunError, storing, write_atomically
@@ -206,7 +206,7 @@ class Precompute(pl.Callback):
         seconds = round(time.monotonic() - begun, 3)
         self.run.update_status(precompute_seconds=seconds)
         rows = ", ".join(f"{len(next(iter(own.values()))):,} rows for {name}" for name, own in tensors.items())
-        print(f"genzoo: computed before the clock: {rows}, in {seconds:.3g} s", file=sys.stderr, flush=True)
+        log_stderr(f"computed before the clock: {rows}, in {seconds:.3g} s")
 
 
 class Grids(Milestones):
