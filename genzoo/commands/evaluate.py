@@ -60,9 +60,7 @@ def evaluate_run(config: dict[str, Any]) -> None:
     for line in data.notes:
         note(line)
     if run.status.get("data_sha256") not in (None, sha256_of(data)):
-        note(
-            f"warning: run={run.path}: its data or their split have changed since it was trained: test may have been train"
-        )
+        note(f"warning: run={run.path}: its data or their split have changed; it may have been trained on test images")
     check_references({name: len(split.x) for name, split in data.splits.items()}, network, settings["force"])
     result = score(
         model,

@@ -120,8 +120,8 @@ def older_samples(out: Path) -> list[Path]:
     strange = [path.name for path in found if not (OURS.fullmatch(path.name) and is_marked(path))]
     if strange:
         raise UsageError(
-            f"out={out}: holds {len(strange)} files that genzoo sample did not write, such as {strange[0]}, which would be "
-            "mixed with the samples: choose a new or an empty folder"
+            f"out={out}: holds what genzoo sample did not write, such as {strange[0]} ({len(strange)} in all), and would mix "
+            "it with the samples: choose a new or an empty folder"
         )
     return found
 

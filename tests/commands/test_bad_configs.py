@@ -200,6 +200,10 @@ PAIRS = """
     data=folder data.root=/nowhere|/nowhere
     data=folder data.root=/nowhere data.test_fraction=2|data.test_fraction
     data=folder data.root=/nowhere data.channels=4|data.channels
+    data.shape=[2,8,8]|data.shape
+    data.shape=[4,8,8]|data.shape
+    data.shape=[5,8,8]|data.shape
+    data=folder data.root=/nowhere data.test_fraction=-0.1|data.test_fraction
     data.source._target_=genzoo.families.vae.VAE|data
     optimizer._target_=torch.optim.Adan|optimizer
     optimizer._target_=os.getcwd|optimizer

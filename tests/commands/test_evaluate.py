@@ -19,7 +19,9 @@ import genzoo as genzoo_package
 from genzoo import load
 from genzoo.commands.config import build
 from genzoo.commands.score import Subject, score
+from genzoo.commands.train import sha256_of
 from genzoo.data import Moons, digits
+from genzoo.data.pictures import read_samples
 from genzoo.metrics.evaluator import stored, subset
 from genzoo.metrics.features import Embedded
 from genzoo.metrics.frechet import frechet_distance, moments
@@ -239,6 +241,7 @@ def test_too_few_samples_are_scored_by_force_alone_and_marked_then(here):
         (np.zeros((4, 8, 8, 1), np.float32), "float32 (4, 8, 8, 1), not uint8"),
         (np.zeros((4, 9, 8, 1), np.uint8), "(4, 9, 8, 1)"),
         (np.array([{}]), "plain arrays"),
+        (np.linspace(-1, 1, 256, dtype=np.float32).reshape(4, 8, 8), "of values -1..1 make bytes 0..255"),
     ],
 )
 def test_samples_that_are_not_like_the_data_are_refused(here, array, because):
@@ -314,17 +317,116 @@ def test_what_is_not_said_is_as_at_the_end_of_training(here):
     assert metrics["test/bpd_upper"]["card"]["setting"]["num_samples"] == 7
 
 
-def test_a_split_of_two_pictures_is_compared_by_what_two_can_say(here):
-    x = stored(digits().train.x, 17)[:40]
-    (here / "few").mkdir()
+def pictures(root: Path, x: torch.Tensor) -> Path:
+    """Store grey bytes as a folder of pictures."""
+    root.mkdir(parents=True)
     for i, image in enumerate(x):
-        Image.fromarray(image[0].numpy()).save(here / "few" / f"{i}.png")
-    words = ["data=folder", f"data.root={here / 'few'}", "data.size=8", "data.channels=1", "data.test_fraction=0.05"]
+        Image.fromarray(image[0].numpy()).save(root / f"{i}.png")
+    return root
+
+
+FOLDER = ["data=folder", "data.size=8", "data.channels=1", "metrics.features=digits"]
+
+
+def test_a_split_of_two_pictures_is_compared_by_what_two_can_say(here):
+    pictures(here / "few", stored(digits().train.x, 17)[:40])
     path = drawn(here / "made.npz", stored(digits().test.x[:70], 17))
-    found = scored(path, *words, "metrics.features=digits")["metrics"]
+    words = [f"samples={path}", *FOLDER, f"data.root={here / 'few'}", "data.test_fraction=0.06"]
+    code, out, err = genzoo("evaluate", *words)
+    assert (code, out) == (2, "") and "train (3" in err and "test (" in err and "64 features" in err
+    code, _, err = genzoo("evaluate", *words, "metrics.force=true")
+    assert code == 0, err
+    found = json.loads((here / "made.scores.json").read_text())["metrics"]
     assert found["train/fd_digits"]["value"] > 0 and found["test/fd_digits"]["value"] > 0
     n = found["test/fd_digits"]["card"]["protocol"]["n_real"]
     assert ("test/precision_digits" in found) == (n > 5) and "train/precision_digits" in found
+    for split, size in (("train", 40 - n), ("test", n)):
+        assert found[f"{split}/fd_digits"]["card"]["protocol"]["forced"] == f"{size} real of 64 features"
+        assert f"{split}/fd_digits_infinity" not in found
+
+
+def test_two_folders_have_a_plain_distance(here):
+    """The Frechet distance of all pictures of one from all of the other, as other programs give it."""
+    a = pictures(here / "a", (of_a := stored(digits().train.x[:300], 17)))
+    b = pictures(here / "b", (of_b := stored(digits().train.x[300:500], 17)))
+    (b / "notes.txt").touch()
+    code, _, err = genzoo("evaluate", f"samples={a}", *FOLDER, f"data.root={b}", f"out={here / 'x.json'}")
+    assert code == 0 and "200 images, no classes; no test split; 1 file passed over: 1 .txt" in err
+    assert f"samples={a}: 300 images, no file passed over" in err
+    found = json.loads((here / "x.json").read_text())["metrics"]
+    fake, real = (Embedded("digits").extract(x).features for x in (of_a, of_b))
+    assert found["all/fd_digits"]["value"] == pytest.approx(frechet_distance(moments(fake), moments(real)), rel=1e-6)
+    protocol = found["all/fd_digits"]["card"]["protocol"]
+    assert (protocol["reference"], protocol["n_fake"], protocol["n_real"]) == ("folder/all", 300, 200)
+    assert {name.partition("/")[0] for name in found} == {"all"}
+    # With a fraction for a test split there is one, and where folders are splits they are compared with one by one.
+    words = [f"samples={a}", *FOLDER, f"data.root={b}", "metrics.force=true", f"out={here / 'x.json'}"]
+    assert genzoo("evaluate", *words, "data.test_fraction=0.5").code == 0
+    found = json.loads((here / "x.json").read_text())["metrics"]
+    sizes = [found[f"{split}/fd_digits"]["card"]["protocol"]["n_real"] for split in ("train", "test")]
+    assert sum(sizes) == 200 and min(sizes) > 70 and "memorisation/copied" in found
+
+
+def test_a_small_split_beside_a_large_one_is_left_out_by_name(here):
+    pictures(here / "b" / "train", stored(digits().train.x[:100], 17))
+    pictures(here / "b" / "test", stored(digits().test.x[:63], 17))
+    path = drawn(here / "made.npz", stored(digits().test.x[:70], 17))
+    code, out, _ = genzoo("evaluate", f"samples={path}", *FOLDER, f"data.root={here / 'b'}")
+    found = json.loads((here / "made.scores.json").read_text())
+    assert code == 0 and "test (63 real images)" in found["warnings"][0] and "warning: data: test (63" in out
+    assert "train/fd_digits" in found["metrics"] and "test/fd_digits" not in found["metrics"]
+    assert "test/kd_digits" in found["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda k: k, "0..16, those of the data in 0..255: bytes of 0..255 are expected, the 17 levels"),
+        (lambda k: k // 9, "0..1, those of the data in 0..255"),
+        (lambda k: 0 * k + 9, "all their values are 9"),
+        (lambda k: (k > 12) + 254 * (k < 4), "no values but 0, 1, 254"),
+    ],
+    ids=["levels", "floats of [0, 1]", "one value", "floats of [-1, 1]"],
+)
+def test_a_range_that_cannot_be_right_is_refused_and_marked_by_force(here, made, said):
+    path = drawn(here / "odd.npz", made(digits().test.x[:70].int()).to(torch.uint8))
+    code, out, err = genzoo("evaluate", f"samples={path}", "data=digits")
+    assert (code, out, err.count("\n")) == (2, "", 1) and said in err and "metrics.force=true" in err
+    code, out, err = genzoo("evaluate", f"samples={path}", "data=digits", "metrics.force=true")
+    found = json.loads((here / "odd.scores.json").read_text())
+    assert code == 0 and said in err and said in out.replace("\n", " ") and said in found["warnings"][0]
+    assert all(said in m["card"]["setting"]["range"] for m in found["metrics"].values())
+
+
+def test_an_npy_file_is_read_like_an_npz_file(here):
+    law, x = Moons().sample(70, torch.Generator().manual_seed(1)).numpy(), stored(digits().test.x[:70], 17)
+    for array, shape, levels in (
+        (law, (2,), None),
+        (x.permute(0, 2, 3, 1).numpy(), (1, 8, 8), 17),
+        (x[:, 0].numpy(), (1, 8, 8), 17),
+    ):
+        np.save(here / "a.npy", array)
+        np.savez(here / "b.npz", samples=array)
+        made, same = (read_samples(here / name, shape, levels) for name in ("a.npy", "b.npz"))
+        assert torch.equal(made, same) and made.shape == (70, *shape)
+    for content in ((here / "a.npy").read_bytes()[:-1], b"\x93NUMPY", b"", b"text"):
+        (here / "odd.npy").write_bytes(content)
+        code, out, err = genzoo("evaluate", f"samples={here / 'odd.npy'}", "data=digits")
+        assert (code, out, err.count("\n")) == (2, "", 1) and "odd.npy: no .npz or .npy file of plain arrays" in err
+        assert "context" not in err
+
+
+def test_data_that_have_changed_since_the_training_are_said(here):
+    for side, x in (("train", digits().train.x[:80]), ("test", digits().test.x[:9])):
+        pictures(here / "b" / side, stored(x, 17))
+    words = [*FOLDER[:3], f"data.root={here / 'b'}"]
+    run = untrained(here, *SMALL["vae"], *words)[0]
+    Run(run).update_status(data_sha256=sha256_of(build(composed(*words)["data"]["source"], "data")))
+    code, _, err = genzoo("evaluate", f"run={run}", *FAST)
+    assert code == 0 and "80 training and 9 test images" in err and "have changed" not in err
+    (here / "b/test/8.png").rename(here / "b/train/80.png")
+    code, _, err = genzoo("evaluate", f"run={run}", *FAST)
+    assert code == 0 and "warning" in err and "have changed" in err
 
 
 @pytest.mark.parametrize("features", ["identity", "null"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from genzoo.metrics import evaluator
-from genzoo.metrics.enough import TooFew, check_enough
+from genzoo.metrics.enough import TooFew, check_enough, check_references
 from genzoo.metrics.evaluator import (
     against,
     named,
@@ -98,6 +98,25 @@ def test_fewer_samples_than_features_are_refused():
         with pytest.raises(TooFew, match=r"metrics\.n=15: .* 16 features .*metrics\.force=true") as caught:
             refused()
         assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
+
+
+def test_a_reference_of_fewer_events_than_features_gives_no_distance_unless_forced_and_marked():
+    wide, samples = Pixels(dim=16), Features(torch.randn(20, 16), None)
+    small = reference("digits/test", REAL[:15], None, wide, None)
+    found = against(samples, small, wide)
+    assert "fd_digits" not in found and "fd_digits_infinity" not in found and found["kd_digits"].value is not None
+    forced = against(samples, small, wide, force=True)
+    assert forced["fd_digits"].protocol["forced"] == "15 real of 16 features" and "fd_digits_infinity" not in forced
+    both = against(Features(torch.randn(9, 16), None), small, wide, force=True)["fd_digits"]
+    assert both.protocol["forced"] == "9 samples and 15 real of 16 features"
+    assert "fd_digits" not in against(samples, reference("digits/test", REAL[:1], None, wide, None), wide, force=True)
+    check_references({"train": 16, "test": 2}, wide, force=False)
+    check_references({"train": 15, "test": 2}, wide, force=True)
+    check_references({"train": 15}, None, force=False)
+    with pytest.raises(
+        TooFew, match=r"train \(15 real images\) and test \(2 real images\) .* 16 features .*metrics\.force"
+    ):
+        check_references({"train": 15, "test": 2}, wide, force=False)
 
 
 def test_what_is_forced_is_marked_and_has_neither_error_nor_extrapolation():
