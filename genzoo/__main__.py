@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import genzoo
 from genzoo import console
 from genzoo.redact import redact, redact_words, remember
-from genzoo.runs import ResourceError
+from genzoo.runs import ResourceError, writing
 from genzoo.training.stopping import Signals, Stopped
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -178,7 +178,8 @@ def run(verb: str, config: dict, choices: dict[str, str]) -> None:
     elif verb == "sample":
         from genzoo.commands.sample import sample
 
-        sample(config)
+        with writing(Path(config["out"])):
+            sample(config)
     elif verb == "compare":
         from genzoo.commands.compare import compare
 

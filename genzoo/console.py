@@ -58,7 +58,7 @@ def stderr() -> Any:
     """Return a view of standard error that never raises, also where there is none."""
     stream = sys.stderr
     if stream is None:
-        return open(os.devnull, "w")  # noqa: SIM115
+        return open(os.devnull, "w")
     return stream if isinstance(stream, FaultTolerantStream) else FaultTolerantStream(stream)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,20 @@ def _has_login() -> bool:
     return has_wandb_key()
 
 
+def check_out(out: Path) -> None:
+    """Refuse a folder that cannot be written to, before any run is read; it is not made yet.
+
+    Raises:
+        ValueError: saying what is wrong with it.
+    """
+    from genzoo.runs import check_writable
+
+    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if os.path.lexists(folder))
+    if not there.is_dir():
+        raise UsageError(f"out={out}: {there} is no folder")
+    check_writable(there, f"out={out}")
+
+
 def write(folders: Sequence[str], out: Path, title: str | None = None) -> Path:
     """Compare all runs in some folders.
 
@@ -61,6 +76,7 @@ def write(folders: Sequence[str], out: Path, title: str | None = None) -> Path:
     from genzoo.report import leaderboard, page, records, texts
     from genzoo.runs import write_atomically
 
+    check_out(out)
     found, broken = records.read(records.find(folders))
     tables = leaderboard.tables(leaderboard.rows(found))
     unfinished = [f"{record.name}: {why}" for record in found if (why := record.unscored)] + broken

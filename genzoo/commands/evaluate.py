@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from genzoo.commands.config import UsageError, build, check_section, pick_device
-from genzoo.commands.score import Subject, check_settings, compare, pick_network, score
+from genzoo.commands.score import NotKept, Subject, check_settings, compare, kept, pick_network, score
+from genzoo.console import log_stderr
+from genzoo.environment import usable_cores
 
 
 def evaluate(config: dict[str, Any]) -> None:
@@ -14,11 +17,19 @@ def evaluate(config: dict[str, Any]) -> None:
 
     Raises:
         ValueError: in one line, for what the user can mend.
+        NotKept: where the scores were printed and could not be written down.
     """
-    if config["samples"] is not None:
-        evaluate_samples(config)
-    else:
-        evaluate_run(config)
+    import torch
+
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))  # of a container, which OpenMP does not know
+    try:
+        if config["samples"] is not None:
+            evaluate_samples(config)
+        else:
+            evaluate_run(config)
+    except NotKept as error:
+        show(error.result)
+        raise
 
 
 def evaluate_run(config: dict[str, Any]) -> None:
@@ -28,6 +39,8 @@ def evaluate_run(config: dict[str, Any]) -> None:
     from genzoo.runs import Run
 
     run = Run(config["run"])
+    if not os.access(run.path, os.W_OK) or not os.access(run.path / "results", os.W_OK):
+        log_stderr(f"run={run.path}: cannot be written to: the scores will be shown and not be kept")
     own = run.config
     if not isinstance(own.get("data"), dict):
         raise UsageError(f"{run.path / 'config.yaml'}: names no data")
@@ -74,8 +87,7 @@ def evaluate_samples(config: dict[str, Any]) -> None:
     section = config["data"]
     path = Path(config["samples"])
     out = Path(config["out"] or f"{path.with_suffix('') if path.is_file() else path}.scores.json")
-    if not out.parent.is_dir():
-        raise UsageError(f"out={out}: there is no directory {out.parent}")
+    check_out(out)
     data = build(section["source"], "data")
     x = read_samples(path, data.shape, data.levels)
     settings = {**config["metrics"], "n": len(x)}
@@ -85,9 +97,25 @@ def evaluate_samples(config: dict[str, Any]) -> None:
     subject = Subject(data, section["name"], bool(section["flip"]))
     metrics, warnings = compare(x, None, subject, settings, setting, network and network.to(device), device)
     result = {"scored": now(), "metrics": metrics, "warnings": warnings}
-    write_atomically(out, to_json(result))
+    with kept(result, out):
+        write_atomically(out, to_json(result))
     show(result)
     print(f"scores: {out}")
+
+
+def check_out(out: Path) -> None:
+    """Refuse a file that cannot be written, before anything is scored.
+
+    Raises:
+        ValueError: saying what is wrong with it.
+    """
+    from genzoo.runs import check_writable
+
+    if not out.parent.is_dir():
+        raise UsageError(f"out={out}: there is no directory {out.parent}")
+    if out.is_dir():
+        raise UsageError(f"out={out}: is a folder already")
+    check_writable(out.parent, f"out={out}")
 
 
 def show(result: dict[str, Any]) -> None:

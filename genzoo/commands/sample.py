@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from genzoo.commands.config import UsageError, pick_device
+from genzoo.environment import usable_cores
 
 
 def sample(config: dict[str, Any]) -> None:
@@ -24,6 +24,7 @@ def sample(config: dict[str, Any]) -> None:
     from genzoo.prob.random import SampleStreams
     from genzoo.runs import write_atomically
 
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))  # of a container, which OpenMP does not know
     out = Path(config["out"])
     check_out(out)
     model = load(
@@ -70,15 +71,14 @@ def check_out(out: Path) -> None:
     """Refuse a place that cannot be written to, before anything is drawn.
 
     Raises:
-        UsageError: saying what is wrong with it.
+        ValueError: saying what is wrong with it.
     """
+    from genzoo.runs import check_writable
+
     if out.suffix not in (".png", ".npz", ""):
         raise UsageError(f"out={out}: write a .png, an .npz, or a folder without a suffix")
     if not out.parent.is_dir():
         raise UsageError(f"out={out}: there is no directory {out.parent}")
     if out.exists() and out.is_dir() == bool(out.suffix):
         raise UsageError(f"out={out}: is a {'folder' if out.is_dir() else 'file'} already")
-    try:
-        tempfile.TemporaryFile(dir=out if out.is_dir() else out.parent).close()
-    except OSError as error:
-        raise UsageError(f"out={out}: cannot be written to: {error.strerror}") from error
+    check_writable(out if out.is_dir() else out.parent, f"out={out}")

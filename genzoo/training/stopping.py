@@ -15,7 +15,9 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-HEARD = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))  # not on Windows
+HEARD = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
+)  # not on Windows
 _HANGUP = getattr(signal, "SIGHUP", None)
 # A signal often arrives twice, sent to the process and to its group, or by the kernel and by a shell that exits.
 REPEATED = 1.0  # seconds within which the same signal is the same request
@@ -71,7 +73,7 @@ class Signals:
     def _hear(self, number: int, frame: FrameType | None) -> None:
         current = time.monotonic()
         again = self.heard is not None
-        if again and (self.heard == number and current - self._time < REPEATED or number == _HANGUP):
+        if again and ((self.heard == number and current - self._time < REPEATED) or number == _HANGUP):
             return
         self.heard, self._time = number, current
         if again or not self._holding:
