@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from genzoo.commands.config import UsageError
+from genzoo.commands.config import UsageError, build
 
 
 def compare(config: dict[str, Any]) -> Path:
@@ -19,31 +19,36 @@ def compare(config: dict[str, Any]) -> Path:
     Raises:
         ValueError: in one line, for what the user can mend.
     """
+    from genzoo.training.loggers import project_of, redacted_environment, wandb_mode
+
     out = Path(config["out"])
+    logger: Any = build(config["logger"], "logger") if config.get("logger") else None
     if config["workspace"] is not None:
         from genzoo.report.wandb_view import workspace
 
         entity, _, project = config["workspace"].partition("/")
-        print(f"workspace: {workspace(entity, project, out, online=_has_login())}", flush=True)
+        online = wandb_mode("auto") == "online"
+        print(f"workspace: {workspace(entity, project, out, online=online)}", flush=True)
     if config["runs"] is None:
         return out
     page = write(config["runs"], out, config["title"])
-    section = config.get("logger")
-    if section:
+    if logger:
         from genzoo.report.wandb_view import log
 
-        mode = section["mode"]
-        online = mode != "offline" and _has_login()
-        if mode == "online" and not online:
-            raise UsageError("logger.mode=online needs a key: run `wandb login`, or say logger.mode=offline")
-        print(f"wandb: {log(config['runs'], out, section['project'], section['group'], online=online)}", flush=True)
+        mode = wandb_mode(logger.mode)
+        if mode != "disabled":
+            with redacted_environment():
+                where = log(
+                    config["runs"],
+                    out,
+                    project_of(logger.project),
+                    logger.group,
+                    entity=logger.entity,
+                    tags=logger.tags,
+                    online=mode == "online",
+                )
+            print(f"wandb: {where}", flush=True)
     return page
-
-
-def _has_login() -> bool:
-    from genzoo.training.loggers import has_wandb_key
-
-    return has_wandb_key()
 
 
 def check_out(out: Path) -> None:
