@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import genzoo
 from genzoo import console
 from genzoo.redact import redact, redact_words, remember
-from genzoo.runs import ResourceError
+from genzoo.runs import ResourceError, writing
 from genzoo.training.stopping import Signals, Stopped
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -109,6 +109,7 @@ def by_hydra(verb: str, options: list[str], overrides: list[str], *, sweep: bool
         def job(config: DictConfig) -> float | None:
             hydra_config = HydraConfig.get()
             words, searches = list(hydra_config.overrides.task), not _is_basic(hydra_config.sweeper)
+            ended: Ended | None
             try:
                 plain = validate(verb, config)
             except UsageError as error:
@@ -118,9 +119,9 @@ def by_hydra(verb: str, options: list[str], overrides: list[str], *, sweep: bool
                     do, sweep_name, verb, child_options, words, plain, dict(hydra_config.runtime.choices)
                 )
                 # A search needs each value, and another process does not share the list.
-                if searches or not _is_basic(hydra_config.launcher):
-                    ended = work()
-                elif (ended := work(wait=False)) is None:
+                waits = searches or not _is_basic(hydra_config.launcher)
+                ended = work(wait=waits)
+                if ended is None:
                     claimed.append((hydra_config.job.num, functools.partial(work, wait=False)))
                     return None
             ended.write(Path(scratch), hydra_config.job.num)
@@ -178,7 +179,8 @@ def run(verb: str, config: dict, choices: dict[str, str]) -> None:
     elif verb == "sample":
         from genzoo.commands.sample import sample
 
-        sample(config)
+        with writing(Path(config["out"])):
+            sample(config)
     elif verb == "compare":
         from genzoo.commands.compare import compare
 

@@ -52,6 +52,7 @@ except ImportError:  # on Windows a run has no lock
 
 SCHEMA = 1  # of runs and checkpoints, raised when older ones are no longer alike
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_GONE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV)
 
 FOLDERS = ("checkpoints", "samples", "results")  # of a run
 FILES = ("config.yaml", "status.json", "metrics.jsonl", "samples.png", "result.json", ".lock")  # of a run
@@ -102,6 +103,43 @@ def storing(path: Path, size: int | None = None) -> Iterator[None]:
         needed = "" if size is None else f"{size:,} bytes to write, "
         free = shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.is_dir())).free
         raise ResourceError(f"{path}: {error.strerror}: {needed}{free:,} free; make room and go on") from error
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say which file could not be written, also where a disk has become read-only or has gone.
+
+    Args:
+        path: what is written.
+
+    Raises:
+        ResourceError: naming the file and the cause.
+    """
+    try:
+        with storing(path):
+            yield
+    except OSError as error:
+        if error.errno not in _GONE:
+            raise
+        raise ResourceError(f"{error.filename or path}: cannot be written to: {error.strerror}") from error
+
+
+def check_writable(folder: Path, said: str) -> None:
+    """Refuse a folder that cannot be written to, before anything takes long.
+
+    Args:
+        folder: an existing one.
+        said: what the user said, ``key=value``.
+
+    Raises:
+        RunError: where it is read-only.
+        ResourceError: where its disk is full.
+    """
+    try:
+        with storing(folder / "file"):
+            tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise RunError(f"{said}: cannot be written to: {error.strerror}") from error
 
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:

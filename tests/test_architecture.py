@@ -37,7 +37,7 @@ LAYERS: dict[str, set[str]] = {
     "redact": set(),
     "runs": {"redact"},
     "report": {"redact", "runs"},
-    "training": {"console", "model", "prob", "data", "metrics", "redact", "runs"},
+    "training": {"console", "environment", "model", "prob", "data", "metrics", "redact", "runs"},
     "commands": {
         "claims",
         "console",

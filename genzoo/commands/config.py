@@ -566,6 +566,8 @@ def pick_device(name: str, key: str = "device") -> str:
     """
     import torch
 
+    if name.partition(":")[0] == "mps":
+        raise UsageError(f"{key}={name}: the GPUs of Apple's machines are not supported; say {key}=cpu")
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from genzoo.commands.config import UsageError, build, check_section, pick_device
 from genzoo.commands.notes import note
-from genzoo.commands.score import Subject, check_settings, compare, pick_network, score
+from genzoo.commands.score import NotKept, Subject, check_settings, compare, kept, pick_network, score
 from genzoo.commands.train import resources
+from genzoo.console import log_stderr
+from genzoo.environment import usable_cores
 
 
 def evaluate(config: dict[str, Any]) -> None:
@@ -17,13 +20,21 @@ def evaluate(config: dict[str, Any]) -> None:
     Raises:
         ValueError: in one line, for what the user can mend.
         ResourceError: where the memory or the disk is full.
+        NotKept: where the scores were printed and could not be written down.
     """
+    import torch
+
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))  # of a container, which OpenMP does not know
     evaluated = config["run"] if config["samples"] is None else config["samples"]
-    with resources(Path(evaluated), config["metrics"]["batch_size"], "metrics.batch_size"):
-        if config["samples"] is not None:
-            evaluate_samples(config)
-        else:
-            evaluate_run(config)
+    try:
+        with resources(Path(evaluated), config["metrics"]["batch_size"], "metrics.batch_size"):
+            if config["samples"] is not None:
+                evaluate_samples(config)
+            else:
+                evaluate_run(config)
+    except NotKept as error:
+        show(error.result)
+        raise
 
 
 def evaluate_run(config: dict[str, Any]) -> None:
@@ -36,6 +47,8 @@ def evaluate_run(config: dict[str, Any]) -> None:
 
     run = Run(config["run"])
     run.check_writable()  # scores are written into it
+    if not os.access(run.path, os.W_OK) or not os.access(run.path / "results", os.W_OK):
+        log_stderr(f"run={run.path}: cannot be written to: the scores will be shown and not be kept")
     own = run.config
     if not isinstance(own.get("data"), dict):
         raise UsageError(f"{run.path / 'config.yaml'}: names no data")
@@ -92,8 +105,7 @@ def evaluate_samples(config: dict[str, Any]) -> None:
         source = {**source, "test_fraction": 0}
     path = Path(config["samples"])
     out = Path(config["out"] or f"{path.with_suffix('') if path.is_file() else path}.scores.json")
-    if not out.parent.is_dir():
-        raise UsageError(f"out={out}: there is no directory {out.parent}")
+    check_out(out)
     data = build(source, "data")
     for line in data.notes:
         note(line)
@@ -112,9 +124,25 @@ def evaluate_samples(config: dict[str, Any]) -> None:
         warnings = [f"samples={path}: {odd.text}", *warnings]
         note(f"warning: {warnings[0]}")
     result = {"scored": now(), "metrics": metrics, "warnings": warnings}
-    write_atomically(out, to_json(result))
+    with kept(result, out):
+        write_atomically(out, to_json(result))
     show(result)
     print(f"scores: {out}")
+
+
+def check_out(out: Path) -> None:
+    """Refuse a file that cannot be written, before anything is scored.
+
+    Raises:
+        ValueError: saying what is wrong with it.
+    """
+    from genzoo.runs import check_writable
+
+    if not out.parent.is_dir():
+        raise UsageError(f"out={out}: there is no directory {out.parent}")
+    if out.is_dir():
+        raise UsageError(f"out={out}: is a folder already")
+    check_writable(out.parent, f"out={out}")
 
 
 def show(result: dict[str, Any]) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import json
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from genzoo.commands.config import UsageError, nearest, pick_device
 from genzoo.commands.train import resources
+from genzoo.environment import usable_cores
 
 OURS = re.compile(r"\d{6,}\.png")  # names of pictures in a folder of samples
 
@@ -38,6 +38,7 @@ def _sample(config: dict[str, Any]) -> None:
     from genzoo.runs import write_atomically
     from genzoo.training.module import compile_networks
 
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))  # of a container, which OpenMP does not know
     out = Path(config["out"])
     check_out(out)
     model = load(
@@ -92,8 +93,10 @@ def check_out(out: Path) -> None:
     """Refuse a place that cannot be written to, before anything is drawn.
 
     Raises:
-        UsageError: saying what is wrong with it.
+        ValueError: saying what is wrong with it.
     """
+    from genzoo.runs import check_writable
+
     if out.suffix not in (".png", ".npz", ""):
         raise UsageError(f"out={out}: write a .png, an .npz, or a folder without a suffix")
     if not out.parent.is_dir():
@@ -102,10 +105,7 @@ def check_out(out: Path) -> None:
         raise UsageError(f"out={out}: is a {'folder' if out.is_dir() else 'file'} already")
     if out.is_dir():
         older_samples(out)
-    try:
-        tempfile.TemporaryFile(dir=out if out.is_dir() else out.parent).close()
-    except OSError as error:
-        raise UsageError(f"out={out}: cannot be written to: {error.strerror}") from error
+    check_writable(out if out.is_dir() else out.parent, f"out={out}")
 
 
 def older_samples(out: Path) -> list[Path]:

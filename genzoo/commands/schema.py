@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PlainValidator,
@@ -52,6 +53,13 @@ def _names_a_class(node: dict[str, Any]) -> dict[str, Any]:
     return node
 
 
+def _is_device(name: Any) -> Any:
+    if str(name).partition(":")[0] == "mps":
+        raise PydanticCustomError("device", "the GPUs of Apple's machines are not supported; say cpu")
+    return name
+
+
+Device = Annotated[Literal["auto", "cpu", "cuda"], BeforeValidator(_is_device)]
 Positive = Annotated[int, Field(gt=0, lt=2**63)]
 NonNegative = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(gt=0, le=2**20)]
@@ -88,7 +96,7 @@ class Section(BaseModel):
 
 
 class Trainer(Section):
-    accelerator: Literal["auto", "cpu", "cuda"]
+    accelerator: Device
     devices: Annotated[int, Field(gt=0, le=1024)] = 1
     nodes: Annotated[int, Field(gt=0, le=1024)] = 1
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "64-true"]
@@ -217,7 +225,7 @@ class Sample(Section):
     batch_size: Count
     precision: Literal["32-true", "bf16-mixed"]
     compile: bool
-    device: Literal["auto", "cpu", "cuda"]
+    device: Device
     trust: list[Name]
 
 
@@ -230,7 +238,7 @@ class Evaluate(Section):
     data: Data | None = None
     seed: Seed
     ema: bool
-    device: Literal["auto", "cpu", "cuda"]
+    device: Device
     trust: list[Name]
     # What kinds of data say of training, for which there is no use here.
     budget: dict[str, Any] | None = None

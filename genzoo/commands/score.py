@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from genzoo.commands.config import REFUSALS, UsageError, misfit
 from genzoo.commands.devices import device_name
 from genzoo.console import log_stderr, stderr
+from genzoo.runs import ResourceError
 
 EVALUATIONS = 50  # of the network that a sample may take, unless another sampler is asked for
 HEUN_STEPS = 25  # two evaluations each but the last
@@ -52,6 +53,9 @@ def score(
         seed: of all noise.
         ema: whether the weights are the averaged ones.
         chosen: whether the user asked for this sampler, however many evaluations it takes.
+
+    Raises:
+        NotKept: where they cannot be written; they are in the error.
     """
     from genzoo.prob.precision import full_float32
 
@@ -89,9 +93,42 @@ def _score(
             metrics |= found
     say("")
     result = {"scored": now(), "metrics": metrics, "warnings": warnings}
-    run.write_result(result)
-    run.log(event="scores", step=status.get("step"), values={name: m["value"] for name, m in metrics.items()})
+    values = {name: m["value"] for name, m in metrics.items()}
+    with kept(result, run.path):
+        run.write_result(result)
+        run.log(event="scores", step=status.get("step"), values=values)
     return result
+
+
+class NotKept(ResourceError):
+    """Scores were computed and could not be written down; the message is one line.
+
+    Attributes:
+        result: the scores, to be shown at least.
+    """
+
+    def __init__(self, message: str, result: dict[str, Any]):
+        super().__init__(message)
+        self.result = result
+
+
+@contextlib.contextmanager
+def kept(result: dict[str, Any], place: Any) -> Iterator[None]:
+    """Keep hold of scores that cannot be written down.
+
+    Args:
+        result: the scores.
+        place: where they are written.
+
+    Raises:
+        NotKept: where the place is read-only or full.
+    """
+    try:
+        yield
+    except ResourceError as error:
+        raise NotKept(f"the scores were not kept: {error}", result) from error
+    except OSError as error:
+        raise NotKept(f"{place}: the scores were not kept: {error.strerror}", result) from error
 
 
 def check_settings(model: Any, settings: dict[str, Any]) -> None:
@@ -129,12 +166,13 @@ def pick_network(settings: dict[str, Any], data: dict[str, Any], *, needed: bool
         TooFew: for fewer samples than it has features.
     """
     from genzoo.metrics.enough import check_enough
-    from genzoo.metrics.features import FeatureError, feature_network, fitting
+    from genzoo.metrics.features import FeatureError, check_cache, feature_network, fitting
 
     name, n = settings["features"], settings["n"]
     if n == 0:
         return None
     check_enough(n, None, settings["force"])
+    check_cache()
     if name is None:
         return None
     automatic = name == "auto"

@@ -32,7 +32,7 @@ from genzoo.commands.devices import gpu_facts
 from genzoo.commands.notes import note
 from genzoo.console import log_stderr
 from genzoo.environment import usable_cores
-from genzoo.runs import OF_NO_MATTER, ResourceError, Run, RunError, job_id, now, provenance, storing
+from genzoo.runs import OF_NO_MATTER, ResourceError, Run, RunError, job_id, now, provenance, writing
 
 T = TypeVar("T")
 CLASS_BYTES = 2**16  # of the names of all classes that a run keeps
@@ -268,7 +268,7 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
 
     from genzoo.commands.evaluate import show
     from genzoo.commands.load import PARENTS, inlined
-    from genzoo.commands.score import interim, score
+    from genzoo.commands.score import NotKept, interim, score
 
     job = job_id(config)
     module, subject, network, records, device, parents = prepare(config, old, list(trust))
@@ -351,6 +351,8 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
                 values = {name: entry["value"] for name, entry in result["metrics"].items()}
                 logger.log_metrics({**values, "images": module.images}, step=module.images)
         except BaseException as error:
+            if isinstance(error, NotKept):
+                show(error.result)
             with contextlib.suppress(OSError, ResourceError):  # on a full disk this cannot be written either
                 run.update_status(state="failed", why=one_line(f"{type(error).__name__}: {error}").removesuffix(":"))
                 if records and logger:
@@ -510,7 +512,7 @@ def resources(path: Path, batch_size: int, key: str = "trainer.batch_size") -> I
     import torch
 
     try:
-        with storing(path):
+        with writing(path):
             yield
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, ResourceError):

@@ -26,11 +26,13 @@ References:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import io
 import json
 import os
+import tempfile
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,8 +42,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genzoo.console import log_stderr
+from genzoo.environment import home
 from genzoo.prob.precision import full_float32
-from genzoo.runs import write_atomically
+from genzoo.runs import ResourceError, write_atomically
 
 EMBEDDED = Path(__file__).parent / "networks"
 INCEPTION_URL = (
@@ -321,9 +325,36 @@ def feature_network(
 
 
 def cache_folder() -> Path:
-    """Folder of downloaded weights and of statistics: $GENZOO_CACHE, else the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("GENZOO_CACHE") or Path(base) / "genzoo")
+    """Folder of downloaded weights and of statistics: $GENZOO_CACHE, else the user's cache folder.
+
+    Without either, and without a home directory, it is one that nobody else can write to, in the folder of temporary files.
+    """
+    if own := os.environ.get("GENZOO_CACHE"):
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(base):  # others are to be ignored, by the XDG base directory specification
+        return Path(base, "genzoo")
+    found = home()
+    return (_temporary_home() if found is None else found / ".cache") / "genzoo"
+
+
+@functools.cache
+def _temporary_home() -> Path:
+    return Path(tempfile.mkdtemp(prefix="genzoo-cache-"))
+
+
+def check_cache() -> None:
+    """Write a file into the cache, so that one that cannot be used is said before anything takes long.
+
+    What a cache would keep is computed anew then; nothing fails.
+    """
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        key = "GENZOO_CACHE" if os.environ.get("GENZOO_CACHE") else "the cache"
+        log_stderr(f"{key}={folder}: cannot be written to: {error.strerror}: what is not in it is computed each time")
 
 
 def _colour(images: Tensor) -> Tensor:
@@ -366,9 +397,9 @@ def _tensors(content: bytes, name: Any) -> dict[str, Tensor]:
 def _published_inception() -> bytes:
     """Find torch-fidelity's weights in the cache, or download them; checked by their full SHA-256 either way."""
     file = INCEPTION_URL.rpartition("/")[2]
-    home = cache_folder() / file
-    for path in (home, Path(torch.hub.get_dir()) / "checkpoints" / file):
-        if path.is_file():
+    kept = cache_folder() / file
+    for path in (kept, Path(torch.hub.get_dir()) / "checkpoints" / file):
+        if os.path.isfile(path):
             content = path.read_bytes()
             if hashlib.sha256(content).hexdigest() == INCEPTION_SHA256:
                 return content
@@ -377,13 +408,14 @@ def _published_inception() -> bytes:
             content = response.read(2**28)  # more than it has
     except OSError as error:
         raise FeatureError(
-            f"metrics.features=inception: {file} is not in {home.parent} and was not downloaded ({_first_line(error)}): "
+            f"metrics.features=inception: {file} is not in {kept.parent} and was not downloaded ({_first_line(error)}): "
             f"get it from {INCEPTION_URL} and say metrics.inception_weights=FILE, or take an embedded network, "
             f"metrics.features={embedded()[-1]}"
         ) from error
     found = hashlib.sha256(content).hexdigest()
     if found != INCEPTION_SHA256:
         raise FeatureError(f"{INCEPTION_URL}: its SHA-256 is {found}, not {INCEPTION_SHA256}: nothing was kept")
-    home.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(home, content)
+    with contextlib.suppress(OSError, ResourceError):  # a cache that cannot be written to, or is full
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(kept, content)
     return content

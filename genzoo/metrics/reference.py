@@ -22,7 +22,7 @@ from torch import Tensor
 
 from genzoo.metrics.features import FeatureNetwork
 from genzoo.metrics.frechet import FeatureMoments, Moments
-from genzoo.runs import write_atomically
+from genzoo.runs import ResourceError, write_atomically
 
 VERSION = 1  # of what is stored
 WAIT = 3600  # seconds for another process that builds the same reference
@@ -124,7 +124,7 @@ def cached(cache: Path | None, key: dict, build: Callable[[], dict[str, Tensor]]
         if found is not None:
             return found
         tensors = {name: value.contiguous() for name, value in build().items()}
-        with contextlib.suppress(OSError):  # a cache that cannot be written to, or is full
+        with contextlib.suppress(OSError, ResourceError):  # a cache that cannot be written to, or is full
             write_atomically(path, _sealed(tensors))
         return tensors
 
@@ -136,7 +136,7 @@ def _lock(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path, timeout=WAIT)
         lock.acquire()
-    except OSError:
+    except (OSError, NotImplementedError):  # the latter where the file system has no locks
         yield
         return
     try:
