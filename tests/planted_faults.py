@@ -554,6 +554,27 @@ FAULTS = [
         "tests/metrics/test_evaluator.py",
     ),
     Fault(
+        "a loss clamps its estimates of the data",
+        "families/ddpm.py",
+        "self._term(x, x_t, index, prediction, clip=False)",
+        "self._term(x, x_t, index, prediction, clip=self.levels is not None)",
+        "tests/families/test_ddpm.py",
+    ),
+    Fault(
+        "a scale beyond its bounds has no gradient back",
+        "prob/clamping.py",
+        "gradient.masked_fill(outward, 0.0)",
+        "gradient.masked_fill((x <= ctx.low) | (x >= ctx.high), 0.0)",
+        "tests/prob/test_clamping.py",
+    ),
+    Fault(
+        "the gradient of a discretised normal law is lost in its tails",
+        "prob/likelihoods.py",
+        "log_hi, log_lo = log_ndtr(hi), log_ndtr(lo)",
+        "log_hi, log_lo = torch.special.log_ndtr(hi), torch.special.log_ndtr(lo)",
+        "tests/prob/test_likelihoods.py",
+    ),
+    Fault(
         "references do not depend on the images",
         "metrics/reference.py",
         'key = {"version": VERSION, "images": sha256, "n"',
