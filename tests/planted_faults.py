@@ -126,6 +126,20 @@ FAULTS = [
         "last = inner = first + last + torch.log(-torch.expm1(-width))",
         "tests/prob/test_likelihoods.py",
     ),
+    Fault(
+        "the error of an importance-weighted bound never exceeds a nat",
+        "prob/bounds.py",
+        "return value, (math.sqrt(K - 1) * without.std(0, correction=0)).to(value.dtype)",
+        "return value, torch.exp(log_weights - value).std(0) / math.sqrt(K)",
+        "tests/prob/test_bounds.py",
+    ),
+    Fault(
+        "bounds of unlike numbers of draws are ranked together",
+        "commands/score.py",
+        "of_bound = draws if Bound.LOWER in model.bound else {}",
+        "of_bound = {}",
+        "tests/commands/test_evaluate.py::test_a_bound_is_called_one_and_what_has_no_density_gets_no_score",
+    ),
     # Vector quantisation
     Fault(
         "straight-through on the wrong side",
@@ -615,6 +629,13 @@ FAULTS = [
         "report/leaderboard.py",
         "statistics.stdev(values) / math.sqrt(len(values))",
         "statistics.stdev(values)",
+        "tests/report/test_leaderboard.py",
+    ),
+    Fault(
+        "bounds of earlier versions are ranked whatever their draws",
+        "report/leaderboard.py",
+        "str(name): _with_draws(entry)",
+        "str(name): entry",
         "tests/report/test_leaderboard.py",
     ),
     Fault(
