@@ -589,6 +589,20 @@ FAULTS = [
         "tests/prob/test_likelihoods.py",
     ),
     Fault(
+        "an empty batch makes the moments of a stream NaN",
+        "metrics/frechet.py",
+        "if not len(features):",
+        "if features.dim() < 2:",
+        "tests/metrics/test_finite.py",
+    ),
+    Fault(
+        "one sample that is not finite makes the recall 0",
+        "metrics/manifold.py",
+        "check_finite(features_of_the_data=real, features_of_the_samples=fake)",
+        "check_finite(features_of_the_data=real)",
+        "tests/metrics/test_finite.py",
+    ),
+    Fault(
         "references do not depend on the images",
         "metrics/reference.py",
         'key = {"version": VERSION, "images": sha256, "n"',

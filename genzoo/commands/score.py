@@ -234,10 +234,15 @@ def quality(
     model: Any, subject: Subject, settings: dict[str, Any], setting: dict[str, Any], network: Any
 ) -> tuple[dict[str, Any], list[str]]:
     """Draw samples and compare them with both splits."""
+    from genzoo.metrics.finite import NotFinite
+
     x, y, broken = draw(model, settings["n"], settings["batch_size"], setting["seed"])
     if broken:
         return {}, [f"{broken} of {len(x)} samples are not finite: they are compared with nothing"]
-    return compare(x, y, subject, settings, setting, network, model.device)
+    try:
+        return compare(x, y, subject, settings, setting, network, model.device)
+    except NotFinite as error:  # features of samples that are finite
+        return {}, [str(error)]
 
 
 def compare(

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from genzoo.metrics.enough import K_COVERAGE, LEAST, K, check_enough
+from genzoo.metrics.finite import check_finite
 from genzoo.metrics.features import FeatureNetwork, Features
 from genzoo.metrics.frechet import (
     frechet_distance_of_features,
@@ -161,6 +162,7 @@ def of_classes(
     """
     if fake.logits is None:
         return {}
+    check_finite(logits=fake.logits)
     protocol = {**network.card, "n_fake": len(fake.features)}
     found: dict[str, Measured] = {}
     if len(fake.logits) >= SPLITS:
