@@ -80,7 +80,7 @@ def fault_tolerant_streams() -> Iterator[FaultTolerantStream]:
         # A locale without these characters shows them as "?" instead of raising after the training.
         sys.stdout.reconfigure(errors="replace")
     out, err = (FaultTolerantStream(stream) for stream in streams)
-    sys.stdout, sys.stderr = out, err  # type: ignore[assignment]
+    sys.stdout, sys.stderr = out, err
     try:
         yield out
     finally:

@@ -126,6 +126,20 @@ FAULTS = [
         "last = inner = first + last + torch.log(-torch.expm1(-width))",
         "tests/prob/test_likelihoods.py",
     ),
+    Fault(
+        "the error of an importance-weighted bound never exceeds a nat",
+        "prob/bounds.py",
+        "return value, (math.sqrt(K - 1) * without.std(0, correction=0)).to(value.dtype)",
+        "return value, torch.exp(log_weights - value).std(0) / math.sqrt(K)",
+        "tests/prob/test_bounds.py",
+    ),
+    Fault(
+        "bounds of unlike numbers of draws are ranked together",
+        "commands/score.py",
+        "of_bound = draws if Bound.LOWER in model.bound else {}",
+        "of_bound = {}",
+        "tests/commands/test_evaluate.py::test_a_bound_is_called_one_and_what_has_no_density_gets_no_score",
+    ),
     # Vector quantisation
     Fault(
         "straight-through on the wrong side",
@@ -554,6 +568,41 @@ FAULTS = [
         "tests/metrics/test_evaluator.py",
     ),
     Fault(
+        "a loss clamps its estimates of the data",
+        "families/ddpm.py",
+        "self._term(x, x_t, index, prediction, clip=False)",
+        "self._term(x, x_t, index, prediction, clip=self.levels is not None)",
+        "tests/families/test_ddpm.py",
+    ),
+    Fault(
+        "a scale beyond its bounds has no gradient back",
+        "prob/clamping.py",
+        "gradient.masked_fill(outward, 0.0)",
+        "gradient.masked_fill((x <= ctx.low) | (x >= ctx.high), 0.0)",
+        "tests/prob/test_clamping.py",
+    ),
+    Fault(
+        "the gradient of a discretised normal law is lost in its tails",
+        "prob/likelihoods.py",
+        "log_hi, log_lo = log_ndtr(hi), log_ndtr(lo)",
+        "log_hi, log_lo = torch.special.log_ndtr(hi), torch.special.log_ndtr(lo)",
+        "tests/prob/test_likelihoods.py",
+    ),
+    Fault(
+        "an empty batch makes the moments of a stream NaN",
+        "metrics/frechet.py",
+        "if not len(features):",
+        "if features.dim() < 2:",
+        "tests/metrics/test_finite.py",
+    ),
+    Fault(
+        "one sample that is not finite makes the recall 0",
+        "metrics/manifold.py",
+        "check_finite(features_of_the_data=real, features_of_the_samples=fake)",
+        "check_finite(features_of_the_data=real)",
+        "tests/metrics/test_finite.py",
+    ),
+    Fault(
         "references do not depend on the images",
         "metrics/reference.py",
         'key = {"version": VERSION, "images": sha256, "n"',
@@ -594,6 +643,13 @@ FAULTS = [
         "report/leaderboard.py",
         "statistics.stdev(values) / math.sqrt(len(values))",
         "statistics.stdev(values)",
+        "tests/report/test_leaderboard.py",
+    ),
+    Fault(
+        "bounds of earlier versions are ranked whatever their draws",
+        "report/leaderboard.py",
+        "str(name): _with_draws(entry)",
+        "str(name): entry",
         "tests/report/test_leaderboard.py",
     ),
     Fault(

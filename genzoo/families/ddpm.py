@@ -9,7 +9,8 @@ Training minimises the simple loss of eq. 14, the mean squared error of the nois
 
     L_simple = E_{t, x, eps} |eps - eps_theta(alpha_t x + sigma_t eps, t)|^2
 
-which weighs the terms of the variational bound anew. The bound itself (eq. 5) is what ``log_prob`` estimates:
+which weighs the terms of the variational bound anew. The bound itself (eq. 5) is what ``log_prob`` estimates, for images with
+estimates x0 clamped to [-1, 1]; a loss clamps none, so that its gradient flows:
 
     -log p(x) <= KL(q(x_T | x) || N(0, I)) + sum_{i=1}^{T-1} E KL(q(x_{i-1} | x_i, x) || p(x_{i-1} | x_i)) - E log p(x | x_0)
 
@@ -142,7 +143,7 @@ class DDPM(Density, Denoiser):
         if self.objective != "simple":
             if self.objective == "hybrid":
                 prediction = prediction._replace(mean=prediction.mean.detach())
-            terms["vlb"] = self._term(x, x_t, index, prediction) / (self.dim * math.log(2))
+            terms["vlb"] = self._term(x, x_t, index, prediction, clip=False) / (self.dim * math.log(2))
             losses = terms["vlb"] * T / 1000 + (mse if self.objective == "hybrid" else 0.0)
         if weight is not None and self.history is not None:
             if self.training:
@@ -194,15 +195,19 @@ class DDPM(Density, Denoiser):
         """Draw noise, and return a term of the bound for each event."""
         t = (index + 1).double() / self.schedule.num_steps
         x_t = self.path.sample(x, randn(x.shape, rng=rng, device=x.device, dtype=x.dtype), t)
-        return self._term(x, x_t, index, self.predict(x_t, t, y))
+        return self._term(x, x_t, index, self.predict(x_t, t, y), clip=self.levels is not None)
 
-    def _term(self, x: Tensor, x_t: Tensor, index: Tensor, prediction: Prediction) -> Tensor:
-        """One term of the bound for each event, at the chain's ``index``, (B,): a KL, or -log p(x | x_0) at index 0."""
+    def _term(self, x: Tensor, x_t: Tensor, index: Tensor, prediction: Prediction, *, clip: bool) -> Tensor:
+        """One term of the bound for each event, at the chain's ``index``, (B,): a KL, or -log p(x | x_0) at index 0.
+
+        ``clip`` clamps the estimate of the data to [-1, 1], as the sampler does: in a bound that is reported, and in no
+        loss, since a clamped pixel has no gradient (Nichol and Dhariwal's code does the same).
+        """
         chain = self._chain.to(x.device)[index].to(x.dtype).view(len(x), -1, *[1] * (x.ndim - 1))
         _, _, sigma_t, alpha_s, _, var_ts, posterior_var, _, _ = chain.unbind(1)  # the fields of a Step
         t = (index + 1).double() / self.schedule.num_steps
         x0 = self.path.convert(prediction, x_t, t, "x0")
-        if self.levels is not None:
+        if clip:
             x0 = x0.clamp(-1, 1)
         # The two means differ by their estimates of x alone.
         gap = alpha_s * var_ts / sigma_t**2 * (x - x0)
@@ -215,7 +220,9 @@ class DDPM(Density, Denoiser):
         if self.levels is None:
             nll = 0.5 * ((x - x0) ** 2 * torch.exp(-log_var) + math.log(2 * math.pi) + log_var).flatten(1).sum(1)
         else:
-            log_mass = discretized_gaussian_log_mass(x, x0, log_var, self.levels).flatten(1).sum(1)
+            # At other indices x0 may be so far off that the mass underflows, and the gradient of what is not used is NaN.
+            mean = torch.where(first, x0, x)
+            log_mass = discretized_gaussian_log_mass(x, mean, log_var, self.levels).flatten(1).sum(1)
             nll = -log_density(log_mass, self.dim, self.levels)
         return torch.where(index == 0, nll, kl)
 

@@ -35,6 +35,7 @@ from torch import Tensor
 from genzoo.model import Bound, Continuous, Density, Diagnostic, Inferred, LatentVariable, LogProb, Loss, Samples
 from genzoo.nn.ladder import Ladder
 from genzoo.prob.bounds import RateCost, importance_weighted
+from genzoo.prob.clamping import projected_clamp
 from genzoo.prob.divergences import kl_normal
 from genzoo.prob.likelihoods import Likelihood
 from genzoo.prob.random import randn
@@ -50,7 +51,7 @@ class Normal(NamedTuple):
     def of(cls, moments: Tensor, dtype: torch.dtype) -> Normal:
         """Read means and log standard deviations off a network's output, (B, 2Z, H, W)."""
         mean, log_std = moments.to(dtype).chunk(2, dim=1)
-        return cls(mean, log_std.clamp(-10, 5))
+        return cls(mean, projected_clamp(log_std, -10, 5))
 
     def at(self, eps: Tensor) -> Tensor:
         """Return the point that is ``eps`` standard deviations from the mean."""

@@ -211,19 +211,18 @@ class LatentDensity(_Latent, Density):
     ) -> LogProb:
         """Return the bound with one latent drawn for each event.
 
+        It has no standard error: that of the prior's density is known, the spread over latents is not from one of them.
+
         Args:
             x, y, rng: as in ``Density``.
             num_samples: draws that the prior may use for each latent.
-
-        Returns:
-            The bound; its error is that of the prior's density.
         """
         label = self._label(y, len(x))
         z, log_q = self.codec.infer(x, label, rng=rng)
         event = self.measure(z, rng).to(x.dtype)
-        value, stderr = self.prior.log_prob(event, y, num_samples=num_samples, rng=rng)
+        value = self.prior.log_prob(event, y, num_samples=num_samples, rng=rng).value
         log_likelihood = self.codec.log_likelihood(x, z, label)
-        return LogProb(log_likelihood + value + self.measure.log_det() - log_q, stderr)
+        return LogProb(log_likelihood + value + self.measure.log_det() - log_q)
 
 
 class PriorStage(GenerativeModel):

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from genzoo.model import Bound, Continuous, Density, Diagnostic, Inferred, LatentVariable, LogProb, Loss, Samples
 from genzoo.prob.bounds import RateCost, importance_weighted
+from genzoo.prob.clamping import projected_clamp
 from genzoo.prob.divergences import kl_normal
 from genzoo.prob.likelihoods import Likelihood
 from genzoo.prob.random import randn
@@ -84,7 +85,7 @@ class VAE(Density, LatentVariable):
     def posterior(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return mean and log variance of q(z | x), each (B, *latent.shape)."""
         mean, log_var = self.encoder(self.likelihood.observe(x), y).to(x.dtype).chunk(2, dim=1)
-        return mean, log_var.clamp(-20, 10)
+        return mean, projected_clamp(log_var, -20, 10)
 
     def loss(
         self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None

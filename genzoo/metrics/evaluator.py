@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from genzoo.metrics.enough import K_COVERAGE, LEAST, K, check_enough
+from genzoo.metrics.finite import check_finite
 from genzoo.metrics.features import FeatureNetwork, Features
 from genzoo.metrics.frechet import (
     frechet_distance_of_features,
@@ -169,6 +170,7 @@ def of_classes(
     """
     if fake.logits is None:
         return {}
+    check_finite(logits=fake.logits)
     x, logits = fake.features.to(device), fake.logits.to(device)
     protocol = {**network.card, "n_fake": len(x)}
     found: dict[str, Measured] = {}

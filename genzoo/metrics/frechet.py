@@ -31,6 +31,7 @@ from scipy.linalg import lapack
 from torch import Tensor
 from torchmetrics import Metric
 
+from genzoo.metrics.finite import NotFinite, check_finite
 from genzoo.metrics.products import products
 
 BLOCKS = 4  # the smallest sets that the extrapolation sees hold 1/BLOCKS of all features
@@ -115,6 +116,8 @@ class FeatureMoments(Metric):
         self.set_dtype(torch.float64)
 
     def update(self, features: Tensor) -> None:
+        if not len(features):
+            return  # an empty batch has no mean
         x = features.detach().to(self.packed)
         batch = torch.empty_like(self.packed)
         batch[0], batch[1] = len(x), x.mean(0)
@@ -123,12 +126,24 @@ class FeatureMoments(Metric):
         self.packed = _merge(self.packed, batch)
 
     def compute(self) -> Moments:
+        """Return the moments of all features so far.
+
+        Raises:
+            NotFinite: where some of the features are not.
+        """
         n = int(self.packed[0, 0])
+        if not bool(self.packed.isfinite().all()):
+            raise NotFinite(f"some of {n} features are not finite: they have no moments")
         return Moments(n, self.packed[1].clone(), self.packed[2:] / max(n - 1, 1))
 
 
 def moments(features: Tensor) -> Moments:
-    """Mean and covariance of features, (N, D)."""
+    """Mean and covariance of features, (N, D).
+
+    Raises:
+        NotFinite: where some of them are not.
+    """
+    check_finite(features=features)
     x = features.double()
     mean = x.mean(0)
     centred = x - mean
@@ -161,6 +176,7 @@ def frechet_distance_of_features(features: Tensor, q: Moments) -> float:
     N, D = features.shape
     if N > D:
         return frechet_distance(moments(features), q)
+    check_finite(features=features)
     x = features.double()
     mean = x.mean(0)
     R = (x - mean).T / max(N - 1, 1) ** 0.5

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genzoo.metrics.finite import check_finite
 from genzoo.metrics.likelihood import Score, mean_with_error
 
 SPLITS, SEED = 10, 2020  # of torch-fidelity
@@ -28,7 +29,9 @@ def inception_score(logits: Tensor) -> Score:
 
     Raises:
         ValueError: for fewer samples than splits.
+        NotFinite: for logits that are not.
     """
+    check_finite(logits=logits)
     N = len(logits)
     if N < SPLITS:
         raise ValueError(f"{N} samples make no {SPLITS} splits")

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genzoo.metrics.finite import check_finite
+
 SUBSETS, SUBSET_SIZE, SEED = 100, 1000, 2020  # of torch-fidelity
 BLOCK = 2048  # rows of a kernel matrix that are held at once
 
@@ -47,7 +49,11 @@ def kernel_distance(real: Tensor, fake: Tensor) -> float:
 
     Args:
         real, fake: (N, D) and (M, D). Subsets hold 1,000 features of each side, or all where there are fewer.
+
+    Raises:
+        NotFinite: for features that are not.
     """
+    check_finite(features_of_the_data=real, features_of_the_samples=fake)
     size = min(SUBSET_SIZE, len(real), len(fake))
     rng = np.random.RandomState(SEED)
     values = []
@@ -82,7 +88,11 @@ def gaussian_mmd(real: Tensor, fake: Tensor, bandwidth: float) -> float:
     Args:
         real, fake: (N, D) and (M, D).
         bandwidth: in units of the data.
+
+    Raises:
+        NotFinite: for points that are not.
     """
+    check_finite(points_of_the_data=real, samples=fake)
     x, y = real.double(), fake.double()
 
     def total(a: Tensor, b: Tensor) -> float:

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from genzoo.metrics.finite import check_finite
 from genzoo.metrics.products import products
 
 CELLS = 2**23  # of a table of distances that are held at once: 64 MiB in double precision
@@ -94,7 +95,11 @@ def manifold(real: Tensor, fake: Tensor, k: int = 3, k_coverage: int = 5) -> Man
         real, fake: the sets.
         k: neighbours that make a ball, for precision and recall.
         k_coverage: the same for density and coverage.
+
+    Raises:
+        NotFinite: for features that are not.
     """
+    check_finite(features_of_the_data=real, features_of_the_samples=fake)
     (around_real, wide), (around_fake,) = radii(real, k, k_coverage), radii(fake, k)
     precise = balls = 0
     recalled = torch.zeros(len(real), dtype=torch.bool, device=real.device)

@@ -25,6 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from genzoo.metrics.finite import check_finite
 from genzoo.metrics.likelihood import Score, mean_with_error
 from genzoo.metrics.manifold import squared_distances
 
@@ -59,7 +60,11 @@ def neighbours(x: Tensor, train: Tensor, flip: bool = False) -> Neighbours:
         x: (N, ...) bytes or floats.
         train: (M, ...), at least 3.
         flip: whether training saw mirror images too.
+
+    Raises:
+        NotFinite: for events that are not.
     """
+    check_finite(events=x, training_events=train)
     nearest, index = _nearest(x, train, flip)
     towns, back = index[:, 0].unique(return_inverse=True)
     others, _ = _nearest(train[towns], train, flip, towns)

@@ -17,6 +17,8 @@ import math
 import torch
 from torch import Tensor
 
+from genzoo.metrics.finite import check_finite
+
 DIRECTIONS = 128
 
 
@@ -39,6 +41,7 @@ def sliced_wasserstein(real: Tensor, fake: Tensor, directions: int = DIRECTIONS)
     """
     if real.shape[1:] != (2,) or fake.shape[1:] != (2,):
         raise ValueError(f"points of the plane have two coordinates, not {tuple(real.shape)} and {tuple(fake.shape)}")
+    check_finite(points_of_the_data=real, samples=fake)
     angles = (torch.arange(directions, dtype=torch.float64) + 0.5) * (math.pi / directions)
     axes = torch.stack([angles.cos(), angles.sin()])
     return float(wasserstein_1d((real.double() @ axes).T, (fake.double() @ axes).T).mean().sqrt())

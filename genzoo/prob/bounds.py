@@ -28,14 +28,31 @@ from torch import Tensor, nn
 from genzoo.prob import ranks
 
 
-def importance_weighted(log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the bound that K weights give, ``log 1/K sum_k w_k``, and its standard error, (K, B) -> (B,), (B,).
+def importance_weighted(log_weights: Tensor) -> tuple[Tensor, Tensor | None]:
+    r"""Return the bound that K weights give, ``log 1/K sum_k w_k``, and its standard error, (K, B) -> (B,), (B,) or None.
 
-    The error is that of the logarithm of a mean by the delta method.
+    The error is the jackknife's: with ``v_k`` the bound of all weights but w_k,
+
+        stderr^2 = (K - 1)/K sum_k (v_k - mean of v)^2
+
+    Where weights are alike it is that of the delta method, ``std(w)/(sqrt(K) mean(w))``, which never exceeds 1 nat. Where one
+    weight outweighs the others, as those of high-dimensional events do, it goes on growing: over repetitions its root mean
+    square is the spread of the bound within 15 %, with two draws (too small) as with many. Of a single event it is as rough as
+    K draws allow, and of one draw unknown: None.
+
+    References:
+        Efron, Stein, "The Jackknife Estimate of Variance", 1981, https://doi.org/10.1214/aos/1176345462.
     """
-    draws = len(log_weights)
-    value = log_weights.logsumexp(0) - math.log(draws)
-    return value, torch.exp(log_weights - value).std(0) / math.sqrt(draws)
+    K = len(log_weights)
+    value = log_weights.logsumexp(0) - math.log(K)
+    if K == 1:
+        return value, None
+    ratios = (log_weights - value).double()
+    none = torch.full_like(ratios[:1], -torch.inf)
+    before = torch.cat([none, ratios[:-1].logcumsumexp(0)])
+    after = torch.cat([ratios[1:].flip(0).logcumsumexp(0).flip(0), none])
+    without = torch.logaddexp(before, after)
+    return value, (math.sqrt(K - 1) * without.std(0, correction=0)).to(value.dtype)
 
 
 class RateCost(nn.Module):

@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genzoo.prob.clamping import projected_clamp
 from genzoo.prob.measure import bin_centre, log_density, quantize, snap
 from genzoo.prob.precision import cumulative_sum
 from genzoo.prob.random import rand, randn
@@ -128,7 +129,7 @@ class Gaussian(Likelihood):
         if self.log_var is not None:
             return params, self.log_var.expand_as(params)
         mean, log_var = params.chunk(2, dim=1)
-        return mean, log_var.clamp(min=2 * LOG_SCALE_MIN)
+        return mean, projected_clamp(log_var, 2 * LOG_SCALE_MIN)
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
         mean, log_var = self._moments(_precise(params))
@@ -183,7 +184,9 @@ class DiscretizedLogistic(Likelihood):
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
         mean, log_scale = _precise(params).chunk(2, dim=1)
-        log_mass = logistic_log_mass(quantize(x, self.levels), mean, log_scale.clamp(min=LOG_SCALE_MIN), self.levels)
+        log_mass = logistic_log_mass(
+            quantize(x, self.levels), mean, projected_clamp(log_scale, LOG_SCALE_MIN), self.levels
+        )
         return log_density(log_mass.flatten(1).sum(1), log_mass[0].numel(), self.levels)
 
     def mean(self, params: Tensor) -> Tensor:
@@ -223,7 +226,7 @@ class LogisticMixture(Likelihood):
         C = self.channels(params)
         params = _precise(params).unflatten(1, (self.components, -1))
         logits, mean, log_scale, coefficients = params.split([1, C, C, C * (C - 1) // 2], dim=2)
-        return logits, mean, log_scale.clamp(min=LOG_SCALE_MIN), torch.tanh(coefficients)
+        return logits, mean, projected_clamp(log_scale, LOG_SCALE_MIN), torch.tanh(coefficients)
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
         logits, mean, log_scale, coefficients = self._split(params)
@@ -363,7 +366,7 @@ class GaussianMixture(Likelihood):
         """Return logits (B, M, 1, ...), means and log standard deviations (B, M, C, ...)."""
         C = self.channels(params)
         logits, mean, log_std = _precise(params).unflatten(1, (self.components, -1)).split([1, C, C], dim=2)
-        return logits, mean, log_std.clamp(min=LOG_SCALE_MIN)
+        return logits, mean, projected_clamp(log_std, LOG_SCALE_MIN)
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
         logits, mean, log_std = self._split(params)
@@ -382,6 +385,17 @@ class GaussianMixture(Likelihood):
         mean, log_std = (part.gather(1, index.expand(-1, -1, *part.shape[2:])).squeeze(1) for part in law)
         eps = randn(mean.shape, rng=rng, device=params.device, dtype=mean.dtype)
         return (mean + torch.exp(log_std) * eps).to(params.dtype)
+
+
+def log_ndtr(x: Tensor) -> Tensor:
+    """Log of the standard normal distribution function, elementwise, with the right gradient far out in the lower tail.
+
+    There torch.special.log_ndtr has the value and loses the gradient: in float32 that at -3e4 is .4.
+    """
+    below = x < -1
+    tail = torch.where(below, x, -1.0)
+    log_tail = torch.log(torch.special.erfcx(-tail * math.sqrt(0.5)) / 2) - tail.square() / 2
+    return torch.where(below, log_tail, torch.special.log_ndtr(torch.where(below, -1.0, x)))
 
 
 def discretized_gaussian_log_mass(x: Tensor, mean: Tensor, log_var: Tensor, levels: int) -> Tensor:
@@ -404,7 +418,9 @@ def discretized_gaussian_log_mass(x: Tensor, mean: Tensor, log_var: Tensor, leve
     flip = centre > mean
     hi = torch.where(flip, -lower, upper)
     lo = torch.where(flip, -upper, lower)
-    log_hi, log_lo = torch.special.log_ndtr(hi), torch.special.log_ndtr(lo)
-    inner = log_hi + torch.log1p(-torch.exp((log_lo - log_hi).clamp(max=-1e-12)))
-    first, last = torch.special.log_ndtr(upper), torch.special.log_ndtr(-lower)
+    log_hi, log_lo = log_ndtr(hi), log_ndtr(lo)
+    # Far out in the tail the two logarithms round to one number; exp of this one is still below 1.
+    least = max(1e-12, torch.finfo(log_hi.dtype).eps)
+    inner = log_hi + torch.log1p(-torch.exp((log_lo - log_hi).clamp(max=-least)))
+    first, last = log_ndtr(upper), log_ndtr(-lower)
     return torch.where(k == 0, first, torch.where(k == levels - 1, last, inner))

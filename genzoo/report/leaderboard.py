@@ -177,13 +177,22 @@ def _metrics(result: Mapping[str, Any]) -> dict[str, Any]:
     """Keep the scores of a result that are what they should be."""
     metrics = result.get("metrics")
     return {
-        str(name): entry
+        str(name): _with_draws(entry)
         for name, entry in (metrics if isinstance(metrics, Mapping) else {}).items()
         if isinstance(entry, Mapping)
         and isinstance(entry.get("card"), Mapping)
         and all(isinstance(entry["card"].get(part), Mapping) for part in ("protocol", "setting"))
         and (entry.get("value") is None or type(entry["value"]) in (int, float))
     }
+
+
+def _with_draws(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Move the draws of a lower bound into its protocol, where earlier versions left them in the setting alone."""
+    protocol, setting = entry["card"]["protocol"], entry["card"]["setting"]
+    if "LOWER" not in str(protocol.get("bound")) or "num_samples" in protocol or "num_samples" not in setting:
+        return entry
+    protocol = {**protocol, "num_samples": setting["num_samples"]}
+    return {**entry, "card": {**entry["card"], "protocol": protocol}}
 
 
 def setting_of(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -414,6 +414,59 @@ def test_the_hybrid_is_the_simple_loss_and_a_thousandth_of_the_bound_in_bits():
     assert float(total.detach()) == pytest.approx(float(mse + T / 1000 * bits), rel=1e-9)
 
 
+class Table(torch.nn.Module):
+    """Outputs its weights, whatever the input, and keeps the times of the last call."""
+
+    def __init__(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...], num_classes: int):
+        super().__init__()
+        self.output = torch.nn.Parameter(torch.randn(40, *out_shape, generator=generator(7)))
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        self.t = t
+        return self.output.repeat(len(x_t) // 40, *[1] * (x_t.ndim - 1))[: len(x_t)]
+
+
+OBJECTIVES = [("simple", v) for v in VARIANCES] + [("vlb", v) for v in VARIANCES]
+OBJECTIVES += [("hybrid", "learned"), ("vlb", "learned")]
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+@pytest.mark.parametrize(("objective", "variance"), OBJECTIVES)
+def test_almost_every_pixel_of_an_image_has_a_gradient_at_every_time(objective, variance, prediction):
+    """With outputs as wrong as those of an untrained network, whose estimates of the data leave [-1, 1]: nearly all of them
+    at t = .8 if the network predicts the noise. The pixels without are those whose level is as good as certain."""
+    T, n = 50, 40
+    model = DDPM(
+        Table, (1, 6, 6), 17, schedule=LinearSchedule(T), prediction=prediction, objective=objective, variance=variance
+    )
+    x = bin_centre(torch.randint(17, (n, 1, 6, 6), generator=generator(1)), 17)
+    flowing: dict[int, list[float]] = {}
+    for i in range(12):
+        model.zero_grad()
+        model.loss(x, rng=generator(i)).total.backward()
+        share = model.network.output.grad.ne(0).double().flatten(1).mean(1)
+        assert model.network.output.grad.isfinite().all()
+        for index, of_event in zip((model.network.t * T).round().int().tolist(), share.tolist(), strict=True):
+            flowing.setdefault(index, []).append(of_event)
+    assert set(flowing) == set(range(1, T + 1))
+    least = min(sum(shares) / len(shares) for shares in flowing.values())
+    assert least > 0.97, least
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+def test_the_bound_of_images_whose_estimates_lie_within_the_interval_is_the_loss(prediction):
+    """There the clamp of scoring does nothing: the loss and the reported bound are one functional."""
+    model = exact_model(20, kind=prediction, mu=[0.1, -0.2], lam=[0.01, 0.02])
+    model.levels, model.objective = 256, "vlb"
+    x = torch.tensor([[0.05, -0.1]], dtype=torch.float64).repeat(200_000, 1)
+    bits = model.loss(x, rng=generator(0)).terms["vlb"] * 20
+    prior = float(model._prior_kl(x[:1]))
+    value, stderr = model.log_prob(x[:20_000], num_samples=40, rng=generator(1))
+    expected = (-float(value.mean()) - prior) / (2 * math.log(2))
+    error = float(stderr.square().mean().sqrt()) / math.sqrt(20_000)
+    assert float(bits) == pytest.approx(expected, abs=5 * error + 0.02)
+
+
 def test_the_objective_vlb_is_the_bound_but_for_the_prior():
     """Its mean over times, data and noise is -(log p bound + KL of the prior)/(T D log 2), in bits."""
     T, n = 20, 200_000

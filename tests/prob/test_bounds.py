@@ -84,10 +84,30 @@ def test_the_importance_weighted_bound_is_the_logarithm_of_the_mean_weight():
     value, stderr = importance_weighted(log_w)
     w = (log_w - 800).exp()
     torch.testing.assert_close(value, w.mean(0).log() + 800, atol=1e-12, rtol=0)
-    torch.testing.assert_close(stderr, w.std(0) / math.sqrt(7) / w.mean(0), atol=1e-12, rtol=0)
+    without = torch.stack([torch.cat([w[:k], w[k + 1 :]]).mean(0).log() for k in range(7)])
+    jackknife = (6 / 7 * (without - without.mean(0)).square().sum(0)).sqrt()
+    torch.testing.assert_close(stderr, jackknife, atol=1e-12, rtol=0)
 
 
-def test_its_error_is_the_spread_over_repetitions():
-    log_w = 0.3 * torch.randn(50, 20_000, dtype=torch.float64, generator=generator(0))
+def test_one_draw_says_nothing_of_its_error():
+    value, stderr = importance_weighted(torch.tensor([[-3.0, 2.0]]))
+    assert value.tolist() == [-3.0, 2.0] and stderr is None
+
+
+def test_of_weights_that_are_alike_the_error_is_that_of_the_delta_method():
+    log_w = 0.01 * torch.randn(20, 50, generator=generator(1)) - 3000
     value, stderr = importance_weighted(log_w)
-    assert float(value.std()) == pytest.approx(float(stderr.square().mean().sqrt()), rel=0.05)
+    w = (log_w - value).double().exp()
+    torch.testing.assert_close(stderr.double(), w.std(0) / math.sqrt(20) / w.mean(0), rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("K", [2, 3, 5, 20, 100])
+@pytest.mark.parametrize("spread", [0.3, 1.0, 4.0, 30.0])
+def test_its_error_is_the_spread_over_repetitions(K, spread):
+    """Where weights are alike as where one outweighs all others: 3.2 nats of two draws with log weights of spread 4."""
+    log_w = spread * torch.randn(K, 10_000, dtype=torch.float64, generator=generator(0))
+    value, stderr = importance_weighted(log_w)
+    ratio = float(stderr.square().mean().sqrt() / value.std())
+    assert ratio == pytest.approx(1, abs=0.17), (ratio, float(value.std()))
+    if spread <= 0.3:
+        assert ratio == pytest.approx(1, abs=0.03)

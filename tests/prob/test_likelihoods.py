@@ -20,6 +20,7 @@ from genzoo.prob.likelihoods import (
     Likelihood,
     LogisticMixture,
     discretized_gaussian_log_mass,
+    log_ndtr,
 )
 from genzoo.prob.measure import bin_centre, quantize, snap
 from genzoo.prob.random import SampleStreams, generator
@@ -377,3 +378,44 @@ def test_half_precision_of_a_network_costs_no_precision_of_the_sum(likelihood: L
     got = likelihood.float().log_prob(params, x)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, likelihood.log_prob(params.float(), x), rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("levels", [17, 256])
+@pytest.mark.parametrize("log_std", [-5.3, -3.0, 0.0])
+def test_a_mean_far_off_in_float32_has_the_gradient_of_its_distance(log_std, levels):
+    """As an estimate of the data has that no clamp holds: -(mean - edge)/variance, and finite for the variance too."""
+    x = bin_centre(torch.arange(levels), levels)[1:-1]
+    for guess in (10.0, -300.0, 1e4):
+        mean = torch.full_like(x, guess).requires_grad_()
+        log_var = torch.full_like(x, 2 * log_std).requires_grad_()
+        discretized_gaussian_log_mass(x, mean, log_var, levels).sum().backward()
+        edge = x + math.copysign(1 / levels, guess)
+        torch.testing.assert_close(mean.grad, (edge - guess) / math.exp(2 * log_std), rtol=2e-2, atol=0)
+        torch.testing.assert_close(log_var.grad, (edge - guess) ** 2 / 2 / math.exp(2 * log_std), rtol=2e-2, atol=0)
+
+
+def test_the_log_of_the_distribution_function_has_the_gradient_of_the_inverse_mills_ratio():
+    x = torch.cat([torch.linspace(-20, 8, 1001), -torch.logspace(1.31, 7, 100)]).requires_grad_()
+    value = log_ndtr(x)
+    value.sum().backward()
+    points = x.detach().double().numpy()
+    np.testing.assert_allclose(value.detach().numpy(), stats.norm.logcdf(points), rtol=2e-6, atol=1e-12)
+    series = -points / (1 - points**-2.0 + 3 * points**-4.0)
+    ratio = np.where(points < -20, series, np.exp(stats.norm.logpdf(points) - stats.norm.logcdf(points)))
+    np.testing.assert_allclose(x.grad.numpy(), ratio, rtol=1e-5)
+
+
+SCALED = {
+    "gaussian": (lambda: Gaussian(per_element=True), lambda s: [0.0, s], 2 * LOG_SCALE_MIN),
+    "discretised logistic": (lambda: DiscretizedLogistic(256), lambda s: [0.0, s], LOG_SCALE_MIN),
+    "logistic mixture": (lambda: LogisticMixture(256, 1), lambda s: [0.0, 0.0, s], LOG_SCALE_MIN),
+    "gaussian mixture": (lambda: GaussianMixture(None, 1), lambda s: [0.0, 0.0, s], LOG_SCALE_MIN),
+}
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_a_scale_below_its_least_is_brought_back_by_an_event_that_it_cannot_explain(name):
+    likelihood, params, least = SCALED[name]
+    output = torch.tensor([params(least - 1.0)], requires_grad=True)
+    (-likelihood().log_prob(output, torch.full((1, 1), 0.5)).sum()).backward()
+    assert float(output.grad[0, -1]) < 0, "descent raises the scale"

@@ -166,6 +166,22 @@ def test_unlike_protocols_are_never_in_one_table(tmp_path, part):
         assert leaderboard.leaders(table, FD) == ([], [])
 
 
+@pytest.mark.parametrize("part", ["protocol", "setting"])
+def test_bounds_of_unlike_draws_are_never_in_one_table(tmp_path, part):
+    """Also where an earlier version has left the draws in the setting; of estimates without bias they do not matter."""
+    name, kind = "test__bpd_upper", "LOWER"
+    for folder in ("bounds", "estimates"):
+        for model, draws in (("vae", 20), ("hvae", 500), ("ddpm", 20)):
+            card = {"protocol": {"unit": "bits/dim", "bound": kind}, "setting": {}}
+            card[part if kind == "LOWER" else "setting"] |= {"num_samples": draws}
+            run(tmp_path / folder, model=model, metrics=scored(1.0, **{name: entry(3.0, 0.1, **card)}))
+        name, kind = "test__bpd_estimate", "ESTIMATE"
+    alike, apart = tables_of(tmp_path / "bounds")
+    assert sorted(row.label for row in alike.rows) == ["ddpm", "vae"]
+    assert [row.label for row in apart.rows] == ["hvae"] and "num_samples" in apart.why[0]
+    assert len(tables_of(tmp_path / "estimates")) == 1
+
+
 def test_what_only_one_of_two_rows_has_does_not_part_them(tmp_path):
     bound = entry(3.0, 0.1, protocol={"unit": "bits/dim", "bound": "LOWER"})
     run(tmp_path, model="vae", metrics=scored(1.0, test__bpd_upper=bound))
