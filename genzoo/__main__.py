@@ -68,7 +68,7 @@ def by_hydra(verb: str, options: list[str], overrides: list[str], *, sweep: bool
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig
 
-    from genzoo.commands.config import CONF, UsageError, validate
+    from genzoo.commands.config import CONF, UsageError, names_sampler, validate
     from genzoo.commands.sweep import Ended, do, finish, name_of, objective
 
     typed, sweep_name = sys.argv, name_of(verb, overrides)
@@ -82,7 +82,7 @@ def by_hydra(verb: str, options: list[str], overrides: list[str], *, sweep: bool
             hydra_config = HydraConfig.get()
             words = list(hydra_config.overrides.task)
             try:
-                plain = validate(verb, config)
+                plain = validate(verb, config, names_sampler(hydra_config))
             except UsageError as error:
                 ended = Ended(" ".join(redact_words(words)), error.exit_code, str(error), None)
             else:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from genzoo.commands.config import UsageError, build, check_section, pick_device
-from genzoo.commands.score import Subject, check_settings, compare, pick_network, score
+from genzoo.commands.score import EVALUATIONS, Subject, check_settings, compare, pick_network, score
 
 
 def evaluate(config: dict[str, Any]) -> None:
@@ -35,6 +35,8 @@ def evaluate_run(config: dict[str, Any]) -> None:
     at_training = at_training if isinstance(at_training, dict) else {}
     unsaid = {name: at_training.get(name, default) for name, default in (("n", 0), ("num_samples", 1))}
     settings = {**config["metrics"], **{key: value for key, value in unsaid.items() if config["metrics"][key] is None}}
+    if settings.get("max_nfe") == "training":
+        settings["max_nfe"] = at_training.get("max_nfe", EVALUATIONS)
     try:
         section, settings = check_section("data", own["data"]), check_section("metrics", settings)
     except UsageError as error:
