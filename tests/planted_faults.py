@@ -458,8 +458,29 @@ FAULTS = [
     Fault(
         "one copy is enough to be flagged",
         "metrics/memorisation.py",
-        "> SURE * (2 * p * (1 - p) / self.copied.n) ** 0.5",
-        "> 0",
+        "< LEVEL / 2",
+        "< 1 / 2",
+        "tests/metrics/test_memorisation.py",
+    ),
+    Fault(
+        "the memorisation alarm takes the samples' number for both sides",
+        "metrics/memorisation.py",
+        "hypergeom.sf(copies - 1, n + n_test, copies + copies_of_test, n)",
+        "hypergeom.sf(copies - 1, 2 * n, copies + round(copies_of_test * n / n_test), n)",
+        "tests/metrics/test_memorisation.py",
+    ),
+    Fault(
+        "memorisation looks for copies that are shifted to one side alone",
+        "metrics/memorisation.py",
+        "for i in range(3) for j in range(3)]",
+        "for i in range(1, 3) for j in range(3)]",
+        "tests/metrics/test_memorisation.py",
+    ),
+    Fault(
+        "memorisation gives means for medians",
+        "metrics/memorisation.py",
+        "fake.nearest.median() / test.nearest.median()",
+        "fake.nearest.mean() / test.nearest.mean()",
         "tests/metrics/test_memorisation.py",
     ),
     Fault(
