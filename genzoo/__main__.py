@@ -94,7 +94,7 @@ def by_hydra(verb: str, options: list[str], overrides: list[str], *, sweep: bool
     from omegaconf import DictConfig
 
     from genzoo import claims
-    from genzoo.commands.config import CONF, UsageError, validate
+    from genzoo.commands.config import CONF, UsageError, names_sampler, validate
     from genzoo.commands.sweep import Ended, do, do_claimed, finish, name_of, objective
 
     typed, sweep_name = sys.argv, name_of(verb, overrides)
@@ -111,7 +111,7 @@ def by_hydra(verb: str, options: list[str], overrides: list[str], *, sweep: bool
             words, searches = list(hydra_config.overrides.task), not _is_basic(hydra_config.sweeper)
             ended: Ended | None
             try:
-                plain = validate(verb, config)
+                plain = validate(verb, config, names_sampler(hydra_config))
             except UsageError as error:
                 ended = Ended(" ".join(redact_words(words)), error.exit_code, str(error), None)
             else:

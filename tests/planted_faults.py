@@ -58,8 +58,8 @@ FAULTS = [
     Fault(
         "averages of weights are not used for evaluation",
         "commands/train.py",
-        "score(module.ema.model, subject, run, metrics, network, seed=seed, ema=True)",
-        "score(module.model, subject, run, metrics, network, seed=seed, ema=True)",
+        "score(module.ema.model, subject,",
+        "score(module.model, subject,",
         "tests/commands/test_train.py tests/commands/test_evaluate.py",
     ),
     Fault(
@@ -472,8 +472,29 @@ FAULTS = [
     Fault(
         "one copy is enough to be flagged",
         "metrics/memorisation.py",
-        "> SURE * (2 * p * (1 - p) / self.copied.n) ** 0.5",
-        "> 0",
+        "< LEVEL / 2",
+        "< 1 / 2",
+        "tests/metrics/test_memorisation.py",
+    ),
+    Fault(
+        "the memorisation alarm takes the samples' number for both sides",
+        "metrics/memorisation.py",
+        "hypergeom.sf(copies - 1, n + n_test, copies + copies_of_test, n)",
+        "hypergeom.sf(copies - 1, 2 * n, copies + round(copies_of_test * n / n_test), n)",
+        "tests/metrics/test_memorisation.py",
+    ),
+    Fault(
+        "memorisation looks for copies that are shifted to one side alone",
+        "metrics/memorisation.py",
+        "for i in range(3) for j in range(3)]",
+        "for i in range(1, 3) for j in range(3)]",
+        "tests/metrics/test_memorisation.py",
+    ),
+    Fault(
+        "memorisation gives means for medians",
+        "metrics/memorisation.py",
+        "fake.nearest.median() / test.nearest.median()",
+        "fake.nearest.mean() / test.nearest.mean()",
         "tests/metrics/test_memorisation.py",
     ),
     Fault(
@@ -925,6 +946,28 @@ FAULTS = [
         "ranks.pool(*torch.var_mean(h, dim=(0, 2, 3), correction=0))",
         "torch.var_mean(h, dim=(0, 2, 3), correction=0)",
         "tests/test_ranks.py",
+    ),
+    # Samplers that score
+    Fault(
+        "a named sampler is exchanged on the way of its training",
+        "commands/score.py",
+        'with within_evaluations(model, settings.get("max_nfe", EVALUATIONS)):',
+        "with within_evaluations(model, EVALUATIONS):",
+        "tests/commands/test_scored_sampler.py",
+    ),
+    Fault(
+        "a named sampler is exchanged at the end of its training",
+        "commands/config.py",
+        "config.metrics.max_nfe = None",
+        "pass",
+        "tests/commands/test_scored_sampler.py",
+    ),
+    Fault(
+        "the card of a sampler leaves out its parts",
+        "commands/cards.py",
+        'return {"name": _name(type(value)), **_each(deeper, _state(value))}',
+        'return {"name": _name(type(value))} if inside else {"name": _name(type(value)), **_each(deeper, _state(value))}',
+        "tests/commands/test_scored_sampler.py",
     ),
     # What a run needs of another
     Fault(

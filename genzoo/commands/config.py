@@ -197,12 +197,12 @@ def preflight(
             config = compose(verb, [*search, *map(_first, parsed)], return_hydra_config=True)
         except COMPOSING as error:
             raise _explain(verb, parsed, search, error) from error
-    choices = dict(config.hydra.runtime.choices)
+    choices, named = dict(config.hydra.runtime.choices), names_sampler(config.hydra)
     with open_dict(config):
         del config["hydra"]
     if not values:
         return None
-    plain = validate(verb, config)
+    plain = validate(verb, config, named)
     if config_dir and "trust" in plain:
         from genzoo.commands.trust import named_in
 
@@ -290,12 +290,55 @@ def _explain(verb: str, overrides: Sequence[Override], search: list[str], error:
     return UsageError(one_line(error))
 
 
-def validate(verb: str, config: DictConfig) -> dict[str, Any]:
+def names_sampler(hydra: Any) -> bool:
+    """Whether the command line, or the experiment that it chooses, names a sampler or a setting of one.
+
+    Such a sampler scores the run, however many evaluations it takes, where ``metrics.max_nfe`` is not said too.
+
+    Args:
+        hydra: its section of a composed configuration.
+    """
+    keys = [_parse(word).get_key_element().lstrip("+~") for word in hydra.overrides.task]
+    if "metrics.max_nfe" in keys:
+        return False
+    if any("sampler" in re.split(r"[/.@]", key) for key in keys):
+        return True
+    homes = [Path(source.path) for source in hydra.runtime.config_sources if source.provider != "hydra" and source.path]
+    left, seen = [str(hydra.runtime.choices.get("experiment"))], set[str]()
+    while left:
+        name = left.pop()
+        for path in (home / "experiment" / f"{name}.yaml" for home in homes):
+            if name in seen or not path.is_file():
+                continue
+            plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+            if any("sampler" in key.split(".") for key, _ in _leaves(plain)):
+                return True
+            for entry in plain.get("defaults") or [] if isinstance(plain, dict) else []:
+                groups = entry if isinstance(entry, dict) else {"experiment": entry}  # the group of the file itself
+                words = {
+                    word: str(choice) for group, choice in groups.items() for word in re.split(r"[ /.@]", str(group))
+                }
+                if "sampler" in words:
+                    return True
+                left += [words["experiment"].rpartition("/")[2]] if "experiment" in words else []
+        seen.add(name)
+    return False
+
+
+def validate(verb: str, config: DictConfig, named: bool = False) -> dict[str, Any]:
     """Check the values of a composed configuration and return it as plain types.
+
+    Args:
+        verb: the command.
+        config: composed.
+        named: whether a sampler was named, which then scores a training's run without a limit on its evaluations.
 
     Raises:
         UsageError: naming the full key.
     """
+    if named and verb == "train" and "metrics" in config:
+        with open_dict(config):
+            config.metrics.max_nfe = None
     for key, value in _leaves(OmegaConf.to_container(config, resolve=False)):
         if value == "???":
             example = "outputs/vae-digits/20260101-120000-000000-abcdef" if key == "run" else "..."

@@ -8,7 +8,7 @@ from typing import Any
 
 from genzoo.commands.config import UsageError, build, check_section, pick_device
 from genzoo.commands.notes import note
-from genzoo.commands.score import NotKept, Subject, check_settings, compare, kept, pick_network, score
+from genzoo.commands.score import EVALUATIONS, NotKept, Subject, check_settings, compare, kept, pick_network, score
 from genzoo.commands.train import resources
 from genzoo.console import log_stderr
 from genzoo.environment import usable_cores
@@ -56,6 +56,8 @@ def evaluate_run(config: dict[str, Any]) -> None:
     at_training = at_training if isinstance(at_training, dict) else {}
     unsaid = {name: at_training.get(name, default) for name, default in (("n", 0), ("num_samples", 1))}
     settings = {**config["metrics"], **{key: value for key, value in unsaid.items() if config["metrics"][key] is None}}
+    if settings.get("max_nfe") == "training":
+        settings["max_nfe"] = at_training.get("max_nfe", EVALUATIONS)
     try:
         section, settings = check_section("data", own["data"]), check_section("metrics", settings)
     except UsageError as error:

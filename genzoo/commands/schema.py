@@ -165,6 +165,7 @@ class Metrics(Section):
     num_samples: Count | None
     batch_size: Count
     throughput: Annotated[int, Field(gt=0, le=2**16)]
+    max_nfe: Annotated[int, Field(gt=0)] | Literal["training"] | None = 50
     features: Annotated[str, Field(min_length=1)] | None
     force: bool
     inception_weights: Place | None
@@ -199,6 +200,8 @@ class Train(Section):
                 raise ValueError(f"{part}: {family} has none to choose; leave it out")
         if self.metrics.n is None or self.metrics.num_samples is None:
             raise ValueError("metrics.n=null, metrics.num_samples=null: a number each; null is for evaluate")
+        if self.metrics.max_nfe == "training":
+            raise ValueError("metrics.max_nfe=training: a number, or null for no limit; training is for evaluate")
         if self.sampler and not any("sampler" in owner for owner in (self.model, self.model.get("prior", {}))):
             raise ValueError(f"sampler: {family} samples in one pass and takes no sampler; leave it out")
         classes, known = self.model.get("num_classes", 0), self.data.num_classes

@@ -11,7 +11,7 @@ import copy
 import functools
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from genzoo.commands.config import REFUSALS, UsageError, misfit
@@ -19,7 +19,7 @@ from genzoo.commands.devices import device_name
 from genzoo.console import log_stderr, stderr
 from genzoo.runs import ResourceError
 
-EVALUATIONS = 50  # of the network that a sample may take, unless another sampler is asked for
+EVALUATIONS = 50  # of the network that a sample may take where a configuration does not say metrics.max_nfe
 HEUN_STEPS = 25  # two evaluations each but the last
 
 
@@ -41,6 +41,7 @@ def score(
     seed: int,
     ema: bool,
     chosen: bool = False,
+    note: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Measure what the model's abilities allow, and write it into the run.
 
@@ -53,6 +54,7 @@ def score(
         seed: of all noise.
         ema: whether the weights are the averaged ones.
         chosen: whether the user asked for this sampler, however many evaluations it takes.
+        note: called with a sentence where another sampler is used than the model's own.
 
     Raises:
         NotKept: where they cannot be written; they are in the error.
@@ -60,11 +62,19 @@ def score(
     from genzoo.prob.precision import full_float32
 
     with full_float32():
-        return _score(model, subject, run, settings, network, seed, ema, chosen)
+        return _score(model, subject, run, settings, network, seed, ema, chosen, note)
 
 
 def _score(
-    model: Any, subject: Subject, run: Any, settings: dict[str, Any], network: Any, seed: int, ema: bool, chosen: bool
+    model: Any,
+    subject: Subject,
+    run: Any,
+    settings: dict[str, Any],
+    network: Any,
+    seed: int,
+    ema: bool,
+    chosen: bool,
+    note: Callable[[str], None],
 ) -> dict[str, Any]:
     from genzoo.model import Codec, Density
     from genzoo.runs import now
@@ -82,15 +92,23 @@ def _score(
     metrics = likelihood(model, subject.data, settings, setting) if isinstance(model, Density) else {}
     if isinstance(model, Codec):
         metrics |= reconstruction(model, subject.data, settings, setting)
-    with within_evaluations(model, chosen):
-        setting |= {"sampler": sampler_card(model)}
+    with within_evaluations(model, None if chosen else settings.get("max_nfe", EVALUATIONS)) as replaced:
+        sampler, warnings = sampler_card(model), list[str]()
+        if sampler and replaced:
+            sampler["instead_of"] = replaced
+            warnings.append(
+                f"samples are scored with {_brief(sampler)} in the place of {_brief(replaced)}, which takes more than "
+                f"metrics.max_nfe={settings.get('max_nfe', EVALUATIONS)} evaluations"
+            )
+            note(warnings[0])
+        setting |= {"sampler": sampler}
         costs = cost(model, settings, setting, status)
         metrics |= costs
-        warnings: list[str] = []
         if settings["n"]:
             setting |= {"nfe": costs["sampling/nfe"]["value"]}
-            found, warnings = quality(model, subject, settings, setting, network)
+            found, of_samples = quality(model, subject, settings, setting, network)
             metrics |= found
+            warnings += of_samples
     say("")
     result = {"scored": now(), "metrics": metrics, "warnings": warnings}
     values = {name: m["value"] for name, m in metrics.items()}
@@ -274,7 +292,7 @@ def interim(
 
     model.eval()
     settings = {**settings, "n": n, "force": True}
-    with full_float32(), within_evaluations(model, chosen=False):
+    with full_float32(), within_evaluations(model, settings.get("max_nfe", EVALUATIONS)):
         found, _ = quality(model, subject, settings, {"seed": seed}, network and network.to(model.device))
     say("")
     return {name: measured["value"] for name, measured in found.items()}
@@ -393,12 +411,15 @@ def draw(model: Any, n: int, batch_size: int, seed: int) -> tuple[Any, Any, int]
 
 
 @contextlib.contextmanager
-def within_evaluations(model: Any, chosen: bool) -> Iterator[None]:
-    """Exchange a denoiser's sampler for Heun's method in 25 steps where a sample takes more than 50 evaluations.
+def within_evaluations(model: Any, limit: int | None) -> Iterator[dict[str, Any] | None]:
+    """Exchange a denoiser's sampler for Heun's method in 25 steps where a sample takes more than ``limit`` evaluations.
 
     Args:
         model: whose sampler.
-        chosen: whether the user asked for this sampler.
+        limit: evaluations that a sample may take; None for no limit, where this very sampler was asked for.
+
+    Yields:
+        The card of the sampler that was exchanged, None where it was not.
     """
     from genzoo.commands.load import walker
     from genzoo.model import Denoiser
@@ -407,29 +428,34 @@ def within_evaluations(model: Any, chosen: bool) -> Iterator[None]:
 
     part: Any = walker(model)
     denoises = isinstance(part, Denoiser)
-    if not denoises or chosen:
-        yield
+    if not denoises or limit is None:
+        yield None
         return
     own: Any = part.sampler
-    long = (own.steps or 0) > EVALUATIONS  # and need not be tried
-    if long or model.sample(2, rng=SampleStreams(0, range(2), device=model.device)).nfe > EVALUATIONS:
+    replaced = None
+    long = (own.steps or 0) > limit  # and need not be tried
+    if long or model.sample(2, rng=SampleStreams(0, range(2), device=model.device)).nfe > limit:
+        replaced = sampler_card(model)
         part.sampler = Heun(steps=HEUN_STEPS)
     try:
-        yield
+        yield replaced
     finally:
         part.sampler = own
 
 
 def sampler_card(model: Any) -> dict[str, Any] | None:
-    """Name the sampler of a denoiser and its settings."""
+    """Describe the sampler of a denoiser: its name, its settings, and likewise all that it is made of."""
+    from genzoo.commands.cards import describe
     from genzoo.commands.load import walker
     from genzoo.model import Denoiser
 
     part = walker(model)
-    if not isinstance(part, Denoiser):
-        return None
-    plain = {k: v for k, v in vars(part.sampler).items() if isinstance(v, int | float | str | bool | None)}
-    return {"name": type(part.sampler).__name__, **plain}
+    return describe(part.sampler) if isinstance(part, Denoiser) else None
+
+
+def _brief(card: dict[str, Any]) -> str:
+    steps = card.get("steps")
+    return f"{card['name']}" if steps is None else f"{card['name']} in {steps} steps"
 
 
 def cost(model: Any, settings: dict[str, Any], setting: dict[str, Any], status: dict[str, Any]) -> dict[str, Any]:

@@ -346,7 +346,7 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
                 training(run=run, loggers=[logger] if logger else [], signals=signals)
             with resources(run.path, metrics["batch_size"], "metrics.batch_size"):
                 network = network and network.to(module.ema.model.device)
-                result = score(module.ema.model, subject, run, metrics, network, seed=seed, ema=True)
+                result = score(module.ema.model, subject, run, metrics, network, seed=seed, ema=True, note=tell)
             if logger:
                 values = {name: entry["value"] for name, entry in result["metrics"].items()}
                 logger.log_metrics({**values, "images": module.images}, step=module.images)

@@ -23,6 +23,7 @@ from genzoo.metrics.kernel import gaussian_mmd, kernel_distance, kernel_distance
 from genzoo.metrics.manifold import manifold
 from genzoo.metrics.reference import reference
 from genzoo.metrics.transport import sliced_wasserstein
+from genzoo.prob.random import generator
 
 
 class Pixels(FeatureNetwork):
@@ -176,6 +177,16 @@ def test_copies_raise_a_warning_and_fresh_images_do_not(tmp_path):
         "memorised: 50.0% of the samples are copies of training events (0.0% of the test split would pass for such)"
     )
     assert (scores["copied"].value, scores["copied"].detail) == (0.5, {"of_test": 0.0})
+    assert (scores["exact_copies"].value, scores["exact_copies"].detail) == (50, {"of_test": 0})
+    assert "shifted" not in scores, "the insides of tiny images are alike by chance"
+    large = torch.randint(0, 256, (250, 1, 8, 8), generator=generator("large")).to(torch.uint8)
+    moved = torch.nn.functional.pad(large[:50], (1, 0, 0, 1))[..., 1:, :-1]
+    scores, warning = of_copies(moved, large[:200], large[200:], False, "digits", None)
+    assert warning == (
+        "memorised: 100.0% of the samples are copies of training events up to a shift by a pixel (0.0% of the test split "
+        "would pass for such)"
+    )
+    assert (scores["shifted"].value, scores["copied"].value, scores["exact_copies"].value) == (1.0, 0.0, 0)
     assert of_copies(images(100, 2), train, test, False, "digits", tmp_path)[1] is None
     assert of_copies(train[:50].flip(-1), train, test, False, "digits", tmp_path)[1] is None
     assert of_copies(train[:50].flip(-1), train, test, True, "digits", tmp_path)[1] is not None
