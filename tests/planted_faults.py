@@ -891,6 +891,28 @@ FAULTS = [
         "torch.var_mean(h, dim=(0, 2, 3), correction=0)",
         "tests/test_ranks.py",
     ),
+    # The report
+    Fault(
+        "a leaderboard tests costs",
+        "report/leaderboard.py",
+        "if is_cost(name) or not first.testable:",
+        "if not first.testable:",
+        "tests/report/test_leaderboard.py",
+    ),
+    Fault(
+        "a leaderboard tests means of two seeds",
+        "report/leaderboard.py",
+        "LEAST_SEEDS = 3",
+        "LEAST_SEEDS = 2",
+        "tests/report/test_leaderboard.py",
+    ),
+    Fault(
+        "a leaderboard crowns noise for its precision",
+        "report/leaderboard.py",
+        'PARTIAL = ("precision", "density", ',
+        "PARTIAL = (",
+        "tests/report/test_leaderboard.py",
+    ),
     # Samplers that score
     Fault(
         "a named sampler is exchanged on the way of its training",
