@@ -1,8 +1,8 @@
 """Every example meets its own class: in the families, in training, in scoring.
 
-A conditional model is a function of pairs (x, y). Exchanging pairs exchanges what it says of them and changes no mean over them,
-whereas exchanging the classes alone makes other pairs, of which it says something else. A class that is flipped, rolled or cut
-wrongly anywhere on the way breaks the first.
+A conditional model is a function of pairs (x, y). Permuting pairs permutes its outputs and changes no mean over them, whereas
+permuting the classes alone makes other pairs with other outputs. A class that is flipped, rolled or cut wrongly anywhere on the
+way breaks the first.
 """
 
 from __future__ import annotations
