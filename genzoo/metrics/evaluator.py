@@ -309,10 +309,10 @@ def of_copies(
         scores["shifted"] = Measured(found.shifted.value, found.shifted.stderr, "lower", {**protocol, **sizes}, detail)
     if not found.flagged:
         return scores, None
-    share, of_test, how = found.alarms[0]
+    share, share_of_test, how = found.alarms[0]
     return scores, (
         f"memorised: {share:.1%} of the samples are copies of training events{how} "
-        f"({of_test:.1%} of the test split would pass for such)"
+        f"({share_of_test:.1%} of the test split would pass for such)"
     )
 
 

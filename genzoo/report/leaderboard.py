@@ -7,8 +7,10 @@ Two numbers are compared only if their protocols are the same: network, referenc
 with unlike protocols come into separate tables. What is measured on a machine (speeds) may be in one table with unlike
 protocols, and is then not ranked.
 
-Beside the best of a column stand those that a Welch test does not tell apart from it at 5 %; no correction is made for the
-number of rows.
+Beside the best of a column stand those that a Welch test does not tell apart from it at 5 %, and those whose error is not
+known; no correction is made for the number of rows. No test is made of two seeds, of which one degree of freedom is left, nor
+of costs, whose errors grow with them: of these the best alone is marked. Columns in which noise can be best have no best:
+samples far from all data have few copies, and a wide cloud of noise may fall into the balls of precision and density.
 """
 
 from __future__ import annotations
@@ -28,6 +30,9 @@ from genzoo.report.records import OF_SEED, Record, flatten
 UNLIKE = "unlike between seeds"  # in a protocol: the parts that differ
 COSTS = ("sampling/", "model/", "training/")  # metrics that do not say how good a model is
 LIMITS = ("images", "seconds", "flops")
+LEAST_SEEDS = 3  # of a mean over seeds that is tested
+# Metrics that say something beside others alone, with their network's name behind: noise may be best in them.
+PARTIAL = ("precision", "density", "authentic", "copied", "shifted", "exact_copies", "nearest_ratio")
 
 # What a reader wants to see first, in this order; the page shows the rest on demand.
 HEADLINES = (
@@ -76,6 +81,11 @@ class Cell:
     def freedom(self) -> float:
         """Degrees of freedom of the standard error."""
         return len(self.values) - 1 if self.source == "seeds" else math.inf
+
+    @property
+    def testable(self) -> bool:
+        """Whether the mean may be tested: one of seeds needs three of them."""
+        return self.source != "seeds" or len(self.values) >= LEAST_SEEDS
 
 
 @dataclass
@@ -132,6 +142,12 @@ def _derived(name: str) -> bool:
 def is_cost(name: str) -> bool:
     """Whether a metric says what a model costs, and not how good it is."""
     return name.startswith(COSTS)
+
+
+def is_partial(name: str) -> bool:
+    """Whether a metric is read beside others alone, since samples that are no good may be best in it."""
+    section, _, leaf = name.partition("/")
+    return section in ("test", "train", "memorisation") and any(leaf == p or leaf.startswith(f"{p}_") for p in PARTIAL)
 
 
 def key(value: Any) -> str:
@@ -323,7 +339,7 @@ def tables(all_rows: Iterable[Row]) -> list[Table]:
         table.rows.append(row)
         table.protocols |= row.protocols
     for table in found:
-        first = next((name for name in table.headlines if not is_cost(name)), None)
+        first = next((name for name in table.headlines if not is_cost(name) and not is_partial(name)), None)
         table.rows.sort(key=lambda row: _worth(row, first))
     return found
 
@@ -337,23 +353,31 @@ def _worth(row: Row, name: str | None) -> tuple[bool, float, str]:
 
 
 def ranked(table: Table, name: str) -> bool:
-    """Whether the numbers of a column may be ranked; what training took is no score, nor is that of the data's own law."""
-    if name.startswith("training/") or name == "test/nll_truth":
+    """Whether the numbers of a column may be ranked.
+
+    What training took is no score, nor is that of the data's own density, nor what noise may be best in.
+    """
+    if name.startswith("training/") or name == "test/nll_truth" or is_partial(name):
         return False
     cells = [row.cells[name] for row in table.rows if name in row.cells]
     return all(UNLIKE not in c.protocol and c.protocol == cells[0].protocol and c.better for c in cells)
 
 
 def leaders(table: Table, name: str) -> tuple[list[Row], list[Row]]:
-    """Return the best rows of a column, several where they are equal, and those that cannot be told apart from them."""
+    """Return the best rows of a column, several where they are equal, and those that a test does not tell apart from them.
+
+    Of costs, and where the best has two seeds, there are none of the latter; nor is a row of two seeds among them.
+    """
     measured = [row for row in table.rows if name in row.cells and row.cells[name].mean is not None]
     if len(measured) < 2 or not ranked(table, name):
         return [], []
     sign = -1.0 if measured[0].cells[name].better == "higher" else 1.0
     first = min(measured, key=lambda row: sign * (row.cells[name].mean or 0.0)).cells[name]
     best = [row for row in measured if row.cells[name].mean == first.mean]
-    near = [row for row in measured if row.cells[name].mean != first.mean and not differ(first, row.cells[name])]
-    return best, near
+    if is_cost(name) or not first.testable:
+        return best, []
+    others = [row for row in measured if row.cells[name].mean != first.mean and row.cells[name].testable]
+    return best, [row for row in others if not differ(first, row.cells[name])]
 
 
 def differ(a: Cell, b: Cell, level: float = 0.05) -> bool:

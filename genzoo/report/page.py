@@ -109,7 +109,9 @@ def column(table: Table, name: str) -> dict[str, Any]:
         "cost": leaderboard.is_cost(name),
         "headline": name in table.headlines,
         "ranked": ranked,
-        "note": None if ranked else "not ranked: what was spent, unlike protocols, or neither way is better",
+        "note": None
+        if ranked
+        else "not ranked: what was spent, unlike protocols, neither way is better, or noise may be best",
     }
 
 

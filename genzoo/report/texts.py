@@ -26,6 +26,12 @@ BOUNDS |= {"nll_truth": "the law itself"} | {name.replace("bpd", "nll"): said fo
 # Names and numbers
 
 
+UNTESTED = (
+    "No test is made of costs and of two seeds; three are the fewest. Columns in which noise may be best (precision, density,"
+    " memorisation) have no best."
+)
+
+
 def label(name: str) -> str:
     """Say a metric's name as a person would."""
     section, _, leaf = name.partition("/")
@@ -169,7 +175,8 @@ def to_markdown(found: Sequence[Table], failures: Sequence[str] = ()) -> str:
         parts.append("\n".join(lines))
     legend = (
         "Mean ± standard error over seeds, or with one seed (¹) of the measurement alone; arrows point to better. **Bold** is"
-        " the best of a column, *italic* what a Welch test at 5 % does not tell apart from it."
+        f" the best of a column, *italic* what a Welch test at 5 % does not tell apart from it, or whose error is not"
+        f" known. {UNTESTED}"
     )
     parts.append(legend)
     if failures:

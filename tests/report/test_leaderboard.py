@@ -247,6 +247,65 @@ def test_nothing_is_told_apart_from_a_mean_whose_error_is_not_known(tmp_path):
     assert ([row.label for row in best], near) == (["vae"], [])
 
 
+@pytest.mark.parametrize(
+    "name", ["sampling/samples_per_second", "sampling/nfe", "model/parameters", "sampling/another", "training/seconds"]
+)
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_costs_are_not_tested(tmp_path, name, seeds):
+    """15 samples a second can be told from 7,814, however much the fast one's speed differs from seed to seed."""
+    for model, cost in {"vae": 7814.0, "gan": 7000.0, "ddpm": 15.0}.items():
+        for seed in range(seeds):
+            metrics = scored(1.0, seed) | {name: entry(cost * (1 + 0.4 * seed), None, "higher", {"unit": "1"})}
+            run(tmp_path, model=model, seed=seed, metrics=metrics)
+    (table,) = tables_of(tmp_path)
+    best, near = leaderboard.leaders(table, name)
+    assert ([row.label for row in best], near) == ([] if name.startswith("training") else ["vae"], [])
+
+
+@pytest.mark.parametrize(("seeds", "marked"), [(2, []), (3, ["gan"]), (4, ["gan"])])
+def test_means_of_two_seeds_are_not_tested_and_the_page_says_so(tmp_path, seeds, marked):
+    for model, shift in {"vae": 0.0, "gan": 0.01, "ddpm": 50.0}.items():
+        for seed in range(seeds):
+            run(tmp_path, model=model, seed=seed, metrics={FD: entry(10.0 + shift + seed, 0.1)})
+    (table,) = tables_of(tmp_path)
+    best, near = leaderboard.leaders(table, FD)
+    assert ([row.label for row in best], [row.label for row in near]) == (["vae"], marked)
+    assert "No test is made of costs and of two seeds" in texts.to_markdown([table])
+
+
+def test_rows_of_two_seeds_are_not_tested_beside_rows_of_three(tmp_path):
+    for model, seeds in {"vae": 3, "gan": 2, "ddpm": 3}.items():
+        for seed in range(seeds):
+            run(tmp_path, model=model, seed=seed, metrics={FD: entry(10.0 + seed + 0.1 * len(model), 0.1)})
+    (table,) = tables_of(tmp_path)
+    assert [[row.label for row in rows] for rows in leaderboard.leaders(table, FD)] == [["gan"], []]
+    with_three = [row for row in table.rows if row.label != "gan"]
+    table.rows = with_three
+    assert [[row.label for row in rows] for rows in leaderboard.leaders(table, FD)] == [["vae"], ["ddpm"]]
+
+
+PARTIAL = ["test/precision", "test/precision_digits", "train/precision_fashion_mnist", "test/density", "test/density_digits",
+           "memorisation/copied", "memorisation/shifted", "memorisation/exact_copies", "memorisation/authentic"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARTIAL)
+def test_noise_is_crowned_in_no_column_that_it_can_win(tmp_path, name):
+    better = "lower" if name.rpartition("/")[2] in ("copied", "shifted", "exact_copies") else "higher"
+    for model, value in {"noise": 0.93 if better == "higher" else 0.0, "vae": 0.5}.items():
+        run(tmp_path, model=model, metrics={name: entry(value, 0.01, better, {"unit": "share"})})
+    (table,) = tables_of(tmp_path)
+    assert leaderboard.leaders(table, name) == ([], []) and not leaderboard.ranked(table, name)
+    assert "**" not in texts.to_markdown([table]).split("Mean ±")[0]
+
+
+def test_recall_coverage_and_distances_have_a_best(tmp_path):
+    names = ["test/recall_digits", "test/coverage_digits", "test/fid", "test/kd_digits", "test/bpd", "test/mmd"]
+    for i, model in enumerate(("vae", "gan")):
+        run(tmp_path, model=model, metrics={name: entry(1.0 + i, 0.01) for name in names})
+    (table,) = tables_of(tmp_path)
+    assert all(len(leaderboard.leaders(table, name)[0]) == 1 for name in names)
+
+
 def test_a_machine_that_is_not_recorded_is_said_to_be_so(tmp_path):
     made = run(tmp_path, metrics=scored(1.0))
     made.update_status(machine=None)
