@@ -240,7 +240,7 @@ PAIRS = """
     sample run=. n=-1|n=-1
     sample run=. n=1e9|n
     sample run=. y=-1|y=-1
-    sample run=. y=x|y=x
+    sample run=. y=1.5|y=1.5
     sample run=. seed=-1|seed
     sample run=. batch_size=0|batch_size
     sample run=. ema=perhaps|ema

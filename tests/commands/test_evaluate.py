@@ -163,7 +163,8 @@ def drawn(path: Path, x: torch.Tensor) -> Path:
 
 def scored(path: Path, *words: str) -> dict:
     code, _, err = genzoo("evaluate", f"samples={path}", *words)
-    assert (code, err) == (0, "")
+    read = f"genzoo: samples={path}: {len(list(path.iterdir()))} images, no file passed over\n" if path.is_dir() else ""
+    assert (code, err) == (0, read)
     return json.loads(path.with_suffix(".scores.json").read_text())
 
 
