@@ -10,7 +10,12 @@ is integrated in the ratio ``r = sigma/alpha`` for ``z = x/alpha``, in which eve
 
     dz/dr = E[eps | x_t],
 
-and an Euler step of it is a step of DDIM. It runs from ``r(t_min)``, as good as data, to ``r(t_max)``.
+and an Euler step of it is a step of DDIM. It runs from ``r(t_min)``, as good as data, to ``r(t_max)``. The ratio spans five
+orders of magnitude, and z changes over lengths in proportion to it: of normal data with variance lambda
+``z ~ sqrt(lambda + r^2)``, with branch points at ``r = +- i sqrt(lambda)``. The adaptive solver therefore works in log r, where
+these are pi/2 away from every real point whatever lambda is, and takes steps of at most one. In r itself it tries steps of the
+length of r again and again: most are rejected, and those whose estimated error is small by accident leave an error of several
+hundred tolerances.
 
 **Divergence.** Hutchinson's estimator takes ``e^T (dv/dx) e`` with random signs ``e``, fixed along one solve; with as many
 probes as there are dimensions the trace is computed exactly instead.
@@ -26,7 +31,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -34,7 +39,9 @@ from torch import Tensor
 from genzoo.model import Bijective, Bound, Continuous, Denoiser, Density, LogProb
 from genzoo.prob.paths import Kind, expand, rows, typed
 from genzoo.prob.random import rand
-from genzoo.prob.solvers import dopri5, rms
+from genzoo.prob.solvers import Drift, dopri5, rms
+
+TIME_STEP, LOG_RATIO_STEP = 0.2, 1.0  # longest steps of the adaptive solver
 
 
 class ProbabilityFlowODE:
@@ -104,8 +111,29 @@ class ProbabilityFlowODE:
         return typed(drift, z)
 
     def solve(self, z: Tensor, start: float, stop: float, rtol: float, atol: float) -> Tensor:
-        """Follow the ODE from one value of u to another, each sample at its own pace."""
-        return dopri5(self.drift, start, stop, z, rtol=rtol, atol=atol)[0]
+        """Follow the ODE from one value of u to another, each sample at its own pace; both are positive where u is the ratio."""
+        return self._integrate(self.drift, z, start, stop, rtol, atol)
+
+    def _integrate(
+        self,
+        drift: Drift,
+        z: Tensor,
+        start: float,
+        stop: float,
+        rtol: float,
+        atol: float,
+        norm: Callable[[Tensor], Tensor] = rms,
+    ) -> Tensor:
+        """Integrate dz/du, in time itself or in the logarithm of the ratio."""
+        if self.in_time:
+            return dopri5(drift, start, stop, z, rtol=rtol, atol=atol, norm=norm, max_step=TIME_STEP)[0]
+
+        def of_logarithm(log_u: Tensor, z: Tensor, rows: Tensor) -> Tensor:
+            u = log_u.exp()
+            return expand(u, z) * drift(u, z, rows)
+
+        ends = math.log(start), math.log(stop)
+        return dopri5(of_logarithm, *ends, z, rtol=rtol, atol=atol, norm=norm, max_step=LOG_RATIO_STEP)[0]
 
     def solve_with_divergence(
         self, z: Tensor, start: float, stop: float, probes: Tensor | None, rtol: float, atol: float
@@ -135,7 +163,7 @@ class ProbabilityFlowODE:
 
         k = 1 if probes is None else len(probes)
         augmented = torch.cat([z.flatten(1), z.new_zeros(len(z), k)], dim=1)
-        result = dopri5(drift, start, stop, augmented, rtol=rtol, atol=atol, norm=norm)[0]
+        result = self._integrate(drift, augmented, start, stop, rtol, atol, norm)
         return result[:, :D].reshape(z.shape), result[:, D:]
 
     @staticmethod

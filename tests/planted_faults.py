@@ -329,6 +329,20 @@ FAULTS = [
         "tests/test_probability_flow.py",
     ),
     Fault(
+        "steps of the ODE are longer than what its drift varies over",
+        "probability_flow.py",
+        "TIME_STEP, LOG_RATIO_STEP = 0.2, 1.0",
+        "TIME_STEP, LOG_RATIO_STEP = 9.0, 99.0",
+        "tests/test_probability_flow.py",
+    ),
+    Fault(
+        "the state at the start of a step excuses the error at its end",
+        "prob/solvers.py",
+        "scale = torch.add(floor, point.abs(), alpha=rtol)",
+        "scale = torch.add(floor, torch.maximum(z.abs(), point.abs()), alpha=rtol)",
+        "tests/prob/test_solvers.py",
+    ),
+    Fault(
         "one adaptive step serves the whole batch",
         "prob/solvers.py",
         "accepted = error <= 1",

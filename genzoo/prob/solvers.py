@@ -2,7 +2,11 @@ r"""An adaptive solver of ordinary differential equations, in which every sample
 
 Dormand and Prince's pair of orders 5 and 4 takes seven evaluations a step, the last of which is the next step's first. The
 difference of the two orders estimates the error; a step whose error exceeds ``atol + rtol |z|`` is rejected and
-repeated with a smaller one.
+repeated with a smaller one. Here z is the state at the end of the step, which keeps the error: where a step shrinks the state,
+as from noise to data, the larger state at its start would excuse an error as large as what is left.
+
+The estimate is right for steps shorter than what the drift varies over. A longer one may be far off and have an estimate that
+happens to be small; ``max_step`` keeps steps below that length where it is known.
 
 A solver that takes one step for a whole batch couples the samples: what a sample becomes depends on its neighbours. Here
 each row has its own variable, its own step and its own decision to accept, and leaves the batch when it has arrived.
@@ -62,6 +66,7 @@ def dopri5(
     atol: float = 1e-5,
     norm: Callable[[Tensor], Tensor] = rms,
     max_steps: int = 10_000,
+    max_step: float = math.inf,
 ) -> tuple[Tensor, int]:
     """Solve dz/du = drift(u, z) from ``u = start`` to ``u = stop``; no gradient flows through the solution.
 
@@ -69,9 +74,10 @@ def dopri5(
         drift: see ``Drift``.
         start, stop: of the variable, in either order.
         z: states at the start, (B, ...).
-        rtol, atol: a step's error may be ``atol + rtol |z|``.
+        rtol, atol: a step's error may be ``atol + rtol |z|``, with z at its end.
         norm: of the errors of each row in these units, (n, ...) -> (n,), in proportion to their size.
         max_steps: of any row, rejected ones included.
+        max_step: longest step of the variable.
 
     Returns:
         The states at the stop, and how often the drift was evaluated for the slowest row, rejected steps included.
@@ -95,7 +101,7 @@ def dopri5(
     h = _rounded(8 * _first_step(drift, u, z, rows, slope, sign, length, rtol, atol, norm).log2())
     evaluations = 2
     for _ in range(max_steps):
-        h = torch.minimum(h, left)
+        h = torch.minimum(h.clamp_(max=max_step), left)
         step, times = h.to(z.dtype).view(-1, *trailing), torch.addcmul(u, nodes, h).unbind()
         torch.mul(columns[0], slope, out=following[0])
         for i, at in enumerate(times):
@@ -103,7 +109,7 @@ def dopri5(
             ahead = drift(at, point, rows)
             following[i + 1].addcmul_(columns[i + 1], ahead)
         evaluations += 6
-        scale = torch.add(floor, torch.maximum(z.abs(), point.abs()), alpha=rtol)
+        scale = torch.add(floor, point.abs(), alpha=rtol)
         error, rest = h * norm(stages[6] / scale), left - h
         # By 0.9 error^(-1/5), but at least to a fifth and at most tenfold: in eighths of an octave.
         growth = torch.add(safety, error.log2(), alpha=-8 / 5).clamp_(8 * math.log2(0.2), 8 * math.log2(10))

@@ -216,3 +216,24 @@ def test_what_cannot_be_solved_is_said():
         dopri5(lambda u, z, rows: z**2, 0.0, 2.0, z)
     with pytest.raises(ArithmeticError, match="step vanished"):
         dopri5(lambda u, z, rows: z * math.nan, 0.0, 1.0, z)
+
+
+@pytest.mark.parametrize("rate", [8.0, 15.0, 60.0])
+def test_an_error_is_small_beside_the_state_at_the_end_of_its_step(rate):
+    """Where steps shrink the state: the end is right to the relative tolerance, though it is e^-60 of the start."""
+    rtol, z = 1e-2, torch.tensor([[1.0, -2.0]], dtype=torch.float64)
+    got, _ = dopri5(lambda u, z, rows: -rate * z, 0.0, 1.0, z, rtol=rtol, atol=1e-300)
+    error = got / (z * math.exp(-rate)) - 1
+    assert float(error.abs().max()) < 0.3 * rtol * rate  # a few steps a factor of e
+
+
+def test_no_step_is_longer_than_the_longest():
+    seen: list[float] = []
+
+    def flat(u: Tensor, z: Tensor, rows: Tensor) -> Tensor:
+        seen.append(float(u))
+        return torch.zeros_like(z)
+
+    dopri5(flat, 0.0, 10.0, torch.ones(1, 1).double(), max_step=1.0)
+    at = sorted(set(seen))
+    assert max(b - a for a, b in zip(at, at[1:], strict=False)) <= 0.5 and len(seen) >= 60
