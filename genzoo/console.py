@@ -81,7 +81,7 @@ def fault_tolerant_streams() -> Iterator[FaultTolerantStream]:
         text: Any = sys.stdout
         text.reconfigure(errors="replace")
     out, err = (FaultTolerantStream(stream) for stream in streams)
-    sys.stdout, sys.stderr = out, err  # type: ignore[assignment]
+    sys.stdout, sys.stderr = out, err
     try:
         yield out
     finally:

@@ -46,7 +46,7 @@ PACKAGE = Path(__file__).resolve().parent.parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 
 # What Hydra and OmegaConf raise for a command line that does not compose.
-COMPOSING = (HydraException, OmegaConfBaseException, ValueError, AttributeError, TypeError, LookupError)
+COMPOSING = (HydraException, OmegaConfBaseException, ValueError, AttributeError, TypeError, LookupError, AssertionError)
 MOST_JOBS = 10_000  # of a sweep; Hydra lists all of them before the first
 
 # How a constructor says that its arguments do not do, or stumbles over them, as over a network of another kind;
