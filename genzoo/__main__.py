@@ -94,7 +94,7 @@ def by_hydra(verb: str, options: list[str], overrides: list[str], *, sweep: bool
     from omegaconf import DictConfig
 
     from genzoo import claims
-    from genzoo.commands.config import CONF, UsageError, names_sampler, validate
+    from genzoo.commands.config import COMPOSING, CONF, UsageError, names_sampler, one_line, validate
     from genzoo.commands.sweep import Ended, do, do_claimed, finish, name_of, objective
 
     typed, sweep_name = sys.argv, name_of(verb, overrides)
@@ -102,11 +102,19 @@ def by_hydra(verb: str, options: list[str], overrides: list[str], *, sweep: bool
     # Where jobs on other machines see it too, if it can be.
     here = Path("." if os.access(".", os.W_OK) else tempfile.gettempdir())
     # Jobs that another sweep is busy with, which are looked at again when all others are done.
+    bugs: list[Exception] = []  # of a job; what is raised besides is Hydra's, or a plugin's, word for a command line
     claimed: list[tuple[int, Callable[[], Ended | None]]] = []
     with claims.scratch(here) if sweep else contextlib.nullcontext(Path()) as name:
         scratch = os.path.abspath(name)
 
         def job(config: DictConfig) -> float | None:
+            try:
+                return one(config)
+            except Exception as error:
+                bugs.append(error)
+                raise
+
+        def one(config: DictConfig) -> float | None:
             hydra_config = HydraConfig.get()
             words, searches = list(hydra_config.overrides.task), not _is_basic(hydra_config.sweeper)
             ended: Ended | None
@@ -133,6 +141,10 @@ def by_hydra(verb: str, options: list[str], overrides: list[str], *, sweep: bool
         sys.argv = [typed[0], *options, *overrides]
         try:
             hydra.main(config_path=str(CONF), config_name=verb, version_base="1.3")(job)()
+        except Exception as error:
+            if bugs or not (sweep or isinstance(error, COMPOSING)):
+                raise
+            raise UsageError(f"hydra: {one_line(error)}") from error
         finally:
             sys.argv = typed
         for number, ended in do_claimed(claimed):

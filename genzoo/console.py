@@ -78,7 +78,8 @@ def fault_tolerant_streams() -> Iterator[FaultTolerantStream]:
     streams = sys.stdout, sys.stderr
     with contextlib.suppress(AttributeError, *_FAILURES):
         # A locale without these characters shows them as "?" instead of raising after the training.
-        sys.stdout.reconfigure(errors="replace")
+        text: Any = sys.stdout
+        text.reconfigure(errors="replace")
     out, err = (FaultTolerantStream(stream) for stream in streams)
     sys.stdout, sys.stderr = out, err
     try:

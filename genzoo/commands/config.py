@@ -16,16 +16,17 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -44,8 +45,9 @@ VERBS = ("train", "sample", "evaluate", "compare")
 PACKAGE = Path(__file__).resolve().parent.parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 
-# What Hydra raises for a command line that does not compose.
-COMPOSING = (HydraException, OmegaConfBaseException, ValueError)
+# What Hydra and OmegaConf raise for a command line that does not compose.
+COMPOSING = (HydraException, OmegaConfBaseException, ValueError, AttributeError, TypeError, LookupError, AssertionError)
+MOST_JOBS = 10_000  # of a sweep; Hydra lists all of them before the first
 
 # How a constructor says that its arguments do not do, or stumbles over them, as over a network of another kind;
 # RuntimeError is torch's word for negative and for giant sizes.
@@ -143,6 +145,46 @@ def _parse(text: str) -> Override:
         ) from error
 
 
+class _Options:
+    """The choices of groups, as ``glob(...)`` looks for them: those of ``--config-dir`` are known to Hydra later.
+
+    Args:
+        names: of the choices of one group.
+    """
+
+    def __init__(self, names: list[str]):
+        self.names = names
+
+    def get_group_options(self, group: str, results_filter: Any = None) -> list[str]:
+        return self.names
+
+
+def _count(override: Override) -> int:
+    """Return how many values an override has, without listing them.
+
+    Raises:
+        UsageError: where it has none.
+    """
+    if not override.is_sweep_override() or override.is_interval_sweep():
+        return 1
+    value: Any = override.value()
+    if isinstance(value, RangeSweep):
+        start, stop, step = (Decimal(str(number)) for number in (value.start, value.stop, value.step))
+        count = max(0, math.ceil((stop - start) / step)) if step and (stop - start).is_finite() else 0
+    elif isinstance(value, Glob):
+        options = override.config_loader.get_group_options(override.key_or_group) if override.config_loader else []
+        if not options:
+            raise UsageError(f"{override.input_line}: glob(...) chooses among the files of a group, which this is not")
+        count = len(value.filter(options))
+        if not count:
+            raise UsageError(f"{override.input_line}: matches none of {', '.join(options)}")
+    else:
+        count = len(value.list)
+    if not count:
+        raise UsageError(f"{override.input_line}: has no values")
+    return count
+
+
 def _first(override: Override) -> str:
     """Return one override of a sweep, as text: the first of its choices, or where an interval begins."""
     if not override.is_sweep_override():
@@ -192,12 +234,16 @@ def preflight(
             if override.is_sweep_override() and not sweep:
                 raise UsageError(f"{override.input_line}: several values need -m, which trains one run for each")
             _check_choice(verb, loader, override, config_dir)
+        if (jobs := math.prod(map(_count, parsed))) > MOST_JOBS:
+            raise UsageError(f"a sweep of {jobs:,} jobs: at most {MOST_JOBS:,} are started at a time")
         _check_resume(verb, parsed, sweep)
         try:
             config = compose(verb, [*search, *map(_first, parsed)], return_hydra_config=True)
         except COMPOSING as error:
             raise _explain(verb, parsed, search, error) from error
     choices, named = dict(config.hydra.runtime.choices), names_sampler(config.hydra)
+    if sweep:
+        _check_sweeper(config.hydra, parsed)
     with open_dict(config):
         del config["hydra"]
     if not values:
@@ -257,19 +303,49 @@ def _check_choice(verb: str, loader: ConfigLoader, override: Override, config_di
     group = override.key_or_group
     options = loader.get_group_options(group, results_filter=ObjectType.CONFIG)
     options += [path.stem for path in Path(config_dir, group).glob("*.yaml")] if config_dir else []
+    override.config_loader = cast(Any, _Options(sorted(set(options))))
     if not options or override.is_delete():
         return
     value = override.value()
     if override.is_interval_sweep():
         raise UsageError(f"{override.input_line}: choose from {', '.join(options)}")
-    several = list(override.sweep_string_iterator()) if override.is_sweep_override() else value
-    for choice in several if isinstance(several, list) else [several]:
+    if isinstance(value, list) and not override.is_sweep_override():
+        raise UsageError(f"{override.input_line}: one choice, not a list; with -m several, {group}=a,b")
+    if _count(override) > MOST_JOBS:  # of a range, which is no choice
+        raise UsageError(f"{override.input_line}: choose from {', '.join(options)}")
+    several = [value]
+    if override.is_sweep_override():
+        key = override.get_key_element()
+        several = [_parse(f"{key}={text}").value() for text in override.sweep_string_iterator()]
+    for choice in several:
         field = SCHEMAS[verb].model_fields.get(group)
         if choice is None and field is not None and not field.is_required():
             raise UsageError(f"{group}=null: say ~{group} to leave it out")
         name = "null" if choice is None else str(choice)
         if name not in options:
             raise UsageError(f"unknown {group} '{name}': {nearest(name, options)}")
+
+
+def _check_sweeper(hydra: DictConfig, overrides: Sequence[Override]) -> None:
+    """Refuse what the chosen sweeper cannot do, before Hydra or a library below it raises.
+
+    Raises:
+        UsageError: naming the override.
+    """
+    target = str(hydra.sweeper.get("_target_") if isinstance(hydra.sweeper, DictConfig) else hydra.sweeper)
+    if not is_full_name(target):
+        raise UsageError(f"hydra.sweeper={target}: choose one by hydra/sweeper=basic or hydra/sweeper=optuna")
+    if target.endswith(".BasicSweeper"):
+        for override in overrides:
+            if override.is_interval_sweep():
+                raise UsageError(
+                    f"{override.input_line}: an interval is for a search, hydra/sweeper=optuna; else say several values"
+                )
+    storage = hydra.sweeper.get("storage")
+    if "optuna" in target and storage is not None:
+        raise UsageError(
+            f"hydra.sweeper.storage={storage}: the sweeper for Optuna keeps no search in a file or a data base; leave it out"
+        )
 
 
 def _explain(verb: str, overrides: Sequence[Override], search: list[str], error: Exception) -> UsageError:

@@ -30,6 +30,7 @@ from genzoo.model import GenerativeModel, Precomputed
 from genzoo.prob import ranks
 from genzoo.runs import Run, RunError, storing, write_atomically
 from genzoo.training import checkpoints
+from genzoo.training.launcher import Launcher
 from genzoo.training.loggers import numbers
 from genzoo.training.module import GenerativeModule
 from genzoo.training.stopping import Signals, Stopped
@@ -426,6 +427,10 @@ class Shares(DDPStrategy):
     def configure_ddp(self) -> None:
         """Leave the module as it is."""
 
+    def _configure_launcher(self) -> None:
+        assert self.cluster_environment is not None
+        self._launcher = Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
+
 
 def fit(
     module: GenerativeModule,
@@ -496,8 +501,21 @@ def fit(
         module.batches.to(lightning.strategy.root_device)
     module.ema.model.to(lightning.strategy.root_device)
     with torch.random.fork_rng(devices=[]), signals.held():
+        launcher = lightning.strategy.launcher
+        if isinstance(launcher, Launcher) and run is not None:
+            launcher.on_hang = lambda cause: run.update_status(state="failed", why=cause)
         try:
             lightning.fit(module, train_dataloaders=HandOvers(module, stops))
+        except Exception as error:
+            if not isinstance(launcher, Launcher):
+                raise
+            cause = launcher.explain(error)
+            launcher.end()
+            if cause is error:
+                raise
+            raise cause from error
         finally:
+            if isinstance(launcher, Launcher):
+                launcher.leaving = True
             if torch.distributed.is_initialized():  # what follows is the first process's alone
                 torch.distributed.destroy_process_group()
