@@ -24,7 +24,7 @@ def main() -> None:
     """Run one command of the command line."""
     from hydra._internal.utils import get_args_parser
 
-    from genzoo.commands.config import VERBS, UsageError, help_text, nearest, one_comparison, preflight
+    from genzoo.commands.config import VERBS, UsageError, help_text, nearest, one_budget, one_comparison, preflight
 
     words = sys.argv[1:]
     remember({}, words)
@@ -51,7 +51,8 @@ def main() -> None:
         if flags.help:
             print(help_text(verb, overrides, flags.config_dir))
         elif of_hydra or shows or flags.multirun:
-            by_hydra(verb, options, overrides, sweep=flags.multirun)
+            cleared = [] if of_hydra or flags.multirun else one_budget(verb, overrides, flags.config_dir)
+            by_hydra(verb, options, [*overrides, *cleared], flags.config_dir, sweep=flags.multirun)
         elif job and (problem := attempt(run, verb, *job)):
             fail(*problem)
     except UsageError as error:
@@ -62,13 +63,13 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def by_hydra(verb: str, options: list[str], overrides: list[str], *, sweep: bool) -> None:
+def by_hydra(verb: str, options: list[str], overrides: list[str], config_dir: str | None, *, sweep: bool) -> None:
     """Let Hydra show a configuration or its own help, or run every job of a sweep in a process of its own, and compare them."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
-    from omegaconf import DictConfig
+    from omegaconf import DictConfig, OmegaConf
 
-    from genzoo.commands.config import CONF, UsageError, validate
+    from genzoo.commands.config import CONF, UsageError, one_budget, validate
     from genzoo.commands.sweep import Ended, do, finish, name_of, objective
 
     typed, sweep_name = sys.argv, name_of(verb, overrides)
@@ -81,6 +82,8 @@ def by_hydra(verb: str, options: list[str], overrides: list[str], *, sweep: bool
         def job(config: DictConfig) -> float | None:
             hydra_config = HydraConfig.get()
             words = list(hydra_config.overrides.task)
+            for cleared in one_budget(verb, words, config_dir):
+                OmegaConf.update(config, cleared.partition("=")[0], None)
             try:
                 plain = validate(verb, config)
             except UsageError as error:

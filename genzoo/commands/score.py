@@ -12,7 +12,7 @@ import functools
 import hashlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from genzoo.commands.config import REFUSALS, UsageError, misfit
@@ -62,9 +62,12 @@ def score(
         "step": status.get("step"),
         "images_seen": status.get("images"),
         "budget": run.config.get("budget"),
+        **({"ended_by": status["ended_by"]} if status.get("ended_by") else {}),
         "train_seed": run.config.get("seed"),
         "seed": seed,
     }
+    with within_evaluations(model, chosen):
+        announce(estimate(model, subject.data, settings), settings, status.get("train_seconds"))
     metrics = likelihood(model, subject.data, settings, setting) if isinstance(model, Density) else {}
     if isinstance(model, Codec):
         metrics |= reconstruction(model, subject.data, settings, setting)
@@ -82,6 +85,80 @@ def score(
     run.write_result(result)
     run.log(event="scores", step=status.get("step"), values={name: m["value"] for name, m in metrics.items()})
     return result
+
+
+class Estimate(NamedTuple):
+    """Seconds that scoring is expected to take, without features and distances."""
+
+    density: float
+    samples: float
+    shorter: str  # what would shorten it
+
+
+def estimate(model: Any, data: Any, settings: dict[str, Any]) -> Estimate:
+    """Measure a few events and samples, and say what scoring all of them will take.
+
+    Args:
+        model: in evaluation mode, with the sampler that will be used.
+        data: whose test split is scored.
+        settings: of the configuration's section ``metrics``.
+    """
+    import torch
+
+    from genzoo.commands.load import walker
+    from genzoo.model import Denoiser, Density
+    from genzoo.prob.measure import bin_centre
+    from genzoo.prob.random import SampleStreams
+
+    def measured(work: Callable[[int], object], n: int) -> float:
+        """Return the seconds of ``n`` pieces: from two, or from 16 where two are fast."""
+        if n == 0:
+            return 0.0
+        seconds, size = 0.0, 0
+        for size in (min(2, n), min(16, n)):
+            start = time.perf_counter()
+            work(size)
+            if model.device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - start
+            if seconds > 0.5:
+                break
+        return seconds * n / size
+
+    def score_events(n: int) -> None:
+        x = data.test.x[:n].to(model.device)
+        x = (x if model.levels is None else bin_centre(x, model.levels)).to(model.dtype)
+        y = data.test.y[:n].to(model.device) if model.num_classes else None
+        model.log_prob(x, y, num_samples=settings["num_samples"], rng=torch.Generator(model.device).manual_seed(0))
+
+    def draw_samples(n: int) -> None:
+        rng = SampleStreams(0, range(n), device=model.device)
+        model.sample(n, model.draw_labels(n, None, rng), rng=rng)
+
+    density, words = 0.0, []
+    with torch.no_grad():
+        samples = measured(draw_samples, settings["n"] + settings["throughput"])
+        if isinstance(model, Density):
+            density = measured(score_events, min(settings["events"] or len(data.test.x), len(data.test.x)))
+            words.append("metrics.events=")
+    words += ["metrics.n="] if settings["n"] else []
+    words += ["sampler.steps="] if isinstance(walker(model), Denoiser) else []
+    return Estimate(density, samples, ", ".join(words))
+
+
+def announce(expected: Estimate, settings: dict[str, Any], train_seconds: Any) -> None:
+    """Say how long scoring will take where that is more than a minute, or more than training took."""
+    whole = expected.density + expected.samples
+    trained = train_seconds if type(train_seconds) in (int, float) else 0.0
+    if whole > min(60, max(trained, 10)):
+        parts = [f"{settings['n'] + settings['throughput']:,} samples {expected.samples:.0f} s"]
+        parts += [f"density {expected.density:.0f} s"] if expected.density else []
+        print(
+            f"genzoo: scoring will take about {whole:.0f} s ({', '.join(parts)}), after {trained:.0f} s of training; "
+            f"less with lower {expected.shorter or 'metrics.throughput='}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def check_settings(model: Any, settings: dict[str, Any]) -> None:
