@@ -202,7 +202,7 @@ def _limits_of(keys: Mapping[str, Any]) -> dict[str, Any]:
 
 def _budgets_of_files(verb: str, overrides: Sequence[str], config_dir: str | None) -> list[dict[str, Any]]:
     """Read what each file of a composition says of the budget's limits, in the order in which they are merged."""
-    typed = [override.value() for override in map(_parse, overrides) if override.key_or_group == "hydra.searchpath"]
+    typed: list[Any] = [o.value() for o in map(_parse, overrides) if o.key_or_group == "hydra.searchpath"]
     places = [str(place).removeprefix("file://") for value in typed for place in (value or [])]
     homes = [CONF, *map(Path, [*([config_dir] if config_dir else []), *places])]
     try:

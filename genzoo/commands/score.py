@@ -111,19 +111,21 @@ def estimate(model: Any, data: Any, settings: dict[str, Any]) -> Estimate:
     from genzoo.prob.random import SampleStreams
 
     def measured(work: Callable[[int], object], n: int) -> float:
-        """Return the seconds of ``n`` pieces: from two, or from 16 where two are fast."""
+        """Return the seconds of ``n`` pieces in batches, by what a batch of 2 and one of 8 take."""
         if n == 0:
             return 0.0
-        seconds, size = 0.0, 0
-        for size in (min(2, n), min(16, n)):
+        seconds = []
+        for size in (2, 8) if n >= 8 else (n,):
             start = time.perf_counter()
             work(size)
             if model.device.type == "cuda":
                 torch.cuda.synchronize()
-            seconds = time.perf_counter() - start
-            if seconds > 0.5:
-                break
-        return seconds * n / size
+            seconds.append(time.perf_counter() - start)
+        if len(seconds) == 1:
+            return seconds[0]
+        each = max((seconds[1] - seconds[0]) / 6, 0.0)
+        batches = -(-n // settings["batch_size"])
+        return n * each + batches * max(seconds[1] - 8 * each, 0.0)
 
     def score_events(n: int) -> None:
         x = data.test.x[:n].to(model.device)

@@ -31,7 +31,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-
 _alone = False  # whether this process computes something that the others do not
 
 

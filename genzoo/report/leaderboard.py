@@ -395,13 +395,14 @@ def ended_by(record: Record, metrics: Mapping[str, Any]) -> str | None:
     said = record.status.get("ended_by")
     if said in LIMITS:
         return str(said)
-    shares = {}
+    shares: dict[str, float] = {}
     for name in LIMITS:
-        limit, spent = record.trained.get(f"budget.{name}"), metrics.get(f"training/{name}", {}).get("value")
+        limit: Any = record.trained.get(f"budget.{name}")
+        spent: Any = metrics.get(f"training/{name}", {}).get("value")
         if type(limit) in (int, float) and limit > 0 and type(spent) in (int, float):
             shares[name] = spent / limit
-    nearest = max(shares, key=lambda name: shares[name], default=None)
-    return nearest if nearest and 0.9 <= shares[nearest] <= 1.1 else None
+    share, nearest = max(((share, name) for name, share in shares.items()), default=(0.0, None))
+    return nearest if 0.9 <= share <= 1.1 else None
 
 
 def endings(row: Row) -> set[str | None]:

@@ -45,8 +45,8 @@ def milestones(planned: int, count: int) -> set[int]:
 class HandOvers:
     """What Lightning takes for a data loader: ranges of steps that last about a quarter of a second.
 
-    A range ends at every milestone and at the end of each stage. How long the others are depends on the machine, and nothing depends on it; several
-    processes that train together share the clock, and so the ranges.
+    A range ends at every milestone and at the end of each stage. How long the others are depends on the machine, and nothing
+    depends on it; several processes that train together share the clock, and so the ranges.
 
     Args:
         module: whose steps are handed over.

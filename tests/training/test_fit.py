@@ -166,7 +166,7 @@ class Slow(Mean):
 def test_a_plan_made_from_seconds_is_kept_and_nearly_fills_them(run, limits):
     module = fitted(module_of(Slow(), Budget(seconds=0.8, **limits)), run)
     planned = module.planned_steps
-    assert 1 <= planned < 160 and module.steps == planned or module.train_seconds >= 0.8
+    assert (1 <= planned < 160 and module.steps == planned) or module.train_seconds >= 0.8
     assert module.train_seconds > 0.6 and checkpoints.latest(run.path).name == f"step-{module.steps}"
     assert (run.status["step"], run.status["planned_images"]) == (module.steps, BATCH * planned)
     assert run.status["ended_by"] == run.status["planned_by"] == "seconds"

@@ -341,7 +341,7 @@ def test_a_run_of_a_few_long_steps_trains_in_nearly_all_of_its_seconds(clock, st
     module = by_seconds(clock, lambda _: 99, seconds=float(steps))
     module.training_step((0, 10**6), 0)
     assert steps - 1 <= module.steps <= steps + 1 and module.steps >= 1
-    assert module.ended_by == "seconds" and module.rates[-1] < 1 or steps < 4
+    assert module.ended_by == "seconds" and (module.rates[-1] < 1 or steps < 4)
 
 
 @pytest.mark.parametrize("slow", [lambda step: 19 * (step < 60), lambda step: 9 * (step > 400)])
