@@ -339,7 +339,7 @@ def test_samples_without_neighbours_are_refused_before_anything_is_drawn(here, f
 
 @pytest.mark.parametrize("batch, said", [(1.5, True), (0.0, False)])
 def test_a_scoring_that_takes_longer_than_training_is_announced_with_what_shortens_it(batch, said, monkeypatch, capsys):
-    """A batch of n samples takes ``batch`` seconds and n/10 of them: 36 batches of 16 and 564 samples, by a clock that is set."""
+    """A batch of n samples takes ``batch`` seconds times 1 + n/10: 36 batches of 16 and 564 samples, by a set clock."""
     model, now = build(composed(*SMALL["ddpm"])["model"], "model").eval(), [0.0]
     draw = model.sample
 
