@@ -45,7 +45,7 @@ def command() -> None:
     """Read the words of the command line and do what they say."""
     from hydra._internal.utils import get_args_parser
 
-    from genzoo.commands.config import VERBS, UsageError, help_text, nearest, one_comparison, preflight
+    from genzoo.commands.config import VERBS, UsageError, help_text, nearest, one_budget, one_comparison, preflight
 
     words = sys.argv[1:]
     if "--version" in words:  # which Hydra would answer with its own
@@ -78,7 +78,8 @@ def command() -> None:
             if flags.help:
                 print(help_text(verb, overrides, flags.config_dir))
             elif of_hydra or shows or flags.multirun:
-                by_hydra(verb, options, overrides, sweep=flags.multirun)
+                cleared = [] if of_hydra or flags.multirun else one_budget(verb, overrides, flags.config_dir)
+                by_hydra(verb, options, [*overrides, *cleared], flags.config_dir, sweep=flags.multirun)
             elif job and (problem := attempt(run, verb, *job)):
                 fail(*problem)
     except (UsageError, ResourceError, Stopped) as error:
@@ -87,14 +88,14 @@ def command() -> None:
         fail("interrupted", INTERRUPTED)
 
 
-def by_hydra(verb: str, options: list[str], overrides: list[str], *, sweep: bool) -> None:
+def by_hydra(verb: str, options: list[str], overrides: list[str], config_dir: str | None, *, sweep: bool) -> None:
     """Let Hydra show a configuration or its own help, or run every job of a sweep in a process of its own, and compare them."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
-    from omegaconf import DictConfig
+    from omegaconf import DictConfig, OmegaConf
 
     from genzoo import claims
-    from genzoo.commands.config import COMPOSING, CONF, UsageError, names_sampler, one_line, validate
+    from genzoo.commands.config import COMPOSING, CONF, UsageError, names_sampler, one_budget, one_line, validate
     from genzoo.commands.sweep import Ended, do, do_claimed, finish, name_of, objective
 
     typed, sweep_name = sys.argv, name_of(verb, overrides)
@@ -117,6 +118,8 @@ def by_hydra(verb: str, options: list[str], overrides: list[str], *, sweep: bool
         def one(config: DictConfig) -> float | None:
             hydra_config = HydraConfig.get()
             words, searches = list(hydra_config.overrides.task), not _is_basic(hydra_config.sweeper)
+            for cleared in one_budget(verb, words, config_dir):
+                OmegaConf.update(config, cleared.partition("=")[0], None)
             ended: Ended | None
             try:
                 plain = validate(verb, config, names_sampler(hydra_config))

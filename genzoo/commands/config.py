@@ -12,15 +12,17 @@ import difflib
 import functools
 import importlib
 import inspect
+import itertools
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
@@ -28,6 +30,7 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, RangeSweep
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 
 MAY_CHANGE = ("resume", "trust", "timeout", *(key for key in OF_NO_MATTER if "." in key))  # where a run is gone on with
 
+LIMITS = ("images", "seconds", "flops")  # of a budget
 VERBS = ("train", "sample", "evaluate", "compare")
 PACKAGE = Path(__file__).resolve().parent.parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
@@ -202,6 +206,77 @@ def one_comparison(verb: str, overrides: Sequence[str]) -> list[str]:
     return [pattern.sub(r"runs=[\1]", word) if verb == "compare" else word for word in overrides]
 
 
+def one_budget(verb: str, overrides: Sequence[str], config_dir: str | None = None) -> list[str]:
+    """List the overrides by which limits of the budget that were named clear those that were not.
+
+    What is typed comes before what files say, an experiment or a recipe before the preset, the later file before the
+    earlier one: the last of them that names a limit names all that there are. A limit that is null is not named.
+
+    Args:
+        verb: the command.
+        overrides: the rest of the command line; of several values of a key one.
+        config_dir: a further directory of configurations.
+
+    Returns:
+        ``budget.seconds=null`` and the like, for what would be in force otherwise.
+    """
+    if verb != "train":
+        return []
+    try:
+        said = {override.key_or_group: override.value() for override in map(_parse, overrides)}
+    except (UsageError, HydraException):  # which composing refuses in better words
+        return []
+    named = {name for name, value in _limits_of(said).items() if value is not None}
+    if named:
+        return [f"budget.{name}=null" for name in LIMITS if name not in named]
+    if not config_dir and not said.keys() & {"experiment", "hydra.searchpath"}:
+        return []  # the project's own recipes name no limit
+    levels = [*_budgets_of_files(verb, overrides, config_dir), _limits_of(said)]
+    merged = dict(itertools.chain.from_iterable(limits.items() for limits in levels))
+    while levels and not named:  # what a later level makes null, no earlier one names
+        named = {name for name, value in levels.pop().items() if value is not None and merged[name] is not None}
+    return [f"budget.{name}=null" for name in LIMITS if merged.get(name) is not None and name not in named]
+
+
+def _limits_of(keys: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: keys[f"budget.{name}"] for name in LIMITS if f"budget.{name}" in keys}
+
+
+def _budgets_of_files(verb: str, overrides: Sequence[str], config_dir: str | None) -> list[dict[str, Any]]:
+    """Read what each file of a composition says of the budget's limits, in the order in which they are merged."""
+    typed: list[Any] = [o.value() for o in map(_parse, overrides) if o.key_or_group == "hydra.searchpath"]
+    places = [str(place).removeprefix("file://") for value in typed for place in (value or [])]
+    homes = [CONF, *map(Path, [*([config_dir] if config_dir else []), *places])]
+    try:
+        with _open_loader() as loader:
+            words = [*_searching(config_dir), *overrides]
+            files = loader.compute_defaults_list(verb, words, RunMode.RUN).defaults
+    except COMPOSING:
+        return []
+    found = []
+    for file in files:
+        path = next((path for home in homes if (path := home / f"{file.config_path}.yaml").is_file()), None)
+        package = [part for part in (file.package or "").split(".") if part not in ("", "_global_")]
+        if path is None or "budget" not in (package or [path.read_text(errors="replace")])[0]:
+            continue
+        with contextlib.suppress(yaml.YAMLError, OSError):  # which Hydra refuses
+            content = yaml.safe_load(path.read_bytes())
+            for part in reversed(package):
+                content = {part: content}
+            found.append(_limits_of(dict(_leaves(content))))
+    return found
+
+
+@contextlib.contextmanager
+def _open_loader() -> Iterator[ConfigLoader]:
+    """Return the loader of configurations that Hydra has at work, or open one."""
+    if GlobalHydra.instance().is_initialized():
+        yield GlobalHydra.instance().config_loader()
+        return
+    with _hydra() as loader:
+        yield loader
+
+
 def preflight(
     verb: str,
     overrides: Sequence[str],
@@ -238,7 +313,9 @@ def preflight(
             raise UsageError(f"a sweep of {jobs:,} jobs: at most {MOST_JOBS:,} are started at a time")
         _check_resume(verb, parsed, sweep)
         try:
-            config = compose(verb, [*search, *map(_first, parsed)], return_hydra_config=True)
+            firsts = list(map(_first, parsed))
+            cleared = one_budget(verb, firsts, config_dir)
+            config = compose(verb, [*search, *firsts, *cleared], return_hydra_config=True)
         except COMPOSING as error:
             raise _explain(verb, parsed, search, error) from error
     choices, named = dict(config.hydra.runtime.choices), names_sampler(config.hydra)
@@ -270,7 +347,8 @@ def help_text(verb: str, overrides: Sequence[str], config_dir: str | None = None
             choices.setdefault(path.parent.relative_to(home).as_posix(), set()).add(path.stem)
     groups = [f"{group}: {', '.join(sorted(names))}" for group, names in sorted(choices.items())]
     with _hydra():
-        config = compose(verb, [*_searching(config_dir), *overrides], return_hydra_config=True)
+        cleared = one_budget(verb, overrides, config_dir)
+        config = compose(verb, [*_searching(config_dir), *overrides, *cleared], return_hydra_config=True)
     template = Template(config.hydra.help.template)
     with open_dict(config):
         del config["hydra"]

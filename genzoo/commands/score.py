@@ -86,9 +86,12 @@ def _score(
         "step": status.get("step"),
         "images_seen": status.get("images"),
         "budget": run.config.get("budget"),
+        **({"ended_by": status["ended_by"]} if status.get("ended_by") else {}),
         "train_seed": run.config.get("seed"),
         "seed": seed,
     }
+    with within_evaluations(model, chosen):
+        announce(estimate(model, subject.data, settings), settings, status.get("train_seconds"))
     metrics = likelihood(model, subject.data, settings, setting) if isinstance(model, Density) else {}
     if isinstance(model, Codec):
         metrics |= reconstruction(model, subject.data, settings, setting)
@@ -147,6 +150,80 @@ def kept(result: dict[str, Any], place: Any) -> Iterator[None]:
         raise NotKept(f"the scores were not kept: {error}", result) from error
     except OSError as error:
         raise NotKept(f"{place}: the scores were not kept: {error.strerror}", result) from error
+
+
+class Estimate(NamedTuple):
+    """Seconds that scoring is expected to take, without features and distances."""
+
+    density: float
+    samples: float
+    shorter: str  # what would shorten it
+
+
+def estimate(model: Any, data: Any, settings: dict[str, Any]) -> Estimate:
+    """Measure a few events and samples, and say what scoring all of them will take.
+
+    Args:
+        model: in evaluation mode, with the sampler that will be used.
+        data: whose test split is scored.
+        settings: of the configuration's section ``metrics``.
+    """
+    import torch
+
+    from genzoo.commands.load import walker
+    from genzoo.model import Denoiser, Density
+    from genzoo.prob.measure import bin_centre
+    from genzoo.prob.random import SampleStreams
+
+    def measured(work: Callable[[int], object], n: int) -> float:
+        """Return the seconds of ``n`` pieces in batches, by what a batch of 2 and one of 8 take."""
+        if n == 0:
+            return 0.0
+        seconds = []
+        for size in (2, 8) if n >= 8 else (n,):
+            start = time.perf_counter()
+            work(size)
+            if model.device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+        if len(seconds) == 1:
+            return seconds[0]
+        each = max((seconds[1] - seconds[0]) / 6, 0.0)
+        batches = -(-n // settings["batch_size"])
+        return n * each + batches * max(seconds[1] - 8 * each, 0.0)
+
+    def score_events(n: int) -> None:
+        x = data.test.x[:n].to(model.device)
+        x = (x if model.levels is None else bin_centre(x, model.levels)).to(model.dtype)
+        y = data.test.y[:n].to(model.device) if model.num_classes else None
+        model.log_prob(x, y, num_samples=settings["num_samples"], rng=torch.Generator(model.device).manual_seed(0))
+
+    def draw_samples(n: int) -> None:
+        rng = SampleStreams(0, range(n), device=model.device)
+        model.sample(n, model.draw_labels(n, None, rng), rng=rng)
+
+    density, words = 0.0, []
+    with torch.no_grad():
+        samples = measured(draw_samples, settings["n"] + settings["throughput"])
+        if isinstance(model, Density):
+            density = measured(score_events, min(settings["events"] or len(data.test.x), len(data.test.x)))
+            words.append("metrics.events=")
+    words += ["metrics.n="] if settings["n"] else []
+    words += ["sampler.steps="] if isinstance(walker(model), Denoiser) else []
+    return Estimate(density, samples, ", ".join(words))
+
+
+def announce(expected: Estimate, settings: dict[str, Any], train_seconds: Any) -> None:
+    """Say how long scoring will take where that is more than a minute, or more than training took."""
+    whole = expected.density + expected.samples
+    trained = train_seconds if type(train_seconds) in (int, float) else 0.0
+    if whole > min(60, max(trained, 10)):
+        parts = [f"{settings['n'] + settings['throughput']:,} samples {expected.samples:.0f} s"]
+        parts += [f"density {expected.density:.0f} s"] if expected.density else []
+        log_stderr(
+            f"scoring will take about {whole:.0f} s ({', '.join(parts)}), after {trained:.0f} s of training; "
+            f"less with lower {expected.shorter or 'metrics.throughput='}"
+        )
 
 
 def check_settings(model: Any, settings: dict[str, Any]) -> None:

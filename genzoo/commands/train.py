@@ -443,7 +443,7 @@ def go_on(module: Any, run: Run, facts: dict[str, Any], found: tuple[Path, Any] 
     for name, was in began.items():
         if was is not None and was != goes_on.get(name):
             tell(f"began with {name} {was}, goes on with {goes_on.get(name)}: the last bits may differ")
-    tell(f"goes on from step {module.steps}" + (f" of {module.planned_steps}" if module.planned_steps else ""))
+    tell(f"goes on from step {module.steps}" + (f" of {module.planned_steps}" if module.planned else ""))
     times = known(run, "resumed", list) or []
     run.update_status(resumed=[*times, {"at": now(), "step": module.steps, "command": here["command"]}])
 

@@ -405,17 +405,58 @@ class Share:
 
     name: str
     unit: str
-    limit: float | None  # that all of them had
+    limit: float | None  # that all of them had, and that ended all of them
     least: float | None
     most: float | None
 
     @property
     def equal(self) -> bool:
-        """Whether all had one limit and kept to it, or spent the same within 2 %."""
+        """Whether all were ended by one limit, or spent the same within 2 %."""
         if self.least is None or self.most is None:
             return False
         kept = self.limit is not None and self.least >= 0.9 * self.limit and self.most <= 1.1 * self.limit
         return kept or self.most <= 1.02 * self.least
+
+
+def ended_by(record: Record, metrics: Mapping[str, Any]) -> str | None:
+    """Return the limit that ended a run; of an earlier release, which did not record it, the one that it came nearest to.
+
+    Args:
+        record: the run.
+        metrics: its scores, which say what it spent.
+    """
+    said = record.status.get("ended_by")
+    if said in LIMITS:
+        return str(said)
+    shares: dict[str, float] = {}
+    for name in LIMITS:
+        limit: Any = record.trained.get(f"budget.{name}")
+        spent: Any = metrics.get(f"training/{name}", {}).get("value")
+        if type(limit) in (int, float) and limit > 0 and type(spent) in (int, float):
+            shares[name] = spent / limit
+    share, nearest = max(((share, name) for name, share in shares.items()), default=(0.0, None))
+    return nearest if 0.9 <= share <= 1.1 else None
+
+
+def endings(row: Row) -> set[str | None]:
+    """Return the limits that ended the runs of a row."""
+    return {ended_by(record, metrics) for record, metrics in row.runs}
+
+
+def ending_note(table: Table, row: Row) -> str | None:
+    """Return what sets the end of a row's runs apart: another limit than that of most rows, or than they were planned by."""
+    counts = Counter(tuple(sorted(filter(None, endings(other)))) for other in table.rows)
+    own = tuple(sorted(filter(None, endings(row))))
+    planned = sorted(
+        {
+            str(record.status["planned_by"])
+            for record, metrics in row.runs
+            if record.status.get("planned_by") in LIMITS and record.status["planned_by"] != ended_by(record, metrics)
+        }
+    )
+    if not own or (not planned and own == max(counts, key=lambda ends: counts[ends])):
+        return None
+    return f"ended by {' or '.join(own)}" + (f", planned by {' or '.join(planned)}" if planned else "")
 
 
 def budgets(table: Table) -> list[Share]:
@@ -423,7 +464,8 @@ def budgets(table: Table) -> list[Share]:
     shares = []
     for name, unit in (("images", "images"), ("seconds", "s"), ("flops", "FLOPs"), ("parameters", "weights")):
         limits = {key(row.trained.get(f"budget.{name}")) for row in table.rows}
-        limit = json.loads(next(iter(limits))) if len(limits) == 1 and name in LIMITS else None
+        bit = all(endings(row) == {name} for row in table.rows)
+        limit = json.loads(next(iter(limits))) if len(limits) == 1 and bit else None
         metric = "model/parameters" if name == "parameters" else f"training/{name}"
         spent = [row.cells[metric].mean if metric in row.cells else None for row in table.rows]
         known = [value for value in spent if value is not None]

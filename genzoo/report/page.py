@@ -143,6 +143,7 @@ def board(table: Table, protocols: Interned, pictures: Interned, trained: Intern
                 "model": row.model,
                 "seeds": row.seeds,
                 "failed": row.failed,
+                "ended": leaderboard.ending_note(table, row),
                 "setting": {".".join(part): value for part, value in flatten(row.setting).items()},
                 "trained": trained.place(row.trained),
                 "cells": {name: show(row, name, cell) for name, cell in row.cells.items()},

@@ -26,7 +26,7 @@ BESIDES = (
     ("trainer", "score_samples"),
 )
 # Parts of a score's setting that differ from seed to seed.
-OF_SEED = ("seed", "train_seed", "step", "images_seen", "budget", "nfe")
+OF_SEED = ("seed", "train_seed", "step", "images_seen", "budget", "ended_by", "nfe")
 
 
 @dataclass(frozen=True)

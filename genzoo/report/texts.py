@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from genzoo.report.leaderboard import Cell, Row, Table, budgets, key, leaders, ranked
+from genzoo.report.leaderboard import Cell, Row, Table, budgets, ending_note, endings, key, leaders, ranked
 
 BOUNDS = {
     "bpd": "exact",
@@ -101,6 +101,12 @@ def fairness(table: Table) -> list[str]:
         else:
             times = f" ({share.most / share.least:.3g} times)" if share.least > 0 else ""
             said.append(f"Unequal {share.name}: {quantity(share.least)} to {quantity(share.most)} {share.unit}{times}.")
+    ends = sorted({end for row in table.rows for end in endings(row) if end})
+    if len(ends) > 1:
+        said.append(f"Ended by unlike limits: {', '.join(ends)}.")
+    cut = [row.label for row in table.rows if "planned by" in (ending_note(table, row) or "")]
+    if cut:
+        said.append(f"Ended before the plan of the learning rate: {'; '.join(cut)}.")
     seeds = {key(row.seeds) for row in table.rows}
     if len(seeds) == 1:
         said.append(f"Seeds {', '.join(map(str, table.rows[0].seeds))} in every row.")
@@ -171,7 +177,9 @@ def to_markdown(found: Sequence[Table], failures: Sequence[str] = ()) -> str:
         for row in table.rows:
             cells = [_marked(row, row.cells.get(name), *marks[name]) for name in names]
             seeds = f"{len(row.seeds)}" + (f" ({row.failed} failed)" if row.failed else "")
-            lines.append(f"| {_escape(row.label)} | " + " | ".join(cells) + f" | {seeds} |")
+            note = ending_note(table, row)
+            label = row.label + (f" ({note})" if note else "")
+            lines.append(f"| {_escape(label)} | " + " | ".join(cells) + f" | {seeds} |")
         parts.append("\n".join(lines))
     legend = (
         "Mean ± standard error over seeds, or with one seed (¹) of the measurement alone; arrows point to better. **Bold** is"

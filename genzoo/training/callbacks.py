@@ -23,7 +23,7 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.plugins.precision import MixedPrecision
 from pytorch_lightning.strategies import DDPStrategy
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from genzoo.console import log_stderr, stderr
 from genzoo.model import GenerativeModel, Precomputed
@@ -46,8 +46,8 @@ def milestones(planned: int, count: int) -> set[int]:
 class HandOvers:
     """What Lightning takes for a data loader: ranges of steps that last about a quarter of a second.
 
-    A range ends at every milestone. How long the others are depends on the machine, and nothing depends on it; several
-    processes that train together share the clock, and so the ranges.
+    A range ends at every milestone and at the end of each stage. How long the others are depends on the machine, and nothing
+    depends on it; several processes that train together share the clock, and so the ranges.
 
     Args:
         module: whose steps are handed over.
@@ -59,15 +59,18 @@ class HandOvers:
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         module = self.module
-        position = module.steps
+        position, seconds, speed = module.steps, module.train_seconds, 0.0
         while not module.finished:
             # Asked anew each time: a plan by the clock is corrected on the way.
-            end = min((step for step in self.milestones() if step > position), default=position + 1)
-            done, seconds = module.steps, module.train_seconds
-            length = int(0.25 * done / seconds) if done and seconds > 0 else 1
-            stop = min(end, position + min(max(length, 1), 1000))
+            ends = {*self.milestones(), *module.boundaries}
+            end = min((step for step in ends if step > position), default=position + 1)
+            within = 0.25 if module.budget.seconds is None else min(0.25, module.budget.seconds - module.train_seconds)
+            stop = min(end, position + min(max(int(within * speed), 1), 1000))
             yield position, stop
-            position = stop
+            spent = module.train_seconds - seconds
+            # The speed of a new stage is not known yet.
+            speed = (stop - position) / spent if spent > 0 and stop not in module.boundaries else 0.0
+            position, seconds = stop, module.train_seconds
 
 
 class Record(pl.Callback):
@@ -77,19 +80,19 @@ class Record(pl.Callback):
         self.run = run
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: GenerativeModule) -> None:
-        begun = time.monotonic()
-        last = [pl_module.steps, begun]
+        last = [pl_module.steps, pl_module.own_seconds]
 
         def record() -> None:
             every = max(1, (pl_module.planned_steps or 1) // RECORDS)
             ends = {*pl_module.boundaries, pl_module.planned_steps}  # a record holds terms of one stage
             if pl_module.steps % every and pl_module.steps not in ends:
                 return
-            current = time.monotonic()
             stage = pl_module.stage_at(pl_module.steps - 1)[0].name
+            pl_module.check_finite()  # before a NaN is written
+            pl_module.read_clock()
+            current = pl_module.own_seconds
             rate = (pl_module.steps - last[0]) * pl_module.batches.batch_size / max(current - last[1], 1e-9)
             last[:] = [pl_module.steps, current]
-            pl_module.check_finite()  # before a NaN is written
             values = {f"train/{name}": value for name, value in pl_module.window.flush().items()}
             if pl_module.scaler:
                 values["train/skipped_steps"] = pl_module.skipped
@@ -346,7 +349,9 @@ class Checkpoints(pl.Callback):
         self.run.update_status(
             step=pl_module.steps,
             images=pl_module.images,
-            planned_images=pl_module.planned_images,
+            planned_images=pl_module.planned_images if pl_module.planned else None,
+            planned_by=pl_module.planned_by,
+            ended_by=pl_module.ended_by,
             train_seconds=round(pl_module.train_seconds, 3),
             train_flops=pl_module.flops,
         )
@@ -381,30 +386,40 @@ class ProgressBar(pl.Callback):
             BarColumn(),
             TaskProgressColumn(),
             TextColumn("{task.fields[detail]}"),
-            TimeRemainingColumn(),
             console=self.console,
             refresh_per_second=1,
             disable=not self.console.is_terminal,
         )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: GenerativeModule) -> None:
-        self.start, self.begun = time.monotonic(), pl_module.steps
-        self.task = self.progress.add_task("training", total=pl_module.planned_steps, detail="")
+        self.start, self.begun = pl_module.own_seconds, pl_module.steps
+        self.task = self.progress.add_task("training", total=self.total(pl_module), detail="")
         self.progress.start()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: GenerativeModule, *_: Any) -> None:
-        detail = self.describe(pl_module)
-        self.progress.update(self.task, completed=pl_module.steps, total=pl_module.planned_steps, detail=detail)
+        detail = f"{self.describe(pl_module)}  {self.left(pl_module):.0f} s left"
+        total = self.total(pl_module)
+        self.progress.update(self.task, completed=pl_module.steps, total=total, detail=detail)
         current = time.monotonic()
         if not self.console.is_terminal and (current - self.printed > 10 or pl_module.finished):
             self.printed = current
-            done, to_do = pl_module.steps - self.begun, (pl_module.planned_steps or 0) - pl_module.steps
-            left = (current - self.start) * to_do / max(done, 1)
-            print(
-                f"step {pl_module.steps}/{pl_module.planned_steps}  {detail}  {max(left, 0):.0f} s left",
-                file=stderr(),
-                flush=True,
-            )
+            of = "" if total is None else f"/{total}"
+            print(f"step {pl_module.steps}{of}  {detail}", file=stderr(), flush=True)
+
+    @staticmethod
+    def total(pl_module: GenerativeModule) -> int | None:
+        """Return the steps of the plan, None before they are known."""
+        return pl_module.planned_steps if pl_module.planned else None
+
+    def left(self, pl_module: GenerativeModule) -> float:
+        """Return the seconds of training that are left; grids, scores and checkpoints are no part of them."""
+        limit = pl_module.budget.seconds
+        left = math.inf if limit is None else limit - pl_module.train_seconds
+        done = pl_module.steps - self.begun
+        if pl_module.planned and pl_module.planned_steps and done:
+            each = (pl_module.own_seconds - self.start) / done
+            left = min(left, each * (pl_module.planned_steps - pl_module.steps))
+        return max(left, 0.0) if math.isfinite(left) else 0.0
 
     @staticmethod
     def describe(pl_module: GenerativeModule) -> str:

@@ -11,7 +11,11 @@ interrupted.
 
 Stages follow each other with optimisers, schedules and averages of their own. A finished stage gets the average of its
 weights, which is what will be used and so what the next one must build on. A plan gives each stage its share of the images,
-or where only seconds are given its share of the seconds, since the steps of one stage may take longer than another's.
+or where the seconds end the run its share of the seconds, since the steps of one stage may take longer than another's.
+
+Seconds are those of computing. On an accelerator a step returns when it is launched, so the clock is read after waiting for
+the device, once per hand-over. A plan by the clock is fitted to the speed of the steps that were trained: the first time
+after a few percent of the seconds, until when schedules stand at their beginning, and a few times later.
 
 Several processes that train together take a share of each batch and average the gradients of the player whose turn it is; the
 same sum tells all of them whether one was told to stop, and what time it is, so that all do the same steps. Torch's
@@ -50,16 +54,12 @@ from genzoo.prob.measure import dequantize
 from genzoo.prob.random import batch_generator, reseed, seed_of
 from genzoo.training.budget import Budget, LearningRate
 from genzoo.training.ema import EMA
-from genzoo.training.flops import count
+from genzoo.training.flops import count_step
 
-CORRECTIONS = (
-    0.1,
-    0.2,
-    0.35,
-    0.5,
-    0.65,
-    0.8,
-)  # shares of a stage's plan or seconds after which a plan by the clock is refitted
+# Fractions of a stage's plan or seconds after which the plan is fitted to the clock.
+CORRECTIONS = (0.03, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8)
+UNPLANNED = 10**9  # steps that a stage seems to have before the first of them
+MARGIN = 1.05  # times the seconds left: a count of images or FLOPs that takes less keeps its own plan
 # By which Lightning has torch load the driver's library at each step of an optimiser, to see if there is a GPU: .5 ms.
 os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
 _ADVICE = "try a lower optimizer.lr or trainer.clip"
@@ -101,6 +101,23 @@ class Window:
         means = {name: float(torch.stack(values).float().mean()) for name, values in self.terms.items()}
         self.terms = {}
         return means
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has computed what was launched on it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@dataclass(frozen=True)
+class _OneBatch:
+    """Stands in for ``Batches`` where a step is counted."""
+
+    batch: tuple[Tensor, Tensor | None]
+    device: torch.device
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor | None]:
+        return self.batch
 
 
 def _stages(model: GenerativeModel) -> list[Stage]:
@@ -176,15 +193,20 @@ class GenerativeModule(pl.LightningModule):
         self.stages = _stages(model)
         self.players = {stage.name: self._players(stage, optimizer) for stage in self.stages}
         self.planned_steps: int | None = None  # set before the first step
+        self.planned_by = ""  # the limit that the plan follows
         self.steps = 0
         self.train_seconds = 0.0
+        self.own_seconds = 0.0  # of computing in this process, since it began
         self.flops = 0  # of all steps so far
         self._costs: dict[tuple[str, str | None], int] = {}  # FLOPs of a step, by stage and turn
         self.boundaries: list[int] = []  # the steps at which all stages but the last end
-        self._speeds: list[float] = []  # of each stage, in steps a second, where the plan is made by the clock
+        self._counted: list[int] = []  # the ends of all stages by a count of images or FLOPs
+        self._counted_by = ""  # the stricter of the two
+        self._speeds: list[float | None] = [None] * len(self.stages)  # of each stage, in steps a second, once measured
         self._begun = 0, 0.0  # steps and seconds when the present stage began
-        self._fitted = 0, 0.0  # and when the plan was last fitted to its speed
+        self._fitted: tuple[int, float] | None = None  # and from when on its speed is measured
         self._corrections = 0  # of the present stage
+        self._read_at: float | None = None  # when the clock was last read, in a hand-over
         self.window = Window()
         self.latest: dict[str, Any] = {"values": {}, "images_per_second": 0.0}  # what was recorded last
         self.on_step: Callable[[], None] = lambda: None  # called after every step
@@ -215,6 +237,11 @@ class GenerativeModule(pl.LightningModule):
         assert self.planned_steps is not None, "the plan is set before the first step"
         return self.planned_steps * self.batches.batch_size
 
+    @property
+    def planned(self) -> bool:
+        """Whether the end of the plan is known, as by the clock it is not before some steps were measured."""
+        return self.planned_steps is not None and self.planned_steps < UNPLANNED
+
     def stage_at(self, step: int) -> tuple[Stage, int, int]:
         """Return the stage of a step, the step's number within it, and how many steps it has."""
         assert self.planned_steps is not None
@@ -236,11 +263,12 @@ class GenerativeModule(pl.LightningModule):
         turn = module.turn(number) if isinstance(module, Adversarial) else None
         player = players[turn or "model"]
 
-        self.flops += self.cost(stage.name, turn)
         with self._only(player, players):
             loss = self._backward(module, turn)
+        self.flops += self.cost(stage.name, turn)
         if ranks.world() > 1:
             loss = self._average(player, loss)
+            self._elapsed = 0.0
         if self.scaler:
             self.scaler.unscale_(player.optimizer)
         norm = self._clip(player)
@@ -317,18 +345,28 @@ class GenerativeModule(pl.LightningModule):
         return loss
 
     def cost(self, stage: str, turn: str | None) -> int:
-        """Return the FLOPs of a step, counted the first time on a copy of the model, since counting changes last bits."""
+        """Return the FLOPs of a step, counted the first time, which is no part of training."""
         kind = stage, turn
         if kind not in self._costs:
-            model = copy.deepcopy(self.model)
-            module = next(s.module for s in _stages(model) if s.name == stage)
-            parts = _parts(module)
-            for name, part in parts.items():
-                if name != (turn or "model"):
-                    part.requires_grad_(False)
-            # The first step may do once what later ones share.
-            self._costs[kind] = [count(lambda: self._backward(module, turn)) for _ in range(2)][-1] * ranks.world()
+            if self._read_at is not None:
+                self.read_clock()
+            self._costs[kind] = self._count(stage, turn) * ranks.world()
+            if self._read_at is not None:
+                self._read_at = time.monotonic()
         return self._costs[kind]
+
+    def _count(self, stage: str, turn: str | None) -> int:
+        other = copy.copy(self)
+        other.batches = _OneBatch(self.batches(self.steps), self.batches.device)  # type: ignore[assignment]
+        other.scaler = None  # which makes its tensors when it is first used
+
+        def step(model: GenerativeModel) -> None:
+            module = next(s.module for s in _stages(model) if s.name == stage)
+            for name, part in _parts(module).items():
+                part.requires_grad_(name == (turn or "model"))
+            other._backward(module, turn)
+
+        return count_step(self.model, step, 1 if self.steps else 2)
 
     @staticmethod
     @contextlib.contextmanager
@@ -373,52 +411,76 @@ class GenerativeModule(pl.LightningModule):
     @property
     def finished(self) -> bool:
         """Whether the plan is fulfilled or the seconds are spent."""
+        return self.ended_by is not None
+
+    @property
+    def ended_by(self) -> str | None:
+        """The limit that has ended the run: images, seconds or flops; None before its end."""
         assert self.planned_steps is not None
+        if self.steps >= self.planned_steps:
+            return self.planned_by
         late = self.budget.seconds is not None and self.train_seconds >= self.budget.seconds
-        return late or self.steps >= self.planned_steps
+        return "seconds" if late else None
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether a step returns before it is computed."""
+        return self.batches.device.type != "cpu"
+
+    def read_clock(self) -> None:
+        """Wait for the device, and count the seconds since the clock was last read in this hand-over."""
+        assert self._read_at is not None
+        synchronize(self.batches.device)
+        now = time.monotonic()
+        elapsed, self._read_at = now - self._read_at, now
+        self.own_seconds += elapsed
+        if ranks.world() == 1:
+            self.train_seconds += elapsed
+        else:  # shared with the gradients of the next step
+            self._elapsed += elapsed
 
     def training_step(self, steps: tuple[int, int], batch_idx: int) -> None:
         """Do the steps that Lightning hands over, or as many of them as the budget allows."""
-        alone = ranks.world() == 1
-        while self.steps < steps[1] and not self.finished and not self.stopping:
-            start = time.monotonic()
-            self.step()
-            self._elapsed = time.monotonic() - start
-            if alone:
-                self.train_seconds += self._elapsed
-            self._correct_plan()
-        self.check_finite()
+        self._read_at = time.monotonic()
+        try:
+            while self.steps < steps[1] and not self.finished and not self.stopping:
+                self.step()
+                if not self.asynchronous:
+                    self.read_clock()
+                    self._correct_plan()
+            self.check_finite()
+            if self.asynchronous:
+                self.read_clock()
+                self._correct_plan()
+        finally:
+            self._read_at = None
 
     @property
     def stopping(self) -> bool:
         """Whether this process, or one of those that train with it, was told to stop."""
         return self._all_stop if ranks.world() > 1 else self.told_to_stop()
 
-    def _time_since(self, start: float) -> float:
-        """Return the seconds since ``start``, the same for all processes that train together."""
-        seconds = time.monotonic() - start
-        if ranks.world() == 1:
-            return seconds
-        return float(ranks.all_mean(torch.tensor(seconds, device=self.batches.device)))
-
     def plan(self) -> None:
-        """Fix how many steps schedules expect; where only seconds are given, by measuring this machine's speed."""
-        plans = []
+        """Fix how many steps schedules expect; where only seconds are given, that is known once some were measured."""
+        plans = {}
         if self.budget.images is not None:
             steps = math.ceil(self.budget.images / self.batches.batch_size)
-            plans.append([round(share * steps) for share in self._shares()])
+            plans["images"] = [round(share * steps) for share in self._shares()]
         if self.budget.flops is not None:
             lengths = [self._affordable(i, stage.share * self.budget.flops) for i, stage in enumerate(self.stages)]
-            plans.append(list(itertools.accumulate(lengths)))
+            plans["flops"] = list(itertools.accumulate(lengths))
         if plans:
-            *self.boundaries, self.planned_steps = min(plans, key=lambda ends: ends[-1])
+            self._counted_by, self._counted = min(plans.items(), key=lambda plan: plan[1][-1])
+            self.planned_by = self._counted_by
+            *self.boundaries, self.planned_steps = self._counted
         else:
-            assert self.budget.seconds is not None
-            start, trial = time.monotonic(), min(3.0, 0.05 * self.budget.seconds)
-            self._speeds = [self.measure_speed(trial * stage.share, i) for i, stage in enumerate(self.stages)]
-            self.train_seconds = self._time_since(start)
-            self._plan_by_clock(0)
-            self._fitted = self.steps, self.train_seconds
+            self.planned_by = "seconds"
+            self._unplan(0)
+
+    def _unplan(self, present: int) -> None:
+        """Leave open where the present stage and those after it end."""
+        self.boundaries = [*self.boundaries[:present], *[UNPLANNED] * (len(self.stages) - 1 - present)]
+        self.planned_steps = UNPLANNED
 
     def _shares(self) -> list[float]:
         """Return the share of the budget that is spent at the end of each stage."""
@@ -433,46 +495,65 @@ class GenerativeModule(pl.LightningModule):
         return max(int(cycles) * len(turns) + bisect.bisect_right(spent, left), 1)
 
     def _plan_by_clock(self, present: int) -> None:
-        """Plan from the present stage on as many steps as its share of the seconds will hold: a little less than fits."""
-        assert self.budget.seconds is not None
-        stop, seconds, ends = self.steps, self.train_seconds, self.boundaries[:present]
-        for share, speed in zip(self._shares()[present:], self._speeds[present:], strict=True):
-            # So that a schedule ends before the clock does; a stage that is late takes its time from the next one.
+        """Plan from the present stage on, whose speed is known, by the limit that will end the run.
+
+        By the clock each stage gets as many steps as its share of the seconds will hold, a little less than fits, so that a
+        schedule ends before the clock does. A stage that is late takes its time from the next one.
+        """
+        assert self.budget.seconds is not None and self._speeds[present] is not None
+        # A stage that has not run yet is taken to be as fast as this one.
+        speeds = [speed or self._speeds[present] or 0.0 for speed in self._speeds[present:]]
+        ends = self.boundaries[:present]
+        if self._counted:
+            starts = [self.steps, *self._counted[present:-1]]
+            lengths = [stop - start for start, stop in zip(starts, self._counted[present:], strict=True)]
+            needed = sum(max(steps, 0) / speed for steps, speed in zip(lengths, speeds, strict=True))
+            if needed <= MARGIN * (self.budget.seconds - self.train_seconds):
+                self.planned_by = self._counted_by
+                *self.boundaries, self.planned_steps = [*ends, *self._counted[present:]]
+                return
+        self.planned_by, stop, seconds = "seconds", self.steps, self.train_seconds
+        for share, speed in zip(self._shares()[present:], speeds, strict=True):
             stop += max(1, int(0.97 * speed * (share * self.budget.seconds - seconds)))
             seconds = max(seconds, share * self.budget.seconds)
-            ends.append(stop)
+            ends.append(min(stop, self._counted[-1]) if self._counted else stop)
         self.boundaries, self.planned_steps = ends[:-1], ends[-1]
 
     def _correct_plan(self) -> None:
-        """Where only seconds are given, fit the plan a few times a stage to the speed since it was last fitted.
+        """Where seconds are given, fit the plan a few times a stage to the speed since it was last fitted.
 
-        A machine that was busy when the speed was measured would otherwise end its schedule long before the clock. A stage
-        that is over stays as it was.
+        The first step of a stage, which warms up allocators and caches, does not count. A stage that is over stays as it was.
         """
-        if self.budget.images is not None or self.budget.flops is not None:
+        if self.budget.seconds is None:
             return
-        assert self.budget.seconds is not None and self.planned_steps is not None
+        assert self.planned_steps is not None
         present = sum(self.steps >= stop for stop in self.boundaries)
         if self.steps in self.boundaries:  # a stage has just ended
-            self._begun = self._fitted = self.steps, self.train_seconds
-            self._corrections = 0
+            self._begun, self._fitted, self._corrections = (self.steps, self.train_seconds), None, 0
+            if self.planned_by == "seconds":
+                self._unplan(present)
             return
         if self._corrections == len(CORRECTIONS):
             return
         begun_steps, begun_seconds = self._begun
         stop = [*self.boundaries, self.planned_steps][present]
-        steps = (self.steps - begun_steps) / (stop - begun_steps)
+        steps = (self.steps - begun_steps) / max(stop - begun_steps, 1)
         # Nothing is left where an earlier stage was very late.
         left = self._shares()[present] * self.budget.seconds - begun_seconds
         seconds = (self.train_seconds - begun_seconds) / max(left, 1e-9)
-        if max(steps, seconds) < CORRECTIONS[self._corrections]:
+        if self._fitted is None:
+            if self.train_seconds == begun_seconds:  # nothing was measured yet
+                return
+            self._fitted = (self.steps, self.train_seconds) if seconds < 1 else self._begun
+        done, spent = self.steps - self._fitted[0], self.train_seconds - self._fitted[1]
+        if max(steps, seconds) < CORRECTIONS[self._corrections] or not done or spent <= 0:
             return
         self._corrections += 1
-        done, spent = self.steps - self._fitted[0], self.train_seconds - self._fitted[1]
         self._fitted = self.steps, self.train_seconds
-        if spent > 0:
-            self._speeds[present] = done / spent
-            self._plan_by_clock(present)
+        if self._counted and self._corrections == 1:  # a count that can be reached is not given up for a slow start
+            return
+        self._speeds[present] = done / spent
+        self._plan_by_clock(present)
 
     def on_fit_start(self) -> None:
         """Plan before the first step, and before any callback asks for the plan."""
@@ -496,44 +577,14 @@ class GenerativeModule(pl.LightningModule):
         """Show Lightning the optimisers; the module steps them itself."""
         return [player.optimizer for players in self.players.values() for player in players.values()]
 
-    def measure_speed(self, seconds: float, stage: int = 0) -> float:
-        """Train one stage for about ``seconds`` and undo it all; return steps a second.
-
-        The first steps, which warm up allocators and caches, do not count.
-        """
-        weights = copy.deepcopy(self.model.state_dict())
-        states = [copy.deepcopy(optimizer.state_dict()) for optimizer in self.configure_optimizers()]
-        average, updates = copy.deepcopy(self.ema.model.state_dict()), dict(self.ema.updates)
-        scale = self.scaler.state_dict() if self.scaler else {}
-        on_step, self.on_step = self.on_step, lambda: None
-        plan, endless = (self.planned_steps, self.boundaries), 10**9
-        self.planned_steps, self.boundaries = (
-            endless,
-            [0 if i < stage else endless for i in range(len(self.stages) - 1)],
-        )
-        for _ in range(6):
-            self.step()
-        start, counted = time.monotonic(), 0
-        while (elapsed := self._time_since(start)) < seconds or counted < 6:
-            self.step()
-            counted += 1
-        self.model.load_state_dict(weights)
-        for optimizer, state in zip(self.configure_optimizers(), states, strict=True):
-            optimizer.load_state_dict(state)
-        self.ema.model.load_state_dict(average)
-        self.ema.updates = updates
-        self.planned_steps, self.boundaries = plan
-        self.steps, self.on_step, self.window, self.flops = 0, on_step, Window(), 0
-        self.skipped = self._in_a_row = 0
-        if self.scaler:
-            self.scaler.load_state_dict(scale)
-        return counted / elapsed
-
     def state(self) -> dict[str, Any]:
         """Return what, beside the weights and their average, is needed to go on."""
         return {
             "steps": self.steps,
             "planned_steps": self.planned_steps,
+            "planned_by": self.planned_by,
+            "counted": list(self._counted),
+            "counted_by": self._counted_by,
             "boundaries": list(self.boundaries),
             "speeds": list(self._speeds),
             "begun": self._begun,
@@ -566,9 +617,18 @@ class GenerativeModule(pl.LightningModule):
         self.ema.updates = dict(state["ema_updates"])
         self.steps, self.planned_steps, self.boundaries = state["steps"], state["planned_steps"], state["boundaries"]
         self.train_seconds, self.flops = state["train_seconds"], state["flops"]
-        self._speeds, self._corrections = state["speeds"], state["corrections"]
+        self._speeds, self._corrections = list(state["speeds"]) or self._speeds, state["corrections"]
+        if "planned_by" in state:
+            self.planned_by, self._counted = state["planned_by"], list(state["counted"])
+            self._counted_by = state["counted_by"]
+        else:  # a run of an earlier release, which never fitted a count to the clock
+            counts = [name for name in ("images", "flops") if getattr(self.budget, name) is not None]
+            self._counted_by = counts[0] if counts else ""
+            self.planned_by = self._counted_by or "seconds"
+            self._counted = [*self.boundaries, self.planned_steps] if counts else []
         self.skipped, self._in_a_row = state.get("skipped", 0), state.get("in_a_row", 0)
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])
-        self._begun, self._fitted = tuple(state["begun"]), tuple(state["fitted"])
+        self._begun = tuple(state["begun"])
+        self._fitted = None if state["fitted"] is None else tuple(state["fitted"])
         self.window = Window({name: list(values) for name, values in state["window"].items()})

@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,12 @@ from PIL import Image
 
 import genzoo as genzoo_package
 from genzoo import load
+from genzoo.commands import score as scoring
 from genzoo.commands.config import build
 from genzoo.commands.score import Subject, score
 from genzoo.commands.train import sha256_of
 from genzoo.data import Moons, digits
+from genzoo.data.dataset import Split
 from genzoo.data.pictures import read_samples
 from genzoo.metrics.evaluator import stored, subset
 from genzoo.metrics.features import Embedded
@@ -436,3 +439,26 @@ def test_samples_without_neighbours_are_refused_before_anything_is_drawn(here, f
     run = untrained(here, "model=realnvp", "data=moons", "model.couplings=2")[0]
     code, _, err = genzoo("evaluate", f"run={run}", "metrics.n=5", f"metrics.features={features}", "metrics.force=true")
     assert code == 2 and err == "genzoo: metrics.n=5: 6 samples are the least that can be compared; 0 for none\n"
+
+
+@pytest.mark.parametrize("batch, said", [(1.5, True), (0.0, False)])
+def test_a_scoring_that_takes_longer_than_training_is_announced_with_what_shortens_it(batch, said, monkeypatch, capsys):
+    """A batch of n samples takes ``batch`` seconds times 1 + n/10: 36 batches of 16 and 564 samples, by a set clock."""
+    model, now = build(composed(*SMALL["ddpm"])["model"], "model").eval(), [0.0]
+    draw = model.sample
+
+    def sample(n, *arguments, **keywords):
+        now[0] += batch * (1 + n / 10)
+        return draw(2, None)
+
+    monkeypatch.setattr(model, "sample", sample)
+    monkeypatch.setattr(model, "log_prob", lambda *_, **__: None)
+    monkeypatch.setattr(scoring.time, "perf_counter", lambda: now[0])
+    data = types.SimpleNamespace(test=Split(torch.zeros(40, 1, 8, 8, dtype=torch.uint8), None))
+    settings = {"n": 500, "throughput": 64, "events": 20, "num_samples": 1, "batch_size": 16}
+    expected = scoring.estimate(model, data, settings)
+    assert (expected.samples, expected.density) == pytest.approx((batch * (36 + 56.4), 0.0))
+    scoring.announce(expected, settings, 15.0)
+    err = capsys.readouterr().err
+    assert ("scoring will take about 139 s (564 samples 139 s), after 15 s of training" in err) == said
+    assert all((word in err) == said for word in ("metrics.n=", "metrics.events=", "sampler.steps="))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from genzoo.report import leaderboard, records, texts
+from genzoo.report import leaderboard, page, records, texts
 from genzoo.report.leaderboard import differ
 from genzoo.report.texts import measured, quantity
 from tests.report import entry, run, scored
@@ -352,6 +353,53 @@ def test_a_limit_that_was_not_kept_is_not_equal(tmp_path):
     run(tmp_path, model="gan", metrics=scored(1.0, training__seconds=entry(60.0, protocol={"unit": "s"})))
     (table,) = tables_of(tmp_path)
     assert not {share.name: share for share in leaderboard.budgets(table)}["seconds"].equal
+
+
+def limited(images: int, seconds: float) -> dict[str, Any]:
+    return {"budget": {"images": images, "seconds": seconds, "flops": None, "samples": 1000}}
+
+
+def spent(images: int, seconds: float) -> dict[str, Any]:
+    units = {"training__images": entry(images, protocol={"unit": "images"})}
+    return scored(1.0, **units, training__seconds=entry(seconds, protocol={"unit": "s"}))
+
+
+def test_a_limit_that_ended_no_run_is_not_what_was_equal(tmp_path):
+    """Both were given 30 seconds and used 29; what ended them were 640 images."""
+    for model, seconds in (("vae", 29.5), ("gan", 27.5)):
+        ends = {"ended_by": "images", "planned_by": "images"}
+        run(tmp_path, model=model, metrics=spent(640, seconds), config=limited(640, 30.0), **ends)
+    (table,) = tables_of(tmp_path)
+    said = " ".join(texts.fairness(table))
+    assert "Equal images: 640 images." in said and "Unequal seconds: 27.5 to 29.5 s" in said
+    assert not any(leaderboard.ending_note(table, row) for row in table.rows)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_row_that_another_limit_ended_is_marked(recorded, tmp_path):
+    rows = ("vae", 640, 9.0, "images"), ("gan", 640, 12.0, "images"), ("ddpm", 300, 30.0, "seconds")
+    for model, images, seconds, end in rows:
+        ends = {"ended_by": end, "planned_by": end} if recorded else {}
+        run(tmp_path, model=model, metrics=spent(images, seconds), config=limited(640, 30.0), **ends)
+    (table,) = tables_of(tmp_path)
+    notes = {row.model: leaderboard.ending_note(table, row) for row in table.rows}
+    assert notes == {"vae": None, "gan": None, "ddpm": "ended by seconds"}
+    said = " ".join(texts.fairness(table))
+    assert "Unequal images: 300 to 640" in said and "Ended by unlike limits: images, seconds." in said
+    assert "| ddpm (ended by seconds) |" in texts.to_markdown([table])
+    shown = page.board(table, page.Interned(), page.Interned(), page.Interned())
+    assert {row["model"]: row["ended"] for row in shown} == notes
+
+
+def test_a_row_that_ended_before_its_plan_is_marked_also_where_all_did(tmp_path):
+    for model in ("vae", "gan"):
+        ends = {"ended_by": "seconds", "planned_by": "images"}
+        run(tmp_path, model=model, metrics=spent(600, 30.0), config=limited(640, 30.0), **ends)
+    (table,) = tables_of(tmp_path)
+    notes = [leaderboard.ending_note(table, row) for row in table.rows]
+    assert notes == ["ended by seconds, planned by images"] * 2
+    said = " ".join(texts.fairness(table))
+    assert "Equal seconds: 30 s." in said and "Ended before the plan of the learning rate: " in said
 
 
 def test_unlike_seeds_and_machines_are_said(tmp_path):

@@ -80,7 +80,8 @@
       const rows = table.rows.filter((row) => wanted.every((word) => row.label.toLowerCase().includes(word)));
       if (state.by !== null) rows.sort(compare);
       const show = (row) => element("tr", {},
-        element("td", {}, swatch(row.model), element("button", { type: "button", onclick: () => openCard(table, row, null) }, row.label)),
+        element("td", {}, swatch(row.model), element("button", { type: "button", onclick: () => openCard(table, row, null) }, row.label),
+          row.ended ? element("small", { class: "bad" }, ` ${row.ended}`) : null),
         ...columns.map((c) => {
           const cell = row.cells[c.name];
           if (!cell) return element("td", { class: "none" }, "n/a");
