@@ -161,3 +161,34 @@ def test_in_one_process_nothing_is_exchanged():
     assert torch.equal(ranks.gather(x), x[None])
     assert ranks.pool(low, high) == (low, high)
     assert ranks.extremes(low, high) == (low, high)
+
+
+LAYOUTS = {
+    "rows": lambda x: x.flatten(1).contiguous(),
+    "contiguous": lambda x: x,
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "sequence first": lambda x: x.flatten(2).permute(2, 0, 1).contiguous().permute(1, 2, 0),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("world", [2, 3])
+def test_an_example_has_the_mask_of_dropout_that_it_has_in_one_process(monkeypatch, world, layout):
+    x = torch.randn(3 * world, 4, 5, 5)
+    theirs, ours = nn.Dropout(0.3), Dropout(0.3)
+
+    def masked(layer: nn.Module, part: Tensor) -> Tensor:
+        torch.manual_seed(5)
+        return torch.cat([layer(LAYOUTS[layout](part)), layer(LAYOUTS[layout](2 * part))], dim=1)
+
+    whole = masked(theirs, x)
+    assert 0.2 < float((whole == 0).double().mean()) < 0.4
+    assert torch.equal(masked(ours, x), whole)
+    monkeypatch.setattr(ranks, "world", lambda: world)
+    parts = []
+    for rank in range(world):
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        parts.append(masked(ours, x.chunk(world)[rank]))
+    assert torch.equal(torch.cat(parts), whole)
+    assert torch.equal(ours.eval()(x), x)
+    assert torch.equal(Dropout(0.0)(x), x)

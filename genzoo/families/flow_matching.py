@@ -70,8 +70,9 @@ def shared_transport(x: Tensor, eps: Tensor, y: Tensor | None = None) -> Tensor:
     """Pair as ``transport`` within the batch that all ranks share, and return the noise of this rank's examples."""
     if ranks.world() == 1:
         return transport(x, eps, y)
-    whole = (None if part is None else ranks.gather(part.detach()).flatten(0, 1) for part in (x, eps, y))
-    return transport(*whole).chunk(ranks.world())[ranks.rank()]
+    x, eps = (ranks.gather(part.detach()).flatten(0, 1) for part in (x, eps))
+    y = None if y is None else ranks.gather(y).flatten()
+    return transport(x, eps, y).chunk(ranks.world())[ranks.rank()]
 
 
 class FlowMatching(ProbabilityFlow):

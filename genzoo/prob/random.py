@@ -172,7 +172,7 @@ class SampleStreams(torch.Generator):
 
     def __init__(self, seed: int, indices: Sequence[int], device: torch.device | str = "cpu"):
         self.indices = list(indices)
-        self.seed = seed
+        self._seed = seed
         reseed(self, "samples", seed, *self.indices[:1])
         self._index = torch.tensor(self.indices, dtype=torch.int64, device=self.device)[:, None]
         self._buffers: dict[str, Tensor] = {}
@@ -198,7 +198,7 @@ class SampleStreams(torch.Generator):
         ahead = min(4 * made, most)  # none at first, since most draw but once
         blocks = -(-max(count, ahead, 1) // 4)
         self._made[kind] = made + 4 * blocks
-        name = repr((kind, self.seed)).encode()
+        name = repr((kind, self._seed)).encode()
         key = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")
         fill = _fill_normal if kind == "normal" else _fill_uniform
         out = torch.empty((n, blocks, 4), device=self.device)
