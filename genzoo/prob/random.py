@@ -6,8 +6,8 @@ have drawn. ``seed_of`` hashes such a name into a seed; three kinds of ``torch.G
 
 ``generator``
     An ordinary stream. On accelerators torch's own is counter-based and takes seeds of 64 bits. On a CPU it is the Mersenne
-    Twister, of whose seed ``manual_seed`` takes the lower 32 bits alone; its whole state, 624 words, is therefore drawn
-    from the name.
+    Twister, of whose seed ``manual_seed`` takes the lower 32 bits alone; its whole state, 624 words, is therefore hashed
+    from the name, see ``reseed``.
 ``ShardGenerator``
     The same stream where several processes share a batch: each draws the noise of the whole batch and takes the rows of
     its own examples, so that W processes train on the noise of one.
@@ -30,6 +30,7 @@ References:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import math
@@ -44,11 +45,8 @@ from genzoo.prob import ranks
 from genzoo.prob.precision import cumulative_sum
 
 _WORD = 2**32 - 1  # the lower 32 bits
-# Around its 624 words of 64 bits, of which the lower 32 count, torch's state of a CPU generator holds what it was seeded
-# with, that all words are still to be drawn, and that no normal number is left of a pair.
-_WORDS = 624
-_FRESH = torch.Generator().manual_seed(0).get_state().numpy().tobytes()
-_HEAD, _TAIL = _FRESH[8:24], _FRESH[24 + 8 * _WORDS :]
+# Where torch's state of a CPU generator holds the 624 words of a Mersenne Twister, 64 bits of which the lower 32 count.
+_TWISTER = slice(24, 24 + 8 * 624)
 
 
 def seed_of(*name: int | str) -> int:
@@ -57,14 +55,31 @@ def seed_of(*name: int | str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+@functools.lru_cache(maxsize=64)
+def _words(*name: int | str) -> np.ndarray:
+    """Hash a name into the state of a Mersenne Twister, (624,) int64."""
+    return np.frombuffer(hashlib.shake_128(repr(name).encode()).digest(4 * 624), "<u4").astype(np.int64)
+
+
 def reseed(rng: torch.Generator, *name: int | str) -> None:
-    """Set a generator to the beginning of the stream of a name."""
+    """Set a generator to the beginning of the stream of a name.
+
+    A CPU's Mersenne Twister has the state
+
+        SHAKE-128(name before its last integer n, n div 2^32) + init_genrand(n mod 2^32)    (mod 2^32, word by word),
+
+    all of it hashed from the name but for a counter of 32 bits, so that the steps of a run, whose names differ in their
+    last integer, are seeded in microseconds, and no two of them alike.
+    """
     if rng.device.type != "cpu":
         rng.manual_seed(seed_of(*name))
         return
-    digest = hashlib.shake_128(repr(name).encode()).digest(8 + 4 * _WORDS)
-    words = np.frombuffer(digest, "<u4", offset=8).astype(np.uint64).tobytes()
-    rng.set_state(torch.frombuffer(bytearray(digest[:8] + _HEAD + words + _TAIL), dtype=torch.uint8))
+    *rest, last = name
+    key, counter = ((*rest, last >> 32), last & _WORD) if isinstance(last, int) else (name, 0)
+    state = rng.manual_seed(counter).get_state()
+    words = state.numpy()[_TWISTER].view(np.int64)
+    words += _words(*key)
+    rng.set_state(state)
 
 
 def generator(*name: int | str, device: torch.device | str = "cpu") -> torch.Generator:

@@ -15,10 +15,12 @@ from genzoo.training import checkpoints
 from tests.commands import genzoo
 from tests.survival import finish, only_run, start, trains, wait_for
 
-# A flow of points draws no noise in training: nothing but the share of the batch tells one process from two.
+# Noise, times, classes that are dropped, and pairs of a whole batch: all that tells one process from two is who draws them.
 WORDS = [
     *(
-        "model=realnvp",
+        "model=flow_matching",
+        "model.pairing=optimal_transport",
+        "model.num_classes=2",
         "data=moons",
         "budget=smoke",
         "budget.images=6400",
