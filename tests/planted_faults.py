@@ -288,8 +288,8 @@ FAULTS = [
     Fault(
         "the first index has a posterior variance of its own, zero",
         "families/ddpm.py",
-        "floor = Step(*self._chain[1].tolist()).posterior_var",
-        "floor = 1e-20",
+        "self._variance_floor = chain[1].posterior_var",
+        "self._variance_floor = 1e-20",
         "tests/families/test_ddpm.py",
     ),
     Fault(

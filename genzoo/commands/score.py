@@ -348,7 +348,7 @@ def reconstruction(model: Any, data: Any, settings: dict[str, Any], setting: dic
         for rows in torch.arange(len(x)).split(settings["batch_size"]):
             batch = bin_centre(x[rows].to(model.device), model.levels).to(model.dtype)
             labels = None if y is None else y[rows].to(model.device)
-            parts.append(to_bytes(reconstruct(model, batch, labels), model.levels))
+            parts.append(to_bytes(reconstruct(model, batch, labels), model.levels).cpu())
     errors = reconstruction_error(stored(x, model.levels), torch.cat(parts))
     units = {"mse": "on [0, 1]", "psnr": "dB", "ssim": "1 is alike"}
     better = {"mse": "lower", "psnr": "higher", "ssim": "higher"}

@@ -87,7 +87,7 @@ class Batches:
                 flipped = torch.rand(self.size, generator=generator("flip", self.seed, epoch)) < 0.5
                 row = order + self.size * flipped[order]
             self._epochs = {e: known for e, known in self._epochs.items() if e == epoch - 1}
-            self._epochs[epoch] = order.to(self.x.device), row.to(self.x.device)
+            self._epochs[epoch] = _to_device(order, self.x.device), _to_device(row, self.x.device)
         return self._epochs[epoch]
 
     def __call__(self, step: int) -> Batch:
@@ -149,6 +149,11 @@ def check_room(x: Tensor, device: torch.device) -> None:
             f"the data take {x.nbytes / 1e9:,.1f} GB, mirror images included, and {device} has {free / 1e9:,.1f} GB free: "
             "say trainer.workers=2, which leaves them in host memory"
         )
+
+
+def _to_device(x: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the host's; from pinned memory a GPU does so when its turn comes, and the host goes on."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 class _Steps(Dataset[Batch]):

@@ -18,12 +18,13 @@ the device, once per hand-over. A plan by the clock is fitted to the speed of th
 after a few percent of the seconds, until when schedules stand at their beginning, and a few times later.
 
 Several processes that train together take a share of each batch and average the gradients of the player whose turn it is; the
-same sum tells all of them whether one was told to stop, and what time it is, so that all do the same steps. Torch's
+same sum tells all of them whether one was told to stop, and what time it is, so that all do the same steps; on accelerators it
+is read after each hand-over. Torch's
 ``DistributedDataParallel`` is not used: it expects one backward pass for one call of one module.
 
 A step whose loss or gradient is not finite moves no weight. On a CPU it raises at once; on an accelerator, where
-looking would stall the device, a flag on the device makes the fused optimiser skip the step, and is read after each
-hand-over and before anything is recorded. In half precision the loss is scaled so that small gradients do not vanish; a step
+looking would stall the device, a flag on the device makes a fused optimiser skip the step, or undoes that of another one, and is
+read after each hand-over and before anything is recorded. In half precision the loss is scaled so that small gradients do not vanish; a step
 whose scaled gradients overflow is skipped and counted, and the scale is halved.
 
 References:
@@ -39,7 +40,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,9 +99,15 @@ class Window:
 
     def flush(self) -> dict[str, float]:
         """Return the mean of each term and forget them."""
-        means = {name: float(torch.stack(values).float().mean()) for name, values in self.terms.items()}
-        self.terms = {}
-        return means
+        if not self.terms:
+            return {}
+        means = torch.stack([torch.stack(values).float().mean() for values in self.terms.values()]).tolist()
+        names, self.terms = list(self.terms), {}
+        return dict(zip(names, means, strict=True))
+
+    def to(self, device: torch.device) -> None:
+        """Move the terms to a device."""
+        self.terms = {name: list(torch.stack(values).to(device)) for name, values in self.terms.items()}
 
 
 def synchronize(device: torch.device) -> None:
@@ -126,6 +133,33 @@ def _stages(model: GenerativeModel) -> list[Stage]:
 
 def _parts(module: GenerativeModel) -> Mapping[str, nn.Module]:
     return module.players() if isinstance(module, Adversarial) else {"model": module}
+
+
+@torch.no_grad()
+def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Step an optimiser, and leave all weights as they were where ``bad``, () bool, is true; the host does not wait for it.
+
+    Fused optimisers skip the step by themselves. The weights of others are put back: a few large operations rather than many
+    small ones, which cost some passes over the weights and the memory of three copies. Their averages get a gradient of zero.
+    """
+    if optimizer.defaults.get("fused"):
+        optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # what the fused kernels call the flag
+        optimizer.step()
+        return
+    weights = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    gradients: list[Tensor] = [p.grad for p in weights if p.grad is not None]
+
+    def flat(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat([tensor.flatten() for tensor in tensors])
+
+    def assign(tensors: Sequence[Tensor], values: Tensor) -> None:
+        parts = values.split([tensor.numel() for tensor in tensors])
+        torch._foreach_copy_(list(tensors), [part.view(t.shape) for part, t in zip(parts, tensors, strict=True)])
+
+    assign(gradients, torch.where(bad, 0, flat(gradients)))
+    before = flat(weights)
+    optimizer.step()
+    assign(weights, torch.where(bad, before, flat(weights)))
 
 
 def compile_networks(model: nn.Module, **options: Any) -> None:
@@ -179,6 +213,8 @@ class GenerativeModule(pl.LightningModule):
         super().__init__()
         if clip is not None and clip <= 0:
             raise ValueError(f"clip must be positive, or null for none, not {clip}")
+        if model.num_classes and batches.y is not None:
+            model.check_labels(batches.y, len(batches.y))  # once, on the host: no step on a GPU reads their values
         self.automatic_optimization = False
         self.model = model
         self.batches = batches
@@ -213,6 +249,7 @@ class GenerativeModule(pl.LightningModule):
         self.told_to_stop: Callable[[], bool] = lambda: False  # asked before every step
         self._elapsed = 0.0  # seconds of the last step, which other processes have not heard of
         self._all_stop = False  # whether one of several processes was told to stop
+        self._shared: Tensor | None = None  # stops and seconds of all processes that were not read yet
         self._first_bad: Tensor | None = None  # on an accelerator: the first step that was not finite
 
     def _players(
@@ -275,12 +312,15 @@ class GenerativeModule(pl.LightningModule):
         if self._overflows(loss, norm):
             player.optimizer.zero_grad()
         else:
-            self._guard(player, loss, norm)
+            bad = self._guard(player, loss, norm)
             batch = self.batches.batch_size
             factor = self.learning_rate(number * batch, planned * batch)
             for group in player.optimizer.param_groups:
                 group["lr"] = player.base_lr * factor
-            player.optimizer.step()
+            if bad is None:
+                player.optimizer.step()
+            else:
+                step_unless(bad, player.optimizer)
             player.optimizer.zero_grad()
             self.ema.update(f"{stage.name}/{player.name}")
             prefix = "" if turn is None else f"{turn}_"
@@ -316,14 +356,30 @@ class GenerativeModule(pl.LightningModule):
     def _average(self, player: Player, loss: Loss) -> Loss:
         """Average a player's gradients and losses over processes, and what all of them must agree on."""
         gradients = [p.grad for p in player.parameters if p.grad is not None]
-        facts = gradients[0].new_tensor([self.told_to_stop(), self._elapsed, loss.total, *loss.terms.values()])
+        like = gradients[0]
+        # Numbers of the host are filled in: to copy them would wait for the device.
+        own = [like.new_full((), float(number)) for number in (self.told_to_stop(), self._elapsed)]
+        facts = torch.stack([*own, *(value.detach().to(like.dtype) for value in (loss.total, *loss.terms.values()))])
         flat = ranks.all_mean(torch.cat([tensor.flatten() for tensor in (*gradients, facts)]))
         *averages, facts = flat.split([tensor.numel() for tensor in (*gradients, facts)])
         torch._foreach_copy_(gradients, [mean.view_as(g) for mean, g in zip(averages, gradients, strict=True)])
-        stop, elapsed, total, *terms = facts
-        self._all_stop = bool(stop > 0)
-        self.train_seconds += float(elapsed)
+        self._shared = facts[:2] if self._shared is None else self._shared + facts[:2]
+        if facts.device.type == "cpu":
+            self._read_shared()
+        total, *terms = facts[2:]
         return Loss(total, dict(zip(loss.terms, terms, strict=True)))
+
+    def _read_shared(self) -> None:
+        """Read what all processes have agreed on since the last time: whether to stop, and their seconds.
+
+        On an accelerator that waits for the device, and is done at the end of each hand-over, by all of them alike.
+        """
+        if self._shared is None:
+            return
+        stop, elapsed = self._shared.tolist()
+        self._shared = None
+        self._all_stop = stop > 0
+        self.train_seconds += elapsed
 
     def _backward(self, module: GenerativeModel, turn: str | None) -> Loss:
         """Compute the loss of the present step and its gradients."""
@@ -383,21 +439,22 @@ class GenerativeModule(pl.LightningModule):
 
     @staticmethod
     def deferred(player: Player) -> bool:
-        """Whether a step that is not finite is skipped by the optimiser on the device and reported later."""
-        return player.parameters[0].device.type != "cpu" and bool(player.optimizer.defaults.get("fused"))
+        """Whether a step that is not finite is left out on the device and reported later."""
+        return player.parameters[0].device.type != "cpu"
 
-    def _guard(self, player: Player, loss: Loss, norm: Tensor) -> None:
+    def _guard(self, player: Player, loss: Loss, norm: Tensor) -> Tensor | None:
+        """Raise where a step is not finite, or where that is deferred return the flag of it, () bool, and remember the first."""
         if self.deferred(player):
             bad = ~(torch.isfinite(loss.total.detach()) & torch.isfinite(norm))
-            # What the fused kernels call the flag that skips a step.
-            player.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
             if self._first_bad is None:
                 self._first_bad = torch.full((), -1, device=bad.device)
             self._first_bad = torch.where(bad & (self._first_bad < 0), self.steps, self._first_bad)
-        elif not (math.isfinite(loss.total.item()) and math.isfinite(norm.item())):
+            return bad
+        if not (math.isfinite(loss.total.item()) and math.isfinite(norm.item())):
             terms = [name for name, value in loss.terms.items() if not bool(torch.isfinite(value).all())]
             where = f"loss term '{terms[0]}'" if terms else "gradient" if bool(torch.isfinite(loss.total)) else "loss"
             raise NonFiniteError(f"{where} is not finite at step {self.steps}: {_ADVICE}")
+        return None
 
     def check_finite(self) -> None:
         """Wait for the device and read the flag of a step that was skipped.
@@ -451,6 +508,7 @@ class GenerativeModule(pl.LightningModule):
             self.check_finite()
             if self.asynchronous:
                 self.read_clock()
+                self._read_shared()
                 self._correct_plan()
         finally:
             self._read_at = None
@@ -558,12 +616,21 @@ class GenerativeModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Plan before the first step, and before any callback asks for the plan."""
         self.batches.share(ranks.rank(), ranks.world())
+        self._state_to_device()
         if self.compiled:
             graphs = self.batches.device.type == "cuda"  # which spare the launches, one by one, of many small kernels
             compile_networks(self.model, mode="reduce-overhead" if graphs else "default", dynamic=False)
         if self.planned_steps is None:
             with self.trainer.precision_plugin.train_step_context():
                 self.plan()
+
+    def _state_to_device(self) -> None:
+        """Move what was restored beside the weights to where these lie by now."""
+        for optimizer in self.configure_optimizers():
+            if optimizer.state:
+                # Which knows what belongs beside a weight and what on the host; Lightning leaves all counts of steps there.
+                optimizer.load_state_dict(optimizer.state_dict())
+        self.window.to(self.model.device)
 
     def diagnostics(self) -> dict[str, dict[str, Any]]:
         """Say what the recorded terms mean of which the families know more than the name."""

@@ -494,7 +494,7 @@ def test_a_learned_variance_lies_between_the_fixed_ones_in_its_logarithm(place):
     share = model.predict(x, torch.full((40,), 0.5)).variance_share
     torch.testing.assert_close(share, torch.full_like(x, (place + 1) / 2))
     index = torch.arange(40) % (T - 1) + 1
-    step = model._chain[index].unbind(1)
+    step = model._chain.value[index].unbind(1)
     t = (index + 1).double() / T
     terms = {v: exact_model(T, v)._term(x, x, index, exact_model(T, v).predict(x, t)) for v in VARIANCES}
     got = model._term(x, x, index, model.predict(x, t))
