@@ -50,6 +50,7 @@ from genzoo.prob.random import seed_of
 from genzoo.training.budget import Budget, LearningRate
 from genzoo.training.ema import EMA
 from genzoo.training.flops import count
+from genzoo.training.restored import StateError, check_optimizer_state, check_progress, check_weights
 
 CORRECTIONS = (
     0.1,
@@ -170,6 +171,7 @@ class GenerativeModule(pl.LightningModule):
         self.skipped, self._in_a_row = 0, 0  # steps whose scaled gradients overflowed
         self.ema = EMA(model, ema_decay)
         self.stages = _stages(model)
+        self._make_optimizer = optimizer
         self.players = {stage.name: self._players(stage, optimizer) for stage in self.stages}
         self.planned_steps: int | None = None  # set before the first step
         self.steps = 0
@@ -545,6 +547,25 @@ class GenerativeModule(pl.LightningModule):
             "optimizers": [optimizer.state_dict() for optimizer in self.configure_optimizers()],
         }
 
+    def _checked(self, state: Any) -> list[dict[str, Any]]:
+        """Check what ``state`` has returned, in whichever process of whoever; return what the optimisers may load."""
+        images = self.budget.images
+        check_progress(
+            state,
+            stages=len(self.stages),
+            longest=None if images is None else math.ceil(images / self.batches.batch_size),
+            by_clock=images is None and self.budget.flops is None,
+            corrections=len(CORRECTIONS),
+            updates=self.ema.updates,
+        )
+        found, optimizers = state.get("optimizers"), self.configure_optimizers()
+        if not isinstance(found, list) or len(found) != len(optimizers):
+            raise StateError(f"optimizers: must be a list of {len(optimizers)}")
+        return [
+            check_optimizer_state(of_optimizer, optimizer, self._make_optimizer, f"optimizers[{i}]")
+            for i, (optimizer, of_optimizer) in enumerate(zip(optimizers, found, strict=True))
+        ]
+
     def restore(self, weights: dict[str, Tensor], average: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Go on from where ``state`` was returned.
 
@@ -553,11 +574,18 @@ class GenerativeModule(pl.LightningModule):
             state: the rest.
 
         Raises:
-            RuntimeError, ValueError, KeyError: where they are another model's.
+            RuntimeError, ValueError: where the weights are another model's.
+            StateError: where the state is not that of a training of this configuration.
         """
+        for name, found, model in (("weights", weights, self.model), ("ema", average, self.ema.model)):
+            try:
+                check_weights(found, model.state_dict())
+            except ValueError as error:
+                raise ValueError(f"{name}.safetensors: {error}") from error
         self.model.load_state_dict(weights)
         self.ema.model.load_state_dict(average)
-        for optimizer, of_optimizer in zip(self.configure_optimizers(), state["optimizers"], strict=True):
+        optimizer_states = self._checked(state)
+        for optimizer, of_optimizer in zip(self.configure_optimizers(), optimizer_states, strict=True):
             optimizer.load_state_dict(of_optimizer)
         self.ema.updates = dict(state["ema_updates"])
         self.steps, self.planned_steps, self.boundaries = state["steps"], state["planned_steps"], state["boundaries"]
