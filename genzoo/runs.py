@@ -64,7 +64,8 @@ WANDB_LINKS = (
 )  # in wandb/: removed and made anew by wandb, never followed
 
 # What a file may hold, far above what genzoo writes.
-YAML_BYTES, JSON_BYTES, PICTURE_BYTES = 2**20, 2**22, 2**24
+YAML_BYTES, JSON_BYTES, PICTURE_BYTES, EVENT_BYTES = 2**20, 2**22, 2**24, 2**28
+NAMES = 1000  # of numbers in one event
 NODES = 50_000  # values of a configuration
 DEPTH = 50  # of nesting
 LARGEST = 1e100  # number, so that sums and squares of several are finite
@@ -279,32 +280,39 @@ def _check_plain(value: Any) -> None:
     Raises:
         ValueError: saying what it is.
     """
-    left = [(value, 0)]
-    while left:
-        node, depth = left.pop()
-        if depth > DEPTH:
-            raise ValueError(f"nested more than {DEPTH} deep")
-        if isinstance(node, dict):
-            for key in node:
-                if not isinstance(key, str):
-                    raise ValueError(f"the key {key!r} is no text")
-            left.extend((entry, depth + 1) for entry in node.values())
-        elif isinstance(node, list):
-            left.extend((entry, depth + 1) for entry in node)
-        elif isinstance(node, int | float):
-            if not abs(node) <= LARGEST:  # nor is NaN
-                raise ValueError(f"holds a number that is not finite or beyond {LARGEST:g}")
-        elif not isinstance(node, str | None):
-            raise ValueError(f"holds a {type(node).__name__}, which is neither a number nor a text")
+    level = [value]
+    for _ in range(DEPTH + 1):
+        below: list[Any] = []
+        for node in level:
+            kind = type(node)
+            if kind is str or node is None or kind is bool:
+                continue
+            if kind is float or kind is int:
+                if not -LARGEST <= node <= LARGEST:  # nor is NaN
+                    raise ValueError(f"holds a number that is not finite or beyond {LARGEST:g}")
+            elif kind is dict:
+                for key in node:
+                    if type(key) is not str:
+                        raise ValueError(f"the key {key!r} is no text")
+                below.extend(node.values())
+            elif kind is list:
+                below.extend(node)
+            else:
+                raise ValueError(f"holds a {kind.__name__}, which is neither a number nor a text")
+        level = below
+    if level:
+        raise ValueError(f"nested more than {DEPTH} deep")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {key[:100]!r} stands there twice")
-        found[key] = value
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:i]))
+        raise ValueError(f"the key {twice[:100]!r} stands there twice")
     return found
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_once)
 
 
 def parse_json(data: bytes) -> Any:
@@ -314,11 +322,39 @@ def parse_json(data: bytes) -> Any:
         ValueError: for anything else.
     """
     try:
-        value = json.loads(data.decode(), object_pairs_hook=_once)
+        value = _JSON.decode(data.decode())
     except RecursionError as error:
         raise ValueError(f"nested more than {DEPTH} deep") from error
     _check_plain(value)
     return value
+
+
+AXES = {"step", "images", "planned_images", "seconds", "flops", "images_per_second"}  # of an event
+
+
+def check_event(event: Any) -> dict[str, Any]:
+    """Check one line of ``metrics.jsonl``: what happened, where along the axes, and numbers by their names.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if type(event) is not dict or type(event.get("event")) is not str:
+        raise ValueError("is no event: it needs the name of one, a text")
+    for name in AXES & event.keys():
+        if not _is_number(event[name]) or (event[name] is not None and event[name] < 0):
+            raise ValueError(f"{name} is no number of at least 0, or null")
+    values = event.get("values")
+    if "values" in event or event["event"] in ("train", "interim"):
+        if type(values) is not dict or len(values) > NAMES:
+            raise ValueError(f"values is no mapping of at most {NAMES:,} names to numbers")
+        for name, value in values.items():
+            if not _is_number(value):
+                raise ValueError(f"values: {name[:100]!r} is no number")
+    return event
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or type(value) is float or type(value) is int
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -631,26 +667,53 @@ class Run:
             return file.seek(0, os.SEEK_END)
 
     def forget_events(self, size: int) -> None:
-        """Go back to the first ``size`` bytes of events, or the whole lines of them that there are."""
-        path = self.path / "metrics.jsonl"
-        kept = path.read_bytes()[:size] if path.is_file() else b""
-        write_atomically(path, kept[: kept.rfind(b"\n") + 1])
+        """Go back to the first ``size`` bytes of events, or the whole lines of them that there are.
 
-    def events(self) -> Iterator[dict[str, Any]]:
-        """Read ``metrics.jsonl``; a last line that a crash has cut short is left out."""
+        Raises:
+            RunError: naming the first of these lines that is no event; nothing is written then.
+        """
+        path, kept = self.path / "metrics.jsonl", b""
+        if os.path.lexists(path):
+            with _open(path) as file:
+                if min(os.fstat(file.fileno()).st_size, size) > EVENT_BYTES:
+                    raise RunError(f"{path}: has more than {EVENT_BYTES:,} bytes")
+                kept = file.read(size)
+        kept = kept[: kept.rfind(b"\n") + 1]
+        for number, line in enumerate(kept.split(b"\n")[:-1], 1):
+            self._event(line, number, checked=True)
+        write_atomically(path, kept)
+
+    def _event(self, line: bytes, number: int, checked: bool) -> dict[str, Any]:
+        where = f"{self.path / 'metrics.jsonl'}: line {number}"
+        try:
+            event = parse_json(line)
+        except ValueError as error:
+            raise RunError(f"{where}: broken JSON: {error}") from error
+        try:
+            return check_event(event) if checked else event
+        except ValueError as error:
+            raise RunError(f"{where}: {error}") from error
+
+    def events(self, *, checked: bool = False) -> Iterator[dict[str, Any]]:
+        """Read ``metrics.jsonl``; a last line that a crash has cut short is left out.
+
+        Args:
+            checked: whether each line must be an event as training writes them, see ``check_event``, or any JSON.
+
+        Raises:
+            RunError: naming the line that is broken, or a file beyond any that training writes.
+        """
         path = self.path / "metrics.jsonl"
         if not os.path.lexists(path):
             return
         with _open(path) as file:
+            if os.fstat(file.fileno()).st_size > EVENT_BYTES:
+                raise RunError(f"{path}: has more than {EVENT_BYTES:,} bytes")
             for number in itertools.count(1):
                 line = file.readline(JSON_BYTES)
                 if not line.endswith(b"\n") and len(line) < JSON_BYTES:
                     return
-                try:
-                    event = parse_json(line)
-                except ValueError as error:
-                    raise RunError(f"{path}: line {number}: broken JSON: {error}") from error
-                yield event
+                yield self._event(line, number, checked)
 
     @property
     def result(self) -> dict[str, Any]:

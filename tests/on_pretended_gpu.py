@@ -1,4 +1,4 @@
-"""Trains, samples and scores on a pretended GPU: ``python -m tests.on_pretended_gpu FILE`` is the process of test_pretended_gpu.
+"""Trains, samples and scores on a pretended GPU: ``python -m tests.on_pretended_gpu FILE``, run by test_pretended_gpu.
 
 Every scenario ends in a text: empty, or what went wrong. All of them are written into FILE as JSON.
 """

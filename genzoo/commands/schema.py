@@ -129,6 +129,48 @@ class Budget(Section):
         return self
 
 
+def _is_printable(text: str) -> str:
+    if not text.isprintable():
+        raise PydanticCustomError("printable", "holds what cannot be printed")
+    return text
+
+
+Word = Annotated[str, Field(max_length=1000), AfterValidator(_is_printable)]
+Told = Annotated[float, Field(ge=0, le=1e40, allow_inf_nan=False)]
+
+
+class Machine(Section):
+    """The part of a status that says where a run was trained."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    system: Word | None = None
+    cpu: Word | None = None
+    cores: Count | None = None
+
+
+class Status(Section):
+    """What of ``status.json`` is taken over when a run is gone on with; other keys may hold anything."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    state: Literal["running", "failed", "done"] | None = None
+    model: Annotated[str, Field(pattern=r"^[^/\x00-\x1f]{1,100}$")] | None = None
+    job: Word | None = None
+    device: Word | None = None
+    threads: Annotated[int, Field(gt=0, le=1024)] | None = None
+    data_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    versions: dict[Word, Word | None] | None = None
+    machine: Machine | None = None
+    gpu: dict[Word, Word | int | None] | None = None
+    resumed: Annotated[list[dict[str, Any]], Field(max_length=10_000)] | None = None
+    step: NonNegative | None = None
+    images: NonNegative | None = None
+    planned_images: NonNegative | None = None
+    train_seconds: Told | None = None
+    train_flops: Told | None = None
+
+
 class Data(Section):
     name: Annotated[str, Field(pattern=r"^[^/\x00-\x1f]{1,100}$")]
     kind: Literal["image", "plane"]
@@ -287,5 +329,5 @@ class Compare(Section):
         return self
 
 
-SECTIONS: dict[str, type[Section]] = {"data": Data, "metrics": Metrics}
+SECTIONS: dict[str, type[Section]] = {"data": Data, "metrics": Metrics, "status": Status}
 SCHEMAS: dict[str, type[Section]] = {"train": Train, "sample": Sample, "evaluate": Evaluate, "compare": Compare}

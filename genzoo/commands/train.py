@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from genzoo import claims
 from genzoo.commands.allocator import tune
@@ -23,6 +23,7 @@ from genzoo.commands.config import (
     UsageError,
     build,
     check,
+    check_section,
     one_line,
     pick_device,
     pick_precision,
@@ -34,8 +35,8 @@ from genzoo.console import log_stderr
 from genzoo.environment import usable_cores
 from genzoo.runs import OF_NO_MATTER, ResourceError, Run, RunError, job_id, now, provenance, writing
 
-T = TypeVar("T")
 CLASS_BYTES = 2**16  # of the names of all classes that a run keeps
+PROCESSES = ("devices", "nodes", "workers")  # keys of the trainer that start processes
 
 
 def train(config: dict[str, Any], choices: dict[str, str]) -> Path | None:
@@ -62,18 +63,29 @@ def train(config: dict[str, Any], choices: dict[str, str]) -> Path | None:
         if old is None:
             own = {key: value for key, value in config.items() if key not in ("resume", "trust")}
             return _train(own, choices["model"])
-        if old.status.get("state") == "done":
+        status = its_status(old)
+        if status.get("state") == "done":
             print(f"done before: {old.path}", flush=True)
             return old.path
         old.check_writable()  # sooner than data are read
         # What came with a run is trusted with less than what is typed, even if it should be the same.
         trust = [*config.get("trust", []), *(targets(config) if config["resume"] == "auto" else ())]
         its = its_config(old)
+        began = {name: its["trainer"].get(name, 1) for name in ("devices", "nodes")}
         for key in OF_NO_MATTER:  # of what is typed, or of a whole command line
             section, _, name = key.rpartition(".")
-            if section == "trainer" and key in config.get("said", OF_NO_MATTER) and name in config[section]:
+            if section != "trainer":
+                continue
+            if name in PROCESSES:  # which nobody else's file starts
+                its[section].pop(name, None)
+            if name in config[section] and (name in PROCESSES or key in config.get("said", OF_NO_MATTER)):
                 its[section][name] = config[section][name]
-        return _train(its, str(old.status.get("model")), old, trust)
+        for name, was in began.items():
+            if was != (present := its["trainer"].get(name, 1)):
+                tell(
+                    f"began with trainer.{name}={was}, goes on with {present}: say trainer.{name}={was} for as many processes"
+                )
+        return _train(its, str(status.get("model")), old, trust)
 
 
 @contextlib.contextmanager
@@ -138,6 +150,18 @@ def its_config(run: Run) -> dict[str, Any]:
         raise RunError(f"{run.path / 'config.yaml'}: {error}") from error
 
 
+def its_status(run: Run) -> dict[str, Any]:
+    """Read the status of a run that is gone on with, which may be anybody's: what is taken over of it is what it should be.
+
+    Raises:
+        RunError: naming the key that is wrong.
+    """
+    try:
+        return check_section("status", run.status)
+    except UsageError as error:
+        raise RunError(f"{run.path / 'status.json'}: {str(error).removeprefix('status.')}") from error
+
+
 class Parts(NamedTuple):
     """What a configuration describes."""
 
@@ -176,7 +200,9 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
     settings, seed = config["trainer"], config["seed"]
     devices, nodes = settings.get("devices", 1), settings.get("nodes", 1)
     threads = settings["threads"] or threads_of_each(devices)
-    torch.set_num_threads((old and known(old, "threads", int)) or threads)
+    if old:  # whatever the run's files ask for
+        threads = min(its_status(old).get("threads") or threads, os.cpu_count() or 1)
+    torch.set_num_threads(threads)
     device = pick_device(settings["accelerator"], "trainer.accelerator")
     check_processes(devices, nodes, settings["batch_size"], device)
     settings["precision"] = pick_precision(settings["precision"], device)
@@ -306,7 +332,7 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
         take_precomputed(module, old)
     if rank_of(devices) > 0 and devices * nodes > 1:  # one of those that help the first one, which alone writes
         if old and (found := newest(old.path / "checkpoints", lambda _: None, remove_damaged=False)):
-            module.restore(*found[1])
+            restore(module, *found)
         with Signals() as signals:
             training(run=None, loggers=[], signals=signals)
         return None
@@ -325,7 +351,7 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
         "classes": class_names(subject.data),
     }
     # A run that is gone on with has the precision that was chosen for it in its configuration, and its job has not.
-    began_as = (old and known(old, "job", str)) or ""
+    began_as = (old and its_status(old).get("job")) or ""
     held = claimed(
         config["outputs"], began_as if re.fullmatch("[0-9a-f]{64}", began_as) else job, devices, needed=False
     )
@@ -421,30 +447,33 @@ def go_on(module: Any, run: Run, facts: dict[str, Any], found: tuple[Path, Any] 
     Raises:
         RunError: where the data are others, or the checkpoint belongs to another model.
     """
-    if known(run, "data_sha256", str) not in (None, facts["data_sha256"]):
+    status = its_status(run)
+    if status.get("data_sha256") not in (None, facts["data_sha256"]):
         raise RunError(f"run={run.path}: the data have changed since it began; a new run is needed")
     if found:
-        path, contents = found
-        try:
-            module.restore(*contents)
-            run.forget_events(contents.state["logged"])
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RunError(f"{path}: does not fit the model of config.yaml: {one_line(error)[:200]}") from error
+        run.forget_events(restore(module, *found))
     else:
         run.forget_events(0)
-    here, versions, machine = provenance(), known(run, "versions", dict) or {}, known(run, "machine", dict) or {}
-    began = {**versions, "cpu": machine.get("cpu"), "device": known(run, "device", str), **gpu(known(run, "gpu", dict))}
+    here, versions, machine = provenance(), status.get("versions") or {}, status.get("machine") or {}
+    began = {
+        **versions,
+        "cpu": machine.get("cpu"),
+        "device": status.get("device"),
+        "threads": status.get("threads"),
+        **gpu(status.get("gpu")),
+    }
     goes_on = {
         **here["versions"],
         "cpu": here["machine"]["cpu"],
         "device": facts["device"],
+        "threads": facts["threads"],
         **gpu(facts["gpu"]),
     }
     for name, was in began.items():
         if was is not None and was != goes_on.get(name):
             tell(f"began with {name} {was}, goes on with {goes_on.get(name)}: the last bits may differ")
     tell(f"goes on from step {module.steps}" + (f" of {module.planned_steps}" if module.planned else ""))
-    times = known(run, "resumed", list) or []
+    times = status.get("resumed") or []
     run.update_status(resumed=[*times, {"at": now(), "step": module.steps, "command": here["command"]}])
 
 
@@ -453,10 +482,24 @@ def gpu(facts: dict[str, Any] | None) -> dict[str, Any]:
     return {f"GPU {name}": (facts or {}).get(name) for name in ("name", "driver", "cuda", "cudnn")}
 
 
-def known(run: Run, name: str, kind: type[T]) -> T | None:
-    """Return what the status of a run, which may be anybody's, says, if it is of its kind."""
-    value = run.status.get(name)
-    return value if isinstance(value, kind) else None
+def restore(module: Any, checkpoint: Path, contents: Any) -> int:
+    """Give a module what a checkpoint holds; return how many bytes of events there were.
+
+    Raises:
+        RunError: naming the file that is not of this model and this training.
+    """
+    from genzoo.training.restored import StateError, whole
+
+    try:
+        module.restore(*contents)
+        logged = whole(contents.state.get("logged"), "logged")
+        if checkpoint.name != f"step-{module.steps}":
+            raise StateError(f"steps={module.steps}: this is {checkpoint.name}")
+        return logged
+    except StateError as error:
+        raise RunError(f"{checkpoint / 'state.pt'}: {one_line(error)[:300]}") from error
+    except (*REFUSALS, OverflowError) as error:
+        raise RunError(f"{checkpoint}: does not fit the model of config.yaml: {one_line(error)[:200]}") from error
 
 
 def sha256_of(data: Any) -> str | None:

@@ -134,7 +134,7 @@ def read(paths: Iterable[Path]) -> tuple[list[Record], list[str]]:
             record = Record(path, *kept)
             records.append(record)
             # A record that is damaged takes the curves of its run away, not the scores.
-            record.events.extend(event for event in run.events() if isinstance(event, Mapping))
+            record.events.extend(run.events(checked=True))
         except (RunError, OSError) as error:
             broken.append(redact(" ".join(str(error).split())))
     return records, broken

@@ -23,7 +23,9 @@ import os
 import pickle
 import re
 import shutil
+import struct
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -36,8 +38,14 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from genzoo.runs import SCHEMA, RunError, read_file, read_json, storing, sync
+from genzoo.training.restored import check_weights
 
 _NAME = re.compile(r"step-(\d+)")
+# What torch's and safetensors' readers raise for files that are damaged or made up.
+NO_TENSORS = (
+    *(RuntimeError, SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, LookupError, ValueError),
+    *(TypeError, AttributeError, AssertionError, ArithmeticError, MemoryError, struct.error),
+)
 _ASIDE = ".step-"  # what folders are called that are on their way in or out
 
 
@@ -215,7 +223,7 @@ def load_file(folder: Path, name: str, model: nn.Module) -> None:
     limit = 2 * sum(tensor.nbytes for tensor in own.values()) + 2**10 * len(own) + 2**16
     try:
         weights = load_safetensors(read(folder, name, limit))
-        _check_types(weights, own)
+        check_weights(weights, own)
         model.load_state_dict(weights)
     except (RuntimeError, LookupError, ValueError, SafetensorError) as error:
         if isinstance(error, RunError):
@@ -259,13 +267,29 @@ def load(checkpoint: Path, limit: int = 2**40) -> Contents:
     """
     name = "state.pt"
     try:
-        state = torch.load(io.BytesIO(read(checkpoint, name, limit)), map_location="cpu", weights_only=True)
+        content = read(checkpoint, name, limit)
+        _check_stored(content)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         weights = []
         for name in ("weights.safetensors", "ema.safetensors"):
             weights.append(load_safetensors(read(checkpoint, name, limit)))
-    except (RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError, KeyError) as error:
+    except NO_TENSORS as error:
+        if isinstance(error, RunError):
+            raise
         raise RunError(f"{checkpoint / name}: no file of tensors: {' '.join(str(error).split())[:200]}") from error
     return Contents(weights[0], weights[1], state)
+
+
+def _check_stored(content: bytes) -> None:
+    """Refuse a file of torch's that is no archive of uncompressed records, as torch writes them: it could unpack to any size.
+
+    Raises:
+        ValueError, BadZipFile: saying what it is.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = archive.infolist()
+    if any(member.compress_type != zipfile.ZIP_STORED or member.file_size > len(content) for member in members):
+        raise ValueError("its records are compressed")
 
 
 def newest_whole(
@@ -299,11 +323,3 @@ def newest_whole(
     if damaged:
         raise RunError(f"{folder}: no checkpoint in it is whole")
     return None
-
-
-def _check_types(weights: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-    """Refuse numbers of another type, but double precision, in which some runs are trained."""
-    for name in weights.keys() & own.keys():
-        found, wanted = weights[name].dtype, own[name].dtype
-        if found != wanted and not (found == torch.float64 and wanted.is_floating_point):
-            raise ValueError(f"{name} is {found}, not {wanted}")

@@ -59,7 +59,7 @@ class CSV(Records):
             shutil.rmtree(run.path / "csv")
         logger = CSVLogger(save_dir=str(run.path), name="", version="csv")
         for event in run.events():
-            if event["event"] in ("train", "interim"):
+            if event["event"] in ("train", "interim") and event.get("images") is not None:
                 logger.log_metrics(numbers(event), step=event["images"])
         return logger
 

@@ -18,14 +18,13 @@ the device, once per hand-over. A plan by the clock is fitted to the speed of th
 after a few percent of the seconds, until when schedules stand at their beginning, and a few times later.
 
 Several processes that train together take a share of each batch and average the gradients of the player whose turn it is; the
-same sum tells all of them whether one was told to stop, and what time it is, so that all do the same steps; on accelerators it
-is read after each hand-over. Torch's
-``DistributedDataParallel`` is not used: it expects one backward pass for one call of one module.
+same sum carries whether one was told to stop, and the seconds, so that all do the same steps; on accelerators it is read after
+each hand-over. Torch's ``DistributedDataParallel`` is not used: it expects one backward pass for one call of one module.
 
 A step whose loss or gradient is not finite moves no weight. On a CPU it raises at once; on an accelerator, where
-looking would stall the device, a flag on the device makes a fused optimiser skip the step, or undoes that of another one, and is
-read after each hand-over and before anything is recorded. In half precision the loss is scaled so that small gradients do not vanish; a step
-whose scaled gradients overflow is skipped and counted, and the scale is halved.
+looking would stall the device, a flag on the device makes a fused optimiser skip the step, or undoes that of another one, and
+is read after each hand-over and before anything is recorded. In half precision the loss is scaled so that small gradients do not
+vanish; a step whose scaled gradients overflow is skipped and counted, and the scale is halved.
 
 References:
     Micikevicius et al., "Mixed Precision Training", 2018, https://arxiv.org/abs/1710.03740 (sec. 3.2, scaling of the loss).
@@ -56,6 +55,7 @@ from genzoo.prob.random import batch_generator, reseed, seed_of
 from genzoo.training.budget import Budget, LearningRate
 from genzoo.training.ema import EMA
 from genzoo.training.flops import count_step
+from genzoo.training.restored import StateError, check_optimizer_state, check_progress, check_weights
 
 # Fractions of a stage's plan or seconds after which the plan is fitted to the clock.
 CORRECTIONS = (0.03, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8)
@@ -227,6 +227,7 @@ class GenerativeModule(pl.LightningModule):
         self.skipped, self._in_a_row = 0, 0  # steps whose scaled gradients overflowed
         self.ema = EMA(model, ema_decay)
         self.stages = _stages(model)
+        self._make_optimizer = optimizer
         self.players = {stage.name: self._players(stage, optimizer) for stage in self.stages}
         self.planned_steps: int | None = None  # set before the first step
         self.planned_by = ""  # the limit that the plan follows
@@ -443,7 +444,7 @@ class GenerativeModule(pl.LightningModule):
         return player.parameters[0].device.type != "cpu"
 
     def _guard(self, player: Player, loss: Loss, norm: Tensor) -> Tensor | None:
-        """Raise where a step is not finite, or where that is deferred return the flag of it, () bool, and remember the first."""
+        """Raise where a step is not finite; where that is deferred return its flag, () bool, and remember the first."""
         if self.deferred(player):
             bad = ~(torch.isfinite(loss.total.detach()) & torch.isfinite(norm))
             if self._first_bad is None:
@@ -667,6 +668,24 @@ class GenerativeModule(pl.LightningModule):
             "optimizers": [optimizer.state_dict() for optimizer in self.configure_optimizers()],
         }
 
+    def _checked(self, state: Any) -> list[dict[str, Any]]:
+        """Check what ``state`` has returned, in whichever process of whoever; return what the optimisers may load."""
+        images = self.budget.images
+        check_progress(
+            state,
+            stages=len(self.stages),
+            longest=None if images is None else math.ceil(images / self.batches.batch_size),
+            corrections=len(CORRECTIONS),
+            updates=self.ema.updates,
+        )
+        found, optimizers = state.get("optimizers"), self.configure_optimizers()
+        if not isinstance(found, list) or len(found) != len(optimizers):
+            raise StateError(f"optimizers: must be a list of {len(optimizers)}")
+        return [
+            check_optimizer_state(of_optimizer, optimizer, self._make_optimizer, f"optimizers[{i}]")
+            for i, (optimizer, of_optimizer) in enumerate(zip(optimizers, found, strict=True))
+        ]
+
     def restore(self, weights: dict[str, Tensor], average: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Go on from where ``state`` was returned.
 
@@ -675,11 +694,18 @@ class GenerativeModule(pl.LightningModule):
             state: the rest.
 
         Raises:
-            RuntimeError, ValueError, KeyError: where they are another model's.
+            RuntimeError, ValueError: where the weights are another model's.
+            StateError: where the state is not that of a training of this configuration.
         """
+        for name, found, model in (("weights", weights, self.model), ("ema", average, self.ema.model)):
+            try:
+                check_weights(found, model.state_dict())
+            except ValueError as error:
+                raise ValueError(f"{name}.safetensors: {error}") from error
         self.model.load_state_dict(weights)
         self.ema.model.load_state_dict(average)
-        for optimizer, of_optimizer in zip(self.configure_optimizers(), state["optimizers"], strict=True):
+        optimizer_states = self._checked(state)
+        for optimizer, of_optimizer in zip(self.configure_optimizers(), optimizer_states, strict=True):
             optimizer.load_state_dict(of_optimizer)
         self.ema.updates = dict(state["ema_updates"])
         self.steps, self.planned_steps, self.boundaries = state["steps"], state["planned_steps"], state["boundaries"]

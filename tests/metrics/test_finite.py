@@ -59,7 +59,7 @@ def test_one_row_that_is_not_finite_is_counted_and_refused(name, which, value):
     broken = X.clone()
     broken[7, 1] = value
     pair = {"real": X, "fake": X + 0.1} | {which: broken}
-    with pytest.raises(NotFinite, match="1 of 40 .* not finite"):
+    with pytest.raises(NotFinite, match=r"1 of 40 .* not finite"):
         SCORES[name](**pair)
     SCORES[name](X, X + 0.1)
 
