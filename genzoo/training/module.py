@@ -21,10 +21,10 @@ Several processes that train together take a share of each batch and average the
 same sum carries whether one was told to stop, and the seconds, so that all do the same steps; on accelerators it is read after
 each hand-over. Torch's ``DistributedDataParallel`` is not used: it expects one backward pass for one call of one module.
 
-A step whose loss or gradient is not finite moves no weight. On a CPU it raises at once; on an accelerator, where
-looking would stall the device, a flag on the device makes a fused optimiser skip the step, or undoes that of another one, and
-is read after each hand-over and before anything is recorded. In half precision the loss is scaled so that small gradients do not
-vanish; a step whose scaled gradients overflow is skipped and counted, and the scale is halved.
+A step whose loss or gradient is not finite moves no weight. On a CPU it raises at once; on an accelerator, where looking would
+stall the device, a flag on the device makes a fused optimiser skip the step, or undoes that of another one, and is read after
+each hand-over and before anything is recorded. In half precision the loss is scaled so that small gradients do not vanish; a
+step whose scaled gradients overflow is skipped and counted, and the scale is halved.
 
 References:
     Micikevicius et al., "Mixed Precision Training", 2018, https://arxiv.org/abs/1710.03740 (sec. 3.2, scaling of the loss).
