@@ -184,16 +184,18 @@ def test_speed_and_time_left_leave_grids_and_scores_out(run, capsys):
         dawdle()
 
     module = module_of(Slow(), images(60))
+    start = time.monotonic()
     fit(
         module, run, draw, grids=4, saves=1, score=dawdle, scores=3, loggers=[],
         accelerator="cpu", precision="32-true",
     )  # fmt: skip
+    whole = time.monotonic() - start
     rates = [event["images_per_second"] for event in run.events() if event["event"] == "train"]
-    assert min(rates[2:]) > 0.3 * BATCH / 0.005
+    assert min(rates[2:]) > 2 * BATCH / 0.3
     bar = ProgressBar()
     bar.start, bar.begun = 0.0, 0
     module.steps = 30
-    assert bar.left(module) == pytest.approx(module.own_seconds, rel=0.01) and module.own_seconds < 1.2
+    assert bar.left(module) == pytest.approx(module.own_seconds, rel=0.01) and module.own_seconds < whole - 1.8
 
 
 # Precision
