@@ -6,11 +6,16 @@ Every scenario ends in a text: empty, or what went wrong. All of them are writte
 from __future__ import annotations
 
 import collections
+import contextlib
+import functools
+import io
 import json
 import os
+import signal
 import sys
+import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +31,14 @@ SIZES = {
 }  # fmt: skip
 
 
+PARTS = ("model", "sampler", "codec", "prior")  # of a configuration, which others refer to
+SHORT = [
+    "data=digits", "budget.images=384", "trainer.batch_size=32", "trainer.threads=1", "trainer.accelerator=cuda",
+    "trainer.precision=32-true", "trainer.grids=1", "trainer.saves=1", "metrics.n=16", "metrics.events=4", "metrics.force=true",
+    "metrics.num_samples=4", "metrics.throughput=2",
+]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Steps:
     """Some steps of training in memory."""
@@ -33,6 +46,7 @@ class Steps:
     words: tuple[str, ...]
     ranks: int = 1
     waits: int = 0  # in a steady step
+    used: bool = False  # whether all abilities of the model are tried too
     teacher: bool = False
 
 
@@ -43,7 +57,7 @@ def steps() -> dict[str, Steps]:
     for family in FAMILIES:
         for conditional in ((), (classes,)):
             name = family + ("-conditional" if conditional else "")
-            found[name] = Steps((f"model={family}", *conditional))
+            found[name] = Steps((f"model={family}", *conditional), used=True)
             found[f"{name}-ranks"] = Steps((f"model={family}", *conditional), ranks=2)
     ddpm = {
         "hybrid": ("model.variance=learned", "model.objective=hybrid"),
@@ -67,7 +81,8 @@ def steps() -> dict[str, Steps]:
     found["vae-warmup"] = Steps(("model=vae", "model.warmup=400", "model.free_bits=0.1", "model.beta=0.5"))
     found["hvae-warmup-ranks"] = Steps(("model=hvae", "model.warmup=400", "model.free_bits=0.1"), ranks=2)
     for prior in sorted(path.stem for path in (CONF / "prior").glob("*.yaml")):
-        for codec in ("vae", "vqvae"):
+        # A sequence of classes needs codes, which a VAE does not have.
+        for codec in ("vqvae",) if prior in ("pixelcnn", "transformer") else ("vae", "vqvae"):
             found[f"latent-{codec}-{prior}"] = Steps(("model=latent", f"codec={codec}", f"prior={prior}", classes))
     found["gan-hinge"] = Steps(("model=gan", "model.loss=hinge"))
     found["realnvp-batch_norm-ranks"] = Steps(("model=realnvp", "model.batch_norm=true"), ranks=2)
@@ -148,7 +163,8 @@ def train(scenario: Steps) -> str:
         module.window.flush()
     if found:
         return "waits: " + "; ".join(f"{count}x {key}" for key, count in found.items())
-    use(module.ema.model, *batches(0), SampleStreams(0, range(4), device=pretended_gpu.CUDA))
+    if scenario.used:
+        use(module.ema.model, *batches(0), SampleStreams(0, range(4), device=pretended_gpu.CUDA))
     return ""
 
 
@@ -164,11 +180,14 @@ def use(model: Any, x: Any, y: Any, rng: Any) -> None:
 
     from genzoo.model import Bijective, Codec, Denoiser, Density, LatentVariable, reconstruct
     from genzoo.prob.measure import bin_centre
+    from genzoo.probability_flow import ProbabilityFlow
 
     x, y = x[:4], y[:4] if model.num_classes else None
     x = (x if model.levels is None else bin_centre(x, model.levels)).to(model.dtype)
     with torch.no_grad():
         results = [model.sample(4, y, rng=rng).x, model.sample(4, rng=torch.Generator(x.device)).x]
+        if isinstance(model, ProbabilityFlow):
+            model.rtol = model.atol = 1.0
         if isinstance(model, Density):
             results.append(model.log_prob(x, y, num_samples=4, rng=rng).value)
         if isinstance(model, Codec):
@@ -186,6 +205,85 @@ def use(model: Any, x: Any, y: Any, rng: Any) -> None:
         assert bool(result.isfinite().all())
 
 
+def words_of(family: str) -> list[str]:
+    """Type a small model of a family, with classes, and a short training of it on the device."""
+    from tests.conftest import composed
+
+    def smaller(section: Any, name: str) -> Iterator[str]:
+        for key, value in section.items():
+            if isinstance(value, dict) and key not in PARTS:
+                yield from smaller(value, f"{name}.{key}")
+            elif value != (size := small({key: value})[key]) and not isinstance(value, dict):
+                yield f"{name}.{key}={size}"
+
+    words = [f"model={family}", "model.num_classes=${data.num_classes}"]
+    config = composed(*words)
+    sizes = [word for name in PARTS if isinstance(config.get(name), dict) for word in smaller(config[name], name)]
+    return [*words, *sizes, *SHORT]
+
+
+def command(*words: str) -> int:
+    """Run a command in this process, and return its exit code."""
+    from genzoo.__main__ import main
+
+    sys.argv = ["genzoo", *words]
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def interrupted(family: str) -> str:
+    """Train by the command, be stopped, go on, and score, and report what waited."""
+    from genzoo.training.module import GenerativeModule
+    from tests import pretended_gpu
+
+    step, found, stop = GenerativeModule.step, collections.Counter[Any](), 0
+    seen: collections.Counter[Any] = collections.Counter()
+
+    def watched(module: Any) -> None:
+        stage, number, _ = module.stage_at(module.steps)
+        kind = stage.name, stage.module.turn(number) if hasattr(stage.module, "turn") else None
+        on_step, module.on_step = module.on_step, lambda: None  # which records, and waits for what it writes
+        pretended_gpu.WAITS.clear()
+        step(module)
+        seen[kind] += 1
+        if seen[kind] > STEADY:
+            found.update({(*kind, *key): count for key, count in pretended_gpu.WAITS.items()})
+        module.on_step = on_step
+        on_step()
+        if module.steps == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    GenerativeModule.step, cost = watched, GenerativeModule.cost  # type: ignore[method-assign]
+    GenerativeModule.cost = lambda *_: 1  # type: ignore[method-assign]  # which is not counted on the device
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        try:
+            for stop in (4, 0):
+                seen.clear()
+                words = words_of(family) if stop else [f"resume={next(Path('outputs').glob('*/*'))}"]
+                err = io.StringIO()
+                with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
+                    code = command(*words)
+                if code != (143 if stop else 0):
+                    return f"{words} exits with {code}: {err.getvalue()[-2000:]}"
+            scores = json.loads(next(Path("outputs").glob("*/*/results/*.json")).read_text())["metrics"]
+        finally:
+            GenerativeModule.step, GenerativeModule.cost = step, cost  # type: ignore[method-assign]
+    if any(entry["value"] is None for entry in scores.values()):
+        return f"not scored: {[name for name, entry in scores.items() if entry['value'] is None]}"
+    return "waits: " + "; ".join(f"{count}x {key}" for key, count in found.items()) if found else ""
+
+
+def scenarios() -> dict[str, Callable[[], str]]:
+    """Name everything that is tried."""
+    return {
+        **{name: functools.partial(train, scenario) for name, scenario in steps().items()},
+        **{f"{family}-command": functools.partial(interrupted, family) for family in FAMILIES},
+    }
+
+
 def attempt(work: Callable[[], str]) -> str:
     try:
         return work()
@@ -196,21 +294,16 @@ def attempt(work: Callable[[], str]) -> str:
 
 def main(out: Path, names: list[str]) -> None:
     """Play the scenarios, or some of them."""
-    import functools
-    import time
-
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     from tests import pretended_gpu
 
     pretended_gpu.install()
+    pretended_gpu.install_in_lightning()
     found = {}
     with pretended_gpu.pretended():
-        for name, scenario in steps().items():
+        for name, work in scenarios().items():
             if not names or name in names:
-                begun = time.monotonic()
-                found[name] = attempt(functools.partial(train, scenario))
-                if os.environ.get("SHOW"):
-                    print(f"{name} {time.monotonic() - begun:.2f}s", found[name], flush=True)
+                found[name] = attempt(work)
     out.write_text(json.dumps(found, indent=1))
 
 

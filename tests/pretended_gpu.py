@@ -21,14 +21,13 @@ import collections
 import contextlib
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import genzoo
 
@@ -132,6 +131,24 @@ class Pretended(Tensor):
         return compute(func, args, kwargs or {})
 
 
+def tensors_in(*values: Any) -> Iterator[Tensor]:
+    """Find the tensors among arguments; torch's own search takes longer than the small operations of a test."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors_in(*value)
+
+
+def replaced(value: Any, by: Callable[[Tensor], Any]) -> Any:
+    """Replace every tensor in an argument or a result."""
+    if isinstance(value, Tensor):
+        return by(value)
+    if isinstance(value, list | tuple):
+        return type(value)(replaced(part, by) for part in value)
+    return value
+
+
 def place(device: Any) -> str | None:
     """Return "device" or "host" for what an argument ``device`` says, None where it says nothing."""
     if device is None:
@@ -163,9 +180,10 @@ def check(func: Any, name: str, args: Any, here: list[Pretended], there: list[Te
 
 def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Do one operation with the CPU's kernel, by the rules of the device."""
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    here = [tensor for tensor in tensors if isinstance(tensor, Pretended)]
-    there = [tensor for tensor in tensors if not isinstance(tensor, Pretended)]
+    here: list[Pretended] = []
+    there: list[Tensor] = []
+    for tensor in tensors_in(args, *kwargs.values()):
+        (here if isinstance(tensor, Pretended) else there).append(tensor)  # type: ignore[arg-type]
     name, wanted = func._schema.name.partition("::")[2], place(kwargs.get("device"))
     if here:
         check(func, name, args, here, there)
@@ -179,18 +197,17 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if wanted == "device" and "device" in kwargs:
         kwargs = {key: value for key, value in kwargs.items() if key != "pin_memory"} | {"device": torch.device("cpu")}
     own = {id(tensor.host): tensor for tensor in here}
-    args, kwargs = tree_map(lambda leaf: leaf.host if isinstance(leaf, Pretended) else leaf, (args, kwargs))
-    with _disable_current_modes():
-        result = func(*args, **kwargs)
+
+
+    def host(tensor: Tensor) -> Tensor:
+        return tensor.host if isinstance(tensor, Pretended) else tensor
+
+    with torch._C._DisableTorchDispatch():
+        result = func(*replaced(args, host), **{name: replaced(value, host) for name, value in kwargs.items()})
     if (wanted or ("device" if here else "host")) == "host":
         return result
-
-    def wrapped(leaf: Any) -> Any:
-        if id(leaf) in own:  # computed in place
-            return own[id(leaf)]
-        return Pretended(leaf) if isinstance(leaf, Tensor) else leaf
-
-    return tree_map(wrapped, result)
+    # What was computed in place is the tensor that it was.
+    return replaced(result, lambda tensor: own[id(tensor)] if id(tensor) in own else Pretended(tensor))
 
 
 class OnDevice(TorchDispatchMode):
@@ -198,8 +215,9 @@ class OnDevice(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        leaves = tree_leaves((args, kwargs))
-        if place(kwargs.get("device")) == "device" or any(isinstance(leaf, Pretended) for leaf in leaves):
+        if place(kwargs.get("device")) == "device" or any(
+            isinstance(tensor, Pretended) for tensor in tensors_in(args, *kwargs.values())
+        ):
             return compute(func, args, kwargs)
         return func(*args, **kwargs)
 
@@ -229,7 +247,7 @@ class Calls(TorchFunctionMode):
                 device = kwargs.pop("device")
                 return self.moved(func(*args, **kwargs), device)
         elif func is Tensor.new_tensor and isinstance(data, Pretended) and kwargs.get("device") is None:
-            values = tree_map(lambda leaf: leaf.item() if isinstance(leaf, Tensor) else leaf, args[1])
+            values = replaced(args[1], lambda tensor: tensor.tolist())
             return self.moved(torch.tensor(values, dtype=kwargs.get("dtype", data.dtype)), CUDA)
         elif func is Tensor.pin_memory:
             return data.clone()
@@ -267,6 +285,8 @@ def install() -> None:
     torch._C._ensureCUDADeviceGuardSet()
     _setup_privateuseone_for_python_backend(NAME)
     torch.Generator = Generator  # type: ignore[misc, assignment]
+    # In which a tensor whose values another one holds cannot be cut into views.
+    torch.inference_mode = lambda mode=True: torch.no_grad() if mode else contextlib.nullcontext()  # type: ignore[misc, assignment]
     torch.__future__.set_swap_module_params_on_conversion(True)  # as parameters keep their identity on a real device
 
     def synchronize(*_: Any) -> None:
@@ -304,18 +324,15 @@ def pretended() -> Iterator[None]:
 
 @contextlib.contextmanager
 def ranks_of(world: int) -> Iterator[None]:
-    """Let this process be the first of several that train together, the others of which hold the same."""
+    """Let this process be the first of several that train together, the others of which hold zeros."""
     dist = torch.distributed
     answers = {"is_initialized": True, "get_world_size": world, "get_rank": 0}
     before = {name: getattr(dist, name) for name in (*answers, "all_reduce", "broadcast")}
 
-    def all_reduce(x: Tensor, *_: Any, **__: Any) -> None:
-        x.mul_(world)
-
     try:
         for name, answer in answers.items():
             setattr(dist, name, lambda *_, _answer=answer: _answer)
-        dist.all_reduce, dist.broadcast = all_reduce, lambda *_, **__: None
+        dist.all_reduce = dist.broadcast = lambda *_, **__: None
         yield
     finally:
         for name, function in before.items():
