@@ -37,12 +37,11 @@ def test_threads_are_those_that_openmp_or_the_container_allows(machine, monkeypa
 
 @pytest.mark.parametrize("present", ["process_cpu_count", "sched_getaffinity", "cpu_count", None])
 def test_cores_are_counted_on_every_platform(monkeypatch, present):
-    found = {"process_cpu_count": lambda: 3, "sched_getaffinity": lambda pid: {0, 5, 7}, "cpu_count": lambda: 3}
-    for name, function in found.items():
+    monkeypatch.setattr(os, "cpu_count", lambda: 3 if present == "cpu_count" else None)
+    for name, function in {"process_cpu_count": lambda: 3, "sched_getaffinity": lambda pid: {0, 5, 7}}.items():
         monkeypatch.delattr(os, name, raising=False)
         if name == present:
             monkeypatch.setattr(os, name, function, raising=False)
-    monkeypatch.setattr(os, "cpu_count", found["cpu_count"] if present == "cpu_count" else lambda: None)
     assert environment._cores() == (3 if present else 1)
 
 

@@ -20,7 +20,8 @@ FORMS = {
     "model=glob(*,exclude=[a*,d*])": "FlowMatching",
     "model=sort(vae,gan)": "GAN",
     "model=sort(vae,gan,reverse=true)": "VAE",
-    "model=shuffle(vae)": "VAE",
+    "model=shuffle(vae,vae)": "VAE",
+    "model=shuffle(vae)": None,  # by Hydra
     "model=tag(mine,choice(vae,gan))": "VAE",
     "model=str(vae)": "VAE",
     "model=glob(zz*)": None,
@@ -46,12 +47,12 @@ FORMS = {
     "seed=range(3,9,3)": 3,
     "seed=range(9,3,-3)": 9,
     "seed=sort(3,1,2)": 1,
-    "seed=shuffle(4)": 4,
+    "seed=shuffle(4,4)": 4,
     "seed=int(3.7)": 3,
     "seed=str(3)": 3,
     "seed=float(3)": 3,
     "seed=tag(mine,choice(5,6))": 5,
-    "seed=${trainer.batch_size}": 128,
+    "seed=${metrics.num_samples}": 20,
     "++seed=7": 7,
     "seed=glob(*)": None,
     "seed=range(5,1)": None,
@@ -92,8 +93,9 @@ def test_every_form_works_or_is_refused_in_one_line(form):
         with pytest.raises(UsageError) as refused:
             preflight("train", [form], sweep=True)
         assert "\n" not in str(refused.value) and len(str(refused.value)) > 10
-        with pytest.raises(UsageError):
-            preflight("train", [form])
+        if form != "hydra.sweeper=x":  # of which one run takes no notice
+            with pytest.raises(UsageError):
+                preflight("train", [form])
         return
     job = preflight("train", [form], sweep=True)
     assert job is not None
