@@ -198,7 +198,6 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         kwargs = {key: value for key, value in kwargs.items() if key != "pin_memory"} | {"device": torch.device("cpu")}
     own = {id(tensor.host): tensor for tensor in here}
 
-
     def host(tensor: Tensor) -> Tensor:
         return tensor.host if isinstance(tensor, Pretended) else tensor
 

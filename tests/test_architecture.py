@@ -33,7 +33,7 @@ LAYERS: dict[str, set[str]] = {
     "console": set(),
     "environment": {"console"},
     "data": {"prob", "environment"},
-    "metrics": {"model", "prob", "runs", "environment"},
+    "metrics": {"console", "environment", "model", "prob", "runs"},
     "redact": set(),
     "runs": {"redact"},
     "report": {"redact", "runs"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ import torch
 from PIL import Image
 
 import genzoo as genzoo_package
-from genzoo import load
+from genzoo import load, runs
 from genzoo.commands import score as scoring
 from genzoo.commands.config import build
 from genzoo.commands.score import Subject, score
@@ -31,7 +33,7 @@ from genzoo.metrics.frechet import frechet_distance, moments
 from genzoo.nn.layers import ResBlock
 from genzoo.prob.measure import to_bytes
 from genzoo.prob.random import SampleStreams
-from genzoo.runs import Run
+from genzoo.runs import Run, storing
 from genzoo.training import checkpoints
 from tests.commands import SMALL, genzoo, untrained
 from tests.conftest import composed
@@ -462,3 +464,30 @@ def test_a_scoring_that_takes_longer_than_training_is_announced_with_what_shorte
     err = capsys.readouterr().err
     assert ("scoring will take about 139 s (564 samples 139 s), after 15 s of training" in err) == said
     assert all((word in err) == said for word in ("metrics.n=", "metrics.events=", "sampler.steps="))
+
+
+@pytest.mark.parametrize("cause", ["Read-only file system", "No space left on device"])
+def test_scores_that_cannot_be_kept_are_shown_first(here, monkeypatch, cause):
+    path, *_ = untrained(here, *SMALL["vae"])
+    number = {"Read-only file system": errno.EROFS, "No space left on device": errno.ENOSPC}[cause]
+
+    def write(run, result):
+        with storing(run.path / "results"):
+            raise OSError(number, cause, str(run.path / "results"))
+
+    monkeypatch.setattr(Run, "write_result", write)
+    code, out, err = genzoo("evaluate", f"run={path}", "metrics.n=0", "metrics.events=16")
+    assert code == 4 and "test/bpd_upper" in out and "run: " not in out
+    assert err.splitlines()[-1].startswith("genzoo: ") and "the scores were not kept" in err and cause in err
+
+
+def test_a_place_for_scores_is_tried_before_anything_is_scored(here, monkeypatch):
+    samples = drawn(here / "samples.npz", torch.zeros(8, 1, 8, 8, dtype=torch.uint8))
+    (here / "file").write_text("no folder")
+    for out, said in (("file/x.json", "there is no directory file"), (".", "is a folder already")):
+        code, _, err = genzoo("evaluate", f"samples={samples}", "data=digits", f"out={out}")
+        assert code == 2 and said in err
+    monkeypatch.setattr(runs.tempfile, "TemporaryFile", mock.Mock(side_effect=OSError(errno.EROFS, "Read-only")))
+    for words in (["evaluate", f"samples={samples}", "data=digits"], ["compare", "runs=nowhere", "out=there"]):
+        code, out, err = genzoo(*words)
+        assert (code, out) == (2, "") and err.startswith("genzoo: out=") and "cannot be written to: Read-only" in err

@@ -21,7 +21,7 @@ from genzoo import load
 from genzoo.families.flow_matching import TeacherPairs
 from genzoo.prob.random import SampleStreams
 from genzoo.runs import Run
-from genzoo.training import callbacks, checkpoints
+from genzoo.training import callbacks, checkpoints, stopping
 from genzoo.training.module import GenerativeModule
 from genzoo.training.stopping import Signals, Stopped
 from tests import survival
@@ -409,6 +409,44 @@ def test_a_signal_is_kept_while_it_would_harm_and_a_second_is_not():
             os.kill(os.getpid(), signal.SIGTERM)
         assert not stopped.value.abrupt and stopped.value.exit_code == 143
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_closed_terminal_is_heard_once_however_often_it_is_said():
+    with Signals() as signals:
+        with pytest.raises(Stopped) as stopped, signals.held():
+            for number in (signal.SIGHUP, signal.SIGHUP):  # of the kernel and of the shell
+                os.kill(os.getpid(), number)
+        assert stopped.value.exit_code == 129 and not stopped.value.abrupt
+        os.kill(os.getpid(), signal.SIGHUP)
+        with pytest.raises(Stopped) as stopped:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stopped.value.abrupt and stopped.value.exit_code == 143
+
+
+def test_a_signal_that_comes_twice_at_once_is_one_request(monkeypatch):
+    with Signals() as signals:
+        with pytest.raises(Stopped) as stopped, signals.held():
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGTERM)
+        assert not stopped.value.abrupt
+        monkeypatch.setattr(stopping, "REPEATED", 0.0)
+        with pytest.raises(Stopped) as stopped:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stopped.value.abrupt
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_what_a_process_was_told_to_ignore_stays_ignored_and_sigterm_is_heard(number):
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            os.kill(os.getpid(), number)
+            assert signals.heard is None and signal.getsignal(number) is signal.SIG_IGN
+            with pytest.raises(Stopped, match="stopped by SIGTERM"):
+                os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
 
 
 def test_what_was_held_is_heard_at_the_end_of_the_block():
