@@ -78,7 +78,7 @@ def train(model: GenerativeModel, batches: Batches) -> dict[str, Any]:
 
 def distance(one: dict[str, Any], many: dict[str, Any]) -> tuple[float, float]:
     """Return how far losses differ, relative to the largest, and weights, relative to how far they were moved."""
-    a, b = torch.tensor(one["losses"]).double(), torch.tensor(many["losses"]).double()
+    a, b = (torch.tensor(run["losses"], dtype=torch.float64) for run in (one, many))
     names = [name for name, value in one["weights"].items() if value.is_floating_point()]
     moved = sum(float((one["weights"][n] - one["start"][n]).double().square().sum()) for n in names) ** 0.5
     apart = sum(float((one["weights"][n] - many["weights"][n]).double().square().sum()) for n in names) ** 0.5

@@ -53,27 +53,24 @@ def transport(x: Tensor, eps: Tensor, y: Tensor | None = None) -> Tensor:
     """Reorder noise so that the sum of squared distances to the data is least: (B, *shape), (B, *shape) -> (B, *shape).
 
     The data keep their order, and with it their classes. With classes ``y``, (B,), noise changes places within a class alone:
-    which noise a class has then depends on the classes and not on the data, so that it is N(0, I) in each of them.
+    which noise a class has then depends on the classes and not on the data, so that it is N(0, I) in each of them. Where
+    ranks share a batch, noise changes places in all of it.
     """
-    cost = torch.cdist(x.flatten(1).float(), eps.flatten(1).float()).square().cpu().numpy()
+    if ranks.world() > 1:
+        eps = ranks.gather(eps.detach()).flatten(0, 1)
+        y = None if y is None else ranks.gather(y).flatten()
+    # Each rank computes its rows of the costs.
+    rows = torch.cdist(x.detach().flatten(1).float(), eps.flatten(1).float()).square()
+    cost = ranks.gather(rows).flatten(0, 1).cpu().numpy()
     if y is None:
         order = linear_sum_assignment(cost)[1]
     else:
         label = y.cpu().numpy()
         by_class = np.argsort(label, kind="stable")
         order = np.empty_like(by_class)
-        for rows in np.split(by_class, np.flatnonzero(np.diff(label[by_class])) + 1):
-            order[rows] = rows[linear_sum_assignment(cost[np.ix_(rows, rows)])[1]]
-    return eps[torch.from_numpy(order).to(eps.device)]
-
-
-def shared_transport(x: Tensor, eps: Tensor, y: Tensor | None = None) -> Tensor:
-    """Pair as ``transport`` within the batch that all ranks share, and return the noise of this rank's examples."""
-    if ranks.world() == 1:
-        return transport(x, eps, y)
-    x, eps = (ranks.gather(part.detach()).flatten(0, 1) for part in (x, eps))
-    y = None if y is None else ranks.gather(y).flatten()
-    return transport(x, eps, y).chunk(ranks.world())[ranks.rank()]
+        for mine in np.split(by_class, np.flatnonzero(np.diff(label[by_class])) + 1):
+            order[mine] = mine[linear_sum_assignment(cost[np.ix_(mine, mine)])[1]]
+    return eps[torch.from_numpy(order).to(eps.device).chunk(ranks.world())[ranks.rank()]]
 
 
 CHUNK = 500  # pairs that are simulated at once
@@ -200,7 +197,7 @@ class FlowMatching(ProbabilityFlow, Precomputed):
         else:
             eps = randn(x.shape, rng=rng, device=x.device, dtype=x.dtype)
             if self.pairing == "optimal_transport":
-                eps = shared_transport(x, eps, y)
+                eps = transport(x, eps, y)
         if y is not None:
             dropped = rand(y.shape, rng=rng, device=x.device) < self.label_dropout
             y = torch.where(dropped, self.num_classes, y)
