@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from genzoo.prob.paths import GaussianPath, Kind, Prediction, typed
 from genzoo.prob.random import categorical
 
-
 _LABELS_CHECKED: ContextVar[bool] = ContextVar("labels_checked", default=False)
 
 
@@ -202,7 +201,7 @@ class GenerativeModel(nn.Module, ABC):
         if valid and n and not _LABELS_CHECKED.get():
             if y.device.type == "cuda" and self.training and not wait:
                 exist = ((y >= 0) & (y < self.num_classes)).all()
-                torch._assert_async(exist, f"y must be in 0..{self.num_classes - 1}")  # type: ignore[call-overload]
+                torch._assert_async(exist, f"y must be in 0..{self.num_classes - 1}")
             else:
                 low, high = torch.stack(y.aminmax()).tolist()
                 valid = 0 <= low <= high < self.num_classes

@@ -103,7 +103,9 @@ class Pretended(Tensor):
         return f"Pretended({self.host})"
 
     def numpy(self, *_: Any, **__: Any) -> Any:
-        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy it to the host first.")
+        raise TypeError(
+            "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy it to the host first."
+        )
 
     __array__ = numpy  # type: ignore[assignment]
 
@@ -195,7 +197,6 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if wanted == "device" and "device" in kwargs:
         kwargs = {key: value for key, value in kwargs.items() if key != "pin_memory"} | {"device": torch.device("cpu")}
     own = {id(tensor.host): tensor for tensor in here}
-
 
     def host(tensor: Tensor) -> Tensor:
         return tensor.host if isinstance(tensor, Pretended) else tensor

@@ -13,14 +13,15 @@ weights, which is what will be used and so what the next one must build on. A pl
 or where only seconds are given its share of the seconds, since the steps of one stage may take longer than another's.
 
 Several processes that train together take a share of each batch and average the gradients of the player whose turn it is; the
-same sum tells all of them whether one was told to stop, and what time it is, so that all do the same steps; on accelerators it
-is read after each hand-over. Torch's
+same sum tells all of them whether one was told to stop, and what time it is, so that all do the same steps; on
+accelerators it is read after each hand-over. Torch's
 ``DistributedDataParallel`` is not used: it expects one backward pass for one call of one module.
 
 A step whose loss or gradient is not finite moves no weight. On a CPU it raises at once; on an accelerator, where
-looking would stall the device, a flag on the device makes a fused optimiser skip the step, or undoes that of another one, and is
-read after each hand-over and before anything is recorded. In half precision the loss is scaled so that small gradients do not vanish; a step
-whose scaled gradients overflow is skipped and counted, and the scale is halved.
+looking would stall the device, a flag on the device makes a fused optimiser skip the step, or undoes that of another
+one, and is read after each hand-over and before anything is recorded. In half precision the loss is scaled so that
+small gradients do not vanish; a step whose scaled gradients overflow is skipped and counted, and the scale is halved,
+for which the host does look.
 
 References:
     Micikevicius et al., "Mixed Precision Training", 2018, https://arxiv.org/abs/1710.03740 (sec. 3.2, scaling of the loss).
@@ -401,7 +402,7 @@ class GenerativeModule(pl.LightningModule):
         return player.parameters[0].device.type != "cpu"
 
     def _guard(self, player: Player, loss: Loss, norm: Tensor) -> Tensor | None:
-        """Raise where a step is not finite, or where that is deferred return the flag of it, () bool, and remember the first."""
+        """Raise where a step is not finite; where that is deferred, return its flag, () bool, and remember the first."""
         if self.deferred(player):
             bad = ~(torch.isfinite(loss.total.detach()) & torch.isfinite(norm))
             if self._first_bad is None:
