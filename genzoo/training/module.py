@@ -24,7 +24,7 @@ each hand-over. Torch's ``DistributedDataParallel`` is not used: it expects one 
 A step whose loss or gradient is not finite moves no weight. On a CPU it raises at once; on an accelerator, where looking would
 stall the device, a flag on the device makes a fused optimiser skip the step, or undoes that of another one, and is read after
 each hand-over and before anything is recorded. In half precision the loss is scaled so that small gradients do not vanish; a
-step whose scaled gradients overflow is skipped and counted, and the scale is halved.
+step whose scaled gradients overflow is skipped and counted, and the scale is halved, for which the host waits.
 
 References:
     Micikevicius et al., "Mixed Precision Training", 2018, https://arxiv.org/abs/1710.03740 (sec. 3.2, scaling of the loss).
@@ -444,7 +444,7 @@ class GenerativeModule(pl.LightningModule):
         return player.parameters[0].device.type != "cpu"
 
     def _guard(self, player: Player, loss: Loss, norm: Tensor) -> Tensor | None:
-        """Raise where a step is not finite; where that is deferred return its flag, () bool, and remember the first."""
+        """Raise where a step is not finite; where that is deferred, return its flag, () bool, and remember the first."""
         if self.deferred(player):
             bad = ~(torch.isfinite(loss.total.detach()) & torch.isfinite(norm))
             if self._first_bad is None:

@@ -502,6 +502,14 @@ def test_off_the_cpu_every_optimiser_defers(optimizer):
     assert module.deferred(player)
 
 
+@pytest.mark.parametrize("wrong", [-1, 2])
+def test_classes_that_do_not_exist_are_refused_before_the_first_step(wrong):
+    model = VAE(small, small, Gaussian(), (2,), num_classes=2, latent_dim=2)
+    y = torch.tensor([0, 1, wrong, 1])
+    with pytest.raises(ValueError, match=r"^y must be \(4,\) int64 in 0\.\.1"):
+        GenerativeModule(model, ADAM, Batches(Split(torch.zeros(4, 2), y), 4, seed=0), Budget(images=4))
+
+
 # Stages
 
 
