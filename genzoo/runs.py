@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
+import functools
 import hashlib
 import itertools
 import json
@@ -373,12 +374,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """PyYAML's safe loader, which also refuses a key that stands twice."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        _once([(key.value, None) for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
-        return super().construct_mapping(node, deep)
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -394,25 +390,62 @@ def parse_yaml(data: bytes) -> Any:
     Raises:
         ValueError: for anything else.
     """
-    depth, count = 0, 0
     try:
-        for event in yaml.parse(data, Loader=_Loader):  # libyaml's own composer dies of deep nesting
-            count += 1
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > DEPTH or count > NODES:
-                raise ValueError(f"nested more than {DEPTH} deep, or more than {NODES:,} values")
-            if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None:
-                line = event.start_mark.line + 1 if event.start_mark else "?"
-                raise ValueError(f"an alias or a tag in line {line}, which no configuration of a run has")
         loader = _Loader(data)
         try:
-            value = loader.get_single_data()
+            value = _compose(loader)
         finally:
             loader.dispose()
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())[:300]) from error
     _check_plain(value)
     return value
+
+
+def _compose(loader: Any) -> Any:
+    """Build what a stream of events describes; libyaml's own composer dies of deep nesting."""
+    found: list[Any] = []  # of the document, of which there is one
+    open_: list[list[Any]] = [
+        found
+    ]  # entries of the collections that have not ended; of mappings keys and values in turn
+    count = documents = 0
+    while loader.check_event():
+        event = loader.get_event()
+        count += 1
+        if count > NODES or len(open_) > DEPTH + 1:
+            raise ValueError(f"nested more than {DEPTH} deep, or more than {NODES:,} values")
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None:
+            line = event.start_mark.line + 1 if event.start_mark else "?"
+            raise ValueError(f"an alias or a tag in line {line}, which no configuration of a run has")
+        if isinstance(event, yaml.ScalarEvent):
+            open_[-1].append(_plain_scalar(event.value) if event.implicit[0] else event.value)
+        elif isinstance(event, yaml.CollectionStartEvent):
+            open_.append([])
+        elif isinstance(event, yaml.SequenceEndEvent):
+            entries = open_.pop()
+            open_[-1].append(entries)
+        elif isinstance(event, yaml.MappingEndEvent):
+            entries = open_.pop()
+            for key in entries[::2]:
+                if type(key) is not str:
+                    raise ValueError(f"the key {str(key)[:100]!r} is no text")
+            open_[-1].append(_once(list(zip(entries[::2], entries[1::2], strict=True))))
+        elif isinstance(event, yaml.DocumentStartEvent):
+            documents += 1
+            if documents > 1:
+                raise ValueError("holds two documents")
+    return found[0] if found else None
+
+
+@functools.lru_cache(4096)
+def _plain_scalar(text: str) -> Any:
+    """Return what a text without quotes stands for: a number, a truth value, nothing, or itself."""
+    loader = yaml.SafeLoader("")
+    tag = loader.resolve(yaml.ScalarNode, text, (True, False))
+    try:
+        return loader.construct_object(yaml.ScalarNode(tag, text))
+    finally:
+        loader.dispose()
 
 
 def _finite(value: Any) -> Any:
@@ -680,28 +713,23 @@ class Run:
                 kept = file.read(size)
         kept = kept[: kept.rfind(b"\n") + 1]
         for number, line in enumerate(kept.split(b"\n")[:-1], 1):
-            self._event(line, number, checked=True)
+            self.parse_event(line, number)
         write_atomically(path, kept)
 
-    def _event(self, line: bytes, number: int, checked: bool) -> dict[str, Any]:
-        where = f"{self.path / 'metrics.jsonl'}: line {number}"
-        try:
-            event = parse_json(line)
-        except ValueError as error:
-            raise RunError(f"{where}: broken JSON: {error}") from error
-        try:
-            return check_event(event) if checked else event
-        except ValueError as error:
-            raise RunError(f"{where}: {error}") from error
-
-    def events(self, *, checked: bool = False) -> Iterator[dict[str, Any]]:
+    def events(self) -> Iterator[dict[str, Any]]:
         """Read ``metrics.jsonl``; a last line that a crash has cut short is left out.
-
-        Args:
-            checked: whether each line must be an event as training writes them, see ``check_event``, or any JSON.
 
         Raises:
             RunError: naming the line that is broken, or a file beyond any that training writes.
+        """
+        for number, line in self.event_lines():
+            yield self.parse_event(line, number, checked=False)
+
+    def event_lines(self) -> Iterator[tuple[int, bytes]]:
+        """Read the lines of ``metrics.jsonl`` with their numbers, without a last one that a crash has cut short.
+
+        Raises:
+            RunError: for a file beyond any that training writes.
         """
         path = self.path / "metrics.jsonl"
         if not os.path.lexists(path):
@@ -713,7 +741,27 @@ class Run:
                 line = file.readline(JSON_BYTES)
                 if not line.endswith(b"\n") and len(line) < JSON_BYTES:
                     return
-                yield self._event(line, number, checked)
+                yield number, line
+
+    def parse_event(self, line: bytes, number: int, *, checked: bool = True) -> dict[str, Any]:
+        """Read one line of ``metrics.jsonl``.
+
+        Args:
+            line: its bytes.
+            number: of it, from 1.
+            checked: whether it must be an event as training writes them, see ``check_event``, or any JSON.
+
+        Raises:
+            RunError: naming the line.
+        """
+        try:
+            event = parse_json(line)
+        except ValueError as error:
+            raise RunError(f"{self.path / 'metrics.jsonl'}: line {number}: broken JSON: {error}") from error
+        try:
+            return check_event(event) if checked else event
+        except ValueError as error:
+            raise RunError(f"{self.path / 'metrics.jsonl'}: line {number}: {error}") from error
 
     @property
     def result(self) -> dict[str, Any]:
@@ -722,8 +770,19 @@ class Run:
 
     def results(self) -> Iterator[dict[str, Any]]:
         """Read the scores of every protocol and setting, the oldest first."""
-        found = [self._read(f"results/{path.name}") for path in (self.path / "results").glob("*.json")]
-        yield from sorted(found, key=lambda result: str(result.get("scored")))
+        yield from (result for _, result in self.named_results())
+
+    def named_results(self, most: int = 10_000) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Read the scores of every protocol and setting with the names of their files, the oldest first.
+
+        Args:
+            most: files that there may be.
+        """
+        paths = sorted((self.path / "results").glob("*.json"))
+        if len(paths) > most:
+            raise RunError(f"{self.path / 'results'}: holds more than {most:,} files")
+        found = [(path, self._read(f"results/{path.name}")) for path in paths]
+        yield from sorted(found, key=lambda pair: str(pair[1].get("scored")))
 
     def write_result(self, result: dict[str, Any]) -> Path:
         """Keep scores under a name that follows from their protocol and setting, and as the latest."""

@@ -167,7 +167,7 @@ def rows(records: Iterable[Record]) -> list[Row]:
         what = key([record.model, record.data, trained])
         failed[what] = failed.get(what, 0) + (record.state == "failed")
         for result in record.results if record.state == "done" else ():
-            metrics = _metrics(result)
+            metrics = {name: _with_draws(entry) for name, entry in result["metrics"].items()}
             setting = setting_of(metrics)
             protocols = {name: entry["card"]["protocol"] for name, entry in metrics.items() if not is_cost(name)}
             candidates = found.setdefault(key([what, setting]), [])
@@ -187,19 +187,6 @@ def rows(records: Iterable[Record]) -> list[Row]:
         row.cells = {name: cell([own[name] for own in seeds if name in own], len(seeds)) for name in names}
     _name(all_rows)
     return all_rows
-
-
-def _metrics(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep the scores of a result that are what they should be."""
-    metrics = result.get("metrics")
-    return {
-        str(name): _with_draws(entry)
-        for name, entry in (metrics if isinstance(metrics, Mapping) else {}).items()
-        if isinstance(entry, Mapping)
-        and isinstance(entry.get("card"), Mapping)
-        and all(isinstance(entry["card"].get(part), Mapping) for part in ("protocol", "setting"))
-        and (entry.get("value") is None or type(entry["value"]) in (int, float))
-    }
 
 
 def _with_draws(entry: Mapping[str, Any]) -> Mapping[str, Any]:

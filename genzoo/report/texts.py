@@ -137,8 +137,9 @@ def to_csv(found: Sequence[Table]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
     for i, table in enumerate(found, start=1):
+        names = table.metrics
         for row in table.rows:
-            for name in table.metrics:
+            for name in names:
                 c = row.cells.get(name)
                 start = [i, table.data, row.label, row.model, " ".join(map(str, row.seeds)), row.failed, name]
                 if c is None:
