@@ -775,8 +775,8 @@ FAULTS = [
     Fault(
         "bounds of earlier versions are ranked whatever their draws",
         "report/leaderboard.py",
-        "str(name): _with_draws(entry)",
-        "str(name): entry",
+        "{name: _with_draws(entry) for name, entry in",
+        "{name: entry for name, entry in",
         "tests/report/test_leaderboard.py",
     ),
     Fault(
@@ -922,7 +922,7 @@ FAULTS = [
     Fault(
         "a limit that ended no run is called equal",
         "report/leaderboard.py",
-        "bit = all(endings(row) == {name} for row in table.rows)",
+        "bit = all(row.endings == {name} for row in table.rows)",
         "bit = True",
         "tests/report/test_leaderboard.py::test_a_limit_that_ended_no_run_is_not_what_was_equal",
     ),

@@ -15,6 +15,7 @@ samples far from all data have few copies, and a wide cloud of noise may fall in
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import statistics
@@ -106,6 +107,11 @@ class Row:
     def seeds(self) -> list[Any]:
         return sorted({record.config.get("seed") for record, _ in self.runs}, key=str)
 
+    @functools.cached_property
+    def endings(self) -> set[str | None]:
+        """The limits that ended the runs."""
+        return {ended_by(record, metrics) for record, metrics in self.runs}
+
 
 @dataclass
 class Table:
@@ -121,6 +127,12 @@ class Table:
         """All columns, those first that a reader wants first."""
         names = dict.fromkeys(name for row in self.rows for name in row.cells)
         return sorted(names, key=lambda name: (order(name), name))
+
+    @functools.cached_property
+    def usual_ending(self) -> tuple[str, ...]:
+        """The limits that ended the runs of most rows."""
+        counts = Counter(tuple(sorted(filter(None, row.endings))) for row in self.rows)
+        return max(counts, key=lambda ends: counts[ends])
 
     @property
     def headlines(self) -> list[str]:
@@ -416,8 +428,9 @@ def ended_by(record: Record, metrics: Mapping[str, Any]) -> str | None:
     if said in LIMITS:
         return str(said)
     shares: dict[str, float] = {}
+    budget = record.config.get("budget")
     for name in LIMITS:
-        limit: Any = record.trained.get(f"budget.{name}")
+        limit: Any = budget.get(name) if isinstance(budget, Mapping) else None
         spent: Any = metrics.get(f"training/{name}", {}).get("value")
         if type(limit) in (int, float) and limit > 0 and type(spent) in (int, float):
             shares[name] = spent / limit
@@ -425,15 +438,9 @@ def ended_by(record: Record, metrics: Mapping[str, Any]) -> str | None:
     return nearest if 0.9 <= share <= 1.1 else None
 
 
-def endings(row: Row) -> set[str | None]:
-    """Return the limits that ended the runs of a row."""
-    return {ended_by(record, metrics) for record, metrics in row.runs}
-
-
 def ending_note(table: Table, row: Row) -> str | None:
     """Return what sets the end of a row's runs apart: another limit than that of most rows, or than they were planned by."""
-    counts = Counter(tuple(sorted(filter(None, endings(other)))) for other in table.rows)
-    own = tuple(sorted(filter(None, endings(row))))
+    own = tuple(sorted(filter(None, row.endings)))
     planned = sorted(
         {
             str(record.status["planned_by"])
@@ -441,7 +448,7 @@ def ending_note(table: Table, row: Row) -> str | None:
             if record.status.get("planned_by") in LIMITS and record.status["planned_by"] != ended_by(record, metrics)
         }
     )
-    if not own or (not planned and own == max(counts, key=lambda ends: counts[ends])):
+    if not own or (not planned and own == table.usual_ending):
         return None
     return f"ended by {' or '.join(own)}" + (f", planned by {' or '.join(planned)}" if planned else "")
 
@@ -451,7 +458,7 @@ def budgets(table: Table) -> list[Share]:
     shares = []
     for name, unit in (("images", "images"), ("seconds", "s"), ("flops", "FLOPs"), ("parameters", "weights")):
         limits = {key(row.trained.get(f"budget.{name}")) for row in table.rows}
-        bit = all(endings(row) == {name} for row in table.rows)
+        bit = all(row.endings == {name} for row in table.rows)
         limit = json.loads(next(iter(limits))) if len(limits) == 1 and bit else None
         metric = "model/parameters" if name == "parameters" else f"training/{name}"
         spent = [row.cells[metric].mean if metric in row.cells else None for row in table.rows]

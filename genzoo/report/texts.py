@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from genzoo.report.leaderboard import Cell, Row, Table, budgets, ending_note, endings, key, leaders, ranked
+from genzoo.report.leaderboard import Cell, Row, Table, budgets, ending_note, key, leaders, ranked
 
 BOUNDS = {
     "bpd": "exact",
@@ -101,7 +101,7 @@ def fairness(table: Table) -> list[str]:
         else:
             times = f" ({share.most / share.least:.3g} times)" if share.least > 0 else ""
             said.append(f"Unequal {share.name}: {quantity(share.least)} to {quantity(share.most)} {share.unit}{times}.")
-    ends = sorted({end for row in table.rows for end in endings(row) if end})
+    ends = sorted({end for row in table.rows for end in row.endings if end})
     if len(ends) > 1:
         said.append(f"Ended by unlike limits: {', '.join(ends)}.")
     cut = [row.label for row in table.rows if "planned by" in (ending_note(table, row) or "")]
