@@ -198,7 +198,7 @@ def test_samples_of_a_class_have_its_law_where_training_pairs_by_transport():
     for c in range(2):
         x = model.sample(n, torch.full((n,), c), rng=generator("samples")).x.detach()
         law = 3.0 * c - 1.5 + 0.1 * torch.randn(n, 2, generator=generator("test", c))
-        assert sliced_wasserstein(x, law) < 0.05
+        assert sliced_wasserstein(x, law) < 0.03
 
 
 @pytest.mark.parametrize("paired", ["optimal_transport", "reflow"])
