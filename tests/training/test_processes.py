@@ -131,7 +131,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_process_that_is_killed_is_named_by_the_one_that_has_started_it(tmp_path):
-    with start([*WORDS, "trainer=ddp", "budget.images=64000000"], tmp_path) as process:
+    with start([*WORDS, "trainer=ddp", "budget.images=640000"], tmp_path) as process:
         wait_for(lambda: trains(process.pid, tmp_path), process)
         wait_for(lambda: trained_since(tmp_path, 0), process)
         (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
