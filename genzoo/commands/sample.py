@@ -37,7 +37,7 @@ def sample(config: dict[str, Any]) -> None:
         have = f"classes 0..{model.num_classes - 1}" if model.num_classes else "no classes"
         raise UsageError(f"y={config['y']}: this model has {have}")
     if model.levels is None and not out.suffix:
-        raise UsageError(f"out={out}: points of the plane go into a .png or an .npz")
+        raise UsageError(f"out={out}: vectors go into a .png or an .npz")
 
     half = torch.autocast(model.device.type, torch.bfloat16, enabled=config["precision"] == "bf16-mixed")
     parts, nfe = [], 0

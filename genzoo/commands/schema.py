@@ -117,7 +117,7 @@ class Data(Section):
     def is_of_its_kind(self) -> Data:
         kind = "plane" if self.levels is None else "image"
         if len(self.shape) != (3 if kind == "image" else 1):
-            raise ValueError(f"data.shape={self.shape}: images are [channels, height, width], points are [2]")
+            raise ValueError(f"data.shape={self.shape}: images are [channels, height, width], vectors [d]")
         if self.kind != kind:
             raise ValueError(
                 f"kind={self.kind}: data={self.name} is of kind {kind}, which follows by itself; leave it out"

@@ -59,7 +59,7 @@ def test_one_row_that_is_not_finite_is_counted_and_refused(name, which, value):
     broken = X.clone()
     broken[7, 1] = value
     pair = {"real": X, "fake": X + 0.1} | {which: broken}
-    with pytest.raises(NotFinite, match="1 of 40 .* not finite"):
+    with pytest.raises(NotFinite, match=r"1 of 40 .* not finite"):
         SCORES[name](**pair)
     SCORES[name](X, X + 0.1)
 
@@ -80,6 +80,13 @@ def test_an_empty_batch_changes_no_stream():
     torch.testing.assert_close(found.mean, expected.mean)
     torch.testing.assert_close(found.cov, expected.cov)
     assert rows.compute().n == 40
+
+
+def test_the_moments_of_a_stream_of_numbers_keep_their_shapes():
+    stream = FeatureMoments(1)
+    stream.update(X[:, :1])
+    found = stream.compute()
+    assert found.mean.shape == (1,) and found.cov.shape == found.factor.shape == (1, 1)
 
 
 def test_a_stream_that_is_not_finite_has_no_moments():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from itertools import pairwise
 
@@ -236,4 +237,4 @@ def test_no_step_is_longer_than_the_longest():
 
     dopri5(flat, 0.0, 10.0, torch.ones(1, 1).double(), max_step=1.0)
     at = sorted(set(seen))
-    assert max(b - a for a, b in zip(at, at[1:], strict=False)) <= 0.5 and len(seen) >= 60
+    assert max(b - a for a, b in itertools.pairwise(at)) <= 0.5 and len(seen) >= 60
