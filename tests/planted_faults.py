@@ -652,6 +652,20 @@ FAULTS = [
         "tests/metrics/test_finite.py",
     ),
     Fault(
+        "directions in more than two dimensions are of any length",
+        "metrics/transport.py",
+        "return axes / axes.norm(dim=0)",
+        "return axes",
+        "tests/test_vectors.py::test_vectors_are_compared_in_every_dimension",
+    ),
+    Fault(
+        "vectors have two features whatever their dimension is",
+        "metrics/features.py",
+        "return Identity(dim)",
+        "return Identity()",
+        "tests/test_vectors.py::test_another_package_s_vectors_go_from_training_to_scores_samples_and_pages",
+    ),
+    Fault(
         "references do not depend on the images",
         "metrics/reference.py",
         'key = {"version": VERSION, "images": sha256, "n"',

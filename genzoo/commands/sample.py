@@ -54,7 +54,7 @@ def _sample(config: dict[str, Any]) -> None:
     if model.levels is not None and out.suffix != ".npz" and model.shape[0] not in CHANNELS:
         raise UsageError(f"out={out}: images of {model.shape[0]} channels go into an .npz; a picture has 1 or 3")
     if model.levels is None and not out.suffix:
-        raise UsageError(f"out={out}: points of the plane go into a .png or an .npz")
+        raise UsageError(f"out={out}: vectors go into a .png or an .npz")
 
     if config["compile"]:
         compile_networks(model, dynamic=False)

@@ -189,7 +189,7 @@ class Data(Section):
     def is_of_its_kind(self) -> Data:
         kind = "plane" if self.levels is None else "image"
         if len(self.shape) != (3 if kind == "image" else 1):
-            raise ValueError(f"data.shape={self.shape}: images are [channels, height, width], points are [2]")
+            raise ValueError(f"data.shape={self.shape}: images are [channels, height, width], vectors [d]")
         if kind == "image" and self.shape[0] not in (1, 3):
             raise ValueError(
                 f"data.shape={self.shape}: images have 1 channel (grey) or 3 (colour), as grids and picture files do"

@@ -276,7 +276,7 @@ def pick_network(settings: dict[str, Any], data: dict[str, Any], *, needed: bool
     if (name == "identity") != (data["levels"] is None):
         raise UsageError(f"metrics.features={name}: " + ("is for points" if name == "identity" else "is for images"))
     try:
-        network = feature_network(name, settings["inception_weights"], settings["dinov2_weights"])
+        network = feature_network(name, settings["inception_weights"], settings["dinov2_weights"], data["shape"][0])
     except FeatureError as error:
         if needed or not automatic:
             raise

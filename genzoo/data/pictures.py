@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 CHANNELS = (1, 3)  # of an image that can be shown: grey or colour
 MARGIN = 32  # bytes by which images of the data leave the range of samples that may be right
 MARK = b"tEXtSoftware\0genzoo"  # in the first bytes of a picture file that ``save_png`` has marked
+PANELS = 4  # of pairs of coordinates in a picture of vectors
 
 
 def as_bytes(x: Tensor, levels: int) -> np.ndarray:
@@ -82,24 +83,40 @@ def is_marked(path: Path) -> bool:
 
 
 def save_scatter(path: Path | BinaryIO, samples: Tensor, truth: Tensor | None = None) -> None:
-    """Draw points of the plane, (N, 2), beside as many of the data's where these are given, on equal axes."""
+    """Draw vectors, (N, D), and under them as many of the data's where these are given, on equal axes.
+
+    Points of the plane are one cloud, numbers a histogram, and vectors of more coordinates the clouds of neighbouring pairs of
+    the first few.
+    """
+    samples, truth = samples.detach().cpu(), None if truth is None else truth.detach().cpu()
+    D = samples.shape[1]
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     clouds = [("samples", samples)] + ([("data", truth)] if truth is not None else [])
-    figure = Figure(figsize=(4 * len(clouds), 4), layout="constrained")
+    pairs = [(0, 1)] if D <= 2 else [(i, i + 1) for i in range(min(D - 1, PANELS))]
+    beside = len(pairs) == 1  # a cloud and the data's, side by side; else a row each
+    rows, columns = (1, len(clouds)) if beside else (len(clouds), len(pairs))
+    figure = Figure(figsize=(4 * columns, 4 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    frame = (truth if truth is not None else samples).detach().cpu()
-    low, high = torch.quantile(frame, torch.tensor([0.0, 1.0]), dim=0)
-    margin = 0.1 * (high - low)
+    frame = truth if truth is not None else samples
+    low, high = frame.aminmax(dim=0)
+    margin = 0.1 * (high - low).clamp(min=1e-6)
+    low, high = low - margin, high + margin
     for i, (name, points) in enumerate(clouds):
-        axes = figure.add_subplot(1, len(clouds), i + 1)
-        axes.scatter(
-            points[:, 0].detach().cpu(), points[:, 1].detach().cpu(), s=2, alpha=0.5, linewidths=0, color="#1f4e79"
-        )
-        axes.set(xlim=(low[0] - margin[0], high[0] + margin[0]), ylim=(low[1] - margin[1], high[1] + margin[1]))
-        axes.set_title(name)
-        axes.set_aspect("equal")
+        for j, (first, second) in enumerate(pairs):
+            axes = figure.add_subplot(rows, columns, i * len(pairs) + j + 1)
+            axes.set(title=name, xlim=(float(low[first]), float(high[first])))
+            if D == 1:
+                share = np.full(len(points), 1 / len(points))
+                axes.hist(points[:, 0].numpy(), bins=80, range=axes.get_xlim(), weights=share, color="#1f4e79")
+                continue
+            axes.scatter(points[:, first], points[:, second], s=2, alpha=0.5, linewidths=0, color="#1f4e79")
+            axes.set_ylim(float(low[second]), float(high[second]))
+            if D == 2:
+                axes.set_aspect("equal")
+            else:
+                axes.set(xlabel=f"coordinate {first}", ylabel=f"coordinate {second}")
     figure.savefig(path, format="png", dpi=100)
 
 
@@ -115,7 +132,7 @@ def read_samples(
         note: called with what was read, and what was passed over, of a folder.
 
     Returns:
-        Bytes, (N, C, H, W) uint8, or points, (N, 2) float32. Grey pictures of colour data are spread over the channels.
+        Bytes, (N, C, H, W) uint8, or vectors, (N, D) float32. Grey pictures of colour data are spread over the channels.
 
     Raises:
         DataError: for what is no such folder or file, or does not fit the data.
@@ -124,7 +141,7 @@ def read_samples(
 
     if path.is_dir():
         if levels is None:
-            raise DataError(f"samples={path}: points of the plane come in an .npz or .npy file")
+            raise DataError(f"samples={path}: vectors come in an .npz or .npy file")
         names = (listing := list_pictures(path)).names
         if not names:
             raise DataError(f"samples={path}: holds no {', '.join(SUFFIXES)} ({listing.others})")

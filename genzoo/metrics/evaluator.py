@@ -7,7 +7,7 @@ alike for two numbers to be ranked together.
     fid_infinity                   what the distance would be of infinitely many samples
     precision, recall,             with their network in the name where it is not Inception
     density, coverage
-    sliced_wasserstein, mmd        of points of the plane
+    sliced_wasserstein, mmd        of vectors
     nearest_ratio, authentic,      against the training split, in the space of the data
     copied, shifted, exact_copies
     class_accuracy, fd_per_class   of a conditional model, where the network knows the classes of the data
@@ -217,7 +217,7 @@ def of_classes(
 
 
 def of_points(fake: Tensor, real: Tensor, name: str) -> dict[str, Measured]:
-    """Compare points of the plane with those of a split, (N, 2) and (M, 2)."""
+    """Compare vectors with those of a split, (N, D) and (M, D)."""
     bandwidth = median_distance(real)
     protocol = {
         "reference": name,
@@ -225,11 +225,15 @@ def of_points(fake: Tensor, real: Tensor, name: str) -> dict[str, Measured]:
         "n_real": len(real),
         "n_fake": len(fake),
     }
+    directions = DIRECTIONS if real.shape[1] > 1 else 1
     near = real[subset(len(real), NEIGHBOURS)]
     kernel = {"kernel": "gaussian", "bandwidth": bandwidth, "n_real": len(near)}
     return {
         "sliced_wasserstein": Measured(
-            sliced_wasserstein(real, fake), None, "lower", {"unit": "distance", **protocol, "directions": DIRECTIONS}
+            sliced_wasserstein(real, fake),
+            None,
+            "lower",
+            {"unit": "distance", **protocol, "directions": directions},
         ),
         "mmd": Measured(
             gaussian_mmd(near, fake, bandwidth), None, "lower", {"unit": "squared MMD", **protocol, **kernel}

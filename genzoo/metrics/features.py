@@ -5,7 +5,7 @@
     dinov2           any image, to 224 pixels                 1024                ViT-L/14, the choice of Stein et al. 2023
     fashion_mnist    any image, grey, to 28 pixels            64         10       embedded
     digits           any image, grey, to 8 pixels             64         10       embedded
-    identity         points of the plane, as they are         2
+    identity         vectors, as they are                     their own
 
 Every network takes bytes, (N, C, H, W) uint8, the way a picture file would hold them: rounding, resizing and scaling happen in
 here and nowhere else. Only features of ``inception`` make an FID; the others make an ``fd_<name>``.
@@ -134,9 +134,16 @@ class FeatureNetwork(ABC):
 
 
 class Identity(FeatureNetwork):
-    """Points of the plane as they are."""
+    """Vectors as they are.
 
-    name, sha256, dim, resize = "identity", None, 2, None
+    Args:
+        dim: of them.
+    """
+
+    name, sha256, resize = "identity", None, None
+
+    def __init__(self, dim: int = 2):
+        self.dim = dim
 
     def forward(self, images: Tensor) -> Features:
         return Features(images.float(), None)
@@ -305,15 +312,15 @@ def fitting(data: str, shape: tuple[int, ...], levels: int | None) -> str:
 
 @functools.lru_cache(maxsize=2)
 def feature_network(
-    name: str, inception_weights: str | None = None, dinov2_weights: str | None = None
+    name: str, inception_weights: str | None = None, dinov2_weights: str | None = None, dim: int = 2
 ) -> FeatureNetwork:
-    """Make a network by its name.
+    """Make a network by its name; ``dim`` is that of vectors, for ``identity`` alone.
 
     Raises:
         FeatureError: where it cannot be had.
     """
     if name == "identity":
-        return Identity()
+        return Identity(dim)
     if name == "inception":
         return Inception(inception_weights)
     if name == "dinov2":

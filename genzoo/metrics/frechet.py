@@ -23,7 +23,6 @@ References:
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,7 +36,6 @@ from genzoo.metrics.products import products
 BLOCKS = 4  # the smallest sets that the extrapolation sees hold 1/BLOCKS of all features
 
 
-@dataclass(eq=False)  # torchmetrics refuses frozen ones
 class Moments:
     """Mean and covariance of ``n`` features of ``D`` dimensions, float64.
 
@@ -47,9 +45,9 @@ class Moments:
         cov: unbiased, (D, D).
     """
 
-    n: int
-    mean: Tensor
-    cov: Tensor
+    # No dataclass: torchmetrics squeezes the tensors of one that a metric returns, and with them the covariance of numbers.
+    def __init__(self, n: int, mean: Tensor, cov: Tensor):
+        self.n, self.mean, self.cov = n, mean, cov
 
     def to(self, device: torch.device) -> Moments:
         """Move the law, and its factor where it is known."""

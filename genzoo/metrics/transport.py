@@ -1,9 +1,10 @@
-r"""Sliced Wasserstein distance between points of the plane.
+r"""Sliced Wasserstein distance between sets of vectors.
 
     SW^2 = mean over directions of W2^2 of the projections
 
-In one dimension the optimal plan joins equal quantiles, so that each slice is exact, also for sets of different sizes. The
-directions are spread evenly over the half circle: nothing is drawn.
+In one dimension the optimal plan joins equal quantiles, so that each slice is exact, also for sets of different sizes. On the
+plane the directions are spread evenly over the half circle; in more dimensions they are the same draw of uniform ones for all
+sets; on the line there is one.
 
 References:
     Bonneel, Rabin, Peyre, Pfister, "Sliced and Radon Wasserstein Barycenters of Measures", 2015,
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from genzoo.metrics.finite import check_finite
+from genzoo.prob.random import generator
 
 DIRECTIONS = 128
 
@@ -34,14 +36,26 @@ def wasserstein_1d(a: Tensor, b: Tensor) -> Tensor:
 
 
 def sliced_wasserstein(real: Tensor, fake: Tensor, directions: int = DIRECTIONS) -> float:
-    """Distance between two sets of points of the plane, (N, 2) and (M, 2), in units of the data.
+    """Distance between two sets of vectors, (N, D) and (M, D), in units of the data.
 
     Raises:
-        ValueError: for points of other dimensions.
+        ValueError: for sets of unlike dimensions.
     """
-    if real.shape[1:] != (2,) or fake.shape[1:] != (2,):
-        raise ValueError(f"points of the plane have two coordinates, not {tuple(real.shape)} and {tuple(fake.shape)}")
+    if real.dim() != 2 or real.shape[1:] != fake.shape[1:] or not real.shape[1]:
+        raise ValueError(
+            f"vectors of one dimension are wanted, (N, D), not {tuple(real.shape)} and {tuple(fake.shape)}"
+        )
     check_finite(points_of_the_data=real, samples=fake)
-    angles = (torch.arange(directions, dtype=torch.float64) + 0.5) * (math.pi / directions)
-    axes = torch.stack([angles.cos(), angles.sin()])
+    axes = _axes(real.shape[1], directions).to(real.device)
     return float(wasserstein_1d((real.double() @ axes).T, (fake.double() @ axes).T).mean().sqrt())
+
+
+def _axes(D: int, directions: int) -> Tensor:
+    """Unit vectors, (D, directions) float64: (1, 1) on the line."""
+    if D == 1:
+        return torch.ones(1, 1, dtype=torch.float64)
+    if D == 2:
+        angles = (torch.arange(directions, dtype=torch.float64) + 0.5) * (math.pi / directions)
+        return torch.stack([angles.cos(), angles.sin()])
+    axes = torch.randn(D, directions, dtype=torch.float64, generator=generator("slices", D, directions))
+    return axes / axes.norm(dim=0)

@@ -82,6 +82,13 @@ def test_an_empty_batch_changes_no_stream():
     assert rows.compute().n == 40
 
 
+def test_the_moments_of_a_stream_of_numbers_keep_their_shapes():
+    stream = FeatureMoments(1)
+    stream.update(X[:, :1])
+    found = stream.compute()
+    assert found.mean.shape == (1,) and found.cov.shape == found.factor.shape == (1, 1)
+
+
 def test_a_stream_that_is_not_finite_has_no_moments():
     stream = FeatureMoments(2)
     stream.update(X)

@@ -77,6 +77,7 @@ def test_the_distance_is_a_metric_of_laws_and_not_of_lists():
     assert sliced_wasserstein(X, X.flip(0)) == 0
 
 
-def test_points_of_other_dimensions_are_refused():
-    with pytest.raises(ValueError, match="two coordinates"):
-        sliced_wasserstein(normal(5, 3), normal(5, 3))
+def test_sets_of_unlike_dimensions_are_refused():
+    for real, fake in ((normal(5, 3), normal(5, 2)), (normal(5, 1)[:, 0], normal(5, 1)[:, 0])):
+        with pytest.raises(ValueError, match="vectors of one dimension"):
+            sliced_wasserstein(real, fake)
