@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from genzoo import runs
 from genzoo.runs import WANDB_LINKS, Run, RunError, check_tree, write_atomically
 from genzoo.training import checkpoints, loggers
 from tests.commands import SMALL, TINY, genzoo, untrained
@@ -183,6 +184,23 @@ def test_no_file_is_opened_through_a_link(run, tmp_path, plant):
         raise AssertionError("this run may not be written")
     assert list((tmp_path / "elsewhere").iterdir()) == [tmp_path / "elsewhere" / "secret"]
     assert (tmp_path / "elsewhere" / "secret").read_bytes() == HOPE
+
+
+@pytest.mark.parametrize("plant", [symlink, dangling, to_folder, pipe])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "status.json"])
+def test_what_is_exchanged_between_the_look_and_the_opening_is_not_followed(run, tmp_path, monkeypatch, plant, name):
+    opened, look = Run(run), runs._check_regular
+
+    def exchanged(path: Path, *arguments: object) -> None:
+        look(path, *arguments)
+        if not path.is_symlink() and path.is_file() and path.stat().st_ino == before:
+            planted(run, name, plant)
+
+    before = (run / name).stat().st_ino
+    monkeypatch.setattr(runs, "_check_regular", exchanged)
+    with pytest.raises(RunError, match=name):
+        opened.log(event="x") if name == "metrics.jsonl" else opened.status
+    assert contents(tmp_path / "elsewhere") == {str(tmp_path / "elsewhere" / "secret"): HOPE}
 
 
 @pytest.mark.parametrize("plant", [symlink, dangling, to_itself, pipe, hard])
