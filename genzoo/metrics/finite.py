@@ -23,4 +23,6 @@ def check_finite(**sets: Tensor) -> None:
     for name, x in sets.items():
         if x.dtype.is_floating_point and not bool(x.isfinite().all()):
             broken = int((~x.isfinite().flatten(1).all(1)).sum()) if x.dim() > 1 else int((~x.isfinite()).sum())
-            raise NotFinite(f"{broken} of {len(x)} {name.replace('_', ' ')} are not finite: no score can be made of them")
+            raise NotFinite(
+                f"{broken} of {len(x)} {name.replace('_', ' ')} are not finite: no score can be made of them"
+            )
