@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import genzoo as package
 import genzoo.__main__ as command_line
 from genzoo.commands import sweep
 from genzoo.commands.config import CONF, VERBS, UsageError, one_comparison, preflight
@@ -142,6 +143,11 @@ main()
     assert "hydra" in modules
     assert not {"torch", "pytorch_lightning", "sklearn", "numpy", "pandas", "plotly", "wandb"} & set(modules)
     assert min(times) < 1
+
+
+@pytest.mark.parametrize("words", [["--version"], ["sample", "--version"]], ids=" ".join)
+def test_the_version_is_that_of_genzoo(words):
+    assert genzoo(*words) == (0, f"genzoo {package.__version__}\n", "")
 
 
 def test_help_names_every_group_with_every_choice():
