@@ -33,11 +33,9 @@ def usable_cores() -> int:
 
 
 def _cores() -> int:
-    if hasattr(os, "process_cpu_count"):  # from Python 3.13 on
-        return os.process_cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    affinity = getattr(os, "sched_getaffinity", None)
+    fallback = os.cpu_count if affinity is None else lambda: len(affinity(0))
+    return getattr(os, "process_cpu_count", fallback)() or 1  # there from Python 3.13 on
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:

@@ -226,12 +226,12 @@ class Generator(torch.Generator):
 
     def __new__(cls, device: Any = "cpu") -> Generator:
         made = super().__new__(cls, device="cpu")
-        made.own = CUDA if place(device) == "device" else torch.device("cpu")
+        made.own_device = CUDA if place(device) == "device" else torch.device("cpu")
         return made
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
-        return self.own
+        return self.own_device
 
 
 class Calls(TorchFunctionMode):

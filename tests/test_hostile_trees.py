@@ -225,14 +225,14 @@ def test_samples_and_comparisons_replace_links_and_do_not_follow_them(run, tmp_p
             tmp_path, str(path.relative_to(tmp_path)), lambda path, _, plant=plant: plant(path, tmp_path / "elsewhere")
         )
     reported(tmp_path / "runs", metrics=scored(1.0))
-    for words in (
-        ["sample", f"run={run}", "n=2", "out=drawn"],
-        ["sample", f"run={run}", "n=2", "out=grid.png"],
-        ["compare", "runs=runs", "out=page"],
+    for words, expected in (
+        (["sample", f"run={run}", "n=2", "out=drawn"], 2),  # a folder of others' files is refused
+        (["sample", f"run={run}", "n=2", "out=grid.png"], 0),
+        (["compare", "runs=runs", "out=page"], 0),
     ):
         code, _, err = genzoo(*words)
-        assert code == 0, err
-    assert not any(path.is_symlink() for path in links)
+        assert code == expected, err
+    assert [path.is_symlink() for path in links] == [True, True, False, False]
     assert contents(tmp_path / "elsewhere") == {str(tmp_path / "elsewhere" / "secret"): HOPE}
 
 

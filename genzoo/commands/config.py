@@ -452,7 +452,9 @@ def names_sampler(hydra: Any) -> bool:
     Args:
         hydra: its section of a composed configuration.
     """
-    keys = [_parse(word).get_key_element().lstrip("+~") for word in hydra.overrides.task]
+    words = OmegaConf.to_container(hydra.overrides.task, resolve=False)  # "seed=${nothing}" is a word like any other
+    assert isinstance(words, list)
+    keys = [_parse(str(word)).get_key_element().lstrip("+~") for word in words]
     if "metrics.max_nfe" in keys:
         return False
     if any("sampler" in re.split(r"[/.@]", key) for key in keys):

@@ -101,7 +101,7 @@ def test_every_job_of_a_sweep_has_the_limits_that_it_names_and_is_found_again(mo
     monkeypatch.chdir(tmp_path)
     done: list[tuple[list[str], dict]] = []
 
-    def do(sweep_name, verb, options, words, config, choices):
+    def do(sweep_name, verb, options, words, config, choices, **_):
         done.append((words, config))
         return sweep.Ended("", 0, "", None)
 

@@ -72,7 +72,7 @@ def test_a_png_is_read_back_as_it_was(tmp_path, channels, mode):
 
 def test_a_cloud_is_drawn_on_the_frame_of_the_data(tmp_path):
     """Samples far outside the data's frame leave the picture of the data as it is."""
-    truth = torch.rand(200, 2, generator=generator("cloud"))
+    truth = torch.rand(400, 2, generator=generator("cloud"))
     pictures = []
     for name, samples in (("near", truth), ("far", truth + 100)):
         save_scatter(tmp_path / f"{name}.png", samples, truth)

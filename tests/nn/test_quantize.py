@@ -71,7 +71,7 @@ def test_codes_are_the_recursion_by_hand():
 
 @pytest.mark.parametrize("K, least", [(2, 0.36338), (4, 0.11748), (8, 0.03455), (16, 0.00950)])
 def test_the_codes_of_a_normal_law_reach_the_least_distortion(K, least):
-    quantizer, rng = VectorQuantizer(K, 1), generator("normal", K)
+    quantizer, rng = VectorQuantizer(K, 1), generator("codes", K)
     for decay, steps in ((0.8, 800), (0.99, 400)):  # first quickly, then precisely
         quantizer.decay = decay
         for _ in range(steps):
