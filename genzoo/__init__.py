@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from genzoo.families.vae import VAE as VAE
     from genzoo.families.vqvae import VQVAE as VQVAE
 
+__version__ = "0.1.0"
+
 # Names are imported when they are asked for, so that `python -m genzoo --help` need not wait for torch.
 _HOME = {
     "load": "genzoo.commands.load",

@@ -1,12 +1,13 @@
 """``python -m genzoo [train|sample|evaluate|compare] key=value ...``
 
-Exit codes: 0 done, 2 bad input, 3 not finite, 4 resources (disk, memory, time), 130 or 143 stopped by a signal, after a
-checkpoint where it trained, 1 a bug of ours.
+Exit codes: 0 done, 2 bad input, 3 not finite, 4 resources (disk, memory, time, another process), 129, 130 or 143 stopped by a
+signal, after a checkpoint where it trained, 141 done but nobody read the results, 1 a bug of ours.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import tempfile
@@ -14,19 +15,42 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import genzoo
+from genzoo import console
 from genzoo.redact import redact, redact_words, remember
+from genzoo.runs import ResourceError, writing
+from genzoo.training.stopping import Signals, Stopped
 
 BAD_INPUT, INTERRUPTED = 2, 130
 LONGEST = 2000  # characters of a line on stderr
 
 
 def main() -> None:
-    """Run one command of the command line."""
+    """Run one command of the command line; what it writes may be lost, which ends nothing but shows in the exit code."""
+    leaving: SystemExit | None = None
+    with console.fault_tolerant_streams() as out:
+        try:
+            command()
+        except SystemExit as error:
+            leaving = error
+    if out.failure and not (leaving and leaving.code):
+        if (code := console.exit_code(out.failure)) != console.BROKEN_PIPE:
+            complain(f"the output cannot be written: {out.failure}")
+        sys.exit(code)
+    if leaving:
+        raise leaving
+
+
+def command() -> None:
+    """Read the words of the command line and do what they say."""
     from hydra._internal.utils import get_args_parser
 
-    from genzoo.commands.config import VERBS, UsageError, help_text, nearest, one_comparison, preflight
+    from genzoo.commands.config import VERBS, UsageError, help_text, nearest, one_budget, one_comparison, preflight
 
     words = sys.argv[1:]
+    if "--version" in words:  # which Hydra would answer with its own
+        print(f"genzoo {genzoo.__version__}")
+        return
     remember({}, words)
     parser = get_args_parser()
     parser.error = fail  # type: ignore[method-assign]
@@ -46,49 +70,72 @@ def main() -> None:
     of_hydra = bool(flags.hydra_help or flags.shell_completion)
     shows = bool(flags.help or flags.cfg or flags.info)
     try:
-        if not of_hydra and (overrides or not shows):
-            job = preflight(verb, overrides, flags.config_dir, values=not shows, sweep=flags.multirun)
-        if flags.help:
-            print(help_text(verb, overrides, flags.config_dir))
-        elif of_hydra or shows or flags.multirun:
-            by_hydra(verb, options, overrides, sweep=flags.multirun)
-        elif job and (problem := attempt(run, verb, *job)):
-            fail(*problem)
-    except UsageError as error:
-        fail(str(error))
+        with Signals():
+            if not of_hydra and (overrides or not shows):
+                job = preflight(verb, overrides, flags.config_dir, values=not shows, sweep=flags.multirun)
+            if job and verb == "train" and not shows:
+                clear(job.config["outputs"])
+            if flags.help:
+                print(help_text(verb, overrides, flags.config_dir))
+            elif of_hydra or shows or flags.multirun:
+                cleared = [] if of_hydra or flags.multirun else one_budget(verb, overrides, flags.config_dir)
+                by_hydra(verb, options, [*overrides, *cleared], flags.config_dir, sweep=flags.multirun)
+            elif job and (problem := attempt(run, verb, *job)):
+                fail(*problem)
+    except (UsageError, ResourceError, Stopped) as error:
+        fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         fail("interrupted", INTERRUPTED)
-    except BrokenPipeError:  # genzoo --help | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def by_hydra(verb: str, options: list[str], overrides: list[str], *, sweep: bool) -> None:
+def by_hydra(verb: str, options: list[str], overrides: list[str], config_dir: str | None, *, sweep: bool) -> None:
     """Let Hydra show a configuration or its own help, or run every job of a sweep in a process of its own, and compare them."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
-    from omegaconf import DictConfig
+    from omegaconf import DictConfig, OmegaConf
 
-    from genzoo.commands.config import CONF, UsageError, validate
-    from genzoo.commands.sweep import Ended, do, finish, name_of, objective
+    from genzoo import claims
+    from genzoo.commands.config import COMPOSING, CONF, UsageError, names_sampler, one_budget, one_line, validate
+    from genzoo.commands.sweep import Ended, do, do_claimed, finish, name_of, objective
 
     typed, sweep_name = sys.argv, name_of(verb, overrides)
     child_options = [word for word in options if word not in ("-m", "--multirun")]
     # Where jobs on other machines see it too, if it can be.
-    here = "." if os.access(".", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=here, prefix=".sweep-") if sweep else contextlib.nullcontext("") as name:
+    here = Path("." if os.access(".", os.W_OK) else tempfile.gettempdir())
+    # Jobs that another sweep is busy with, which are looked at again when all others are done.
+    bugs: list[Exception] = []  # of a job; what is raised besides is Hydra's, or a plugin's, word for a command line
+    claimed: list[tuple[int, Callable[[], Ended | None]]] = []
+    with claims.scratch(here) if sweep else contextlib.nullcontext(Path()) as name:
         scratch = os.path.abspath(name)
 
         def job(config: DictConfig) -> float | None:
-            hydra_config = HydraConfig.get()
-            words = list(hydra_config.overrides.task)
             try:
-                plain = validate(verb, config)
+                return one(config)
+            except Exception as error:
+                bugs.append(error)
+                raise
+
+        def one(config: DictConfig) -> float | None:
+            hydra_config = HydraConfig.get()
+            words, searches = list(hydra_config.overrides.task), not _is_basic(hydra_config.sweeper)
+            for cleared in one_budget(verb, words, config_dir):
+                OmegaConf.update(config, cleared.partition("=")[0], None)
+            ended: Ended | None
+            try:
+                plain = validate(verb, config, names_sampler(hydra_config))
             except UsageError as error:
                 ended = Ended(" ".join(redact_words(words)), error.exit_code, str(error), None)
             else:
-                ended = do(sweep_name, verb, child_options, words, plain, dict(hydra_config.runtime.choices))
+                work = functools.partial(
+                    do, sweep_name, verb, child_options, words, plain, dict(hydra_config.runtime.choices)
+                )
+                # A search needs each value, and another process does not share the list.
+                waits = searches or not _is_basic(hydra_config.launcher)
+                ended = work(wait=waits)
+                if ended is None:
+                    claimed.append((hydra_config.job.num, functools.partial(work, wait=False)))
+                    return None
             ended.write(Path(scratch), hydra_config.job.num)
-            searches = not hydra_config.sweeper._target_.endswith("BasicSweeper")
             return objective(ended, config.get("objective")) if searches else None  # and the sweep goes on
 
         os.environ["HYDRA_FULL_ERROR"] = "1"  # a bug of ours shows its real traceback
@@ -97,8 +144,14 @@ def by_hydra(verb: str, options: list[str], overrides: list[str], *, sweep: bool
         sys.argv = [typed[0], *options, *overrides]
         try:
             hydra.main(config_path=str(CONF), config_name=verb, version_base="1.3")(job)()
+        except Exception as error:
+            if bugs or not (sweep or isinstance(error, COMPOSING)):
+                raise
+            raise UsageError(f"hydra: {one_line(error)}") from error
         finally:
             sys.argv = typed
+        for number, ended in do_claimed(claimed):
+            ended.write(Path(scratch), number)
         jobs = Ended.read_all(Path(scratch)) if sweep else []
     codes = [0]
     for ended in jobs:
@@ -112,10 +165,27 @@ def by_hydra(verb: str, options: list[str], overrides: list[str], *, sweep: bool
         sys.exit(max(codes))
 
 
+def clear(outputs: str) -> None:
+    """Remove what processes that were killed have left behind in the folder of all runs."""
+    from genzoo.claims import remove_abandoned, remove_abandoned_claims
+    from genzoo.runs import mark_dead_runs
+
+    remove_abandoned(Path())
+    remove_abandoned_claims(outputs)
+    mark_dead_runs(Path(outputs).glob("*/*"))
+
+
+def _is_basic(plugin: Any) -> bool:
+    """Return whether a sweeper or launcher is Hydra's own, which does one job after the other in this process."""
+    return str(plugin._target_).endswith(("BasicSweeper", "BasicLauncher"))
+
+
 def run(verb: str, config: dict, choices: dict[str, str]) -> None:
     """Do the work of a command; heavy imports happen here."""
     from genzoo.commands.allocator import tune
+    from genzoo.environment import ensure_home
 
+    ensure_home()
     tune()  # before torch allocates anything
     if verb == "train":
         from genzoo.commands.train import train
@@ -124,7 +194,8 @@ def run(verb: str, config: dict, choices: dict[str, str]) -> None:
     elif verb == "sample":
         from genzoo.commands.sample import sample
 
-        sample(config)
+        with writing(Path(config["out"])):
+            sample(config)
     elif verb == "compare":
         from genzoo.commands.compare import compare
 
@@ -150,7 +221,7 @@ def attempt(work: Callable[..., None], *arguments: Any) -> tuple[str, int] | Non
 def complain(message: str) -> None:
     """Say in one line on stderr what is wrong, whatever a file or a name that is quoted in it would do to a terminal."""
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in redact(" ".join(message.split())))
-    print(f"genzoo: {line if len(line) <= LONGEST else f'{line[:LONGEST]}...'}", file=sys.stderr)
+    console.log_stderr(line if len(line) <= LONGEST else f"{line[:LONGEST]}...")
 
 
 def fail(message: str, code: int = BAD_INPUT) -> NoReturn:

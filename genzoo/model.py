@@ -16,8 +16,10 @@ otherwise. The clock of noising families runs from ``t = 0``, data, to ``t = 1``
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from enum import Flag, auto
 from typing import Literal, NamedTuple
 
@@ -26,6 +28,18 @@ from torch import Tensor, nn
 
 from genzoo.prob.paths import GaussianPath, Kind, Prediction, typed
 from genzoo.prob.random import categorical
+
+_LABELS_CHECKED: ContextVar[bool] = ContextVar("labels_checked", default=False)
+
+
+@contextlib.contextmanager
+def labels_checked() -> Iterator[None]:
+    """Take the values of classes as checked in this context, for calls from one model to another."""
+    token = _LABELS_CHECKED.set(True)
+    try:
+        yield
+    finally:
+        _LABELS_CHECKED.reset(token)
 
 
 class Loss(NamedTuple):
@@ -163,8 +177,16 @@ class GenerativeModel(nn.Module, ABC):
             ValueError: classes given to an unconditional model.
         """
 
-    def check_labels(self, y: Tensor | None, n: int) -> None:
+    def check_labels(self, y: Tensor | None, n: int, *, wait: bool = False) -> None:
         """Refuse classes where there are none, and missing or impossible ones where there are.
+
+        In training on a GPU, values are checked by an assertion on the device, which ends the process's use of the GPU: to read
+        them would stall each step. Whoever trains checks them once on the host, as ``GenerativeModule`` does.
+
+        Args:
+            y: classes.
+            n: how many there must be.
+            wait: whether to read values in training on a GPU too.
 
         Raises:
             ValueError: saying which of these it was.
@@ -175,18 +197,22 @@ class GenerativeModel(nn.Module, ABC):
             return
         if y is None:
             raise ValueError(f"this model is conditional: y must hold {n} classes in 0..{self.num_classes - 1}")
-        if (
-            y.shape != (n,)
-            or y.dtype != torch.int64
-            or (n and not 0 <= int(y.min()) <= int(y.max()) < self.num_classes)
-        ):
+        valid = y.shape == (n,) and y.dtype == torch.int64
+        if valid and n and not _LABELS_CHECKED.get():
+            if y.device.type == "cuda" and self.training and not wait:
+                exist = ((y >= 0) & (y < self.num_classes)).all()
+                torch._assert_async(exist, f"y must be in 0..{self.num_classes - 1}")
+            else:
+                low, high = torch.stack(y.aminmax()).tolist()
+                valid = 0 <= low <= high < self.num_classes
+        if not valid:
             raise ValueError(f"y must be ({n},) int64 in 0..{self.num_classes - 1}, not {tuple(y.shape)} {y.dtype}")
 
     def draw_labels(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Tensor | None:
         """Return the classes to sample: those wanted, or else drawn by their frequency in training."""
         if self.num_classes and y is None:
-            y = categorical(self.class_probs, n, rng=rng)
-        self.check_labels(y, n)
+            return categorical(self.class_probs, n, rng=rng)
+        self.check_labels(y, n, wait=True)
         return y
 
 
@@ -340,6 +366,33 @@ class Staged(GenerativeModel):
     @abstractmethod
     def stages(self) -> list[Stage]:
         """List the stages in their order; a stage leaves the weights of the ones before it alone."""
+
+
+class Precomputed(GenerativeModel):
+    """A model whose loss reads tensors that are computed once, before the first step.
+
+    They follow from the model's arguments alone and are no part of its weights, nor of the average of these. A trainer has
+    them computed before its clock starts and keeps them beside its checkpoints.
+    """
+
+    @abstractmethod
+    def precomputed_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the names and shapes of the tensors; none where the loss needs none."""
+
+    @abstractmethod
+    def precompute(self) -> dict[str, Tensor]:
+        """Compute the tensors, unless they are there, and return them by name.
+
+        Of several processes that train together each computes a share, and all of them have the whole in the end.
+        """
+
+    @abstractmethod
+    def set_precomputed(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take tensors of these names and shapes, which ``precompute`` returned in another process.
+
+        Raises:
+            ValueError: for values that it cannot have returned.
+        """
 
 
 class Composite(GenerativeModel):

@@ -111,7 +111,7 @@ class ProbabilityFlowODE:
         return typed(drift, z)
 
     def solve(self, z: Tensor, start: float, stop: float, rtol: float, atol: float) -> Tensor:
-        """Follow the ODE from one value of u to another, each sample at its own pace; a ratio is positive at both."""
+        """Integrate from one value of u to another, with adaptive steps per sample; both positive where u is the ratio."""
         return self._integrate(self.drift, z, start, stop, rtol, atol)
 
     def _integrate(

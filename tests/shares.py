@@ -12,18 +12,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from genzoo.model import Adversarial, GenerativeModel, Staged
-from genzoo.prob.random import SampleStreams
+from genzoo.prob.random import batch_generator, reseed
 
 TIMEOUT = 60  # seconds that a rank waits for another, so that a hang is a failure
 
 
-def examine(model: GenerativeModel, x: Tensor, y: Tensor | None, first: int = 0) -> list[dict[str, Any]]:
+def examine(model: GenerativeModel, x: Tensor, y: Tensor | None) -> list[dict[str, Any]]:
     """Give every player of every stage two turns, and list what each finds; no weight moves by its gradient.
 
     Args:
         model: in training mode.
-        x, y: the share.
-        first: the number of its first example in the batch, which gives each example its noise.
+        x, y: the share; the noise of its examples and the masks of dropout are drawn as the trainer draws them.
 
     Returns:
         For each turn the gradients of the player's weights, the terms of its loss, and what the turn left of the model.
@@ -37,8 +36,8 @@ def examine(model: GenerativeModel, x: Tensor, y: Tensor | None, first: int = 0)
                 model.requires_grad_(False)
                 for p in own.values():
                     p.requires_grad_(True)
-                rng = SampleStreams(repetition, range(first, first + len(x)))
-                total, terms = part.loss(x, y, turn=turn, rng=rng)
+                reseed(torch.default_generator, "layers", repetition)
+                total, terms = part.loss(x, y, turn=turn, rng=batch_generator("noise", repetition))
                 total.backward()
                 gradients = {name: p.grad for name, p in own.items()}
                 state = {name: value.clone() for name, value in model.state_dict().items()}
@@ -58,7 +57,7 @@ def main(folder: Path, rank: int, ranks: int) -> None:
     found = {}
     for name, (model, x, y) in torch.load(folder / "models.pt", weights_only=False).items():
         x, y = x.chunk(ranks)[rank], None if y is None else y.chunk(ranks)[rank]
-        found[name] = examine(model, x, y, rank * len(x))
+        found[name] = examine(model, x, y)
     dist.destroy_process_group()
     torch.save(found, folder / f"rank_{rank}.pt")
 

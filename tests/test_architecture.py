@@ -29,13 +29,19 @@ LAYERS: dict[str, set[str]] = {
     "samplers": {"model", "prob", "probability_flow"},
     "guidance": {"model", "prob", "samplers"},
     "families": MODELS,
-    "data": {"prob"},
-    "metrics": {"model", "prob", "runs"},
+    "claims": {"console", "runs"},
+    "console": set(),
+    "environment": {"console"},
+    "data": {"prob", "environment"},
+    "metrics": {"console", "environment", "model", "prob", "runs"},
     "redact": set(),
     "runs": {"redact"},
     "report": {"redact", "runs"},
-    "training": {"model", "prob", "data", "metrics", "redact", "runs"},
+    "training": {"console", "environment", "model", "prob", "data", "metrics", "redact", "runs"},
     "commands": {
+        "claims",
+        "console",
+        "environment",
         "model",
         "prob",
         "nn",
@@ -49,7 +55,7 @@ LAYERS: dict[str, set[str]] = {
         "report",
         "training",
     },
-    "__main__": {"commands", "data", "redact", "runs", "training"},
+    "__main__": {"claims", "commands", "console", "data", "environment", "redact", "runs", "training"},
     "__init__": {"commands", "families"},  # names, resolved when they are asked for
 }
 # Packages that only some layers may know of.

@@ -1,8 +1,9 @@
 """Two processes that share a batch are one process with all of it, for every file under ``conf/model/``.
 
-With the same noise for each example, the mean of the ranks' gradients is the gradient on the whole batch, the mean of the
-ranks' terms is the term, and what a turn leaves in the model, running statistics, codebooks and first values that are taken
-from data, is alike on all ranks and that of the whole batch. All in float64, where a wrong statistic cannot hide in rounding.
+Every example has the noise and the mask of dropout that it has in one process, so that the mean of the ranks' gradients is
+the gradient on the whole batch, the mean of the ranks' terms is the term, and what a turn leaves in the model, running
+statistics, codebooks and first values that are taken from data, is alike on all ranks and that of the whole batch. All in
+float64, where a wrong statistic cannot hide in rounding.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from genzoo.families.flow_matching import CHUNK, TeacherPairs
 from genzoo.model import GenerativeModel
-from genzoo.nn.layers import BatchNorm2d
+from genzoo.nn.layers import BatchNorm2d, Dropout
 from genzoo.prob import ranks
 from tests.shares import TIMEOUT, examine
 from tests.test_interface import DATA, Case, batch, cases
@@ -36,23 +38,52 @@ OPTIONS = {
     "realnvp-points-batch_norm": ("realnvp", "plane", "model.batch_norm=true"),
     "vae-free_bits": ("vae", "image", "model.free_bits=0.25", "model.warmup=20"),
     "hvae-free_bits": ("hvae", "image", "model.free_bits=0.55", "model.warmup=20"),
+    "flow_matching-transport": ("flow_matching", "image", "model.pairing=optimal_transport"),
+    "flow_matching-transport-conditional": ("flow_matching", "plane", "model.pairing=optimal_transport"),
+    "flow_matching-logit_normal": ("flow_matching", "plane", "noise_levels@model.noise_levels=logit_normal"),
+    "score_sde-edm": ("score_sde", "image", "schedule@model.schedule=edm",
+                      "noise_levels@model.noise_levels=log_normal"),
+    "ddpm-dropout": ("ddpm", "image"),
+    "score_sde-ncsnpp-dropout": ("score_sde", "image", "network@model.network=ncsnpp_image"),
+    "autoregressive-dropout": ("autoregressive", "plane"),
+    "autoregressive-pixelcnn-dropout": ("autoregressive", "image", "network@model.network=pixelcnn_image"),
     "ddpm-importance": ("ddpm", "image", "model.variance=learned", "model.objective=hybrid", "model.importance=true"),
 }  # fmt: skip
+
+
+def options() -> dict[str, Case]:
+    """Name the configurations with options."""
+    return {
+        name: Case(family, kind, (*DATA[kind], *words), name == "gan-resnet" or name.endswith("conditional"))
+        for name, (family, kind, *words) in OPTIONS.items()
+    }
+
+
+def drop(model: GenerativeModel, p: float = 0.3) -> GenerativeModel:
+    """Turn on a network's dropout, which small models do without."""
+    layers = [module for module in model.modules() if isinstance(module, Dropout)]
+    assert layers, "this network has no dropout"
+    for layer in layers:
+        layer.p = p
+    return model
 
 
 def subjects() -> dict[str, GenerativeModel]:
     """List models of every family, on either kind of data, with and without classes and with their options."""
     chosen = {name: case for name, (case, model) in cases().items() if isinstance(model, GenerativeModel)}
-    for name, (family, kind, *options) in OPTIONS.items():
-        chosen[name] = Case(family, kind, (*DATA[kind], *options), conditional=name == "gan-resnet")
-    models = {name: case.model() for name, case in chosen.items()}
+    chosen |= options()
+    models = {name: drop(case.model()) if name.endswith("dropout") else case.model() for name, case in chosen.items()}
     history = models["ddpm-importance"].history
     history.counts.fill_(history.LAST)  # so that losses decide over the times
     history.losses.uniform_(0.5, 2)
+    pupil, teacher = (chosen["flow_matching-plane-conditional"].model().double() for _ in range(2))
+    pupil.pairs = TeacherPairs(teacher, 2 * CHUNK + 60)  # of which a rank simulates one chunk, and the other two
+    models["flow_matching-reflow"] = pupil
     return {name: model.train().double() for name, model in {**models, "penalty": Steep()}.items()}
 
 
 NAMES = [*(name for name, (_, model) in cases().items() if isinstance(model, GenerativeModel)), *OPTIONS, "penalty"]
+NAMES += ["flow_matching-reflow"]
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +166,34 @@ def test_in_one_process_nothing_is_exchanged():
     assert torch.equal(ranks.gather(x), x[None])
     assert ranks.pool(low, high) == (low, high)
     assert ranks.extremes(low, high) == (low, high)
+
+
+LAYOUTS = {
+    "rows": lambda x: x.flatten(1).contiguous(),
+    "contiguous": lambda x: x,
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "sequence first": lambda x: x.flatten(2).permute(2, 0, 1).contiguous().permute(1, 2, 0),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("world", [2, 3])
+def test_an_example_has_the_mask_of_dropout_that_it_has_in_one_process(monkeypatch, world, layout):
+    x = torch.randn(3 * world, 4, 5, 5)
+    theirs, ours = nn.Dropout(0.3), Dropout(0.3)
+
+    def masked(layer: nn.Module, part: Tensor) -> Tensor:
+        torch.manual_seed(5)
+        return torch.cat([layer(LAYOUTS[layout](part)), layer(LAYOUTS[layout](2 * part))], dim=1)
+
+    whole = masked(theirs, x)
+    assert 0.2 < float((whole == 0).double().mean()) < 0.4
+    assert torch.equal(masked(ours, x), whole)
+    monkeypatch.setattr(ranks, "world", lambda: world)
+    parts = []
+    for rank in range(world):
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        parts.append(masked(ours, x.chunk(world)[rank]))
+    assert torch.equal(torch.cat(parts), whole)
+    assert torch.equal(ours.eval()(x), x)
+    assert torch.equal(Dropout(0.0)(x), x)

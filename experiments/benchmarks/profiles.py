@@ -66,7 +66,7 @@ def profiled(module: Any, rounds: int) -> tuple[profile, float]:
 
 def of_family(family: str) -> str:
     """Profile each stage of a family, and say first what holds it."""
-    words = [f"model={family}", "data=digits", "budget.seconds=null", "budget.images=100000", "trainer.threads=1"]
+    words = [f"model={family}", "data=digits", "budget.images=100000", "trainer.threads=1"]
     config = preflight("train", [*words, "trainer.precision=32-true"])[0]
     module = prepare(config, None, []).module
     module.plan()

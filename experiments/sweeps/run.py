@@ -21,7 +21,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 WORDS = [
     *("-m", "--config-dir", str(HERE / "conf"), "model=faulty", "data=moons", "seed=" + ",".join(map(str, range(20)))),
-    *("budget.images=640", "budget.seconds=null", "trainer.batch_size=64", "trainer.threads=1", "trainer.grids=0"),
+    *("budget.images=640", "trainer.batch_size=64", "trainer.threads=1", "trainer.grids=0"),
     *("metrics.n=100", "metrics.events=16", "timeout=60"),
 ]
 

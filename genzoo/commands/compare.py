@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from genzoo.commands.config import UsageError
+from genzoo.commands.config import UsageError, build
 
 
 def compare(config: dict[str, Any]) -> Path:
@@ -18,31 +19,50 @@ def compare(config: dict[str, Any]) -> Path:
     Raises:
         ValueError: in one line, for what the user can mend.
     """
+    from genzoo.training.loggers import project_of, redacted_environment, wandb_mode
+
     out = Path(config["out"])
+    logger: Any = build(config["logger"], "logger") if config.get("logger") else None
     if config["workspace"] is not None:
         from genzoo.report.wandb_view import workspace
 
         entity, _, project = config["workspace"].partition("/")
-        print(f"workspace: {workspace(entity, project, out, online=_has_login())}", flush=True)
+        online = wandb_mode("auto") == "online"
+        print(f"workspace: {workspace(entity, project, out, online=online)}", flush=True)
     if config["runs"] is None:
         return out
     page = write(config["runs"], out, config["title"])
-    section = config.get("logger")
-    if section:
+    if logger:
         from genzoo.report.wandb_view import log
 
-        mode = section["mode"]
-        online = mode != "offline" and _has_login()
-        if mode == "online" and not online:
-            raise UsageError("logger.mode=online needs a key: run `wandb login`, or say logger.mode=offline")
-        print(f"wandb: {log(config['runs'], out, section['project'], section['group'], online=online)}", flush=True)
+        mode = wandb_mode(logger.mode)
+        if mode != "disabled":
+            with redacted_environment():
+                where = log(
+                    config["runs"],
+                    out,
+                    project_of(logger.project),
+                    logger.group,
+                    entity=logger.entity,
+                    tags=logger.tags,
+                    online=mode == "online",
+                )
+            print(f"wandb: {where}", flush=True)
     return page
 
 
-def _has_login() -> bool:
-    from genzoo.training.loggers import has_wandb_key
+def check_out(out: Path) -> None:
+    """Refuse a folder that cannot be written to, before any run is read; it is not made yet.
 
-    return has_wandb_key()
+    Raises:
+        ValueError: saying what is wrong with it.
+    """
+    from genzoo.runs import check_writable
+
+    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if os.path.lexists(folder))
+    if not there.is_dir():
+        raise UsageError(f"out={out}: {there} is no folder")
+    check_writable(there, f"out={out}")
 
 
 def write(folders: Sequence[str], out: Path, title: str | None = None) -> Path:
@@ -61,6 +81,7 @@ def write(folders: Sequence[str], out: Path, title: str | None = None) -> Path:
     from genzoo.report import leaderboard, page, records, texts
     from genzoo.runs import write_atomically
 
+    check_out(out)
     found, broken = records.read(records.find(folders))
     tables = leaderboard.tables(leaderboard.rows(found))
     unfinished = [f"{record.name}: {why}" for record in found if (why := record.unscored)] + broken

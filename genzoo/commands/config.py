@@ -12,21 +12,25 @@ import difflib
 import functools
 import importlib
 import inspect
+import itertools
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override, RangeSweep
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -40,12 +44,14 @@ if TYPE_CHECKING:
 
 MAY_CHANGE = ("resume", "trust", "timeout", *(key for key in OF_NO_MATTER if "." in key))  # where a run is gone on with
 
+LIMITS = ("images", "seconds", "flops")  # of a budget
 VERBS = ("train", "sample", "evaluate", "compare")
 PACKAGE = Path(__file__).resolve().parent.parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 
-# What Hydra raises for a command line that does not compose.
-COMPOSING = (HydraException, OmegaConfBaseException, ValueError)
+# What Hydra and OmegaConf raise for a command line that does not compose.
+COMPOSING = (HydraException, OmegaConfBaseException, ValueError, AttributeError, TypeError, LookupError, AssertionError)
+MOST_JOBS = 10_000  # of a sweep; Hydra lists all of them before the first
 
 # How a constructor says that its arguments do not do, or stumbles over them, as over a network of another kind;
 # RuntimeError is torch's word for negative and for giant sizes.
@@ -143,6 +149,46 @@ def _parse(text: str) -> Override:
         ) from error
 
 
+class _Options:
+    """The choices of groups, as ``glob(...)`` looks for them: those of ``--config-dir`` are known to Hydra later.
+
+    Args:
+        names: of the choices of one group.
+    """
+
+    def __init__(self, names: list[str]):
+        self.names = names
+
+    def get_group_options(self, group: str, results_filter: Any = None) -> list[str]:
+        return self.names
+
+
+def _count(override: Override) -> int:
+    """Return how many values an override has, without listing them.
+
+    Raises:
+        UsageError: where it has none.
+    """
+    if not override.is_sweep_override() or override.is_interval_sweep():
+        return 1
+    value: Any = override.value()
+    if isinstance(value, RangeSweep):
+        start, stop, step = (Decimal(str(number)) for number in (value.start, value.stop, value.step))
+        count = max(0, math.ceil((stop - start) / step)) if step and (stop - start).is_finite() else 0
+    elif isinstance(value, Glob):
+        options = override.config_loader.get_group_options(override.key_or_group) if override.config_loader else []
+        if not options:
+            raise UsageError(f"{override.input_line}: glob(...) chooses among the files of a group, which this is not")
+        count = len(value.filter(options))
+        if not count:
+            raise UsageError(f"{override.input_line}: matches none of {', '.join(options)}")
+    else:
+        count = len(value.list)
+    if not count:
+        raise UsageError(f"{override.input_line}: has no values")
+    return count
+
+
 def _first(override: Override) -> str:
     """Return one override of a sweep, as text: the first of its choices, or where an interval begins."""
     if not override.is_sweep_override():
@@ -158,6 +204,77 @@ def one_comparison(verb: str, overrides: Sequence[str]) -> list[str]:
     """Take ``compare runs=a,b`` for one list of folders, not for a sweep."""
     pattern = re.compile(r"^runs=([^\[{'\"]*,.*)$")
     return [pattern.sub(r"runs=[\1]", word) if verb == "compare" else word for word in overrides]
+
+
+def one_budget(verb: str, overrides: Sequence[str], config_dir: str | None = None) -> list[str]:
+    """List the overrides by which limits of the budget that were named clear those that were not.
+
+    What is typed comes before what files say, an experiment or a recipe before the preset, the later file before the
+    earlier one: the last of them that names a limit names all that there are. A limit that is null is not named.
+
+    Args:
+        verb: the command.
+        overrides: the rest of the command line; of several values of a key one.
+        config_dir: a further directory of configurations.
+
+    Returns:
+        ``budget.seconds=null`` and the like, for what would be in force otherwise.
+    """
+    if verb != "train":
+        return []
+    try:
+        said = {override.key_or_group: override.value() for override in map(_parse, overrides)}
+    except (UsageError, HydraException):  # which composing refuses in better words
+        return []
+    named = {name for name, value in _limits_of(said).items() if value is not None}
+    if named:
+        return [f"budget.{name}=null" for name in LIMITS if name not in named]
+    if not config_dir and not said.keys() & {"experiment", "hydra.searchpath"}:
+        return []  # the project's own recipes name no limit
+    levels = [*_budgets_of_files(verb, overrides, config_dir), _limits_of(said)]
+    merged = dict(itertools.chain.from_iterable(limits.items() for limits in levels))
+    while levels and not named:  # what a later level makes null, no earlier one names
+        named = {name for name, value in levels.pop().items() if value is not None and merged[name] is not None}
+    return [f"budget.{name}=null" for name in LIMITS if merged.get(name) is not None and name not in named]
+
+
+def _limits_of(keys: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: keys[f"budget.{name}"] for name in LIMITS if f"budget.{name}" in keys}
+
+
+def _budgets_of_files(verb: str, overrides: Sequence[str], config_dir: str | None) -> list[dict[str, Any]]:
+    """Read what each file of a composition says of the budget's limits, in the order in which they are merged."""
+    typed: list[Any] = [o.value() for o in map(_parse, overrides) if o.key_or_group == "hydra.searchpath"]
+    places = [str(place).removeprefix("file://") for value in typed for place in (value or [])]
+    homes = [CONF, *map(Path, [*([config_dir] if config_dir else []), *places])]
+    try:
+        with _open_loader() as loader:
+            words = [*_searching(config_dir), *overrides]
+            files = loader.compute_defaults_list(verb, words, RunMode.RUN).defaults
+    except COMPOSING:
+        return []
+    found = []
+    for file in files:
+        path = next((path for home in homes if (path := home / f"{file.config_path}.yaml").is_file()), None)
+        package = [part for part in (file.package or "").split(".") if part not in ("", "_global_")]
+        if path is None or "budget" not in (package or [path.read_text(errors="replace")])[0]:
+            continue
+        with contextlib.suppress(yaml.YAMLError, OSError):  # which Hydra refuses
+            content = yaml.safe_load(path.read_bytes())
+            for part in reversed(package):
+                content = {part: content}
+            found.append(_limits_of(dict(_leaves(content))))
+    return found
+
+
+@contextlib.contextmanager
+def _open_loader() -> Iterator[ConfigLoader]:
+    """Return the loader of configurations that Hydra has at work, or open one."""
+    if GlobalHydra.instance().is_initialized():
+        yield GlobalHydra.instance().config_loader()
+        return
+    with _hydra() as loader:
+        yield loader
 
 
 def preflight(
@@ -192,17 +309,23 @@ def preflight(
             if override.is_sweep_override() and not sweep:
                 raise UsageError(f"{override.input_line}: several values need -m, which trains one run for each")
             _check_choice(verb, loader, override, config_dir)
+        if (jobs := math.prod(map(_count, parsed))) > MOST_JOBS:
+            raise UsageError(f"a sweep of {jobs:,} jobs: at most {MOST_JOBS:,} are started at a time")
         _check_resume(verb, parsed, sweep)
         try:
-            config = compose(verb, [*search, *map(_first, parsed)], return_hydra_config=True)
+            firsts = list(map(_first, parsed))
+            cleared = one_budget(verb, firsts, config_dir)
+            config = compose(verb, [*search, *firsts, *cleared], return_hydra_config=True)
         except COMPOSING as error:
             raise _explain(verb, parsed, search, error) from error
-    choices = dict(config.hydra.runtime.choices)
+    choices, named = dict(config.hydra.runtime.choices), names_sampler(config.hydra)
+    if sweep:
+        _check_sweeper(config.hydra, parsed)
     with open_dict(config):
         del config["hydra"]
     if not values:
         return None
-    plain = validate(verb, config)
+    plain = validate(verb, config, named)
     if config_dir and "trust" in plain:
         from genzoo.commands.trust import named_in
 
@@ -224,7 +347,8 @@ def help_text(verb: str, overrides: Sequence[str], config_dir: str | None = None
             choices.setdefault(path.parent.relative_to(home).as_posix(), set()).add(path.stem)
     groups = [f"{group}: {', '.join(sorted(names))}" for group, names in sorted(choices.items())]
     with _hydra():
-        config = compose(verb, [*_searching(config_dir), *overrides], return_hydra_config=True)
+        cleared = one_budget(verb, overrides, config_dir)
+        config = compose(verb, [*_searching(config_dir), *overrides, *cleared], return_hydra_config=True)
     template = Template(config.hydra.help.template)
     with open_dict(config):
         del config["hydra"]
@@ -257,19 +381,49 @@ def _check_choice(verb: str, loader: ConfigLoader, override: Override, config_di
     group = override.key_or_group
     options = loader.get_group_options(group, results_filter=ObjectType.CONFIG)
     options += [path.stem for path in Path(config_dir, group).glob("*.yaml")] if config_dir else []
+    override.config_loader = cast(Any, _Options(sorted(set(options))))
     if not options or override.is_delete():
         return
     value = override.value()
     if override.is_interval_sweep():
         raise UsageError(f"{override.input_line}: choose from {', '.join(options)}")
-    several = list(override.sweep_string_iterator()) if override.is_sweep_override() else value
-    for choice in several if isinstance(several, list) else [several]:
+    if isinstance(value, list) and not override.is_sweep_override():
+        raise UsageError(f"{override.input_line}: one choice, not a list; with -m several, {group}=a,b")
+    if _count(override) > MOST_JOBS:  # of a range, which is no choice
+        raise UsageError(f"{override.input_line}: choose from {', '.join(options)}")
+    several = [value]
+    if override.is_sweep_override():
+        key = override.get_key_element()
+        several = [_parse(f"{key}={text}").value() for text in override.sweep_string_iterator()]
+    for choice in several:
         field = SCHEMAS[verb].model_fields.get(group)
         if choice is None and field is not None and not field.is_required():
             raise UsageError(f"{group}=null: say ~{group} to leave it out")
         name = "null" if choice is None else str(choice)
         if name not in options:
             raise UsageError(f"unknown {group} '{name}': {nearest(name, options)}")
+
+
+def _check_sweeper(hydra: DictConfig, overrides: Sequence[Override]) -> None:
+    """Refuse what the chosen sweeper cannot do, before Hydra or a library below it raises.
+
+    Raises:
+        UsageError: naming the override.
+    """
+    target = str(hydra.sweeper.get("_target_") if isinstance(hydra.sweeper, DictConfig) else hydra.sweeper)
+    if not is_full_name(target):
+        raise UsageError(f"hydra.sweeper={target}: choose one by hydra/sweeper=basic or hydra/sweeper=optuna")
+    if target.endswith(".BasicSweeper"):
+        for override in overrides:
+            if override.is_interval_sweep():
+                raise UsageError(
+                    f"{override.input_line}: an interval is for a search, hydra/sweeper=optuna; else say several values"
+                )
+    storage = hydra.sweeper.get("storage")
+    if "optuna" in target and storage is not None:
+        raise UsageError(
+            f"hydra.sweeper.storage={storage}: the sweeper for Optuna keeps no search in a file or a data base; leave it out"
+        )
 
 
 def _explain(verb: str, overrides: Sequence[Override], search: list[str], error: Exception) -> UsageError:
@@ -290,12 +444,55 @@ def _explain(verb: str, overrides: Sequence[Override], search: list[str], error:
     return UsageError(one_line(error))
 
 
-def validate(verb: str, config: DictConfig) -> dict[str, Any]:
+def names_sampler(hydra: Any) -> bool:
+    """Whether the command line, or the experiment that it chooses, names a sampler or a setting of one.
+
+    Such a sampler scores the run, however many evaluations it takes, where ``metrics.max_nfe`` is not said too.
+
+    Args:
+        hydra: its section of a composed configuration.
+    """
+    keys = [_parse(word).get_key_element().lstrip("+~") for word in hydra.overrides.task]
+    if "metrics.max_nfe" in keys:
+        return False
+    if any("sampler" in re.split(r"[/.@]", key) for key in keys):
+        return True
+    homes = [Path(source.path) for source in hydra.runtime.config_sources if source.provider != "hydra" and source.path]
+    left, seen = [str(hydra.runtime.choices.get("experiment"))], set[str]()
+    while left:
+        name = left.pop()
+        for path in (home / "experiment" / f"{name}.yaml" for home in homes):
+            if name in seen or not path.is_file():
+                continue
+            plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+            if any("sampler" in key.split(".") for key, _ in _leaves(plain)):
+                return True
+            for entry in plain.get("defaults") or [] if isinstance(plain, dict) else []:
+                groups = entry if isinstance(entry, dict) else {"experiment": entry}  # the group of the file itself
+                words = {
+                    word: str(choice) for group, choice in groups.items() for word in re.split(r"[ /.@]", str(group))
+                }
+                if "sampler" in words:
+                    return True
+                left += [words["experiment"].rpartition("/")[2]] if "experiment" in words else []
+        seen.add(name)
+    return False
+
+
+def validate(verb: str, config: DictConfig, named: bool = False) -> dict[str, Any]:
     """Check the values of a composed configuration and return it as plain types.
+
+    Args:
+        verb: the command.
+        config: composed.
+        named: whether a sampler was named, which then scores a training's run without a limit on its evaluations.
 
     Raises:
         UsageError: naming the full key.
     """
+    if named and verb == "train" and "metrics" in config:
+        with open_dict(config):
+            config.metrics.max_nfe = None
     for key, value in _leaves(OmegaConf.to_container(config, resolve=False)):
         if value == "???":
             example = "outputs/vae-digits/20260101-120000-000000-abcdef" if key == "run" else "..."
@@ -541,12 +738,16 @@ def _tuples(value: Any) -> Any:
 
 
 def pick_precision(name: str, device: str) -> str:
-    """Turn "auto" into bf16 autocast where the processor computes in it, else float32."""
+    """Turn "auto" into bf16 autocast where the processor computes in it, else float32; older GPUs (V100, T4) emulate it."""
     import torch
 
     if name != "auto":
         return name
-    native = torch.cuda.is_bf16_supported() if device == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    native = (
+        torch.cuda.is_bf16_supported(including_emulation=False)
+        if device == "cuda"
+        else torch.cpu._is_avx512_bf16_supported()
+    )
     return "bf16-mixed" if native else "32-true"
 
 
@@ -562,6 +763,8 @@ def pick_device(name: str, key: str = "device") -> str:
     """
     import torch
 
+    if name.partition(":")[0] == "mps":
+        raise UsageError(f"{key}={name}: the GPUs of Apple's machines are not supported; say {key}=cpu")
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():

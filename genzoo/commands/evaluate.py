@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from genzoo.commands.config import UsageError, build, check_section, pick_device
-from genzoo.commands.score import Subject, check_settings, compare, pick_network, score
+from genzoo.commands.notes import note
+from genzoo.commands.score import EVALUATIONS, NotKept, Subject, check_settings, compare, kept, pick_network, score
+from genzoo.commands.train import resources
+from genzoo.console import log_stderr
+from genzoo.environment import usable_cores
 
 
 def evaluate(config: dict[str, Any]) -> None:
@@ -14,20 +19,36 @@ def evaluate(config: dict[str, Any]) -> None:
 
     Raises:
         ValueError: in one line, for what the user can mend.
+        ResourceError: where the memory or the disk is full.
+        NotKept: where the scores were printed and could not be written down.
     """
-    if config["samples"] is not None:
-        evaluate_samples(config)
-    else:
-        evaluate_run(config)
+    import torch
+
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))  # of a container, which OpenMP does not know
+    evaluated = config["run"] if config["samples"] is None else config["samples"]
+    try:
+        with resources(Path(evaluated), config["metrics"]["batch_size"], "metrics.batch_size"):
+            if config["samples"] is not None:
+                evaluate_samples(config)
+            else:
+                evaluate_run(config)
+    except NotKept as error:
+        show(error.result)
+        raise
 
 
 def evaluate_run(config: dict[str, Any]) -> None:
     """Score a run on its own data."""
     from genzoo.commands.load import load
+    from genzoo.commands.train import sha256_of
     from genzoo.data import DataSet
+    from genzoo.metrics.enough import check_references
     from genzoo.runs import Run
 
     run = Run(config["run"])
+    run.check_writable()  # scores are written into it
+    if not os.access(run.path, os.W_OK) or not os.access(run.path / "results", os.W_OK):
+        log_stderr(f"run={run.path}: cannot be written to: the scores will be shown and not be kept")
     own = run.config
     if not isinstance(own.get("data"), dict):
         raise UsageError(f"{run.path / 'config.yaml'}: names no data")
@@ -35,6 +56,8 @@ def evaluate_run(config: dict[str, Any]) -> None:
     at_training = at_training if isinstance(at_training, dict) else {}
     unsaid = {name: at_training.get(name, default) for name, default in (("n", 0), ("num_samples", 1))}
     settings = {**config["metrics"], **{key: value for key, value in unsaid.items() if config["metrics"][key] is None}}
+    if settings.get("max_nfe") == "training":
+        settings["max_nfe"] = at_training.get("max_nfe", EVALUATIONS)
     try:
         section, settings = check_section("data", own["data"]), check_section("metrics", settings)
     except UsageError as error:
@@ -49,6 +72,11 @@ def evaluate_run(config: dict[str, Any]) -> None:
         raise UsageError(
             f"{run.path / 'config.yaml'}: data.source._target_={section['source']['_target_']}: makes no data"
         )
+    for line in data.notes:
+        note(line)
+    if run.status.get("data_sha256") not in (None, sha256_of(data)):
+        note(f"warning: run={run.path}: its data or their split have changed; it may have been trained on test images")
+    check_references({name: len(split.x) for name, split in data.splits.items()}, network, settings["force"])
     result = score(
         model,
         Subject(data, section["name"], bool(section.get("flip"))),
@@ -67,27 +95,56 @@ def evaluate_samples(config: dict[str, Any]) -> None:
     """Score a folder of pictures or an array that any program has made."""
     import torch
 
-    from genzoo.data.pictures import read_samples
+    from genzoo.data.pictures import check_range, read_samples
+    from genzoo.metrics.enough import check_references
+    from genzoo.metrics.evaluator import stored
     from genzoo.metrics.reference import sha256_of
     from genzoo.runs import now, to_json, write_atomically
 
     section = config["data"]
+    source = section["source"]
+    if "test_fraction" in source and source["test_fraction"] is None:  # all of a folder, where nobody says otherwise
+        source = {**source, "test_fraction": 0}
     path = Path(config["samples"])
     out = Path(config["out"] or f"{path.with_suffix('') if path.is_file() else path}.scores.json")
-    if not out.parent.is_dir():
-        raise UsageError(f"out={out}: there is no directory {out.parent}")
-    data = build(section["source"], "data")
-    x = read_samples(path, data.shape, data.levels)
+    check_out(out)
+    data = build(source, "data")
+    for line in data.notes:
+        note(line)
+    x = read_samples(path, data.shape, data.levels, note)
     settings = {**config["metrics"], "n": len(x)}
     network = pick_network(settings, section, needed=True)
-    setting = {"samples": path.name, "samples_sha256": sha256_of(x)}
+    check_references({name: len(split.x) for name, split in data.splits.items()}, network, settings["force"])
+    odd = check_range(x, stored(next(iter(data.splits.values())).x, data.levels), data.levels)
+    if odd and odd.certain and not settings["force"]:
+        raise UsageError(f"samples={path}: {odd.text}; metrics.force=true scores them all the same, with a mark")
+    setting = {"samples": path.name, "samples_sha256": sha256_of(x), **({"range": odd.text} if odd else {})}
     device = torch.device(pick_device(config["device"]))
     subject = Subject(data, section["name"], bool(section["flip"]))
     metrics, warnings = compare(x, None, subject, settings, setting, network and network.to(device), device)
+    if odd:
+        warnings = [f"samples={path}: {odd.text}", *warnings]
+        note(f"warning: {warnings[0]}")
     result = {"scored": now(), "metrics": metrics, "warnings": warnings}
-    write_atomically(out, to_json(result))
+    with kept(result, out):
+        write_atomically(out, to_json(result))
     show(result)
     print(f"scores: {out}")
+
+
+def check_out(out: Path) -> None:
+    """Refuse a file that cannot be written, before anything is scored.
+
+    Raises:
+        ValueError: saying what is wrong with it.
+    """
+    from genzoo.runs import check_writable
+
+    if not out.parent.is_dir():
+        raise UsageError(f"out={out}: there is no directory {out.parent}")
+    if out.is_dir():
+        raise UsageError(f"out={out}: is a folder already")
+    check_writable(out.parent, f"out={out}")
 
 
 def show(result: dict[str, Any]) -> None:
@@ -127,7 +184,7 @@ def how(card: dict[str, Any]) -> str:
         f"n={protocol['n']}" if "n" in protocol else None,
         f"{protocol['n_fake']} samples" if "n_fake" in protocol else None,
         f"{protocol['n_real']} real" if "n_real" in protocol else None,
-        "forced: too few samples" if "forced" in protocol else None,
+        f"forced: {protocol['forced']}" if "forced" in protocol else None,
         f"k={setting['num_samples']}" if "num_samples" in setting else None,
         f"nfe={protocol.get('nfe') or setting.get('nfe')}" if "nfe" in protocol or "n_fake" in protocol else None,
         protocol.get("device"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ import torch
 from genzoo.commands.config import REFUSALS, UsageError, build, misfit, pick_device
 from genzoo.model import Composite, Denoiser, GenerativeModel, frozen
 from genzoo.runs import Run
-from genzoo.training.checkpoints import latest, load_weights
+from genzoo.training.checkpoints import latest, load_file, load_weights
+
+PARENTS = "parents"  # folder of a run, with the weights of the finished models that its training builds on
 
 
 def load(
@@ -58,19 +60,58 @@ def load(
     return model.to(pick_device(device)).eval().requires_grad_(False)
 
 
+LOAD, FROZEN = f"{load.__module__}.{load.__name__}", f"{frozen.__module__}.{frozen.__name__}"
+
+
 def inlined(node: Any) -> Any:
     """Replace every model of a run in a configuration by that run's own model, whose weights are fixed.
 
-    What is written into a new run then needs no other run: the weights travel in its checkpoints, and its configuration
+    What is written into a new run then needs no other run: the weights lie in its folder ``parents``, and its configuration
     names no command, which a stranger's may not.
     """
     if isinstance(node, list):
         return [inlined(item) for item in node]
     if not isinstance(node, dict):
         return node
-    if node.get("_target_") == f"{load.__module__}.{load.__name__}":
-        return {"_target_": f"{frozen.__module__}.{frozen.__name__}", "model": Run(node["run"]).config["model"]}
+    if node.get("_target_") == LOAD:
+        return {"_target_": FROZEN, "model": Run(node["run"]).config["model"]}
     return {key: inlined(value) for key, value in node.items()}
+
+
+def with_parents(
+    node: Any, key: str, make: Callable[[Any, str], Any], folder: Path | None = None
+) -> tuple[Any, dict[str, GenerativeModel]]:
+    """Build the models of finished runs that a configuration of a model holds.
+
+    Args:
+        node: plain types.
+        key: where the node stands.
+        make: builds what a node describes, given the node and its key.
+        folder: that has their weights, of a run that is gone on with; None for a new run, which names the others.
+
+    Returns:
+        The configuration with the models in the place of their descriptions, and the models by their keys.
+
+    Raises:
+        RunError: for weights that are missing, damaged or another model's.
+    """
+    if isinstance(node, list):
+        items = {str(i): (item, f"{key}[{i}]") for i, item in enumerate(node)}
+    elif not isinstance(node, dict):
+        return node, {}
+    elif node.get("_target_") == (FROZEN if folder else LOAD):
+        parent = make(node, key)
+        if not isinstance(parent, GenerativeModel):
+            raise UsageError(f"{key}: {type(parent).__name__} is no generative model")
+        if folder and folder.is_dir():
+            load_file(folder, f"{key}.safetensors", parent)
+        return parent, {key: parent}
+    else:
+        items = {name: (item, f"{key}.{name}") for name, item in node.items()}
+    built = {name: with_parents(item, path, make, folder) for name, (item, path) in items.items()}
+    parents = {path: parent for _, found in built.values() for path, parent in found.items()}
+    whole = {name: item for name, (item, _) in built.items()}
+    return list(whole.values()) if isinstance(node, list) else whole, parents
 
 
 def walker(model: GenerativeModel) -> GenerativeModel:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import io
-import tempfile
+import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from genzoo.commands.config import UsageError, pick_device
+from genzoo.commands.config import UsageError, nearest, pick_device
+from genzoo.commands.train import resources
+from genzoo.environment import usable_cores
+
+OURS = re.compile(r"\d{6,}\.png")  # names of pictures in a folder of samples
 
 
 def sample(config: dict[str, Any]) -> None:
@@ -15,15 +21,24 @@ def sample(config: dict[str, Any]) -> None:
 
     Raises:
         ValueError: in one line, for what the user can mend.
+        ResourceError: where the memory or the disk is full.
     """
+    with resources(Path(config["out"]), config["batch_size"], "batch_size"):
+        _sample(config)
+
+
+def _sample(config: dict[str, Any]) -> None:
     import numpy as np
     import torch
 
     from genzoo.commands.load import load
-    from genzoo.data.pictures import as_bytes, grid, save_png, save_scatter
+    from genzoo.data.pictures import CHANNELS, as_bytes, grid, save_png, save_scatter
+    from genzoo.prob.precision import full_float32
     from genzoo.prob.random import SampleStreams
     from genzoo.runs import write_atomically
+    from genzoo.training.module import compile_networks
 
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))  # of a container, which OpenMP does not know
     out = Path(config["out"])
     check_out(out)
     model = load(
@@ -33,18 +48,22 @@ def sample(config: dict[str, Any]) -> None:
         sampler=config.get("sampler"),
         trust=config["trust"],
     )
-    if config["y"] is not None and not config["y"] < model.num_classes:
-        have = f"classes 0..{model.num_classes - 1}" if model.num_classes else "no classes"
-        raise UsageError(f"y={config['y']}: this model has {have}")
+    label = None if config["y"] is None else class_number(config["y"], model.num_classes, class_names(config["run"]))
+    if label is not None and model.class_probs[label] == 0:
+        raise UsageError(f"y={config['y']}: this model has seen no image of this class, of which it would draw noise")
+    if model.levels is not None and out.suffix != ".npz" and model.shape[0] not in CHANNELS:
+        raise UsageError(f"out={out}: images of {model.shape[0]} channels go into an .npz; a picture has 1 or 3")
     if model.levels is None and not out.suffix:
         raise UsageError(f"out={out}: vectors go into a .png or an .npz")
 
+    if config["compile"]:
+        compile_networks(model, dynamic=False)
     half = torch.autocast(model.device.type, torch.bfloat16, enabled=config["precision"] == "bf16-mixed")
     parts, nfe = [], 0
     for start in range(0, config["n"], config["batch_size"]):
         rows = range(start, min(start + config["batch_size"], config["n"]))
-        y = None if config["y"] is None else torch.full((len(rows),), config["y"], device=model.device)
-        with half:
+        y = None if label is None else torch.full((len(rows),), label, device=model.device)
+        with half, full_float32():
             x, nfe, _ = model.sample(len(rows), y, rng=SampleStreams(config["seed"], rows, device=model.device))
         parts.append(x.cpu())
     x = torch.cat(parts)
@@ -59,8 +78,12 @@ def sample(config: dict[str, Any]) -> None:
         save_png(file, grid(images))
     else:
         out.mkdir(exist_ok=True)
+        for path in older_samples(out):
+            path.unlink()
         for i, image in enumerate(images):
-            save_png(out / f"{i:06d}.png", image)
+            file = io.BytesIO()
+            save_png(file, image, marked=True)
+            write_atomically(out / f"{i:06d}.png", file.getvalue(), durable=False)
     if out.suffix:
         write_atomically(out, file.getvalue())
     print(f"{config['n']} samples, {nfe} evaluations each: {out}")
@@ -70,15 +93,78 @@ def check_out(out: Path) -> None:
     """Refuse a place that cannot be written to, before anything is drawn.
 
     Raises:
-        UsageError: saying what is wrong with it.
+        ValueError: saying what is wrong with it.
     """
+    from genzoo.runs import check_writable
+
     if out.suffix not in (".png", ".npz", ""):
         raise UsageError(f"out={out}: write a .png, an .npz, or a folder without a suffix")
     if not out.parent.is_dir():
         raise UsageError(f"out={out}: there is no directory {out.parent}")
     if out.exists() and out.is_dir() == bool(out.suffix):
         raise UsageError(f"out={out}: is a {'folder' if out.is_dir() else 'file'} already")
-    try:
-        tempfile.TemporaryFile(dir=out if out.is_dir() else out.parent).close()
-    except OSError as error:
-        raise UsageError(f"out={out}: cannot be written to: {error.strerror}") from error
+    if out.is_dir():
+        older_samples(out)
+    check_writable(out if out.is_dir() else out.parent, f"out={out}")
+
+
+def older_samples(out: Path) -> list[Path]:
+    """List the pictures of an earlier call in a folder, which are ours to replace; hidden files are nobody's samples.
+
+    Raises:
+        UsageError: where anything else is in the folder, which would be mixed with the samples.
+    """
+    from genzoo.data.pictures import is_marked
+
+    found = sorted(path for path in out.iterdir() if not path.name.startswith("."))
+    strange = [path.name for path in found if not (OURS.fullmatch(path.name) and is_marked(path))]
+    if strange:
+        raise UsageError(
+            f"out={out}: holds what genzoo sample did not write, such as {strange[0]} ({len(strange)} in all), and would mix "
+            "it with the samples: choose a new or an empty folder"
+        )
+    return found
+
+
+def class_names(run: str) -> list[str]:
+    """Return the names of the classes that a run, which may be anybody's, keeps; none where it keeps none."""
+    from genzoo.runs import Run
+
+    names = Run(run).status.get("classes")
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
+
+
+def class_number(y: int | str, num_classes: int, names: Sequence[str]) -> int:
+    """Find the number of a class by its number or its name.
+
+    A number that is no class's number is looked for among the names, as of folders 1995, 1996 and so on.
+
+    Args:
+        y: what was asked for.
+        num_classes: of the model.
+        names: of the classes, if they are known.
+
+    Raises:
+        UsageError: for what is neither, and a number that is one class's number and another one's name.
+    """
+    if not num_classes:
+        raise UsageError(f"y={y}: this model has no classes")
+    names = names if len(names) == num_classes else []
+    if isinstance(y, int) and y < num_classes:
+        if str(y) in names and names[y] != str(y):
+            raise UsageError(
+                f"y={y}: is the number of class {names[y]} and the name of class number {names.index(str(y))}: quote the "
+                f"name of the one that is meant, y={quoted(names[y])} or y={quoted(str(y))}"
+            )
+        return y
+    if str(y) in names:
+        return names.index(str(y))
+    if names:
+        raise UsageError(f"y={y}: this model has the classes 0..{num_classes - 1}, by name: {nearest(str(y), names)}")
+    by_name = "" if isinstance(y, int) else ", and its run does not keep their names"
+    raise UsageError(f"y={y}: this model has the classes 0..{num_classes - 1}{by_name}")
+
+
+def quoted(name: str) -> str:
+    """Quote a name for the shell and for Hydra."""
+    return f"'{json.dumps(name, ensure_ascii=False)}'"

@@ -9,7 +9,17 @@ import os
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from genzoo.commands.config import is_full_name
@@ -27,12 +37,29 @@ def _is_full_name(text: str) -> str:
     return text
 
 
+def _is_class(value: Any) -> Any:
+    if value is None or (isinstance(value, str) and value):
+        return value
+    if not isinstance(value, int):
+        raise PydanticCustomError("class", "must be the name or the number of a class")
+    if not 0 <= value < 2**63:
+        raise PydanticCustomError("class", "the number of a class is at least 0")
+    return value
+
+
 def _names_a_class(node: dict[str, Any]) -> dict[str, Any]:
     if "_target_" not in node:
         raise PydanticCustomError("node", "names no class; give it a _target_")
     return node
 
 
+def _is_device(name: Any) -> Any:
+    if str(name).partition(":")[0] == "mps":
+        raise PydanticCustomError("device", "the GPUs of Apple's machines are not supported; say cpu")
+    return name
+
+
+Device = Annotated[Literal["auto", "cpu", "cuda"], BeforeValidator(_is_device)]
 Positive = Annotated[int, Field(gt=0, lt=2**63)]
 NonNegative = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(gt=0, le=2**20)]
@@ -42,6 +69,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Place = Annotated[str, Field(min_length=1), AfterValidator(_is_path)]
 Name = Annotated[str, AfterValidator(_is_full_name)]
 Node = Annotated[dict[str, Any], AfterValidator(_names_a_class)]
+ClassOrNumber = Annotated[int | str | None, PlainValidator(_is_class)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -68,11 +96,12 @@ class Section(BaseModel):
 
 
 class Trainer(Section):
-    accelerator: Literal["auto", "cpu", "cuda"]
+    accelerator: Device
     devices: Annotated[int, Field(gt=0, le=1024)] = 1
     nodes: Annotated[int, Field(gt=0, le=1024)] = 1
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "64-true"]
     compile: bool = False
+    deterministic: bool = False
     channels_last: bool = False
     threads: Annotated[int, Field(gt=0, le=1024)] | None
     batch_size: Count
@@ -100,6 +129,48 @@ class Budget(Section):
         return self
 
 
+def _is_printable(text: str) -> str:
+    if not text.isprintable():
+        raise PydanticCustomError("printable", "holds what cannot be printed")
+    return text
+
+
+Word = Annotated[str, Field(max_length=1000), AfterValidator(_is_printable)]
+Told = Annotated[float, Field(ge=0, le=1e40, allow_inf_nan=False)]
+
+
+class Machine(Section):
+    """The part of a status that says where a run was trained."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    system: Word | None = None
+    cpu: Word | None = None
+    cores: Count | None = None
+
+
+class Status(Section):
+    """What of ``status.json`` is taken over when a run is gone on with; other keys may hold anything."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    state: Literal["running", "failed", "done"] | None = None
+    model: Annotated[str, Field(pattern=r"^[^/\x00-\x1f]{1,100}$")] | None = None
+    job: Word | None = None
+    device: Word | None = None
+    threads: Annotated[int, Field(gt=0, le=1024)] | None = None
+    data_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    versions: dict[Word, Word | None] | None = None
+    machine: Machine | None = None
+    gpu: dict[Word, Word | int | None] | None = None
+    resumed: Annotated[list[dict[str, Any]], Field(max_length=10_000)] | None = None
+    step: NonNegative | None = None
+    images: NonNegative | None = None
+    planned_images: NonNegative | None = None
+    train_seconds: Told | None = None
+    train_flops: Told | None = None
+
+
 class Data(Section):
     name: Annotated[str, Field(pattern=r"^[^/\x00-\x1f]{1,100}$")]
     kind: Literal["image", "plane"]
@@ -109,15 +180,20 @@ class Data(Section):
     flip: bool
     source: Node
     root: Place | None = None
+    test_root: Place | None = None
     size: Side | None = None
     channels: Literal[1, 3] | None = None
-    test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    test_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None
 
     @model_validator(mode="after")
     def is_of_its_kind(self) -> Data:
         kind = "plane" if self.levels is None else "image"
         if len(self.shape) != (3 if kind == "image" else 1):
             raise ValueError(f"data.shape={self.shape}: images are [channels, height, width], vectors [d]")
+        if kind == "image" and self.shape[0] not in (1, 3):
+            raise ValueError(
+                f"data.shape={self.shape}: images have 1 channel (grey) or 3 (colour), as grids and picture files do"
+            )
         if self.kind != kind:
             raise ValueError(
                 f"kind={self.kind}: data={self.name} is of kind {kind}, which follows by itself; leave it out"
@@ -131,6 +207,7 @@ class Metrics(Section):
     num_samples: Count | None
     batch_size: Count
     throughput: Annotated[int, Field(gt=0, le=2**16)]
+    max_nfe: Annotated[int, Field(gt=0)] | Literal["training"] | None = 50
     features: Annotated[str, Field(min_length=1)] | None
     force: bool
     inception_weights: Place | None
@@ -165,6 +242,8 @@ class Train(Section):
                 raise ValueError(f"{part}: {family} has none to choose; leave it out")
         if self.metrics.n is None or self.metrics.num_samples is None:
             raise ValueError("metrics.n=null, metrics.num_samples=null: a number each; null is for evaluate")
+        if self.metrics.max_nfe == "training":
+            raise ValueError("metrics.max_nfe=training: a number, or null for no limit; training is for evaluate")
         if self.sampler and not any("sampler" in owner for owner in (self.model, self.model.get("prior", {}))):
             raise ValueError(f"sampler: {family} samples in one pass and takes no sampler; leave it out")
         classes, known = self.model.get("num_classes", 0), self.data.num_classes
@@ -186,11 +265,12 @@ class Sample(Section):
     n: Annotated[int, Field(gt=0, le=2**24)]
     out: Place
     seed: Seed
-    y: NonNegative | None
+    y: ClassOrNumber
     ema: bool
     batch_size: Count
     precision: Literal["32-true", "bf16-mixed"]
-    device: Literal["auto", "cpu", "cuda"]
+    compile: bool
+    device: Device
     trust: list[Name]
 
 
@@ -203,7 +283,7 @@ class Evaluate(Section):
     data: Data | None = None
     seed: Seed
     ema: bool
-    device: Literal["auto", "cpu", "cuda"]
+    device: Device
     trust: list[Name]
     # What kinds of data say of training, for which there is no use here.
     budget: dict[str, Any] | None = None
@@ -249,5 +329,5 @@ class Compare(Section):
         return self
 
 
-SECTIONS: dict[str, type[Section]] = {"data": Data, "metrics": Metrics}
+SECTIONS: dict[str, type[Section]] = {"data": Data, "metrics": Metrics, "status": Status}
 SCHEMAS: dict[str, type[Section]] = {"train": Train, "sample": Sample, "evaluate": Evaluate, "compare": Compare}

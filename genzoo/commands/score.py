@@ -10,14 +10,16 @@ import contextlib
 import copy
 import functools
 import hashlib
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from genzoo.commands.config import REFUSALS, UsageError, misfit
+from genzoo.commands.devices import device_name
+from genzoo.console import log_stderr, stderr
+from genzoo.runs import ResourceError
 
-EVALUATIONS = 50  # of the network that a sample may take, unless another sampler is asked for
+EVALUATIONS = 50  # of the network that a sample may take where a configuration does not say metrics.max_nfe
 HEUN_STEPS = 25  # two evaluations each but the last
 
 
@@ -39,6 +41,7 @@ def score(
     seed: int,
     ema: bool,
     chosen: bool = False,
+    note: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Measure what the model's abilities allow, and write it into the run.
 
@@ -51,7 +54,28 @@ def score(
         seed: of all noise.
         ema: whether the weights are the averaged ones.
         chosen: whether the user asked for this sampler, however many evaluations it takes.
+        note: called with a sentence where another sampler is used than the model's own.
+
+    Raises:
+        NotKept: where they cannot be written; they are in the error.
     """
+    from genzoo.prob.precision import full_float32
+
+    with full_float32():
+        return _score(model, subject, run, settings, network, seed, ema, chosen, note)
+
+
+def _score(
+    model: Any,
+    subject: Subject,
+    run: Any,
+    settings: dict[str, Any],
+    network: Any,
+    seed: int,
+    ema: bool,
+    chosen: bool,
+    note: Callable[[str], None],
+) -> dict[str, Any]:
     from genzoo.model import Codec, Density
     from genzoo.runs import now
 
@@ -62,26 +86,144 @@ def score(
         "step": status.get("step"),
         "images_seen": status.get("images"),
         "budget": run.config.get("budget"),
+        **({"ended_by": status["ended_by"]} if status.get("ended_by") else {}),
         "train_seed": run.config.get("seed"),
         "seed": seed,
     }
+    with within_evaluations(model, chosen):
+        announce(estimate(model, subject.data, settings), settings, status.get("train_seconds"))
     metrics = likelihood(model, subject.data, settings, setting) if isinstance(model, Density) else {}
     if isinstance(model, Codec):
         metrics |= reconstruction(model, subject.data, settings, setting)
-    with within_evaluations(model, chosen):
-        setting |= {"sampler": sampler_card(model)}
+    with within_evaluations(model, None if chosen else settings.get("max_nfe", EVALUATIONS)) as replaced:
+        sampler, warnings = sampler_card(model), list[str]()
+        if sampler and replaced:
+            sampler["instead_of"] = replaced
+            warnings.append(
+                f"samples are scored with {_brief(sampler)} in the place of {_brief(replaced)}, which takes more than "
+                f"metrics.max_nfe={settings.get('max_nfe', EVALUATIONS)} evaluations"
+            )
+            note(warnings[0])
+        setting |= {"sampler": sampler}
         costs = cost(model, settings, setting, status)
         metrics |= costs
-        warnings: list[str] = []
         if settings["n"]:
             setting |= {"nfe": costs["sampling/nfe"]["value"]}
-            found, warnings = quality(model, subject, settings, setting, network)
+            found, of_samples = quality(model, subject, settings, setting, network)
             metrics |= found
+            warnings += of_samples
     say("")
     result = {"scored": now(), "metrics": metrics, "warnings": warnings}
-    run.write_result(result)
-    run.log(event="scores", step=status.get("step"), values={name: m["value"] for name, m in metrics.items()})
+    values = {name: m["value"] for name, m in metrics.items()}
+    with kept(result, run.path):
+        run.write_result(result)
+        run.log(event="scores", step=status.get("step"), values=values)
     return result
+
+
+class NotKept(ResourceError):
+    """Scores were computed and could not be written down; the message is one line.
+
+    Attributes:
+        result: the scores, to be shown at least.
+    """
+
+    def __init__(self, message: str, result: dict[str, Any]):
+        super().__init__(message)
+        self.result = result
+
+
+@contextlib.contextmanager
+def kept(result: dict[str, Any], place: Any) -> Iterator[None]:
+    """Keep hold of scores that cannot be written down.
+
+    Args:
+        result: the scores.
+        place: where they are written.
+
+    Raises:
+        NotKept: where the place is read-only or full.
+    """
+    try:
+        yield
+    except ResourceError as error:
+        raise NotKept(f"the scores were not kept: {error}", result) from error
+    except OSError as error:
+        raise NotKept(f"{place}: the scores were not kept: {error.strerror}", result) from error
+
+
+class Estimate(NamedTuple):
+    """Seconds that scoring is expected to take, without features and distances."""
+
+    density: float
+    samples: float
+    shorter: str  # what would shorten it
+
+
+def estimate(model: Any, data: Any, settings: dict[str, Any]) -> Estimate:
+    """Measure a few events and samples, and say what scoring all of them will take.
+
+    Args:
+        model: in evaluation mode, with the sampler that will be used.
+        data: whose test split is scored.
+        settings: of the configuration's section ``metrics``.
+    """
+    import torch
+
+    from genzoo.commands.load import walker
+    from genzoo.model import Denoiser, Density
+    from genzoo.prob.measure import bin_centre
+    from genzoo.prob.random import SampleStreams
+
+    def measured(work: Callable[[int], object], n: int) -> float:
+        """Return the seconds of ``n`` pieces in batches, by what a batch of 2 and one of 8 take."""
+        if n == 0:
+            return 0.0
+        seconds = []
+        for size in (2, 8) if n >= 8 else (n,):
+            start = time.perf_counter()
+            work(size)
+            if model.device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+        if len(seconds) == 1:
+            return seconds[0]
+        each = max((seconds[1] - seconds[0]) / 6, 0.0)
+        batches = -(-n // settings["batch_size"])
+        return n * each + batches * max(seconds[1] - 8 * each, 0.0)
+
+    def score_events(n: int) -> None:
+        x = data.test.x[:n].to(model.device)
+        x = (x if model.levels is None else bin_centre(x, model.levels)).to(model.dtype)
+        y = data.test.y[:n].to(model.device) if model.num_classes else None
+        model.log_prob(x, y, num_samples=settings["num_samples"], rng=torch.Generator(model.device).manual_seed(0))
+
+    def draw_samples(n: int) -> None:
+        rng = SampleStreams(0, range(n), device=model.device)
+        model.sample(n, model.draw_labels(n, None, rng), rng=rng)
+
+    density, words = 0.0, []
+    with torch.no_grad():
+        samples = measured(draw_samples, settings["n"] + settings["throughput"])
+        if isinstance(model, Density):
+            density = measured(score_events, min(settings["events"] or len(data.test.x), len(data.test.x)))
+            words.append("metrics.events=")
+    words += ["metrics.n="] if settings["n"] else []
+    words += ["sampler.steps="] if isinstance(walker(model), Denoiser) else []
+    return Estimate(density, samples, ", ".join(words))
+
+
+def announce(expected: Estimate, settings: dict[str, Any], train_seconds: Any) -> None:
+    """Say how long scoring will take where that is more than a minute, or more than training took."""
+    whole = expected.density + expected.samples
+    trained = train_seconds if type(train_seconds) in (int, float) else 0.0
+    if whole > min(60, max(trained, 10)):
+        parts = [f"{settings['n'] + settings['throughput']:,} samples {expected.samples:.0f} s"]
+        parts += [f"density {expected.density:.0f} s"] if expected.density else []
+        log_stderr(
+            f"scoring will take about {whole:.0f} s ({', '.join(parts)}), after {trained:.0f} s of training; "
+            f"less with lower {expected.shorter or 'metrics.throughput='}"
+        )
 
 
 def check_settings(model: Any, settings: dict[str, Any]) -> None:
@@ -119,12 +261,13 @@ def pick_network(settings: dict[str, Any], data: dict[str, Any], *, needed: bool
         TooFew: for fewer samples than it has features.
     """
     from genzoo.metrics.enough import check_enough
-    from genzoo.metrics.features import FeatureError, feature_network, fitting
+    from genzoo.metrics.features import FeatureError, check_cache, feature_network, fitting
 
     name, n = settings["features"], settings["n"]
     if n == 0:
         return None
     check_enough(n, None, settings["force"])
+    check_cache()
     if name is None:
         return None
     automatic = name == "auto"
@@ -137,7 +280,7 @@ def pick_network(settings: dict[str, Any], data: dict[str, Any], *, needed: bool
     except FeatureError as error:
         if needed or not automatic:
             raise
-        print(f"genzoo: no FID at the end of this run: {error}", file=sys.stderr)
+        log_stderr(f"no FID at the end of this run: {error}")
         return None
     check_enough(n, network, settings["force"])
     return network
@@ -205,7 +348,7 @@ def reconstruction(model: Any, data: Any, settings: dict[str, Any], setting: dic
         for rows in torch.arange(len(x)).split(settings["batch_size"]):
             batch = bin_centre(x[rows].to(model.device), model.levels).to(model.dtype)
             labels = None if y is None else y[rows].to(model.device)
-            parts.append(to_bytes(reconstruct(model, batch, labels), model.levels))
+            parts.append(to_bytes(reconstruct(model, batch, labels), model.levels).cpu())
     errors = reconstruction_error(stored(x, model.levels), torch.cat(parts))
     units = {"mse": "on [0, 1]", "psnr": "dB", "ssim": "1 is alike"}
     better = {"mse": "lower", "psnr": "higher", "ssim": "higher"}
@@ -222,9 +365,11 @@ def interim(
     model: Any, subject: Subject, settings: dict[str, Any], n: int, network: Any, seed: int
 ) -> dict[str, float | None]:
     """Score a few samples in the middle of training: values alone, since few samples make no number to be quoted."""
+    from genzoo.prob.precision import full_float32
+
     model.eval()
     settings = {**settings, "n": n, "force": True}
-    with within_evaluations(model, chosen=False):
+    with full_float32(), within_evaluations(model, settings.get("max_nfe", EVALUATIONS)):
         found, _ = quality(model, subject, settings, {"seed": seed}, network and network.to(model.device))
     say("")
     return {name: measured["value"] for name, measured in found.items()}
@@ -269,20 +414,25 @@ def compare(
         The scores, and warnings.
     """
     from genzoo.metrics import evaluator
+    from genzoo.metrics.enough import too_small
     from genzoo.metrics.features import cache_folder
     from genzoo.metrics.reference import reference
 
     data, cache = subject.data, cache_folder() / "references"
-    splits = {name: evaluator.stored(getattr(data, name).x, data.levels) for name in ("train", "test")}
+    splits = {name: evaluator.stored(split.x, data.levels) for name, split in data.splits.items()}
+    warnings: list[str] = []
     found: dict[str, Any] = {}
     if network is not None:
         say(f"features of {len(x)} samples")
+        small = too_small({name: len(images) for name, images in splits.items()}, network)
+        if small and not settings["force"]:
+            warnings.append(f"{small}: no such distance was computed; metrics.force=true gives it, marked")
         fake = network.extract(x, settings["batch_size"])
         for split, images in splits.items():
             real = reference(
                 f"{subject.name}/{split}",
                 images,
-                getattr(data, split).y,
+                data.splits[split].y,
                 network,
                 cache,
                 settings["batch_size"],
@@ -290,20 +440,22 @@ def compare(
                 data.levels,
             )
             scores = evaluator.against(fake, real, network, settings["force"], device)
-            if split == "train":
-                scores |= evaluator.of_classes(fake, y, real, network, data.classes)
+            if split != "test":
+                scores |= evaluator.of_classes(fake, y, real, network, data.classes, device)
             found |= {f"{split}/{name}": measured for name, measured in scores.items()}
     if data.levels is None:
         for split, points in splits.items():
             scores = evaluator.of_points(x, points, f"{subject.name}/{split}")
             found |= {f"{split}/{name}": measured for name, measured in scores.items()}
-    copies, warning = evaluator.of_copies(
-        x, splits["train"], splits["test"], subject.flip, subject.name, cache, device, say
-    )
-    found |= {f"memorisation/{name}": measured for name, measured in copies.items()}
+    if "test" in splits:  # whose images nobody can have copied
+        copies, warning = evaluator.of_copies(
+            x, splits["train"], splits["test"], subject.flip, subject.name, cache, device, say
+        )
+        found |= {f"memorisation/{name}": measured for name, measured in copies.items()}
+        warnings += [warning] if warning else []
     return (
         {name: entry(m.value, m.stderr, m.better, m.protocol, setting, m.detail) for name, m in found.items()},
-        [warning] if warning else [],
+        warnings,
     )
 
 
@@ -336,12 +488,15 @@ def draw(model: Any, n: int, batch_size: int, seed: int) -> tuple[Any, Any, int]
 
 
 @contextlib.contextmanager
-def within_evaluations(model: Any, chosen: bool) -> Iterator[None]:
-    """Exchange a denoiser's sampler for Heun's method in 25 steps where a sample takes more than 50 evaluations.
+def within_evaluations(model: Any, limit: int | None) -> Iterator[dict[str, Any] | None]:
+    """Exchange a denoiser's sampler for Heun's method in 25 steps where a sample takes more than ``limit`` evaluations.
 
     Args:
         model: whose sampler.
-        chosen: whether the user asked for this sampler.
+        limit: evaluations that a sample may take; None for no limit, where this very sampler was asked for.
+
+    Yields:
+        The card of the sampler that was exchanged, None where it was not.
     """
     from genzoo.commands.load import walker
     from genzoo.model import Denoiser
@@ -350,29 +505,34 @@ def within_evaluations(model: Any, chosen: bool) -> Iterator[None]:
 
     part: Any = walker(model)
     denoises = isinstance(part, Denoiser)
-    if not denoises or chosen:
-        yield
+    if not denoises or limit is None:
+        yield None
         return
     own: Any = part.sampler
-    long = (own.steps or 0) > EVALUATIONS  # and need not be tried
-    if long or model.sample(2, rng=SampleStreams(0, range(2), device=model.device)).nfe > EVALUATIONS:
+    replaced = None
+    long = (own.steps or 0) > limit  # and need not be tried
+    if long or model.sample(2, rng=SampleStreams(0, range(2), device=model.device)).nfe > limit:
+        replaced = sampler_card(model)
         part.sampler = Heun(steps=HEUN_STEPS)
     try:
-        yield
+        yield replaced
     finally:
         part.sampler = own
 
 
 def sampler_card(model: Any) -> dict[str, Any] | None:
-    """Name the sampler of a denoiser and its settings."""
+    """Describe the sampler of a denoiser: its name, its settings, and likewise all that it is made of."""
+    from genzoo.commands.cards import describe
     from genzoo.commands.load import walker
     from genzoo.model import Denoiser
 
     part = walker(model)
-    if not isinstance(part, Denoiser):
-        return None
-    plain = {k: v for k, v in vars(part.sampler).items() if isinstance(v, int | float | str | bool | None)}
-    return {"name": type(part.sampler).__name__, **plain}
+    return describe(part.sampler) if isinstance(part, Denoiser) else None
+
+
+def _brief(card: dict[str, Any]) -> str:
+    steps = card.get("steps")
+    return f"{card['name']}" if steps is None else f"{card['name']} in {steps} steps"
 
 
 def cost(model: Any, settings: dict[str, Any], setting: dict[str, Any], status: dict[str, Any]) -> dict[str, Any]:
@@ -383,18 +543,19 @@ def cost(model: Any, settings: dict[str, Any], setting: dict[str, Any], status: 
 
     say("measuring the speed of sampling")
     speed, nfe = throughput(model, settings["throughput"])
-    device = str(model.device)
     threads = None if model.device.type == "cuda" else torch.get_num_threads()
-    machine = {"device": device, "threads": threads}
+    machine = {"device": device_name(model.device), "threads": threads}
     protocol = {"unit": "samples/s", "batch": settings["throughput"], **machine}
     metrics = {
         "sampling/samples_per_second": entry(speed, None, "higher", protocol, {**setting, "nfe": nfe}),
         "sampling/nfe": entry(nfe, None, "lower", {"unit": "evaluations"}, setting),
         "model/parameters": entry(sum(p.numel() for p in model.parameters()), None, "lower", {"unit": "weights"}, {}),
     }
+    # What was computed before the clock started, such as the pairs of a teacher.
+    before = {name: status[name] for name in ("precompute_seconds",) if name in status}
     spent: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "images": (status.get("images"), "images", {}),
-        "seconds": (status.get("train_seconds"), "s", {"threads": status.get("threads")}),
+        "seconds": (status.get("train_seconds"), "s", {"threads": status.get("threads"), **before}),
         "flops": (status.get("train_flops"), "FLOPs", {"counted": COUNTED}),
     }
     for name, (value, unit, how) in spent.items():
@@ -443,5 +604,6 @@ def throughput(model: Any, n: int) -> tuple[float, int]:
 
 def say(text: str) -> None:
     """Show on the terminal what is being done; write nothing where there is no terminal."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+    stream = stderr()
+    if stream.isatty():
+        print(f"\r\x1b[K{text}", end="", file=stream, flush=True)

@@ -1,8 +1,9 @@
 """The jobs of a sweep: each in a process of its own, none that is done already, and their comparison at the end.
 
 A job that fails, leaks or is killed hurts no other. What a job is follows from its resolved configuration alone, so that a
-sweep that is started again runs only what is missing. Jobs may run on other machines, by a launcher of Hydra's: each writes how
-it ended into a folder that all of them see.
+sweep that is started again runs only what is missing, and two sweeps at a time share their jobs: each is claimed by whoever
+trains it (``genzoo.claims``). Jobs may run on other machines, by a launcher of Hydra's: each writes how it ended into a folder
+that all of them see.
 """
 
 from __future__ import annotations
@@ -15,15 +16,20 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from genzoo import claims
+from genzoo.console import BROKEN_PIPE, log_stderr, stderr
 from genzoo.redact import redact_words
 from genzoo.runs import Run, RunError, job_id, to_json, write_atomically
+from genzoo.training.stopping import HEARD, Stopped, is_ignored
 
 TIMED_OUT = 4  # resources: the exit code of a job that took too long
+PATIENCE = 1.0  # seconds between two looks at a job that another process is busy with
 
 
 class Outcome(NamedTuple):
@@ -78,9 +84,16 @@ def name_of(verb: str, overrides: Sequence[str]) -> str:
 
 
 def do(
-    sweep: str, verb: str, options: Sequence[str], words: Sequence[str], config: dict[str, Any], choices: dict[str, str]
-) -> Ended:
-    """Do one job of a sweep, unless it is done already.
+    sweep: str,
+    verb: str,
+    options: Sequence[str],
+    words: Sequence[str],
+    config: dict[str, Any],
+    choices: dict[str, str],
+    *,
+    wait: bool = True,
+) -> Ended | None:
+    """Do one job of a sweep, unless it is done already; a training that another process is busy with is left to it.
 
     Args:
         sweep: the sweep's name.
@@ -89,19 +102,80 @@ def do(
         words: the job's overrides.
         config: validated, plain types.
         choices: what was chosen of each group.
+        wait: whether to wait for the other process; its run is taken if it is finished then, or the job is done here.
+
+    Returns:
+        How it ended; None where another process is busy with it and nobody waits.
     """
-    trains, said = verb == "train", " ".join(redact_words(words))
-    before = best_of(list(runs_of(config, choices))) if trains else None
-    if before and before.status.get("state") == "done":
-        print(f"done before: {before.path}", flush=True)
-        return Ended(said, 0, "", str(before.path))
-    outcome = run_job([verb, *options, *words], config.get("timeout"), GENZOO_SWEEP=sweep)
-    if not trains:
+    said = " ".join(redact_words(words))
+    if verb != "train":
+        outcome = run_job([verb, *options, *words], config.get("timeout"), GENZOO_SWEEP=sweep)
         return Ended(said, outcome.code, outcome.cause, None if outcome.code else config.get("run"))
-    run = best_of(list(runs_of(config, choices)))
-    if run and outcome.code and run.status.get("state") == "running":  # which it could not write itself
-        run.update_status(state="failed", why=outcome.cause)
+
+    def finished() -> Ended | None:
+        run = best_of(list(runs_of(config, choices)))
+        if run is None or run.status.get("state") != "done":
+            return None
+        print(f"done before: {run.path}", flush=True)
+        return Ended(said, 0, "", str(run.path))
+
+    job = job_id(config)
+    path = claims.path_of(config["outputs"], job)
+    begun = time.monotonic()
+    waits = False
+    while True:
+        if ended := finished():
+            return ended
+        if claim := claims.try_lock(path):
+            break
+        if not wait:
+            return None
+        if not waits:
+            log_stderr(f"job {said}: waits for {claims.owner(path)}, which trains the same job")
+            waits = True
+        time.sleep(min(PATIENCE, 0.1 + (time.monotonic() - begun) / 10))
+    with claim:
+        if ended := finished():  # between the look and the claim
+            return ended
+        outcome = run_job(
+            [verb, *options, *words],
+            config.get("timeout"),
+            inherited=claim.descriptor,
+            GENZOO_SWEEP=sweep,
+            GENZOO_CLAIM=job,
+        )
+        run = best_of(list(runs_of(config, choices)))
+        state = run.status.get("state") if run else None
+        if run and outcome.code and state == "running":  # which it could not write itself
+            run.update_status(state="failed", why=outcome.cause)
+    if state == "done":  # whatever came after, such as nobody to read the results
+        outcome = Outcome(0, "")
     return Ended(said, outcome.code, outcome.cause, str(run.path) if run else None)
+
+
+def do_claimed(jobs: list[tuple[int, Callable[[], Ended | None]]]) -> Iterator[tuple[int, Ended]]:
+    """Do jobs that other processes were busy with, each as soon as it is finished or free.
+
+    Args:
+        jobs: numbers of jobs, and what does them without waiting.
+
+    Yields:
+        The numbers, and how the jobs ended.
+    """
+    left = list(jobs)
+    if left:
+        log_stderr(f"waits for {len(left)} {'job' if len(left) == 1 else 'jobs'} that other processes train")
+    while left:
+        busy = []
+        for number, again in left:
+            ended = again()
+            if ended is None:
+                busy.append((number, again))
+            else:
+                yield number, ended
+        if len(busy) == len(left):
+            time.sleep(PATIENCE)
+        left = busy
 
 
 def objective(ended: Ended, name: str | None) -> float:
@@ -140,20 +214,27 @@ def finish(verb: str, ended: Sequence[Ended]) -> None:
         write(runs, out / "comparison")
 
 
-def run_job(words: Sequence[str], seconds: float | None, **environment: str) -> Outcome:
+def run_job(
+    words: Sequence[str], seconds: float | None, *, inherited: int | None = None, **environment: str
+) -> Outcome:
     """Type ``python -m genzoo`` and some words; what the job writes is shown as it comes.
 
     Args:
         words: verb, options and overrides.
         seconds: after which the job is stopped; None to wait for ever.
+        inherited: a descriptor that stays open in the job, which keeps the claim should this process be killed.
         environment: variables, besides those that there are.
+
+    Raises:
+        Stopped: by a signal, which the job has got too and which has ended it.
     """
     home = str(Path(__file__).resolve().parent.parent.parent)
     path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
-    last, late = "", threading.Event()
+    last, late, stopped, progress = "", threading.Event(), list[int](), stderr()
     with subprocess.Popen(
         [sys.executable, "-m", "genzoo", *words],
         env={**os.environ, "PYTHONPATH": path, **environment},
+        pass_fds=() if inherited is None else (inherited,),
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
@@ -164,26 +245,30 @@ def run_job(words: Sequence[str], seconds: float | None, **environment: str) -> 
             child.kill()
 
         def pass_on(number: int, frame: Any) -> None:
+            stopped.append(number)
             child.send_signal(number)  # which saves what it has, and ends
-            raise SystemExit(128 + number)
 
         watch = threading.Timer(seconds, stop) if seconds else None
         if watch:
             watch.start()
         in_main = threading.current_thread() is threading.main_thread()
-        before = signal.signal(signal.SIGTERM, pass_on) if in_main else None
+        heard = [number for number in HEARD if not is_ignored(number)] if in_main else []
+        before = [(number, signal.signal(number, pass_on)) for number in heard]
         try:
             for line in child.stderr or ():
-                sys.stderr.write(line)
+                progress.write(line)
+                progress.flush()
                 last = line.strip() or last
-        except BaseException:  # the user's interruption, which the child has heard too
             child.wait()
-            raise
         finally:
             if watch:
                 watch.cancel()
-            if in_main:
-                signal.signal(signal.SIGTERM, before)
+            for number, handler in before:
+                signal.signal(number, handler)
+    if stopped:
+        raise Stopped(stopped[0])
+    if child.returncode == BROKEN_PIPE:  # the work was done
+        return Outcome(0, "")
     if late.is_set():
         return Outcome(TIMED_OUT, f"stopped after timeout={seconds:g} seconds")
     if child.returncode < 0:

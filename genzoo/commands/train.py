@@ -5,28 +5,38 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import io
+import json
 import logging
 import os
-import sys
+import re
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
+from genzoo import claims
 from genzoo.commands.allocator import tune
 from genzoo.commands.config import (
     REFUSALS,
     UsageError,
     build,
     check,
+    check_section,
     one_line,
     pick_device,
     pick_precision,
     targets,
 )
-from genzoo.runs import OF_NO_MATTER, ResourceError, Run, RunError, job_id, now, provenance, storing
+from genzoo.commands.devices import gpu_facts
+from genzoo.commands.notes import note
+from genzoo.console import log_stderr
+from genzoo.environment import usable_cores
+from genzoo.runs import OF_NO_MATTER, ResourceError, Run, RunError, job_id, now, provenance, writing
 
-T = TypeVar("T")
+CLASS_BYTES = 2**16  # of the names of all classes that a run keeps
+PROCESSES = ("devices", "nodes", "workers")  # keys of the trainer that start processes
 
 
 def train(config: dict[str, Any], choices: dict[str, str]) -> Path | None:
@@ -44,22 +54,72 @@ def train(config: dict[str, Any], choices: dict[str, str]) -> Path | None:
         ResourceError: when the disk, the memory or a helping process gave out.
         Stopped: by a signal; a checkpoint was written first.
     """
-    old = to_go_on(config, choices)
-    with resources(Path(config["outputs"]), config["trainer"]["batch_size"]):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(resources(Path(config["outputs"]), config["trainer"]["batch_size"]))
+        if config.get("resume") == "auto":
+            devices = config["trainer"].get("devices", 1)
+            stack.enter_context(claimed(config["outputs"], job_id(config), devices, needed=True))
+        old = to_go_on(config, choices)
         if old is None:
             own = {key: value for key, value in config.items() if key not in ("resume", "trust")}
             return _train(own, choices["model"])
-        if old.status.get("state") == "done":
+        status = its_status(old)
+        if status.get("state") == "done":
             print(f"done before: {old.path}", flush=True)
             return old.path
+        old.check_writable()  # sooner than data are read
         # What came with a run is trusted with less than what is typed, even if it should be the same.
         trust = [*config.get("trust", []), *(targets(config) if config["resume"] == "auto" else ())]
         its = its_config(old)
+        began = {name: its["trainer"].get(name, 1) for name in ("devices", "nodes")}
         for key in OF_NO_MATTER:  # of what is typed, or of a whole command line
             section, _, name = key.rpartition(".")
-            if section == "trainer" and key in config.get("said", OF_NO_MATTER) and name in config[section]:
+            if section != "trainer":
+                continue
+            if name in PROCESSES:  # which nobody else's file starts
+                its[section].pop(name, None)
+            if name in config[section] and (name in PROCESSES or key in config.get("said", OF_NO_MATTER)):
                 its[section][name] = config[section][name]
-        return _train(its, str(old.status.get("model")), old, trust)
+        for name, was in began.items():
+            if was != (present := its["trainer"].get(name, 1)):
+                tell(
+                    f"began with trainer.{name}={was}, goes on with {present}: say trainer.{name}={was} for as many processes"
+                )
+        return _train(its, str(status.get("model")), old, trust)
+
+
+@contextlib.contextmanager
+def claimed(outputs: str, job: str, devices: int, *, needed: bool) -> Iterator[None]:
+    """Hold the claim of a job, by which sweeps see that it is being trained, unless a process above this one holds it.
+
+    Args:
+        outputs: the folder of all runs.
+        job: its name.
+        devices: processes on each machine, of which the first one holds it.
+        needed: whether to go on where another process holds it, as a run that was asked for twice does.
+
+    Raises:
+        RunError: where another process holds a claim that is needed.
+    """
+    if os.environ.get("GENZOO_CLAIM") == job or rank_of(devices) > 0:
+        yield
+        return
+    path = claims.path_of(outputs, job)
+    for _ in range(5 if needed else 1):
+        if claim := claims.try_lock(path):
+            break
+        time.sleep(0.1)  # somebody may only be looking whether its holder has ended
+    if claim is None and needed:
+        raise RunError(f"resume=auto: this very job is being trained by {claims.owner(path)}")
+    before = os.environ.get("GENZOO_CLAIM")
+    os.environ["GENZOO_CLAIM"] = job  # for the processes that Lightning starts
+    try:
+        with claim or contextlib.nullcontext():
+            yield
+    finally:
+        os.environ.pop("GENZOO_CLAIM")
+        if before is not None:
+            os.environ["GENZOO_CLAIM"] = before
 
 
 def to_go_on(config: dict[str, Any], choices: dict[str, str]) -> Run | None:
@@ -90,6 +150,18 @@ def its_config(run: Run) -> dict[str, Any]:
         raise RunError(f"{run.path / 'config.yaml'}: {error}") from error
 
 
+def its_status(run: Run) -> dict[str, Any]:
+    """Read the status of a run that is gone on with, which may be anybody's: what is taken over of it is what it should be.
+
+    Raises:
+        RunError: naming the key that is wrong.
+    """
+    try:
+        return check_section("status", run.status)
+    except UsageError as error:
+        raise RunError(f"{run.path / 'status.json'}: {str(error).removeprefix('status.')}") from error
+
+
 class Parts(NamedTuple):
     """What a configuration describes."""
 
@@ -98,6 +170,7 @@ class Parts(NamedTuple):
     network: Any  # what features are made of, or None
     records: Any  # a kind of logger, or None
     device: str
+    parents: dict[str, Any]  # finished models that training builds on, by the keys of their configurations
 
 
 def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
@@ -115,26 +188,34 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
     """
     import torch
 
-    from genzoo.commands.load import check_sampler
+    from genzoo.commands.load import PARENTS, check_sampler, with_parents
     from genzoo.commands.score import Subject, check_settings, pick_network
     from genzoo.data.loader import Batches
     from genzoo.model import GenerativeModel
-    from genzoo.prob.random import seed_of
+    from genzoo.prob.precision import deterministic
+    from genzoo.prob.random import reseed, seed_of
     from genzoo.training.budget import Budget
 
     make = functools.partial(build, trusted=old is None, trust=trust)
     settings, seed = config["trainer"], config["seed"]
     devices, nodes = settings.get("devices", 1), settings.get("nodes", 1)
-    threads = settings["threads"] or max(len(os.sched_getaffinity(0)) // devices, 1)
-    torch.set_num_threads((old and known(old, "threads", int)) or threads)
+    threads = settings["threads"] or threads_of_each(devices)
+    if old:  # whatever the run's files ask for
+        threads = min(its_status(old).get("threads") or threads, os.cpu_count() or 1)
+    torch.set_num_threads(threads)
     device = pick_device(settings["accelerator"], "trainer.accelerator")
     check_processes(devices, nodes, settings["batch_size"], device)
     settings["precision"] = pick_precision(settings["precision"], device)
+    deterministic(settings.get("deterministic", False))
 
     torch.manual_seed(seed_of("weights", seed))
-    model = make(config["model"], "model")
+    reseed(torch.default_generator, "weights", seed)  # of whose seed a CPU takes but 32 bits
+    described, parents = with_parents(config["model"], "model", make, old.path / PARENTS if old else None)
+    model = make(described, "model")
     if not isinstance(model, GenerativeModel):
         raise UsageError(f"model._target_={config['model'].get('_target_')}: is no generative model")
+    if old:
+        check_parents(old, model, parents)
     check_sampler(model)
     learning_rate = make(settings["learning_rate"], "trainer.learning_rate")
     check_settings(model, config["metrics"])
@@ -146,6 +227,9 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
     check_optimizer(optimizer, step=False)
     data = make(config["data"]["source"], "data")
     check_data(config["data"], data, model)
+    if rank_of(devices) == 0:
+        for line in [*data.notes, *no_images(data)]:
+            note(line)
     network = network or pick()  # one that nobody asked for by name may be missing, which is said
     check_optimizer(optimizer)  # torch imports its compiler for the first step, which takes seconds
     subject = Subject(data, config["data"]["name"], config["data"]["flip"])
@@ -171,7 +255,30 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
         settings.get("compile", False),
         settings.get("channels_last", False),
     )
-    return Parts(module, subject, network, records, device)
+    return Parts(module, subject, network, records, device, parents)
+
+
+def check_parents(run: Run, model: Any, parents: dict[str, Any]) -> None:
+    """Refuse to go on where the weights of a finished model that training builds on were not kept.
+
+    Args:
+        run: what is gone on with.
+        model: its model.
+        parents: the finished models, by the keys of their configurations.
+
+    Raises:
+        RunError: naming the folder and the key.
+    """
+    from genzoo.commands.load import PARENTS
+    from genzoo.training.checkpoints import find
+
+    if (run.path / PARENTS).is_dir():
+        return
+    kept = {id(weight) for weight in model.parameters()} if find(run.path / "checkpoints") else set()
+    for key, parent in parents.items():
+        # Checkpoints hold a parent that is a part of the model, such as a codec.
+        if not kept.intersection(map(id, parent.parameters())):
+            raise RunError(f"{run.path / PARENTS}: is missing, without the weights of {key} it cannot train on")
 
 
 def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: Sequence[str] = ()) -> Path | None:
@@ -186,20 +293,25 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
     import torch
 
     from genzoo.commands.evaluate import show
-    from genzoo.commands.load import inlined
-    from genzoo.commands.score import interim, score
+    from genzoo.commands.load import PARENTS, inlined
+    from genzoo.commands.score import NotKept, interim, score
 
     job = job_id(config)
-    module, subject, network, records, device = prepare(config, old, list(trust))
+    module, subject, network, records, device, parents = prepare(config, old, list(trust))
 
-    from genzoo.training.callbacks import fit
-    from genzoo.training.checkpoints import clean, newest_whole
+    from genzoo.training.callbacks import fit, take_precomputed
+    from genzoo.training.checkpoints import clean, keep_models, newest_whole
     from genzoo.training.stopping import Signals
 
     quiet()
     config = {**config, "model": inlined(config["model"])}
     settings, metrics, seed = config["trainer"], config["metrics"], config["seed"]
     devices, nodes = settings.get("devices", 1), settings.get("nodes", 1)
+
+    def scoring(model: Any) -> dict[str, float | None]:
+        with resources(old.path if old else Path(config["outputs"]), metrics["batch_size"], "metrics.batch_size"):
+            return interim(model, subject, metrics, settings["score_samples"], network, seed)
+
     training = functools.partial(
         fit,
         module,
@@ -207,7 +319,7 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
         grids=settings["grids"],
         saves=settings["saves"],
         save_seconds=settings.get("save_seconds"),
-        score=lambda model: interim(model, subject, metrics, settings["score_samples"], network, seed),
+        score=scoring,
         scores=settings["scores"],
         accelerator="gpu" if device == "cuda" else "cpu",
         devices=devices,
@@ -216,25 +328,41 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
     )
     weights = sum(tensor.nbytes for tensor in module.model.state_dict().values())
     newest = functools.partial(newest_whole, limit=16 * weights + 2**24)  # bytes of state, at most
+    if old:
+        take_precomputed(module, old)
     if rank_of(devices) > 0 and devices * nodes > 1:  # one of those that help the first one, which alone writes
         if old and (found := newest(old.path / "checkpoints", lambda _: None, remove_damaged=False)):
-            module.restore(*found[1])
+            restore(module, *found)
         with Signals() as signals:
             training(run=None, loggers=[], signals=signals)
         return None
 
-    run = old or Run.create(config["outputs"], f"{family}-{config['data']['name']}", config, job)
+    def keep_parents(path: Path) -> None:
+        if parents:
+            keep_models(path / PARENTS, parents)
+
     facts = {
         "model": family,
         "threads": torch.get_num_threads(),
         "allocator": tune(),
         "device": device,
+        "gpu": gpu_facts(torch.device(device)),
         "data_sha256": sha256_of(subject.data),
+        "classes": class_names(subject.data),
     }
-    with run.training(), Signals() as signals:
+    # A run that is gone on with has the precision that was chosen for it in its configuration, and its job has not.
+    began_as = (old and its_status(old).get("job")) or ""
+    held = claimed(
+        config["outputs"], began_as if re.fullmatch("[0-9a-f]{64}", began_as) else job, devices, needed=False
+    )
+    with held, Signals() as signals, contextlib.ExitStack() as stack:
+        run = old or Run.create(config["outputs"], f"{family}-{config['data']['name']}", config, job, keep_parents)
+        parents.clear()  # the model has those that it needs
+        stack.enter_context(run.training())
         if old:
             run.complete()
             clean(run.path / "checkpoints")
+            clean(run.path)
             go_on(module, run, facts, newest(run.path / "checkpoints", tell))
         run.update_status(**facts, state="running", why=None, pid=os.getpid(), diagnostics=module.diagnostics())
         logger = None
@@ -242,12 +370,15 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
             logger = records.open(run, config) if records else None
             with resources(run.path, settings["batch_size"]):
                 training(run=run, loggers=[logger] if logger else [], signals=signals)
+            with resources(run.path, metrics["batch_size"], "metrics.batch_size"):
                 network = network and network.to(module.ema.model.device)
-                result = score(module.ema.model, subject, run, metrics, network, seed=seed, ema=True)
+                result = score(module.ema.model, subject, run, metrics, network, seed=seed, ema=True, note=tell)
             if logger:
                 values = {name: entry["value"] for name, entry in result["metrics"].items()}
                 logger.log_metrics({**values, "images": module.images}, step=module.images)
         except BaseException as error:
+            if isinstance(error, NotKept):
+                show(error.result)
             with contextlib.suppress(OSError, ResourceError):  # on a full disk this cannot be written either
                 run.update_status(state="failed", why=one_line(f"{type(error).__name__}: {error}").removesuffix(":"))
                 if records and logger:
@@ -259,6 +390,15 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
     show(result)
     print(f"run: {run.path}", flush=True)
     return run.path
+
+
+def threads_of_each(devices: int) -> int:
+    """Return how many threads each of the processes on this machine computes with.
+
+    Args:
+        devices: processes on this machine; ``OMP_NUM_THREADS`` is a number for each of them.
+    """
+    return usable_cores() if os.environ.get("OMP_NUM_THREADS") else max(usable_cores() // devices, 1)
 
 
 def check_processes(devices: int, nodes: int, batch_size: int, device: str) -> None:
@@ -307,32 +447,59 @@ def go_on(module: Any, run: Run, facts: dict[str, Any], found: tuple[Path, Any] 
     Raises:
         RunError: where the data are others, or the checkpoint belongs to another model.
     """
-    if known(run, "data_sha256", str) not in (None, facts["data_sha256"]):
+    status = its_status(run)
+    if status.get("data_sha256") not in (None, facts["data_sha256"]):
         raise RunError(f"run={run.path}: the data have changed since it began; a new run is needed")
     if found:
-        path, contents = found
-        try:
-            module.restore(*contents)
-            run.forget_events(contents.state["logged"])
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RunError(f"{path}: does not fit the model of config.yaml: {one_line(error)[:200]}") from error
+        run.forget_events(restore(module, *found))
     else:
         run.forget_events(0)
-    here, versions, machine = provenance(), known(run, "versions", dict) or {}, known(run, "machine", dict) or {}
-    began = {**versions, "cpu": machine.get("cpu"), "device": known(run, "device", str)}
-    goes_on = {**here["versions"], "cpu": here["machine"]["cpu"], "device": facts["device"]}
+    here, versions, machine = provenance(), status.get("versions") or {}, status.get("machine") or {}
+    began = {
+        **versions,
+        "cpu": machine.get("cpu"),
+        "device": status.get("device"),
+        "threads": status.get("threads"),
+        **gpu(status.get("gpu")),
+    }
+    goes_on = {
+        **here["versions"],
+        "cpu": here["machine"]["cpu"],
+        "device": facts["device"],
+        "threads": facts["threads"],
+        **gpu(facts["gpu"]),
+    }
     for name, was in began.items():
         if was is not None and was != goes_on.get(name):
             tell(f"began with {name} {was}, goes on with {goes_on.get(name)}: the last bits may differ")
-    tell(f"goes on from step {module.steps}" + (f" of {module.planned_steps}" if module.planned_steps else ""))
-    times = known(run, "resumed", list) or []
+    tell(f"goes on from step {module.steps}" + (f" of {module.planned_steps}" if module.planned else ""))
+    times = status.get("resumed") or []
     run.update_status(resumed=[*times, {"at": now(), "step": module.steps, "command": here["command"]}])
 
 
-def known(run: Run, name: str, kind: type[T]) -> T | None:
-    """Return what the status of a run, which may be anybody's, says, if it is of its kind."""
-    value = run.status.get(name)
-    return value if isinstance(value, kind) else None
+def gpu(facts: dict[str, Any] | None) -> dict[str, Any]:
+    """Name what of a GPU may change the last bits."""
+    return {f"GPU {name}": (facts or {}).get(name) for name in ("name", "driver", "cuda", "cudnn")}
+
+
+def restore(module: Any, checkpoint: Path, contents: Any) -> int:
+    """Give a module what a checkpoint holds; return how many bytes of events there were.
+
+    Raises:
+        RunError: naming the file that is not of this model and this training.
+    """
+    from genzoo.training.restored import StateError, whole
+
+    try:
+        module.restore(*contents)
+        logged = whole(contents.state.get("logged"), "logged")
+        if checkpoint.name != f"step-{module.steps}":
+            raise StateError(f"steps={module.steps}: this is {checkpoint.name}")
+        return logged
+    except StateError as error:
+        raise RunError(f"{checkpoint / 'state.pt'}: {one_line(error)[:300]}") from error
+    except (*REFUSALS, OverflowError) as error:
+        raise RunError(f"{checkpoint}: does not fit the model of config.yaml: {one_line(error)[:200]}") from error
 
 
 def sha256_of(data: Any) -> str | None:
@@ -347,36 +514,58 @@ def sha256_of(data: Any) -> str | None:
     return digest.hexdigest()
 
 
+def no_images(data: Any) -> Iterator[str]:
+    """Name the classes that have test images and no training images, of which nothing is learned and nothing drawn."""
+    import torch
+
+    if not data.classes or data.train.y is None:
+        return
+    learned, tested = (
+        torch.bincount(split.y, minlength=data.num_classes) if split.y is not None else torch.zeros(data.num_classes)
+        for split in (data.train, data.test)
+    )
+    for name, of_train, of_test in zip(data.classes, learned.tolist(), tested.tolist(), strict=True):
+        if not of_train:
+            yield f"class {name} has {int(of_test)} test images and no training image: it is never drawn"
+
+
+def class_names(data: Any) -> list[str]:
+    """Return the names of the classes as a run keeps them; none where they would not fit into its status."""
+    return list(data.classes) if len(json.dumps(data.classes)) <= CLASS_BYTES else []
+
+
 def tell(message: str) -> None:
     """Say something about the run that is no part of its result."""
-    print(f"genzoo: {one_line(message)}", file=sys.stderr, flush=True)
+    log_stderr(one_line(message))
 
 
 @contextlib.contextmanager
-def resources(path: Path, batch_size: int) -> Iterator[None]:
+def resources(path: Path, batch_size: int, key: str = "trainer.batch_size") -> Iterator[None]:
     """Name what has given out: the memory, the disk, or a process that loads data.
 
     Args:
-        path: the run.
-        batch_size: of the training.
+        path: where files are written.
+        batch_size: of the work.
+        key: where the size of a batch is set.
 
     Raises:
         ResourceError: with what may help.
+        UsageError: for an operator that has no deterministic implementation where one was asked for.
     """
     import torch
 
     try:
-        with storing(path):
+        with writing(path):
             yield
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, ResourceError):
             raise
         text = one_line(error)
-        smaller = f"try trainer.batch_size={max(batch_size // 2, 1)}"
+        smaller = f"try {key}={max(batch_size // 2, 1)}"
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
-            raise ResourceError(
-                f"out of memory with trainer.batch_size={batch_size}: {smaller}: {text[:200]}"
-            ) from error
+            raise ResourceError(f"out of memory with {key}={batch_size}: {smaller}: {text[:200]}") from error
+        if "deterministic implementation" in text:
+            raise UsageError(f"trainer.deterministic=true: {text[:200]}") from error
         if "DataLoader worker" in text:
             raise ResourceError(f"a process that loads data has died: {text[:200]}; say trainer.workers=0") from error
         raise
@@ -422,6 +611,12 @@ def check_data(config: dict[str, Any], data: Any, model: Any) -> None:
 
     if not isinstance(data, DataSet):
         raise UsageError(f"data.source._target_={config['source'].get('_target_')}: makes no data set")
+    if not (len(data.train.x) and len(data.test.x)):
+        raise UsageError(
+            "data: there are no test images to score on: say data.test_fraction=0.1, data.test_root, or have a folder test"
+            if len(data.train.x)
+            else "data: there are no training images"
+        )
     said, found = tuple(config["shape"]), data.shape
     if said != found:
         raise UsageError(f"data.shape={list(said)}: the data have {list(found)}")
@@ -441,15 +636,20 @@ def draw_grid(model: Any, data: Any, path: Path, n: int = 64) -> None:
 
     from genzoo.data.pictures import as_bytes, grid, save_png, save_scatter
     from genzoo.prob.random import SampleStreams
+    from genzoo.runs import write_atomically
 
-    was_training = model.training
+    was_training, file = model.training, io.BytesIO()
     model.eval()
     if data.levels is None:
         n = 2000
         rng = SampleStreams(0, range(n), device=model.device)
-        save_scatter(path, model.sample(n, rng=rng).x, data.test.x[:n])
+        save_scatter(file, model.sample(n, rng=rng).x, data.test.x[:n])
     else:
         rng = SampleStreams(0, range(n), device=model.device)
-        y = torch.arange(n, device=model.device) % model.num_classes if model.num_classes else None
-        save_png(path, grid(as_bytes(model.sample(n, y, rng=rng).x.float(), data.levels), columns=8))
+        y = None
+        if model.num_classes:  # those that it has learned
+            known = model.class_probs.nonzero().flatten()
+            y = known[torch.arange(n, device=model.device) % len(known)]
+        save_png(file, grid(as_bytes(model.sample(n, y, rng=rng).x.float(), data.levels), columns=8))
+    write_atomically(path, file.getvalue())
     model.train(was_training)

@@ -44,10 +44,11 @@ class DataSet:
 
     Attributes:
         train: what a model learns from.
-        test: what it is scored on, and never sees before.
+        test: what it is scored on, and never sees before; empty where ``train`` is all there is to be compared with.
         levels: how many integer levels a pixel has, K; None for points of the plane.
         classes: the name of each class, in the order of the indices ``y``; empty where there are no classes.
         density: the law of the data where it is known exactly.
+        notes: what was read and what was passed over, one line each, for whoever should know.
     """
 
     train: Split
@@ -55,6 +56,12 @@ class DataSet:
     levels: int | None
     classes: tuple[str, ...] = ()
     density: PlaneDensity | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The splits by name; "all", where the data have no test split."""
+        return {"train": self.train, "test": self.test} if len(self.test.x) else {"all": self.train}
 
     @property
     def shape(self) -> tuple[int, ...]:

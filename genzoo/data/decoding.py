@@ -1,4 +1,4 @@
-"""Opens picture files that anybody may have made: bounded in memory, never waiting, and whole or refused by name.
+"""Finds and opens picture files that anybody may have made: bounded in memory, never waiting, and whole or refused by name.
 
 Pillow refuses most broken files, but fills with black or grey what a PNG with too few rows, a JPEG that was patched or a file
 that a crash has left full of zeros does not hold; and its limit of pixels is of one picture, not of a process that reads
@@ -14,11 +14,14 @@ import stat
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import numpy as np
 
 from genzoo.data.dataset import DataError
 
@@ -27,8 +30,31 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# What is read as a picture, wherever pictures are read. Left out are formats whose decoders start programs (EPS), allocate what
+# the file says and not what its pixels need (JPEG 2000, AVIF), or hold no pixels of 8 or 16 bits (PFM).
+SUFFIXES: tuple[str, ...] = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".webp",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".pnm",
+)
+SUFFIXES += (".apng", ".dib", ".jfif", ".jpe")
+# The decoders of Pillow that a file may reach, whatever its name.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
+BITS = {1, 2, 4, 8, 16}  # of a sample of a TIFF; the range of other ones is not known
+TIFF_BITS, TIFF_TILE = 258, (322, 323)  # tags
+
 PIXELS = 50_000_000  # of the largest picture
 FILE = 2**27  # bytes of the largest file
+SHOWN = 6  # kinds of files that are passed over, in a message
 BYTES = 20  # that a pixel takes at most, while decoders, copies and conversions hold it at once: 17 in a WebP
 
 
@@ -61,13 +87,31 @@ class Room:
 FOR_FILES, FOR_PIXELS = Room(FILE), Room(PIXELS * BYTES)
 
 
-def picture_names(root: Path, suffixes: Sequence[str]) -> list[PurePosixPath]:
-    """List the pictures under a folder by their relative paths, sorted.
+class Listing(NamedTuple):
+    """The pictures under a folder, and what else is there."""
 
-    Names that start with a dot and links to folders are passed over.
+    names: list[PurePosixPath]  # relative to the folder, sorted
+    passed_over: Counter[str]  # how many files or folders, by what they are
+
+    @property
+    def others(self) -> str:
+        """Say what was passed over, ``3 files passed over: 2 .txt, 1 hidden``."""
+        count = self.passed_over.total()
+        if not count:
+            return "no file passed over"
+        kinds = [f"{n} {kind}" for kind, n in sorted(self.passed_over.items(), key=lambda item: (-item[1], item[0]))]
+        more = [f"{len(kinds) - SHOWN} other kinds"] if len(kinds) > SHOWN else []
+        return f"{count} {'file' if count == 1 else 'files'} passed over: {', '.join(kinds[:SHOWN] + more)}"
+
+
+def list_pictures(root: Path) -> Listing:
+    """List the pictures under a folder, by their suffixes.
+
+    Names that start with a dot are passed over. Links to folders are followed, but no folder is read twice, and none that
+    holds ``root``; those that are not followed, and those that lead nowhere, are passed over by their names.
 
     Raises:
-        DataError: for a folder that cannot be listed, or a name that belongs to no file: a broken link, a pipe.
+        DataError: for a folder that cannot be listed, or a picture's name that belongs to no file: a broken link, a pipe.
     """
 
     def fail(error: OSError) -> None:
@@ -75,19 +119,95 @@ def picture_names(root: Path, suffixes: Sequence[str]) -> list[PurePosixPath]:
             f"{error.filename} cannot be listed ({error.strerror}): make it readable or remove it"
         ) from error
 
-    names = []
-    for here, folders, files in os.walk(root, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for path in (Path(here, name) for name in files if not name.startswith(".")):
-            if path.suffix.lower() in suffixes:
-                try:
-                    is_file = stat.S_ISREG(path.stat().st_mode)
-                except OSError as error:
-                    raise DataError(f"{path} leads nowhere ({error.strerror}): remove it") from error
-                if not is_file:  # whoever opened a pipe would wait for its other end
-                    raise DataError(f"{path} is no file but a pipe, a socket or a device: remove it")
-                names.append(PurePosixPath(path.relative_to(root).as_posix()))
-    return sorted(names)
+    names, passed_over, above = [], Counter[str](), os.path.realpath(root)
+    visited: set[tuple[int, int]] = set()
+    pending, first = [Path(root)], True
+    while pending:  # the folders proper, then those behind their links, and so on
+        links: list[Path] = []
+        for start in sorted(pending):
+            real = os.path.realpath(start)
+            if not first and (above == real or above.startswith(f"{real.rstrip(os.sep)}{os.sep}")):
+                passed_over[f"link to a folder above ({shown(start.relative_to(root).as_posix())})"] += 1
+                continue
+            for here, folders, files in os.walk(start, onerror=fail):
+                status = os.stat(here)
+                if (status.st_dev, status.st_ino) in visited:
+                    passed_over[f"link to a folder that was read already ({shown(os.path.relpath(here, root))})"] += 1
+                    folders.clear()
+                    continue
+                visited.add((status.st_dev, status.st_ino))
+                passed_over["hidden"] += sum(name.startswith(".") for name in (*folders, *files))
+                folders[:] = [name for name in folders if not name.startswith(".")]
+                links += [path for path in (Path(here, name) for name in folders) if path.is_symlink()]
+                for path in (Path(here, name) for name in files if not name.startswith(".")):
+                    suffix = path.suffix.lower()
+                    if suffix in SUFFIXES:
+                        check_file(path)
+                        names.append(PurePosixPath(path.relative_to(root).as_posix()))
+                    elif path.is_symlink() and not path.exists():
+                        passed_over[f"link that leads nowhere ({shown(path.relative_to(root).as_posix())})"] += 1
+                    else:
+                        passed_over[shown(suffix)[:20] if suffix else "without a suffix"] += 1
+        pending, first = links, False
+    passed_over += Counter()  # drops what was counted as none
+    return Listing(sorted(names), passed_over)
+
+
+def shown(name: str) -> str:
+    """Show a name as it is, or escaped where a terminal would not print it."""
+    return name if name.isprintable() else ascii(name)
+
+
+def check_file(path: Path) -> None:
+    """Refuse a name that belongs to no file.
+
+    Raises:
+        DataError: for a link that leads nowhere, and for what would be waited for.
+    """
+    try:
+        is_file = stat.S_ISREG(path.stat().st_mode)
+    except OSError as error:
+        raise DataError(f"{path} leads nowhere ({error.strerror}): remove it") from error
+    if not is_file:  # whoever opened a pipe would wait for its other end
+        raise DataError(f"{path} is no file but a pipe, a socket or a device: remove it")
+
+
+def upright(picture: Image.Image, channels: int) -> Image.Image:
+    """Give a picture 8 bits, no transparency and one or three channels, turned as its EXIF orientation says.
+
+    It is laid on white where it is transparent; 16 bits are scaled to 8, colour profiles ignored.
+
+    Args:
+        picture: which may be changed.
+        channels: 3 for colour, 1 for grey.
+
+    Raises:
+        ValueError: for pixels whose range is not known.
+    """
+    from PIL import ImageOps
+
+    ImageOps.exif_transpose(picture, in_place=True)
+    flat, mode = _flatten(picture), "RGB" if channels == 3 else "L"
+    return flat if flat.mode == mode else flat.convert(mode)
+
+
+def _flatten(picture: Image.Image) -> Image.Image:
+    """Give a picture 8 bits and no transparency, on white where it had some."""
+    from PIL import Image
+
+    if picture.mode == "F" or (picture.mode == "I" and picture.format == "TIFF"):
+        raise ValueError("the range of its samples is not known; store 8 or 16 bits")
+    if picture.mode.startswith("I"):
+        levels = np.asarray(picture).astype(np.uint32)
+        levels += 128
+        levels //= 257
+        return Image.fromarray(levels.astype(np.uint8))
+    if not picture.has_transparency_data:
+        return picture
+    picture = picture if picture.mode == "RGBA" else picture.convert("RGBA")
+    paper = Image.new("RGB", picture.size, "white")
+    paper.paste(picture, mask=picture)
+    return paper
 
 
 def decoded(path: Path, formats: tuple[str, ...], use: Callable[[Image.Image], T]) -> T:
@@ -113,6 +233,8 @@ def decoded(path: Path, formats: tuple[str, ...], use: Callable[[Image.Image], T
                 width, height = header.size
             if width * height > PIXELS:
                 raise Image.DecompressionBombError(f"{width}x{height} pixels")
+            if header.format == "TIFF":
+                _check_tiff(header)
             del header
             with FOR_PIXELS.take(width * height * BYTES):
                 made = _decoded(content, formats, use)
@@ -157,6 +279,24 @@ def check_whole(content: bytes, picture: Image.Image) -> None:
     # Large areas of one colour end in zeros too, as a twentieth of the file.
     elif picture.format == "WEBP" and len(content) - len(content.rstrip(b"\0")) > max(64, len(content) // 8):
         raise ValueError("it ends in zeros")
+
+
+def _check_tiff(header: Image.Image) -> None:
+    """Refuse tiles that are larger than pictures may be, which its decoder would make room for, and samples of odd bits.
+
+    Raises:
+        DecompressionBombError, ValueError: saying what it has.
+    """
+    from PIL import Image
+
+    tags: Any = header.tag_v2  # type: ignore[attr-defined]
+    width, height = (int(tags.get(tag, 0)) for tag in TIFF_TILE)
+    if width * height > PIXELS:
+        raise Image.DecompressionBombError(f"tiles of {width}x{height} pixels")
+    bits = tags.get(TIFF_BITS, 1)
+    odd = set(bits if isinstance(bits, tuple) else (bits,)) - BITS
+    if odd:
+        raise ValueError(f"its samples have {max(odd)} bits, whose range is not known; store 8 or 16")
 
 
 def _check_png(content: bytes) -> None:

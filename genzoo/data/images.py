@@ -5,7 +5,7 @@
     mnist            (1, 28, 28)    256      60000 / 10000     a download, or the files in ``root``
     fashion_mnist    (1, 28, 28)    256      60000 / 10000     a download, the files in ``root``, or Debian's package
     cifar10          (3, 32, 32)    256      50000 / 10000     a download, or the archive or its folder in ``root``
-    folder           any            256      by a hash         PNG, JPEG and WebP files of one's own
+    folder           any            256      by name or hash   picture files of one's own
 
 What is trusted: names, addresses and checksums are those of torchvision's classes, and no download is kept that misses
 its checksum. idx files found on disk need not be the published bytes (Debian compresses them again), so there it is
@@ -45,7 +45,9 @@ import numpy as np
 import torch
 
 from genzoo.data.dataset import DataError, DataSet, Split
-from genzoo.data.decoding import decoded, picture_names
+from genzoo.data.decoding import FORMATS, decoded, upright
+from genzoo.data.layout import arrange
+from genzoo.environment import usable_cores
 from genzoo.prob.random import seed_of
 
 if TYPE_CHECKING:
@@ -61,8 +63,7 @@ TIMEOUT = 10  # seconds that a server may stay silent
 # Bytes that no real file has: the largest idx file has 47 million, CIFAR-10's archive 170 million and 186 million unpacked.
 IDX_BYTES, ARCHIVE_BYTES = 2**26, 2**28
 MEMBERS = 100  # of the archive, which has 9
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-FORMATS = ("PNG", "JPEG", "WEBP")  # the decoders of Pillow that a file may reach, whatever its name
+TEST_FRACTION = 0.1  # of a folder
 
 _rebuild_array = np.empty(0).__reduce__()[0]
 PARTS_OF_ARRAYS = {  # what a pickle may look up; CIFAR-10 was written by the numpy of Python 2
@@ -359,7 +360,9 @@ def _write(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            part.write_bytes(content)
+            part.unlink(missing_ok=True)
+            with open(part, "xb") as file:  # which follows no link
+                file.write(content)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -370,71 +373,58 @@ def _write(path: Path, content: bytes) -> None:
 # A folder of one's own
 
 
-def folder(root: str | Path, size: int, channels: int = 3, test_fraction: float = 0.1) -> DataSet:
-    """Load every PNG, JPEG and WebP file under a folder, as squares of ``size`` pixels.
+def folder(
+    root: str | Path,
+    size: int,
+    channels: int = 3,
+    test_fraction: float | None = TEST_FRACTION,
+    test_root: str | Path | None = None,
+) -> DataSet:
+    """Load every picture under a folder, as squares of ``size`` pixels.
 
-    The sub-folders of ``root`` that hold pictures are the classes, sorted by name, unless there are pictures in
-    ``root`` itself: then there are no classes. A picture is a test image if the hash of its path relative to ``root``
-    says so, whatever other files there are. Names that start with a dot and links to folders are passed over.
+    Folders named train, test and val are splits, other sub-folders are classes, sorted by name, unless there are pictures
+    beside them; without a test split a picture is a test image if the hash of its name says so, class by class
+    (``genzoo.data.layout``). ``DataSet.notes`` says what was read and what was passed over.
 
     Each picture is turned as its EXIF orientation says, laid on white where it is transparent, converted to grey or RGB
     (16 bits are scaled to 8, colour profiles ignored), resized by Lanczos' filter until its short side is ``size``, and
-    cropped to its centre. Of an animation the first frame counts.
+    cropped to its centre. Of an animation or a file of several pages the first one counts.
 
     Args:
         root: the folder.
         size: side of the squares, in pixels.
         channels: 3 for colour, 1 for grey.
-        test_fraction: expected share of test images, in (0, 1).
+        test_fraction: expected share of test images, in [0, 1), where no folder is a test split; None for 0.1. With 0 there
+            is no test split then, and all images are in ``train``.
+        test_root: another folder, all of which is the test split.
 
     Raises:
-        DataError: if the folder is missing or has no pictures, a picture cannot be read, is not whole or has more than 50
+        DataError: if a folder is missing or has no pictures, a picture cannot be read, is not whole or has more than 50
             million pixels, or one side of the split would be empty.
     """
     from PIL import Image
 
-    root = Path(root).expanduser()
-    if channels not in (1, 3) or size < 1 or not 0 < test_fraction < 1:
+    root, test_fraction = Path(root).expanduser(), TEST_FRACTION if test_fraction is None else test_fraction
+    if channels not in (1, 3) or size < 1 or not 0 <= test_fraction < 1:
         raise DataError(
             f"{root} cannot be read with size={size}, channels={channels}, test_fraction={test_fraction}: "
-            "size must be positive, channels 1 or 3, test_fraction between 0 and 1"
+            "size must be positive, channels 1 or 3, test_fraction at least 0 and below 1"
         )
-    names = _picture_names(root)
-    tops = [name.parts[0] if len(name.parts) > 1 else "" for name in names]
-    classes = () if "" in tops else tuple(sorted(set(tops)))
+    layout = arrange(root, test_fraction, None if test_root is None else Path(test_root).expanduser())
+    numbers = {name: number for number, name in enumerate(layout.classes)}
 
-    is_test = torch.tensor([_unit_hash(name) < test_fraction for name in names])
-    if is_test.all() or not is_test.any():
-        side = "training" if is_test.all() else "test"
-        raise DataError(
-            f"{root} has {len(names)} images, of which the split by name makes no {side} image: "
-            f"add images or change test_fraction={test_fraction}"
-        )
-
-    x = torch.empty(len(names), channels, size, size, dtype=torch.uint8)
-    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for i, pixels in enumerate(pool.map(lambda name: _read_picture(root / name, size, channels), names)):
+    def read(paths: Sequence[Path]) -> Split:
+        x = torch.empty(len(paths), channels, size, size, dtype=torch.uint8)
+        for i, pixels in enumerate(pool.map(lambda path: _read_picture(path, size, channels), paths)):
             x[i] = torch.from_numpy(pixels)
-    y = torch.tensor([classes.index(top) for top in tops]) if classes else None
-    train, test = (Split(x[side], None if y is None else y[side]) for side in (~is_test, is_test))
-    return DataSet(train, test, levels=256, classes=classes)
+        y = torch.tensor([numbers[layout.labels[path]] for path in paths], dtype=torch.int64) if numbers else None
+        return Split(x, y)
 
-
-def _picture_names(root: Path) -> list[PurePosixPath]:
-    """List the pictures under a folder by their relative paths, sorted."""
-    if not root.is_dir():
-        raise DataError(f"{root} is not a folder: give a folder of {', '.join(SUFFIXES)} files")
-    pictures = picture_names(root, SUFFIXES)
-    if not pictures:
-        raise DataError(f"{root} holds no images: put {', '.join(SUFFIXES)} files in it or in its sub-folders")
-    return pictures
-
-
-def _unit_hash(name: PurePosixPath) -> float:
-    """Hash a path to a number in [0, 1) that is the same on every machine."""
-    digest = hashlib.blake2b(os.fsencode(name.as_posix()), digest_size=6).digest()
-    return int.from_bytes(digest, "big") / 2**48
+    with warnings.catch_warnings(), ThreadPoolExecutor(usable_cores()) as pool:
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        train, test = read(layout.train), read(layout.test)
+    return DataSet(train, test, levels=256, classes=layout.classes, notes=tuple(layout.notes))
 
 
 def _read_picture(path: Path, size: int, channels: int) -> np.ndarray:
@@ -442,26 +432,6 @@ def _read_picture(path: Path, size: int, channels: int) -> np.ndarray:
     from PIL import Image, ImageOps
 
     def square(file: Image.Image) -> np.ndarray:
-        ImageOps.exif_transpose(file, in_place=True)
-        picture, mode = _flatten(file), "RGB" if channels == 3 else "L"
-        picture = picture if picture.mode == mode else picture.convert(mode)
-        return np.array(ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS))
+        return np.array(ImageOps.fit(upright(file, channels), (size, size), Image.Resampling.LANCZOS))
 
     return decoded(path, FORMATS, square).reshape(size, size, channels).transpose(2, 0, 1)
-
-
-def _flatten(picture: Image.Image) -> Image.Image:
-    """Give a picture 8 bits and no transparency, on white where it had some."""
-    from PIL import Image
-
-    if picture.mode.startswith("I"):
-        levels = np.asarray(picture).astype(np.uint32)
-        levels += 128
-        levels //= 257
-        return Image.fromarray(levels.astype(np.uint8))
-    if not picture.has_transparency_data:
-        return picture
-    picture = picture if picture.mode == "RGBA" else picture.convert("RGBA")
-    paper = Image.new("RGB", picture.size, "white")
-    paper.paste(picture, mask=picture)
-    return paper

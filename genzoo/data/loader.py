@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from genzoo.data.dataset import Split
+from genzoo.data.dataset import DataError, Split
 from genzoo.prob.random import generator
 
 PATIENCE = 60.0  # seconds that a batch of a helper may take before it is given up
@@ -74,6 +74,7 @@ class Batches:
         """Move the examples to a device, or only the batches where helpers gather them."""
         self.device = torch.device(device)
         if not self.workers:
+            check_room(self.x, self.device)
             self.x, self.y = self.x.to(device), None if self.y is None else self.y.to(device)
             self._epochs.clear()
 
@@ -86,14 +87,14 @@ class Batches:
                 flipped = torch.rand(self.size, generator=generator("flip", self.seed, epoch)) < 0.5
                 row = order + self.size * flipped[order]
             self._epochs = {e: known for e, known in self._epochs.items() if e == epoch - 1}
-            self._epochs[epoch] = order.to(self.x.device), row.to(self.x.device)
+            self._epochs[epoch] = _to_device(order, self.x.device), _to_device(row, self.x.device)
         return self._epochs[epoch]
 
     def __call__(self, step: int) -> Batch:
         """Return the examples and classes of a step, (B, *shape) of the data's own type and (B,).
 
         Raises:
-            RuntimeError: where a helper has died or gives no answer.
+            RuntimeError: where a loader worker has died or gives no answer.
         """
         if not self.workers:
             return self.gather(step)
@@ -101,8 +102,8 @@ class Batches:
             if self._ahead is None or self._latest is None or self._latest[0] != step - 1:
                 self._ahead = self._helpers(step)
             self._latest = step, next(self._ahead)
-        x, y = self._latest[1]
-        return x.to(self.device), None if y is None else y.to(self.device)
+        x, y = self._latest[1]  # pinned where the device copies by itself
+        return x.to(self.device, non_blocking=True), None if y is None else y.to(self.device, non_blocking=True)
 
     def _helpers(self, step: int) -> Iterator[Batch]:
         """Start processes that gather the batches from ``step`` on."""
@@ -113,6 +114,7 @@ class Batches:
                 sampler=_From(step),
                 num_workers=self.workers,
                 timeout=PATIENCE,
+                pin_memory=self.device.type == "cuda",
                 worker_init_fn=_leave_signals,
                 generator=torch.Generator(),  # not the global one
             )
@@ -131,6 +133,27 @@ class Batches:
             rows.append(row[here])
         x = self.x.index_select(0, torch.cat(rows))
         return x, None if self.y is None else self.y.index_select(0, torch.cat(orders))
+
+
+def check_room(x: Tensor, device: torch.device) -> None:
+    """Refuse data that do not fit a GPU's free memory, of which a fifth is left to the model.
+
+    Raises:
+        DataError: with the sizes, and the setting that leaves the data on the host.
+    """
+    if device.type != "cuda" or x.device == device:
+        return
+    free, _ = torch.cuda.mem_get_info(device)
+    if x.nbytes > 0.8 * free:
+        raise DataError(
+            f"the data take {x.nbytes / 1e9:,.1f} GB, mirror images included, and {device} has {free / 1e9:,.1f} GB free: "
+            "say trainer.workers=2, which leaves them in host memory"
+        )
+
+
+def _to_device(x: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the host's; from pinned memory a GPU does so when its turn comes, and the host goes on."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 class _Steps(Dataset[Batch]):
@@ -156,4 +179,6 @@ class _From(Sampler[int]):
 def _leave_signals(worker: int) -> None:
     """Let a helper be ended by its parent alone, which hears the user's signals too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

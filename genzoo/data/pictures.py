@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import math
+import os
+import stat
 import warnings
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from genzoo.data.arrays import read_array
 from genzoo.data.dataset import DataError
-from genzoo.data.decoding import decoded, picture_names
+from genzoo.data.decoding import FORMATS, SUFFIXES, decoded, list_pictures, upright
 from genzoo.prob.measure import to_bytes
 
 if TYPE_CHECKING:
     from PIL import Image
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+CHANNELS = (1, 3)  # of an image that can be shown: grey or colour
+MARGIN = 32  # bytes by which images of the data leave the range of samples that may be right
+MARK = b"tEXtSoftware\0genzoo"  # in the first bytes of a picture file that ``save_png`` has marked
 PANELS = 4  # of pairs of coordinates in a picture of vectors
-DENSE = 100  # times that an array of samples may be larger than its file
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # the decoders of Pillow that a file may reach, whatever its name
 
 
 def as_bytes(x: Tensor, levels: int) -> np.ndarray:
@@ -46,11 +48,38 @@ def grid(images: np.ndarray, columns: int | None = None, min_side: int = 56, gap
     return canvas
 
 
-def save_png(path: Path | BinaryIO, image: np.ndarray) -> None:
-    """Write one image, (H, W, C) uint8 with one or three channels."""
-    from PIL import Image
+def save_png(path: Path | BinaryIO, image: np.ndarray, marked: bool = False) -> None:
+    """Write one image, (H, W, C) uint8 with one or three channels.
 
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path, format="PNG", optimize=True)
+    Args:
+        path: the file.
+        image: the bytes.
+        marked: whether the file says that genzoo has written it, by which ``is_marked`` knows it.
+
+    Raises:
+        DataError: for another number of channels, of which PNG would make transparency or nothing.
+    """
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    if image.shape[-1] not in CHANNELS:
+        raise DataError(f"images of {image.shape[-1]} channels cannot be shown: a picture has 1 (grey) or 3 (colour)")
+    info = PngInfo()
+    if marked:
+        info.add_text("Software", "genzoo")
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    picture.save(path, format="PNG", optimize=True, pnginfo=info)
+
+
+def is_marked(path: Path) -> bool:
+    """Whether a file is a picture that ``save_png`` has marked; links are not followed."""
+    try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            return False
+        with open(path, "rb") as file:
+            return MARK in file.read(128)
+    except OSError:
+        return False
 
 
 def save_scatter(path: Path | BinaryIO, samples: Tensor, truth: Tensor | None = None) -> None:
@@ -91,13 +120,16 @@ def save_scatter(path: Path | BinaryIO, samples: Tensor, truth: Tensor | None = 
     figure.savefig(path, format="png", dpi=100)
 
 
-def read_samples(path: Path, shape: Sequence[int], levels: int | None) -> Tensor:
-    """Read what any program has drawn: a folder of pictures, in the order of their names, or one array of an .npz file.
+def read_samples(
+    path: Path, shape: Sequence[int], levels: int | None, note: Callable[[str], None] = lambda _: None
+) -> Tensor:
+    """Read what any program has drawn: a folder of pictures, in the order of their names, or an array, .npz or .npy.
 
     Args:
         path: the folder or the file.
         shape: of one event of the data.
         levels: of the data; None for points.
+        note: called with what was read, and what was passed over, of a folder.
 
     Returns:
         Bytes, (N, C, H, W) uint8, or vectors, (N, D) float32. Grey pictures of colour data are spread over the channels.
@@ -109,59 +141,85 @@ def read_samples(path: Path, shape: Sequence[int], levels: int | None) -> Tensor
 
     if path.is_dir():
         if levels is None:
-            raise DataError(f"samples={path}: vectors come in an .npz file")
-        names = picture_names(path, SUFFIXES)
+            raise DataError(f"samples={path}: vectors come in an .npz or .npy file")
+        names = (listing := list_pictures(path)).names
         if not names:
-            raise DataError(f"samples={path}: holds no {', '.join(SUFFIXES)}")
+            raise DataError(f"samples={path}: holds no {', '.join(SUFFIXES)} ({listing.others})")
+        note(f"samples={path}: {len(names)} images, {listing.others}")
         with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return torch.stack([_read_picture(path / name, shape) for name in names])
     if not path.is_file():
         raise DataError(f"samples={path}: no such folder or file")
-    array = _read_array(path)
+    array = read_array(path, ("samples", "arr_0", "images"))
+    if array.ndim and not len(array):
+        raise DataError(f"samples={path}: holds no samples, an array of shape {array.shape}")
     if levels is None:
         if array.ndim != 2 or array.shape[1:] != tuple(shape) or array.dtype.kind != "f":
             raise DataError(f"samples={path}: holds {array.dtype} {array.shape}, not floats (N, {shape[0]})")
-        if not np.isfinite(array).all():
-            raise DataError(f"samples={path}: holds NaN or infinity")
-        return torch.from_numpy(array.astype(np.float32))
+        with np.errstate(over="ignore"):
+            points = array.astype(np.float32)
+        if not np.isfinite(points).all():
+            raise DataError(f"samples={path}: holds NaN, infinity, or numbers beyond float32")
+        return torch.from_numpy(points)
     C, H, W = shape
     if array.ndim == 3:
         array = array[..., None]
     fits = array.dtype == np.uint8 and array.ndim == 4 and array.shape[1:3] == (H, W) and array.shape[3] in (1, C)
     if not fits:
-        raise DataError(f"samples={path}: holds {array.dtype} {array.shape}, not uint8 (N, {H}, {W}, {C})")
+        hint = ""
+        if array.dtype.kind in "fiu" and array.dtype != np.uint8 and array.size:
+            hint = f"; of values {array.min():.4g}..{array.max():.4g} make bytes 0..255 yourself"
+        raise DataError(f"samples={path}: holds {array.dtype} {array.shape}, not uint8 (N, {H}, {W}, {C}){hint}")
     return torch.from_numpy(array).permute(0, 3, 1, 2).expand(-1, C, -1, -1).contiguous()
 
 
-def _read_array(path: Path) -> np.ndarray:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            names = [name for name in ("samples", "arr_0", "images") if name in arrays.files] or list(arrays.files)
-            if not names:
-                raise DataError(f"samples={path}: holds no array")
-            packed = next(
-                member for member in arrays.zip.infolist() if member.filename in (names[0], f"{names[0]}.npy")
-            )
-            if packed.file_size > max(DENSE * packed.compress_size, 2**27):
-                raise DataError(
-                    f"samples={path}: unpacks to {packed.file_size} bytes, over {DENSE} times its size: write it by np.savez"
-                )
-            return arrays[names[0]]
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"samples={path}: no .npz file of plain arrays: {error}") from error
+class Odd(NamedTuple):
+    """What is odd about the range of samples."""
+
+    text: str
+    certain: bool  # whether they cannot be what was meant, however poor a generator
+
+
+def check_range(x: Tensor, real: Tensor, levels: int | None) -> Odd | None:
+    """Compare the range of samples with that of data, which a wrong scale changes and a poor generator hardly.
+
+    Args:
+        x: the samples, (N, ...) bytes or points.
+        real: the data in the same form, (M, ...).
+        levels: of the data; None for points.
+
+    Returns:
+        What was found and what is expected; None where the ranges are alike.
+    """
+    low, high = x.min().item(), x.max().item()
+    flat = real.flatten(1)
+    lowest, highest = flat.amin(1).double(), flat.amax(1).double()  # of each event
+    lows, highs = lowest.min().item(), highest.max().item()
+    found = f"their values lie in {low:.4g}..{high:.4g}, those of the data in {lows:.4g}..{highs:.4g}"
+    if low == high and lows != highs:
+        return Odd(f"all their values are {low:.4g}, those of the data lie in {lows:.4g}..{highs:.4g}", True)
+    margin = 0 if levels is None else MARGIN
+    beyond = ((lowest < low - margin) | (highest > high + margin)).double().mean().item()
+    if levels is None:
+        return Odd(f"{found}, most of whose points are outside: is the scale right?", False) if beyond > 0.5 else None
+    expected = "bytes of 0..255 are expected" + (f", the {levels} levels stretched over them" if levels < 256 else "")
+    if high <= (levels - 1 if levels < 256 else 1) < highs:
+        return Odd(f"{found}: {expected}", True)
+    kinds, of_data = (torch.bincount(side.flatten(), minlength=256).nonzero().flatten().tolist() for side in (x, real))
+    if len(kinds) <= 3 < min(len(of_data), 8):
+        return Odd(f"they hold no values but {', '.join(map(str, kinds))}: {expected}", True)
+    return Odd(f"{found}, most of whose images leave that range: {expected}", False) if beyond > 0.5 else None
 
 
 def _read_picture(path: Path, shape: Sequence[int]) -> Tensor:
     C, H, W = shape
 
     def pixels(image: Image.Image) -> np.ndarray:
-        if image.size != (W, H):
-            raise DataError(f"{path}: is {image.size[0]}x{image.size[1]}, the data are {W}x{H}: resize it yourself")
-        if image.mode not in ("L", "RGB"):
-            raise DataError(f"{path}: has the mode {image.mode}; store it as 8-bit grey or RGB")
-        return np.array(image.convert("L" if C == 1 else "RGB"))
+        flat = upright(image, C)
+        if flat.size != (W, H):
+            raise DataError(f"{path}: is {flat.size[0]}x{flat.size[1]}, the data are {W}x{H}: resize it yourself")
+        return np.array(flat)
 
     return torch.from_numpy(decoded(path, FORMATS, pixels).reshape(H, W, C)).permute(2, 0, 1)

@@ -41,13 +41,14 @@ from torch import Tensor, nn
 
 from genzoo.model import Bound, Denoiser, Density, LogProb, Loss, Samples, consult
 from genzoo.prob import ranks
+from genzoo.prob.constants import Constant
 from genzoo.prob.divergences import kl_normal
 from genzoo.prob.likelihoods import discretized_gaussian_log_mass
 from genzoo.prob.measure import log_density, snap
 from genzoo.prob.paths import GaussianPath, Prediction
 from genzoo.prob.random import categorical, rand, randint, randn
 from genzoo.prob.schedules import DiscreteSchedule, LinearSchedule
-from genzoo.samplers import DDIM, Sampler, Step, plan
+from genzoo.samplers import DDIM, Sampler, plan
 
 
 def strata(T: int, count: int) -> list[tuple[int, int]]:
@@ -111,7 +112,10 @@ class DDPM(Density, Denoiser):
         self.history = LossHistory(self.schedule.num_steps) if importance else None
         self.sampler = sampler or DDIM()
         # Coefficients of every step of the chain, row i for index i, in float64 whatever the model's dtype.
-        self._chain = torch.tensor(plan(self.path, self.schedule.times())[::-1], dtype=torch.float64)
+        chain = plan(self.path, self.schedule.times())[::-1]
+        self._chain = Constant(torch.tensor(chain, dtype=torch.float64))
+        # Index 0 has no posterior variance: it takes the next one's (Ho et al.'s code clips the same way).
+        self._variance_floor = chain[1].posterior_var
 
     def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
         output = consult(self.network, x_t, t, y)
@@ -203,7 +207,7 @@ class DDPM(Density, Denoiser):
         ``clip`` clamps the estimate of the data to [-1, 1], as the sampler does: in a bound that is reported, and in no
         loss, since a clamped pixel has no gradient (Nichol and Dhariwal's code does the same).
         """
-        chain = self._chain.to(x.device)[index].to(x.dtype).view(len(x), -1, *[1] * (x.ndim - 1))
+        chain = self._chain.on(x.device)[index].to(x.dtype).view(len(x), -1, *[1] * (x.ndim - 1))
         _, _, sigma_t, alpha_s, _, var_ts, posterior_var, _, _ = chain.unbind(1)  # the fields of a Step
         t = (index + 1).double() / self.schedule.num_steps
         x0 = self.path.convert(prediction, x_t, t, "x0")
@@ -211,11 +215,10 @@ class DDPM(Density, Denoiser):
             x0 = x0.clamp(-1, 1)
         # The two means differ by their estimates of x alone.
         gap = alpha_s * var_ts / sigma_t**2 * (x - x0)
-        # Index 0 has no posterior variance: it takes the next one's (Ho et al.'s code clips the same way).
-        floor = Step(*self._chain[1].tolist()).posterior_var
         first = (index == 0).view(sigma_t.shape)
-        posterior = torch.where(first, floor, posterior_var).log().expand_as(x)
-        log_var = self._log_var(posterior, torch.where(first, floor, var_ts).log(), var_ts.log(), prediction)
+        posterior = torch.where(first, self._variance_floor, posterior_var).log().expand_as(x)
+        large = torch.where(first, self._variance_floor, var_ts).log()
+        log_var = self._log_var(posterior, large, var_ts.log(), prediction)
         kl = kl_normal(gap, posterior, 0.0, log_var).flatten(1).sum(1)
         if self.levels is None:
             nll = 0.5 * ((x - x0) ** 2 * torch.exp(-log_var) + math.log(2 * math.pi) + log_var).flatten(1).sum(1)
@@ -253,10 +256,10 @@ class LossHistory(nn.Module):
     def probs(self) -> Tensor:
         """Return the probability of each index, (T,) float64."""
         T = len(self.counts)
-        if bool((self.counts < self.LAST).any()):
-            return torch.full_like(self.losses[:, 0], 1 / T)
         weights = self.losses.double().square().mean(1).sqrt()
-        return (1 - self.UNIFORM) * weights / weights.sum() + self.UNIFORM / T
+        probs = (1 - self.UNIFORM) * weights / weights.sum() + self.UNIFORM / T
+        # Selected and not branched upon: looking would stall an accelerator.
+        return torch.where((self.counts < self.LAST).any(), 1 / T, probs)
 
     def sample(self, n: int, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Draw ``n`` indices, and the weights that keep the mean loss that of uniform times."""
@@ -266,6 +269,13 @@ class LossHistory(nn.Module):
 
     def update(self, index: Tensor, losses: Tensor) -> None:
         """Remember the losses at some times, (B,), (B,); the newest replace the oldest."""
-        for i, loss in zip(index.tolist(), losses.to(self.losses).unbind(), strict=True):
-            self.losses[i, int(self.counts[i]) % self.LAST] = loss
-            self.counts[i] += 1
+        i, order = index.sort(stable=True)  # losses of one time side by side, the oldest first
+        begin, end = torch.searchsorted(i, i), torch.searchsorted(i, i, right=True)
+        place = torch.arange(len(i), device=i.device)
+        slot = i * self.LAST + (self.counts[i] + place - begin) % self.LAST
+        # Only the last ones stay of more than there is room for; the others fall behind the end.
+        slot = torch.where(end - place <= self.LAST, slot, self.losses.numel())
+        flat = torch.cat([self.losses.flatten(), self.losses.new_zeros(1)])
+        flat.scatter_(0, slot, losses.to(self.losses)[order])
+        self.losses.copy_(flat[:-1].view_as(self.losses))
+        self.counts.index_add_(0, index, torch.ones_like(index))

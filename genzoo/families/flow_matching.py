@@ -15,8 +15,11 @@ Sampling integrates ``dx/dt = v_theta`` from t = 1 to t = 0; latents and densiti
 
 **Pairing.** Noise and data may be drawn independently, or paired so that paths cross less and the field is straighter: within
 each batch by the assignment of least squared distance (optimal transport), or by a trained model's own ODE (**reflow**),
-whose pairs ``(eps, x = ODE(eps))`` already lie on one trajectory. With either, eps depends on x: there is no score any more
-and no stochastic sampler, while ODE samplers stay right.
+whose pairs ``(eps, x = ODE(eps))`` already lie on one trajectory; these are simulated once, before the first step. With
+either, eps depends on x: there is no score any more and no stochastic sampler, while ODE samplers stay right.
+
+Samples of class y begin at p(eps) = N(0, I), so that the pairing must leave p(eps | y) = N(0, I): a conditional model pairs
+within each class. Across classes, the noise near a class's data would be paired with it, and p(eps | y) would not be normal.
 
 References:
     Lipman et al., "Flow Matching for Generative Modeling", 2023, https://arxiv.org/abs/2210.02747 (eq. 9, 20-23).
@@ -28,14 +31,16 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from genzoo.model import Denoiser, Loss, Samples, consult
+from genzoo.model import Denoiser, Loss, Precomputed, Samples, consult
+from genzoo.prob import ranks
 from genzoo.prob.noise_levels import NoiseLevels, UniformTime
 from genzoo.prob.paths import GaussianPath, Prediction
 from genzoo.prob.random import SampleStreams, rand, randint, randn
@@ -44,24 +49,90 @@ from genzoo.probability_flow import ProbabilityFlow
 from genzoo.samplers import AdaptiveODE, Heun, Sampler
 
 
-def transport(x: Tensor, eps: Tensor) -> Tensor:
-    """Reorder noise so that the sum of squared distances to the data is least, (B, *shape), (B, *shape) -> (B, *shape).
+def transport(x: Tensor, eps: Tensor, y: Tensor | None = None) -> Tensor:
+    """Reorder noise so that the sum of squared distances to the data is least: (B, *shape), (B, *shape) -> (B, *shape).
 
-    The data keep their order, and with it their classes.
+    The data keep their order, and with it their classes. With classes ``y``, (B,), noise changes places within a class alone:
+    which noise a class has then depends on the classes and not on the data, so that it is N(0, I) in each of them. Where
+    ranks share a batch, noise changes places in all of it.
     """
-    cost = torch.cdist(x.flatten(1).float(), eps.flatten(1).float()).square()
-    _, order = linear_sum_assignment(cost.cpu().numpy())
-    return eps[torch.from_numpy(order).to(eps.device)]
+    if ranks.world() > 1:
+        eps = ranks.gather(eps.detach()).flatten(0, 1)
+        y = None if y is None else ranks.gather(y).flatten()
+    # Each rank computes its rows of the costs.
+    rows = torch.cdist(x.detach().flatten(1).float(), eps.flatten(1).float()).square()
+    cost = ranks.gather(rows).flatten(0, 1).cpu().numpy()
+    if y is None:
+        order = linear_sum_assignment(cost)[1]
+    else:
+        label = y.cpu().numpy()
+        by_class = np.argsort(label, kind="stable")
+        order = np.empty_like(by_class)
+        for mine in np.split(by_class, np.flatnonzero(np.diff(label[by_class])) + 1):
+            order[mine] = mine[linear_sum_assignment(cost[np.ix_(mine, mine)])[1]]
+    return eps[torch.from_numpy(order).to(eps.device).chunk(ranks.world())[ranks.rank()]]
 
 
-class FlowMatching(ProbabilityFlow):
+CHUNK = 500  # pairs that are simulated at once
+
+
+class TeacherPairs:
+    """Pairs of noise and data on the trajectories of a trained model's probability-flow ODE.
+
+    They are neither weights nor buffers of the model that learns them, and its copies, such as the average of its weights,
+    share them: there is one teacher and one pool.
+
+    Args:
+        teacher: the trained model.
+        size: how many pairs.
+    """
+
+    def __init__(self, teacher: Denoiser, size: int):
+        self.teacher, self.size = teacher.eval().requires_grad_(False), size
+        self.tensors: dict[str, Tensor] = {}  # "x" and "eps", (size, *shape), and with classes "y", (size,)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> TeacherPairs:
+        return self
+
+    @torch.no_grad()
+    def simulate(self, model: Denoiser, chunk: int = CHUNK) -> dict[str, Tensor]:
+        """Solve the teacher's ODE from noise to data for the whole pool, in chunks that several processes share.
+
+        Args:
+            model: gives the device, the type and the frequencies of the classes.
+            chunk: pairs at once; pair i depends on i alone, up to rounding.
+        """
+        device, dtype = model.device, model.dtype
+        teacher = self.teacher.to(device=device, dtype=dtype)
+        solver = AdaptiveODE(rtol=1e-4, atol=1e-4)
+        tensors = {name: torch.empty(self.size, *model.shape, device=device, dtype=dtype) for name in ("x", "eps")}
+        if model.num_classes:
+            tensors["y"] = torch.empty(self.size, device=device, dtype=torch.int64)
+        chunks = [range(start, min(start + chunk, self.size)) for start in range(0, self.size, chunk)]
+        for own in chunks[ranks.rank() :: ranks.world()]:
+            rng, rows = SampleStreams(0, own, device=device), slice(own.start, own.stop)
+            y = model.draw_labels(len(own), None, rng)
+            eps = randn((len(own), *model.shape), rng=rng, device=device, dtype=dtype)
+            *_, (x, _) = solver.states(teacher, eps, y, None)
+            tensors["x"][rows], tensors["eps"][rows] = x, eps
+            if y is not None:
+                tensors["y"][rows] = y
+        for i, part in enumerate(chunks if ranks.world() > 1 else []):
+            for tensor in tensors.values():
+                ranks.agree(tensor[part.start : part.stop], i % ranks.world())
+        teacher.cpu()  # an accelerator's memory is the model's
+        return tensors
+
+
+class FlowMatching(ProbabilityFlow, Precomputed):
     """A model of the velocity that moves noise to data.
 
     Args:
         network: builds the network, called as ``network(in_shape, out_shape, num_classes)``, for ``(x_t, t, y)``.
         shape, levels, num_classes: of the data, as in ``GenerativeModel``.
         schedule: of the path; the straight one by default.
-        pairing: "independent", or "optimal_transport" within each batch, of which every rank pairs its own share.
+        pairing: "independent", or "optimal_transport" within each batch, and within each class of a conditional model. Where
+            ranks share a batch, all of it is paired.
         teacher: a trained model whose pairs are learned instead of the data's (reflow), or None.
         pool: how many pairs the teacher makes, once, before the first step; the data are not used then.
         noise_levels: law of the training times; uniform by default.
@@ -102,10 +173,7 @@ class FlowMatching(ProbabilityFlow):
         self.noise_levels = noise_levels or UniformTime()
         self.sampler = sampler or Heun(steps=25)
         self.rtol = self.atol = tolerance
-        self.pool = pool
-        # In a tuple, which hides it: the teacher is no part of this model, neither of its weights nor of its checkpoints.
-        self._teacher: tuple[Denoiser, ...] = () if teacher is None else (self._checked(teacher),)
-        self._pairs: tuple[Tensor, ...] = ()
+        self.pairs = None if teacher is None else TeacherPairs(self._checked(teacher), pool)
 
     def _checked(self, teacher: Denoiser) -> Denoiser:
         if not isinstance(teacher, Denoiser):
@@ -115,7 +183,7 @@ class FlowMatching(ProbabilityFlow):
             raise ValueError(f"teacher: models shape, levels, classes {theirs}, not {ours}")
         if teacher.path.schedule.prior_std != 1:
             raise ValueError(f"teacher: its noise has standard deviation {teacher.path.schedule.prior_std:g}, not 1")
-        return teacher.eval().requires_grad_(False)
+        return teacher
 
     def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
         return Prediction("velocity", consult(self.network, x_t, t, y))
@@ -124,12 +192,12 @@ class FlowMatching(ProbabilityFlow):
         self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
     ) -> Loss:
         self.check_labels(y, len(x))
-        if self._teacher:
-            x, eps, y = self._rectified(len(x), x.dtype, rng)
+        if self.pairs is not None:
+            x, eps, y = self._rectified(self.pairs, len(x), x.dtype, rng)
         else:
             eps = randn(x.shape, rng=rng, device=x.device, dtype=x.dtype)
             if self.pairing == "optimal_transport":
-                eps = transport(x, eps)
+                eps = transport(x, eps, y)
         if y is not None:
             dropped = rand(y.shape, rng=rng, device=x.device) < self.label_dropout
             y = torch.where(dropped, self.num_classes, y)
@@ -140,28 +208,33 @@ class FlowMatching(ProbabilityFlow):
         return Loss(mse, {"mse": mse.detach()})
 
     def _rectified(
-        self, n: int, dtype: torch.dtype, rng: torch.Generator | None
+        self, pairs: TeacherPairs, n: int, dtype: torch.dtype, rng: torch.Generator | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Draw pairs of the teacher's: data, noise and classes."""
-        if not self._pairs:
-            self._pairs = self._simulate()
-        chosen = randint(self.pool, (n,), rng=rng, device=self.device)
-        x, eps, *y = (part[chosen] for part in self._pairs)
-        return x.to(dtype), eps.to(dtype), y[0] if y else None
+        tensors = self.precompute()
+        chosen = randint(pairs.size, (n,), rng=rng, device=self.device)
+        drawn = {name: tensor[chosen] for name, tensor in tensors.items()}
+        return drawn["x"].to(dtype), drawn["eps"].to(dtype), drawn.get("y")
 
-    @torch.no_grad()
-    def _simulate(self, chunk: int = 500) -> tuple[Tensor, ...]:
-        """Follow the teacher's ODE from noise to data, for the whole pool; pair i depends on i alone."""
-        teacher = self._teacher[0].to(device=self.device, dtype=self.dtype)
-        parts = []
-        for start in range(0, self.pool, chunk):
-            rng = SampleStreams(0, range(start, min(start + chunk, self.pool)), device=self.device)
-            n = len(rng.indices)
-            y = self.draw_labels(n, None, rng)
-            eps = randn((n, *self.shape), rng=rng, device=self.device, dtype=self.dtype)
-            *_, (x, _) = AdaptiveODE(rtol=1e-4, atol=1e-4).states(teacher, eps, y, None)
-            parts.append((x, eps) if y is None else (x, eps, y))
-        return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+    def precompute(self) -> dict[str, Tensor]:
+        if self.pairs is None:
+            return {}
+        if not self.pairs.tensors:
+            self.pairs.tensors = self.pairs.simulate(self)
+        elif self.pairs.tensors["x"].device != self.device:
+            self.pairs.tensors = {name: tensor.to(self.device) for name, tensor in self.pairs.tensors.items()}
+        return self.pairs.tensors
+
+    def precomputed_shapes(self) -> dict[str, tuple[int, ...]]:
+        if self.pairs is None:
+            return {}
+        n, labels = self.pairs.size, {"y": (self.pairs.size,)} if self.num_classes else {}
+        return {"x": (n, *self.shape), "eps": (n, *self.shape), **labels}
+
+    def set_precomputed(self, tensors: Mapping[str, Tensor]) -> None:
+        if self.pairs is not None:
+            self.check_labels(tensors.get("y"), self.pairs.size)
+            self.pairs.tensors = dict(tensors)
 
     def sample(self, n: int, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Samples:
         return self.sampler(self, n, self.draw_labels(n, y, rng), rng)

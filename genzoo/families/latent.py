@@ -51,6 +51,7 @@ from genzoo.model import (
     Samples,
     Stage,
     Staged,
+    labels_checked,
 )
 from genzoo.prob import ranks
 from genzoo.prob.measure import dequantize, quantize
@@ -240,7 +241,7 @@ class PriorStage(GenerativeModel):
         self.check_labels(y, len(x))
         (codec,) = self._finished
         label = y if codec.num_classes else None
-        with torch.no_grad(), resting(codec):
+        with torch.no_grad(), resting(codec), labels_checked():
             z = codec.infer(x, label, rng=rng).z if isinstance(codec, LatentVariable) else codec.encode(x, label)
             if self.prior.training:
                 self.measure.observe(z)

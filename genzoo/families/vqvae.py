@@ -32,6 +32,7 @@ from genzoo.model import Diagnostic, Discrete, Inferred, LatentVariable, Loss, S
 from genzoo.nn.quantize import VectorQuantizer, perplexity, straight_through
 from genzoo.prob.likelihoods import Likelihood
 from genzoo.prob.measure import snap
+from genzoo.prob.precision import cumulative_sum
 from genzoo.prob.random import rand
 
 
@@ -150,7 +151,7 @@ class VQVAE(LatentVariable):
     def sample(self, n: int, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Samples:
         """Decode codes that are drawn independently, as often as each is used."""
         y = self.draw_labels(n, y, rng)
-        cdf = self.quantizer.probs.double().cumsum(0)
+        cdf = cumulative_sum(self.quantizer.probs.double(), 0)
         u = rand((n, *self.latent.shape), rng=rng, device=self.device).double() * cdf[-1]
         z = torch.searchsorted(cdf, u, right=True).clamp_(max=self.latent.levels - 1)
         return Samples(self.generate(z, y, rng=rng), nfe=1)

@@ -14,6 +14,29 @@ class TooFew(ValueError):
     exit_code = 2  # of the command line
 
 
+def check_references(sizes: dict[str, int], network: FeatureNetwork | None, force: bool) -> None:
+    """Refuse data of which no split has as many images as the network has features.
+
+    Args:
+        sizes: of the splits, by name.
+        network: what features are made of; None for none.
+        force: whether distances from smaller ones are wanted, and marked.
+
+    Raises:
+        TooFew: naming the splits.
+    """
+    if network is not None and not force and all(n < network.dim for n in sizes.values()):
+        raise TooFew(f"{too_small(sizes, network)}; add images, or say metrics.force=true and have the number marked")
+
+
+def too_small(sizes: dict[str, int], network: FeatureNetwork) -> str | None:
+    """Say which splits are smaller than a Frechet distance needs; None where none is."""
+    few = [f"{name} ({n} real images)" for name, n in sizes.items() if n < network.dim]
+    if not few:
+        return None
+    return f"data: {' and '.join(few)} smaller than the {network.dim} features of {network.name} that a Frechet distance needs"
+
+
 def check_enough(n: int, network: FeatureNetwork | None, force: bool) -> None:
     """Refuse samples without neighbours, and a Frechet distance from the singular covariance of fewer samples than features.
 

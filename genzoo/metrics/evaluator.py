@@ -9,7 +9,7 @@ alike for two numbers to be ranked together.
     density, coverage
     sliced_wasserstein, mmd        of vectors
     nearest_ratio, authentic,      against the training split, in the space of the data
-    copied
+    copied, shifted, exact_copies
     class_accuracy, fd_per_class   of a conditional model, where the network knows the classes of the data
 """
 
@@ -42,7 +42,7 @@ from genzoo.metrics.kernel import (
 )
 from genzoo.metrics.likelihood import mean_with_error
 from genzoo.metrics.manifold import manifold
-from genzoo.metrics.memorisation import Neighbours, memorisation, neighbours
+from genzoo.metrics.memorisation import Neighbours, exact_copies, memorisation, neighbours, shifted_copies
 from genzoo.metrics.reference import Reference, cached, sha256_of
 from genzoo.metrics.transport import DIRECTIONS, sliced_wasserstein
 from genzoo.prob.measure import bin_centre, to_bytes
@@ -50,6 +50,7 @@ from genzoo.prob.random import generator
 
 NEIGHBOURS = 10_000  # features of each side that balls are made of
 MEMORISED = 2_000  # samples whose nearest training event is looked for
+SHIFTED = 500  # of which over all shifts by a pixel, nine times as much work
 
 
 class Measured(NamedTuple):
@@ -94,7 +95,8 @@ def against(
         fake: of the samples, in the order in which they were drawn.
         reference: the split.
         network: what made both.
-        force: whether to give a Frechet distance of fewer samples than features.
+        force: whether to give a Frechet distance of fewer samples or real events than features; without it there is none
+            from a split that has fewer.
         device: where to compute.
 
     Raises:
@@ -110,17 +112,18 @@ def against(
         "n_real": len(real),
         "n_fake": len(x),
     }
-    marked = {"forced": f"{len(x)} samples of {network.dim} features"} if len(x) < network.dim else {}
+    few = [f"{len(side)} {name}" for name, side in (("samples", x), ("real", real)) if len(side) < network.dim]
+    marked = {"forced": f"{' and '.join(few)} of {network.dim} features"} if few else {}
     law = reference.moments.to(torch.device(device))
-    found = {
-        "fd": Measured(
+    found: dict[str, Measured] = {}
+    if len(real) >= (2 if force else network.dim):  # with less than two there is no covariance
+        found["fd"] = Measured(
             frechet_distance_of_features(x, law),
             frechet_stderr(x, law),
             "lower",
             {"unit": "squared distance", **protocol, **marked},
         )
-    }
-    infinite = frechet_infinity(x, law)
+    infinite = frechet_infinity(x, law) if len(real) >= network.dim else None
     if infinite is not None:
         found["fd_infinity"] = Measured(
             infinite,
@@ -149,7 +152,12 @@ def against(
 
 
 def of_classes(
-    fake: Features, y: Tensor | None, reference: Reference, network: FeatureNetwork, names: tuple[str, ...]
+    fake: Features,
+    y: Tensor | None,
+    reference: Reference,
+    network: FeatureNetwork,
+    names: tuple[str, ...],
+    device: torch.device | str = "cpu",
 ) -> dict[str, Measured]:
     """Score what a classifier sees: how sure it is, and, where classes were asked for, whether it finds them.
 
@@ -159,14 +167,16 @@ def of_classes(
         reference: the split whose classes are compared one by one.
         network: what made both.
         names: of the classes.
+        device: where to compute.
     """
     if fake.logits is None:
         return {}
     check_finite(logits=fake.logits)
-    protocol = {**network.card, "n_fake": len(fake.features)}
+    x, logits = fake.features.to(device), fake.logits.to(device)
+    protocol = {**network.card, "n_fake": len(x)}
     found: dict[str, Measured] = {}
-    if len(fake.logits) >= SPLITS:
-        score = inception_score(fake.logits)
+    if len(logits) >= SPLITS:
+        score = inception_score(logits)
         found["class_score"] = Measured(
             score.value, score.stderr, "higher", {"unit": "classes", **protocol, "splits": SPLITS}
         )
@@ -177,16 +187,17 @@ def of_classes(
         or not reference.name.startswith(f"{network.classes}/")
     ):
         return {named(name, network): measured for name, measured in found.items()}
-    right = (fake.logits.argmax(1) == y).double()
+    y = y.to(device)
+    right = (logits.argmax(1) == y).double()
     each = {name: float(right[y == i].mean()) if (y == i).any() else None for i, name in enumerate(names)}
     accuracy = mean_with_error(right)
     found["class_accuracy"] = Measured(
         accuracy.value, accuracy.stderr, "higher", {"unit": "share", **protocol}, {"per_class": each}
     )
     distances = {
-        name: frechet_distance_of_features(fake.features[y == i], moments(reference.of_class(i)))
+        name: frechet_distance_of_features(x[y == i], moments(reference.of_class(i).to(device)))
         for i, name in enumerate(names)
-        if (y == i).sum() >= network.dim
+        if (y == i).sum() >= network.dim and (reference.y == i).sum() >= network.dim
     }
     if distances:
         found["fd_per_class"] = Measured(
@@ -256,12 +267,24 @@ def of_copies(
     x, y = fake[subset(len(fake), MEMORISED)], test[subset(len(test), MEMORISED)]
     if len(train) < 3:
         return {}, None
-    key = {"version": 1, "what": "neighbours", "train": sha256_of(train), "test": sha256_of(y), "flip": flip}
-    say("looking for copies among the test split")
+    key = {"version": 2, "what": "neighbours", "train": sha256_of(train), "test": sha256_of(y), "flip": flip}
     place = train.to(device)
-    of_test = Neighbours(**cached(cache, key, lambda: _on_cpu(neighbours(y.to(device), place, flip))))
+    # Points have no shifts, and the insides of tiny images are alike by chance.
+    moves = train.dim() == 4 and min(train.shape[-2:]) >= 8
+
+    def look(events: Tensor) -> dict[str, Tensor]:
+        found = _on_cpu(neighbours(events.to(device), place, flip))
+        moved = events[subset(len(events), SHIFTED)].to(device)
+        return {**found, "shifted": shifted_copies(moved, place, flip).cpu() if moves else torch.zeros(0)}
+
+    say("looking for copies among the test split")
+    of_test = cached(cache, key, lambda: look(y))
     say("looking for copies among the samples")
-    found = memorisation(Neighbours(**_on_cpu(neighbours(x.to(device), place, flip))), of_test)
+    of_fake = look(x)
+    test_shifted, fake_shifted = of_test.pop("shifted"), of_fake.pop("shifted")
+    shifted = (fake_shifted, test_shifted) if moves else None
+    found = memorisation(Neighbours(**of_fake), Neighbours(**of_test), shifted)
+    same, same_of_test = (exact_copies(side.to(train.dtype), train, flip) for side in (fake, test))
     protocol = {
         "unit": "share",
         "reference": f"{name}/train",
@@ -279,12 +302,21 @@ def of_copies(
         "copied": Measured(
             found.copied.value, found.copied.stderr, "lower", protocol, {"of_test": found.copied_of_test}
         ),
-    }
+        "exact_copies": Measured(
+            same, None, "lower", {**protocol, "unit": "samples", "n_fake": len(fake), "n_test": len(test)},
+            {"of_test": same_of_test},
+        ),
+    }  # fmt: skip
+    if found.shifted is not None:
+        sizes = {"n_fake": len(fake_shifted), "n_test": len(test_shifted), "shift": "up to a pixel each way"}
+        detail = {"of_test": found.shifted_of_test}
+        scores["shifted"] = Measured(found.shifted.value, found.shifted.stderr, "lower", {**protocol, **sizes}, detail)
     if not found.flagged:
         return scores, None
+    share, share_of_test, how = found.alarms[0]
     return scores, (
-        f"memorised: {found.copied.value:.1%} of the samples are copies of training events "
-        f"({found.copied_of_test:.1%} of the test split would pass for such)"
+        f"memorised: {share:.1%} of the samples are copies of training events{how} "
+        f"({share_of_test:.1%} of the test split would pass for such)"
     )
 
 

@@ -26,11 +26,13 @@ References:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import io
 import json
 import os
+import tempfile
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +42,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genzoo.runs import write_atomically
+from genzoo.console import log_stderr
+from genzoo.environment import home
+from genzoo.prob.precision import full_float32
+from genzoo.runs import ResourceError, write_atomically
 
 EMBEDDED = Path(__file__).parent / "networks"
 INCEPTION_URL = (
@@ -48,6 +53,7 @@ INCEPTION_URL = (
 )
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 TIMEOUT = 10  # seconds that a server may stay silent
+WEIGHT_BYTES = 2**32  # of a file of weights, far above that of any network here
 
 
 class FeatureError(ValueError):
@@ -73,6 +79,7 @@ class FeatureNetwork(ABC):
         resize: how an image reaches the size that the network sees.
         classes: the data set of genzoo whose classes its logits are, where they are.
         network: the module, where there is one.
+        cpu_batch: images at once on a CPU.
     """
 
     name: str
@@ -81,6 +88,7 @@ class FeatureNetwork(ABC):
     resize: str | None
     classes: str | None = None
     network: Any = None
+    cpu_batch: int = 2**20
 
     @abstractmethod
     def forward(self, images: Tensor) -> Features:
@@ -88,9 +96,9 @@ class FeatureNetwork(ABC):
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Features:
-        """Turn bytes, or points, into features in float32, whatever autocast says."""
-        device = next(self.network.parameters()).device if self.network is not None else images.device
-        with torch.autocast(device.type, enabled=False):
+        """Turn bytes, or points, into features in float32, whatever autocast and TF32 are set to."""
+        device = images.device if self.network is None else self.device
+        with torch.autocast(device.type, enabled=False), full_float32():
             return self.forward(images.to(device))
 
     def to(self, device: torch.device) -> FeatureNetwork:
@@ -98,6 +106,15 @@ class FeatureNetwork(ABC):
         if self.network is not None:
             self.network.to(device)
         return self
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights; the CPU for a network without weights."""
+        return torch.device("cpu") if self.network is None else next(self.network.parameters()).device
+
+    def at_once(self, batch_size: int) -> int:
+        """Images in one batch: a CPU takes no more than ``cpu_batch``, whose activations stay in its cache."""
+        return min(batch_size, self.cpu_batch) if self.device.type == "cpu" else batch_size
 
     @property
     def card(self) -> dict[str, Any]:
@@ -111,7 +128,7 @@ class FeatureNetwork(ABC):
 
     def extract(self, images: Tensor, batch_size: int = 250) -> Features:
         """Run over many images; features and logits come back to the CPU."""
-        parts = [self(part) for part in images.split(batch_size)]
+        parts = [self(part) for part in images.split(self.at_once(batch_size))]
         logits = [part.logits.cpu() for part in parts if part.logits is not None]
         return Features(torch.cat([part.features.cpu() for part in parts]), torch.cat(logits) if logits else None)
 
@@ -206,7 +223,7 @@ class Inception(FeatureNetwork):
         FeatureError: where there is no such file, or not the right one.
     """
 
-    name, dim = "inception", 2048
+    name, dim, cpu_batch = "inception", 2048, 50
     resize = "bilinear of TensorFlow 1, without antialiasing, to 299x299"
 
     def __init__(self, weights: str | os.PathLike[str] | None = None):
@@ -227,9 +244,6 @@ class Inception(FeatureNetwork):
 
     def forward(self, images: Tensor) -> Features:
         return Features(*self.network(_colour(images)))
-
-    def extract(self, images: Tensor, batch_size: int = 50) -> Features:
-        return super().extract(images, min(batch_size, 50))
 
 
 class DINOv2(FeatureNetwork):
@@ -318,9 +332,36 @@ def feature_network(
 
 
 def cache_folder() -> Path:
-    """Folder of downloaded weights and of statistics: $GENZOO_CACHE, else the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("GENZOO_CACHE") or Path(base) / "genzoo")
+    """Folder of downloaded weights and of statistics: $GENZOO_CACHE, else the user's cache folder.
+
+    Without either, and without a home directory, it is one that nobody else can write to, in the folder of temporary files.
+    """
+    if own := os.environ.get("GENZOO_CACHE"):
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(base):  # others are to be ignored, by the XDG base directory specification
+        return Path(base, "genzoo")
+    found = home()
+    return (_temporary_home() if found is None else found / ".cache") / "genzoo"
+
+
+@functools.cache
+def _temporary_home() -> Path:
+    return Path(tempfile.mkdtemp(prefix="genzoo-cache-"))
+
+
+def check_cache() -> None:
+    """Write a file into the cache, so that one that cannot be used is said before anything takes long.
+
+    What a cache would keep is computed anew then; nothing fails.
+    """
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        key = "GENZOO_CACHE" if os.environ.get("GENZOO_CACHE") else "the cache"
+        log_stderr(f"{key}={folder}: cannot be written to: {error.strerror}: what is not in it is computed each time")
 
 
 def _colour(images: Tensor) -> Tensor:
@@ -333,6 +374,10 @@ def _first_line(error: Exception) -> str:
 
 def _read(path: Path, key: str) -> bytes:
     try:
+        if path.exists() and not path.is_file():
+            raise FeatureError(f"{key}={path}: is no regular file")
+        if path.stat().st_size > WEIGHT_BYTES:
+            raise FeatureError(f"{key}={path}: has more than {WEIGHT_BYTES:,} bytes")
         return path.read_bytes()
     except OSError as error:
         raise FeatureError(f"{key}={path}: {error.strerror}") from error
@@ -359,9 +404,9 @@ def _tensors(content: bytes, name: Any) -> dict[str, Tensor]:
 def _published_inception() -> bytes:
     """Find torch-fidelity's weights in the cache, or download them; checked by their full SHA-256 either way."""
     file = INCEPTION_URL.rpartition("/")[2]
-    home = cache_folder() / file
-    for path in (home, Path(torch.hub.get_dir()) / "checkpoints" / file):
-        if path.is_file():
+    kept = cache_folder() / file
+    for path in (kept, Path(torch.hub.get_dir()) / "checkpoints" / file):
+        if os.path.isfile(path):
             content = path.read_bytes()
             if hashlib.sha256(content).hexdigest() == INCEPTION_SHA256:
                 return content
@@ -370,13 +415,14 @@ def _published_inception() -> bytes:
             content = response.read(2**28)  # more than it has
     except OSError as error:
         raise FeatureError(
-            f"metrics.features=inception: {file} is not in {home.parent} and was not downloaded ({_first_line(error)}): "
+            f"metrics.features=inception: {file} is not in {kept.parent} and was not downloaded ({_first_line(error)}): "
             f"get it from {INCEPTION_URL} and say metrics.inception_weights=FILE, or take an embedded network, "
             f"metrics.features={embedded()[-1]}"
         ) from error
     found = hashlib.sha256(content).hexdigest()
     if found != INCEPTION_SHA256:
         raise FeatureError(f"{INCEPTION_URL}: its SHA-256 is {found}, not {INCEPTION_SHA256}: nothing was kept")
-    home.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(home, content)
+    with contextlib.suppress(OSError, ResourceError):  # a cache that cannot be written to, or is full
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(kept, content)
     return content

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from genzoo.metrics.features import FeatureNetwork
 from genzoo.metrics.frechet import FeatureMoments, Moments
-from genzoo.runs import write_atomically
+from genzoo.runs import ResourceError, write_atomically
 
 VERSION = 1  # of what is stored
 WAIT = 3600  # seconds for another process that builds the same reference
@@ -86,15 +86,16 @@ def reference(
 
     def build() -> dict[str, Tensor]:
         # Whoever computes it does so alone, even where several processes train together.
-        moments, parts = FeatureMoments(network.dim, sync_on_compute=False), []
-        for start in range(0, len(images), batch_size):
-            features = network.extract(images[start : start + batch_size], batch_size).features
+        moments, parts = FeatureMoments(network.dim, sync_on_compute=False).to(network.device), list[Tensor]()
+        for batch in images.split(network.at_once(batch_size)):
+            features = network(batch).features  # stay on the network's device for the moments
             moments.update(features)
-            parts.append(features)
+            parts.append(features.cpu())
             if progress:
-                progress(start + len(features))
+                progress(sum(map(len, parts)))
         found = moments.compute()
-        return {"features": torch.cat(parts), "mean": found.mean, "cov": found.cov, "factor": found.factor}
+        tensors = {"mean": found.mean, "cov": found.cov, "factor": found.factor}
+        return {"features": torch.cat(parts), **{name: value.cpu() for name, value in tensors.items()}}
 
     key = {"version": VERSION, "images": sha256, "n": len(images), **network.card, "dtype": "float32"}
     tensors = cached(cache, key, build)
@@ -123,7 +124,7 @@ def cached(cache: Path | None, key: dict, build: Callable[[], dict[str, Tensor]]
         if found is not None:
             return found
         tensors = {name: value.contiguous() for name, value in build().items()}
-        with contextlib.suppress(OSError):  # a cache that cannot be written to, or is full
+        with contextlib.suppress(OSError, ResourceError):  # a cache that cannot be written to, or is full
             write_atomically(path, _sealed(tensors))
         return tensors
 
@@ -135,7 +136,7 @@ def _lock(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path, timeout=WAIT)
         lock.acquire()
-    except OSError:
+    except (OSError, NotImplementedError):  # the latter where the file system has no locks
         yield
         return
     try:

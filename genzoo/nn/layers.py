@@ -66,6 +66,24 @@ class BatchNorm2d(nn.BatchNorm2d):
         return h.to(x_BCHW.dtype)
 
 
+class Dropout(nn.Dropout):
+    """torch's dropout, which in training draws the mask of the whole batch where ranks share it, and takes its own rows.
+
+    In one process it is torch's to the last bit. All ranks must have seeded torch's global generator alike.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Set a share ``p`` of the numbers of each example to zero, (B, ...) -> (B, ...)."""
+        if not self.training or ranks.world() == 1 or not self.p:
+            return super().forward(x)
+        # One process draws in the order of its memory: the mask has the layout of x.
+        order = sorted(range(x.ndim), key=x.stride, reverse=True)
+        sizes = [ranks.world() * len(x), *x.shape[1:]]
+        ones = torch.ones([sizes[d] for d in order], dtype=x.dtype, device=x.device)
+        mask = F.dropout(ones.permute([order.index(d) for d in range(x.ndim)]), self.p)
+        return x * mask[ranks.rank() * len(x) : (ranks.rank() + 1) * len(x)]
+
+
 class SinusoidalEmbedding(nn.Module):
     """Sines and cosines of ``1000 t`` at geometric frequencies, (B,) -> (B, E).
 
@@ -138,7 +156,7 @@ class ResBlock(nn.Module):
         self.scale_shift = scale_shift
         self.project = nn.Linear(embedding, (2 if scale_shift else 1) * out_channels) if embedding else None
         self.norm2 = group_norm(out_channels)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv2 = zero_(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 

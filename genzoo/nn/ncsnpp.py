@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genzoo.nn.layers import Attention, SinusoidalEmbedding, group_norm, zero_
+from genzoo.nn.layers import Attention, Dropout, SinusoidalEmbedding, group_norm, zero_
 
 SQRT_HALF = math.sqrt(0.5)
 
@@ -74,7 +74,7 @@ class Block(nn.Module):
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.project = nn.Linear(embedding, outputs)
         self.norm2 = group_norm(outputs)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv2 = zero_(nn.Conv2d(outputs, outputs, 3, padding=1))
         same = inputs == outputs and resample is None
         self.skip = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1)

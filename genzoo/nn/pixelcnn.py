@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genzoo.nn.causal import CausalNetwork, Walk
+from genzoo.nn.layers import Dropout
 
 
 def _gate(x: Tensor) -> Tensor:
@@ -60,7 +61,7 @@ class GatedLayer(nn.Module):
         self.vertical = nn.Conv2d(in_channels, 2 * width, (half, kernel), padding=(0, self.reach), dilation=dilation)
         self.horizontal = nn.Conv2d(in_channels, 2 * width, (1, half), dilation=dilation)
         self.link = nn.Conv2d(2 * width, 2 * width, 1)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.out = nn.Conv2d(width, width, 1)
         self.residual = in_channels == width
         self.label = nn.Embedding(num_classes, 4 * width) if num_classes else None

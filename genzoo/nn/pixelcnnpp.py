@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from genzoo.nn.causal import CausalNetwork, Walk
+from genzoo.nn.layers import Dropout
 
 
 def _concat_elu(x: Tensor) -> Tensor:
@@ -69,7 +70,7 @@ class GatedResnet(nn.Module):
         super().__init__()
         self.first = ShiftedConv(2 * width, width, corner)
         self.beside = weight_norm(nn.Conv2d(2 * beside, width, 1)) if beside else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.second = ShiftedConv(2 * width, 2 * width, corner)
         with torch.no_grad():
             self.second.conv.parametrizations.weight.original0.mul_(0.1)  # blocks start near the identity

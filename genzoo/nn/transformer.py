@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genzoo.nn.causal import CausalNetwork, Walk
-from genzoo.nn.layers import attend
+from genzoo.nn.layers import Dropout, attend
 
 
 class Memory:
@@ -57,7 +57,7 @@ class Block(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, h_BNE: Tensor, memory: Memory | None = None) -> Tensor:
         """Run on a whole sequence, or with a memory on the one token that follows those remembered."""
@@ -109,7 +109,7 @@ class Transformer(CausalNetwork):
         self.start = nn.Parameter(0.02 * torch.randn(width))
         self.positions = nn.Parameter(0.02 * torch.randn(self.tokens, width))
         self.label = nn.Embedding(num_classes, width) if num_classes else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, out_shape[0])

@@ -29,7 +29,7 @@ class _ProjectedClamp(torch.autograd.Function):
         ctx.save_for_backward(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
         outward = ((x <= ctx.low) & (gradient > 0)) | ((x >= ctx.high) & (gradient < 0))
         return gradient.masked_fill(outward, 0.0), None, None

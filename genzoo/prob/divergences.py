@@ -14,6 +14,7 @@ def kl_normal(
     mean_q: Tensor, log_var_q: Tensor, mean_p: Tensor | float = 0.0, log_var_p: Tensor | float = 0.0
 ) -> Tensor:
     """KL(N(mean_q, exp log_var_q) || N(mean_p, exp log_var_p)) of each element; by default from N(0, 1)."""
-    log_var_p = torch.as_tensor(log_var_p, dtype=mean_q.dtype, device=mean_q.device)
+    if not isinstance(log_var_p, Tensor):  # filled, and not copied from the host, which would wait for the device
+        log_var_p = torch.full((), log_var_p, dtype=mean_q.dtype, device=mean_q.device)
     ratio = log_var_q - log_var_p
     return 0.5 * (ratio.exp() - 1 - ratio + (mean_q - mean_p) ** 2 * torch.exp(-log_var_p))

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from genzoo.prob.clamping import projected_clamp
 from genzoo.prob.measure import bin_centre, log_density, quantize, snap
+from genzoo.prob.precision import cumulative_sum
 from genzoo.prob.random import rand, randn
 
 LOG_SCALE_MIN = -7.0
@@ -96,7 +97,7 @@ def _summed(log_p: Tensor) -> Tensor:
 
 def _draw_index(logits: Tensor, u: Tensor) -> Tensor:
     """Draw an index of dimension 1 by inversion of the cumulative sum, (B, K, ...) and uniform (B, 1, ...) -> (B, 1, ...)."""
-    cdf = logits.double().softmax(1).cumsum(1)
+    cdf = cumulative_sum(logits.double().softmax(1), 1)
     below = cdf <= u * cdf[:, -1:]
     return below.sum(1, keepdim=True).clamp_(max=logits.shape[1] - 1)
 

@@ -23,16 +23,31 @@ References:
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_alone = False  # whether this process computes something that the others do not
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Compute as a process without others in this context; nothing is exchanged."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
 
 def world() -> int:
     """Return how many ranks share a batch: 1 without a process group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _alone else 1
 
 
 def rank() -> int:
@@ -87,8 +102,8 @@ def extremes(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     return lows.amin(0), highs.amax(0)
 
 
-def agree(x: Tensor) -> Tensor:
-    """Return what the first rank holds; for draws that are not of one example each. It has no gradient."""
+def agree(x: Tensor, source: int = 0) -> Tensor:
+    """Return what one rank holds, by default the first; for draws that are not of one example each. It has no gradient."""
     if world() > 1:
-        dist.broadcast(x, 0)
+        dist.broadcast(x, source)
     return x

@@ -27,6 +27,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from genzoo.prob.constants import Constant
+
 
 class Coefficients(NamedTuple):
     """Values of a schedule at some times, each of the shape of ``t``, float64."""
@@ -240,8 +242,8 @@ class DiscreteSchedule(VariancePreserving):
         self.t_max = 1.0
         self.betas = betas.double()
         steps = 0.5 * torch.log1p(-self.betas)
-        self._log_alpha = torch.cat([torch.zeros(1, dtype=torch.float64), steps.cumsum(0)])
-        self._steps = self._log_alpha.diff()
+        log_alpha = torch.cat([torch.zeros(1, dtype=torch.float64), steps.cumsum(0)])
+        self._log_alpha, self._steps = Constant(log_alpha), Constant(log_alpha.diff())
 
     def log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
         position = t * self.num_steps
@@ -249,11 +251,11 @@ class DiscreteSchedule(VariancePreserving):
         nearest = position.round()
         position = torch.where((position - nearest).abs() < 1e-9, nearest, position)
         left = position.floor().long().clamp_(0, self.num_steps - 1)
-        step = self._steps.to(t.device)[left]
-        return self._log_alpha.to(t.device)[left] + (position - left) * step, step * self.num_steps
+        step = self._steps.on(t.device)[left]
+        return self._log_alpha.on(t.device)[left] + (position - left) * step, step * self.num_steps
 
     def time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
-        table = self._log_alpha.to(log_alpha.device)
+        table = self._log_alpha.on(log_alpha.device)
         left = (torch.searchsorted(-table, -log_alpha, right=True) - 1).clamp_(0, self.num_steps - 1)
         share = (log_alpha - table[left]) / (table[left + 1] - table[left])
         return (left + share.clamp(max=1.0)) / self.num_steps

@@ -7,12 +7,15 @@ Two numbers are compared only if their protocols are the same: network, referenc
 with unlike protocols come into separate tables. What is measured on a machine (speeds) may be in one table with unlike
 protocols, and is then not ranked.
 
-Beside the best of a column stand those that a Welch test does not tell apart from it at 5 %; no correction is made for the
-number of rows.
+Beside the best of a column stand those that a Welch test does not tell apart from it at 5 %, and those whose error is not
+known; no correction is made for the number of rows. No test is made of two seeds, of which one degree of freedom is left, nor
+of costs, whose errors grow with them: of these the best alone is marked. Columns in which noise can be best have no best:
+samples far from all data have few copies, and a wide cloud of noise may fall into the balls of precision and density.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import statistics
@@ -28,6 +31,9 @@ from genzoo.report.records import OF_SEED, Record, flatten
 UNLIKE = "unlike between seeds"  # in a protocol: the parts that differ
 COSTS = ("sampling/", "model/", "training/")  # metrics that do not say how good a model is
 LIMITS = ("images", "seconds", "flops")
+LEAST_SEEDS = 3  # of a mean over seeds that is tested
+# Metrics that say something beside others alone, with their network's name behind: noise may be best in them.
+PARTIAL = ("precision", "density", "authentic", "copied", "shifted", "exact_copies", "nearest_ratio")
 
 # What a reader wants to see first, in this order; the page shows the rest on demand.
 HEADLINES = (
@@ -77,6 +83,11 @@ class Cell:
         """Degrees of freedom of the standard error."""
         return len(self.values) - 1 if self.source == "seeds" else math.inf
 
+    @property
+    def testable(self) -> bool:
+        """Whether the mean may be tested: one of seeds needs three of them."""
+        return self.source != "seeds" or len(self.values) >= LEAST_SEEDS
+
 
 @dataclass
 class Row:
@@ -96,6 +107,11 @@ class Row:
     def seeds(self) -> list[Any]:
         return sorted({record.config.get("seed") for record, _ in self.runs}, key=str)
 
+    @functools.cached_property
+    def endings(self) -> set[str | None]:
+        """The limits that ended the runs."""
+        return {ended_by(record, metrics) for record, metrics in self.runs}
+
 
 @dataclass
 class Table:
@@ -111,6 +127,12 @@ class Table:
         """All columns, those first that a reader wants first."""
         names = dict.fromkeys(name for row in self.rows for name in row.cells)
         return sorted(names, key=lambda name: (order(name), name))
+
+    @functools.cached_property
+    def usual_ending(self) -> tuple[str, ...]:
+        """The limits that ended the runs of most rows."""
+        counts = Counter(tuple(sorted(filter(None, row.endings))) for row in self.rows)
+        return max(counts, key=lambda ends: counts[ends])
 
     @property
     def headlines(self) -> list[str]:
@@ -134,6 +156,12 @@ def is_cost(name: str) -> bool:
     return name.startswith(COSTS)
 
 
+def is_partial(name: str) -> bool:
+    """Whether a metric is read beside others alone, since samples that are no good may be best in it."""
+    section, _, leaf = name.partition("/")
+    return section in ("test", "train", "memorisation") and any(leaf == p or leaf.startswith(f"{p}_") for p in PARTIAL)
+
+
 def key(value: Any) -> str:
     """Return a text that is the same for equal plain values."""
     return json.dumps(value, sort_keys=True, default=str)
@@ -151,7 +179,7 @@ def rows(records: Iterable[Record]) -> list[Row]:
         what = key([record.model, record.data, trained])
         failed[what] = failed.get(what, 0) + (record.state == "failed")
         for result in record.results if record.state == "done" else ():
-            metrics = _metrics(result)
+            metrics = {name: _with_draws(entry) for name, entry in result["metrics"].items()}
             setting = setting_of(metrics)
             protocols = {name: entry["card"]["protocol"] for name, entry in metrics.items() if not is_cost(name)}
             candidates = found.setdefault(key([what, setting]), [])
@@ -171,19 +199,6 @@ def rows(records: Iterable[Record]) -> list[Row]:
         row.cells = {name: cell([own[name] for own in seeds if name in own], len(seeds)) for name in names}
     _name(all_rows)
     return all_rows
-
-
-def _metrics(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep the scores of a result that are what they should be."""
-    metrics = result.get("metrics")
-    return {
-        str(name): _with_draws(entry)
-        for name, entry in (metrics if isinstance(metrics, Mapping) else {}).items()
-        if isinstance(entry, Mapping)
-        and isinstance(entry.get("card"), Mapping)
-        and all(isinstance(entry["card"].get(part), Mapping) for part in ("protocol", "setting"))
-        and (entry.get("value") is None or type(entry["value"]) in (int, float))
-    }
 
 
 def _with_draws(entry: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -323,7 +338,7 @@ def tables(all_rows: Iterable[Row]) -> list[Table]:
         table.rows.append(row)
         table.protocols |= row.protocols
     for table in found:
-        first = next((name for name in table.headlines if not is_cost(name)), None)
+        first = next((name for name in table.headlines if not is_cost(name) and not is_partial(name)), None)
         table.rows.sort(key=lambda row: _worth(row, first))
     return found
 
@@ -337,23 +352,31 @@ def _worth(row: Row, name: str | None) -> tuple[bool, float, str]:
 
 
 def ranked(table: Table, name: str) -> bool:
-    """Whether the numbers of a column may be ranked; what training took is no score, nor is that of the data's own law."""
-    if name.startswith("training/") or name == "test/nll_truth":
+    """Whether the numbers of a column may be ranked.
+
+    What training took is no score, nor is that of the data's own density, nor what noise may be best in.
+    """
+    if name.startswith("training/") or name == "test/nll_truth" or is_partial(name):
         return False
     cells = [row.cells[name] for row in table.rows if name in row.cells]
     return all(UNLIKE not in c.protocol and c.protocol == cells[0].protocol and c.better for c in cells)
 
 
 def leaders(table: Table, name: str) -> tuple[list[Row], list[Row]]:
-    """Return the best rows of a column, several where they are equal, and those that cannot be told apart from them."""
+    """Return the best rows of a column, several where they are equal, and those that a test does not tell apart from them.
+
+    Of costs, and where the best has two seeds, there are none of the latter; nor is a row of two seeds among them.
+    """
     measured = [row for row in table.rows if name in row.cells and row.cells[name].mean is not None]
     if len(measured) < 2 or not ranked(table, name):
         return [], []
     sign = -1.0 if measured[0].cells[name].better == "higher" else 1.0
     first = min(measured, key=lambda row: sign * (row.cells[name].mean or 0.0)).cells[name]
     best = [row for row in measured if row.cells[name].mean == first.mean]
-    near = [row for row in measured if row.cells[name].mean != first.mean and not differ(first, row.cells[name])]
-    return best, near
+    if is_cost(name) or not first.testable:
+        return best, []
+    others = [row for row in measured if row.cells[name].mean != first.mean and row.cells[name].testable]
+    return best, [row for row in others if not differ(first, row.cells[name])]
 
 
 def differ(a: Cell, b: Cell, level: float = 0.05) -> bool:
@@ -381,17 +404,53 @@ class Share:
 
     name: str
     unit: str
-    limit: float | None  # that all of them had
+    limit: float | None  # that all of them had, and that ended all of them
     least: float | None
     most: float | None
 
     @property
     def equal(self) -> bool:
-        """Whether all had one limit and kept to it, or spent the same within 2 %."""
+        """Whether all were ended by one limit, or spent the same within 2 %."""
         if self.least is None or self.most is None:
             return False
         kept = self.limit is not None and self.least >= 0.9 * self.limit and self.most <= 1.1 * self.limit
         return kept or self.most <= 1.02 * self.least
+
+
+def ended_by(record: Record, metrics: Mapping[str, Any]) -> str | None:
+    """Return the limit that ended a run; of an earlier release, which did not record it, the one that it came nearest to.
+
+    Args:
+        record: the run.
+        metrics: its scores, which say what it spent.
+    """
+    said = record.status.get("ended_by")
+    if said in LIMITS:
+        return str(said)
+    shares: dict[str, float] = {}
+    budget = record.config.get("budget")
+    for name in LIMITS:
+        limit: Any = budget.get(name) if isinstance(budget, Mapping) else None
+        spent: Any = metrics.get(f"training/{name}", {}).get("value")
+        if type(limit) in (int, float) and limit > 0 and type(spent) in (int, float):
+            shares[name] = spent / limit
+    share, nearest = max(((share, name) for name, share in shares.items()), default=(0.0, None))
+    return nearest if 0.9 <= share <= 1.1 else None
+
+
+def ending_note(table: Table, row: Row) -> str | None:
+    """Return what sets the end of a row's runs apart: another limit than that of most rows, or than they were planned by."""
+    own = tuple(sorted(filter(None, row.endings)))
+    planned = sorted(
+        {
+            str(record.status["planned_by"])
+            for record, metrics in row.runs
+            if record.status.get("planned_by") in LIMITS and record.status["planned_by"] != ended_by(record, metrics)
+        }
+    )
+    if not own or (not planned and own == table.usual_ending):
+        return None
+    return f"ended by {' or '.join(own)}" + (f", planned by {' or '.join(planned)}" if planned else "")
 
 
 def budgets(table: Table) -> list[Share]:
@@ -399,7 +458,8 @@ def budgets(table: Table) -> list[Share]:
     shares = []
     for name, unit in (("images", "images"), ("seconds", "s"), ("flops", "FLOPs"), ("parameters", "weights")):
         limits = {key(row.trained.get(f"budget.{name}")) for row in table.rows}
-        limit = json.loads(next(iter(limits))) if len(limits) == 1 and name in LIMITS else None
+        bit = all(row.endings == {name} for row in table.rows)
+        limit = json.loads(next(iter(limits))) if len(limits) == 1 and bit else None
         metric = "model/parameters" if name == "parameters" else f"training/{name}"
         spent = [row.cells[metric].mean if metric in row.cells else None for row in table.rows]
         known = [value for value in spent if value is not None]

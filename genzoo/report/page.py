@@ -12,10 +12,10 @@ import jinja2
 
 from genzoo.report import leaderboard, texts
 from genzoo.report.leaderboard import Cell, Row, Table
-from genzoo.report.records import Record, flatten
+from genzoo.report.records import POINTS, Record, flatten, thinned
 
-POINTS = 40_000  # of all curves together, so that a page of many runs still opens at once
 PICTURE = 4 * 2**20  # bytes of the largest grid that is shown
+PICTURES = 64 * 2**20  # of all of them together
 AXES = ("images", "seconds", "flops")
 
 
@@ -57,6 +57,7 @@ class Interned:
 
     def __init__(self) -> None:
         self.values: list[Any] = []
+        self.size = 0  # of the texts among them
         self._places: dict[str, int] = {}
 
     def place(self, value: Any) -> int:
@@ -64,6 +65,7 @@ class Interned:
         if name not in self._places:
             self._places[name] = len(self.values)
             self.values.append(value)
+            self.size += len(value) if isinstance(value, str) else 0
         return self._places[name]
 
 
@@ -79,7 +81,7 @@ def payload(
                 "data": table.data,
                 "why": table.why,
                 "fairness": texts.fairness(table),
-                "columns": [column(table, name) for name in table.metrics],
+                "columns": columns(table),
                 "rows": board(table, protocols, pictures, trained),
             }
             for table in tables
@@ -97,7 +99,13 @@ def payload(
     return _plain(content), pictures.values
 
 
-def column(table: Table, name: str) -> dict[str, Any]:
+def columns(table: Table) -> list[dict[str, Any]]:
+    """Describe the metrics of a table."""
+    headlines = set(table.headlines)
+    return [column(table, name, name in headlines) for name in table.metrics]
+
+
+def column(table: Table, name: str, headline: bool) -> dict[str, Any]:
     """Describe one metric of a table."""
     first = next(row.cells[name] for row in table.rows if name in row.cells)
     ranked = leaderboard.ranked(table, name)
@@ -107,9 +115,11 @@ def column(table: Table, name: str) -> dict[str, Any]:
         "unit": first.unit,
         "better": first.better,
         "cost": leaderboard.is_cost(name),
-        "headline": name in table.headlines,
+        "headline": headline,
         "ranked": ranked,
-        "note": None if ranked else "not ranked: what was spent, unlike protocols, or neither way is better",
+        "note": None
+        if ranked
+        else "not ranked: what was spent, unlike protocols, neither way is better, or noise may be best",
     }
 
 
@@ -141,11 +151,12 @@ def board(table: Table, protocols: Interned, pictures: Interned, trained: Intern
                 "model": row.model,
                 "seeds": row.seeds,
                 "failed": row.failed,
+                "ended": leaderboard.ending_note(table, row),
                 "setting": {".".join(part): value for part, value in flatten(row.setting).items()},
                 "trained": trained.place(row.trained),
                 "cells": {name: show(row, name, cell) for name, cell in row.cells.items()},
                 "runs": [origin(record) for record, _ in row.runs],
-                "picture": None if grid is None else pictures.place(grid),
+                "picture": None if grid is None or pictures.size + len(grid) > PICTURES else pictures.place(grid),
             }
         )
     return shown
@@ -161,7 +172,7 @@ def origin(record: Record) -> dict[str, Any]:
         "command": str(status.get("command", "")),
         "git": str(status.get("git_commit") or ""),
         "started": str(status.get("started") or ""),
-        "machine": ", ".join(str(machine[name]) for name in ("cpu", "system") if machine.get(name)),
+        "machine": ", ".join(filter(None, [texts.hardware(status), str(machine.get("system") or "")])),
     }
 
 
@@ -197,14 +208,6 @@ def curves(record: Record, label: str, runs: int) -> dict[str, Any]:
         "x": axes,
         "y": values,
     }
-
-
-def thinned(events: Sequence[Any], most: int) -> list[Any]:
-    """Keep at most about ``most`` events, at least 12, evenly spread, the first and the last among them."""
-    most = max(12, most)
-    if len(events) <= most:
-        return list(events)
-    return [events[round(i * (len(events) - 1) / (most - 1))] for i in range(most)]
 
 
 def _number(value: Any) -> float | None:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from genzoo.report.leaderboard import Cell, Row, Table, budgets, key, leaders, ranked
+from genzoo.report.leaderboard import Cell, Row, Table, budgets, ending_note, key, leaders, ranked
 
 BOUNDS = {
     "bpd": "exact",
@@ -24,6 +24,12 @@ BOUNDS |= {"nll_truth": "the law itself"} | {name.replace("bpd", "nll"): said fo
 
 
 # Names and numbers
+
+
+UNTESTED = (
+    "No test is made of costs and of two seeds; three are the fewest. Columns in which noise may be best (precision, density,"
+    " memorisation) have no best."
+)
 
 
 def label(name: str) -> str:
@@ -95,20 +101,31 @@ def fairness(table: Table) -> list[str]:
         else:
             times = f" ({share.most / share.least:.3g} times)" if share.least > 0 else ""
             said.append(f"Unequal {share.name}: {quantity(share.least)} to {quantity(share.most)} {share.unit}{times}.")
+    ends = sorted({end for row in table.rows for end in row.endings if end})
+    if len(ends) > 1:
+        said.append(f"Ended by unlike limits: {', '.join(ends)}.")
+    cut = [row.label for row in table.rows if "planned by" in (ending_note(table, row) or "")]
+    if cut:
+        said.append(f"Ended before the plan of the learning rate: {'; '.join(cut)}.")
     seeds = {key(row.seeds) for row in table.rows}
     if len(seeds) == 1:
         said.append(f"Seeds {', '.join(map(str, table.rows[0].seeds))} in every row.")
     else:
         counts = sorted({len(row.seeds) for row in table.rows})
         said.append(f"Unlike seeds: {counts[0]} to {counts[-1]} a row, or not the same ones.")
-    machines = {
-        f"{machine.get('cpu')}, {record.status.get('threads')} threads"
-        for row in table.rows
-        for record, _ in row.runs
-        if isinstance(machine := record.status.get("machine"), Mapping)
-    }
+    machines = {hardware(record.status, threads=True) for row in table.rows for record, _ in row.runs} - {""}
     word = {0: "Machine: not recorded", 1: "Machine: "}.get(len(machines), "Unlike machines: ")
     return [*said, f"{word}{'; '.join(sorted(machines))}."]
+
+
+def hardware(status: Mapping[str, Any], threads: bool = False) -> str:
+    """Name what a run was trained on: its GPU, or its processor, with the threads used; empty where it is not recorded."""
+    gpu, machine = status.get("gpu"), status.get("machine")
+    if isinstance(gpu, Mapping) and gpu.get("name"):
+        return str(gpu["name"])
+    if not isinstance(machine, Mapping) or not machine.get("cpu"):
+        return ""
+    return f"{machine['cpu']}, {status.get('threads')} threads" if threads else str(machine["cpu"])
 
 
 # Files
@@ -120,8 +137,9 @@ def to_csv(found: Sequence[Table]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
     for i, table in enumerate(found, start=1):
+        names = table.metrics
         for row in table.rows:
-            for name in table.metrics:
+            for name in names:
                 c = row.cells.get(name)
                 start = [i, table.data, row.label, row.model, " ".join(map(str, row.seeds)), row.failed, name]
                 if c is None:
@@ -160,11 +178,14 @@ def to_markdown(found: Sequence[Table], failures: Sequence[str] = ()) -> str:
         for row in table.rows:
             cells = [_marked(row, row.cells.get(name), *marks[name]) for name in names]
             seeds = f"{len(row.seeds)}" + (f" ({row.failed} failed)" if row.failed else "")
-            lines.append(f"| {_escape(row.label)} | " + " | ".join(cells) + f" | {seeds} |")
+            note = ending_note(table, row)
+            label = row.label + (f" ({note})" if note else "")
+            lines.append(f"| {_escape(label)} | " + " | ".join(cells) + f" | {seeds} |")
         parts.append("\n".join(lines))
     legend = (
         "Mean ± standard error over seeds, or with one seed (¹) of the measurement alone; arrows point to better. **Bold** is"
-        " the best of a column, *italic* what a Welch test at 5 % does not tell apart from it."
+        f" the best of a column, *italic* what a Welch test at 5 % does not tell apart from it, or whose error is not"
+        f" known. {UNTESTED}"
     )
     parts.append(legend)
     if failures:

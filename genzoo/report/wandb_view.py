@@ -9,7 +9,7 @@ from typing import Any
 
 from genzoo.redact import redact
 from genzoo.report import leaderboard, records, texts
-from genzoo.runs import RunError, write_atomically
+from genzoo.runs import WANDB_LINKS, RunError, check_tree, write_atomically
 
 # What a dashboard shows of every run, whatever its family.
 QUALITY = ("test/fid", "test/fd_fashion_mnist", "test/fd_digits", "test/fd_identity")
@@ -18,7 +18,16 @@ COST = ("sampling/nfe", "sampling/samples_per_second", "training/images", "train
 TERMS = ("(mse|nll|distortion|critic|generator)$", "rate", "(perplexity|usage|dead)", "log_det", ".*grad_norm", "lr")
 
 
-def log(folders: Sequence[str], out: Path, project: str, group: str | None, *, online: bool) -> str:
+def log(
+    folders: Sequence[str],
+    out: Path,
+    project: str,
+    group: str | None,
+    *,
+    entity: str | None = None,
+    tags: Sequence[str] = (),
+    online: bool,
+) -> str:
     """Make a run of wandb that holds the tables, their plots and the grids of samples.
 
     Args:
@@ -26,6 +35,8 @@ def log(folders: Sequence[str], out: Path, project: str, group: str | None, *, o
         out: where an offline run is kept, in ``wandb/``.
         project: in which the run is listed.
         group: under which it is listed.
+        entity: the user or team that it belongs to; None for the one of the login.
+        tags: besides the names of the data.
         online: whether it is sent.
 
     Returns:
@@ -36,18 +47,20 @@ def log(folders: Sequence[str], out: Path, project: str, group: str | None, *, o
     """
     import wandb
 
+    check_tree(out / "wandb", links=WANDB_LINKS)  # where wandb would write through a link
     found, _ = records.read(records.find(folders))
     tables = leaderboard.tables(leaderboard.rows(found))
     try:
         run = wandb.init(
-            project=project,
+            project=redact(project),
+            entity=redact(entity),
             group=redact(group),
             name="comparison",
             job_type="comparison",
             dir=str(out.resolve()),
             mode="online" if online else "offline",
-            tags=list(dict.fromkeys(table.data for table in tables)),
-            config={"runs": [record.name for record in found]},
+            tags=list(dict.fromkeys(redact([*(table.data for table in tables), *tags]))),
+            config=redact({"runs": [record.name for record in found]}),
             settings=wandb.Settings(
                 init_timeout=20,
                 finish_timeout=120,

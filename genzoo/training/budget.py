@@ -1,9 +1,9 @@
 """What a run may spend, and the plan that follows from it.
 
 A budget counts real images delivered to any player of any family, generator turns included, so that it means the same
-for all of them. Schedules, of the learning rate for one, are functions of images seen against images planned. Where
-only seconds are given, the plan is measured before the first step and corrected a few times on the way; where images or
-FLOPs are given, the clock only ever stops a run.
+for all of them. Schedules, of the learning rate for one, are functions of images seen against images planned. The plan
+follows the limit that will end the run. Images and FLOPs are planned exactly before the first step; where seconds end the
+run, alone or before a count, the plan is fitted to the speed of the steps that were trained.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Budget:
 
     Args:
         images: real images delivered, or None.
-        seconds: of training, or None; samples drawn and checkpoints written on the way are not counted.
+        seconds: of computing in training, or None; samples drawn and checkpoints written on the way are not counted.
         flops: of training, or None; see ``genzoo.training.flops``.
 
     Raises:

@@ -8,8 +8,8 @@ records, draws and scores what it would have done without.
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -23,12 +23,14 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.plugins.precision import MixedPrecision
 from pytorch_lightning.strategies import DDPStrategy
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from genzoo.model import GenerativeModel
+from genzoo.console import log_stderr, stderr
+from genzoo.model import GenerativeModel, Precomputed
 from genzoo.prob import ranks
-from genzoo.runs import Run, storing, write_atomically
+from genzoo.runs import Run, RunError, storing, write_atomically
 from genzoo.training import checkpoints
+from genzoo.training.launcher import Launcher
 from genzoo.training.loggers import numbers
 from genzoo.training.module import GenerativeModule
 from genzoo.training.stopping import Signals, Stopped
@@ -44,8 +46,8 @@ def milestones(planned: int, count: int) -> set[int]:
 class HandOvers:
     """What Lightning takes for a data loader: ranges of steps that last about a quarter of a second.
 
-    A range ends at every milestone. How long the others are depends on the machine, and nothing depends on it; several
-    processes that train together share the clock, and so the ranges.
+    A range ends at every milestone and at the end of each stage. How long the others are depends on the machine, and nothing
+    depends on it; several processes that train together share the clock, and so the ranges.
 
     Args:
         module: whose steps are handed over.
@@ -57,15 +59,18 @@ class HandOvers:
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         module = self.module
-        position = module.steps
+        position, seconds, speed = module.steps, module.train_seconds, 0.0
         while not module.finished:
             # Asked anew each time: a plan by the clock is corrected on the way.
-            end = min((step for step in self.milestones() if step > position), default=position + 1)
-            done, seconds = module.steps, module.train_seconds
-            length = int(0.25 * done / seconds) if done and seconds > 0 else 1
-            stop = min(end, position + min(max(length, 1), 1000))
+            ends = {*self.milestones(), *module.boundaries}
+            end = min((step for step in ends if step > position), default=position + 1)
+            within = 0.25 if module.budget.seconds is None else min(0.25, module.budget.seconds - module.train_seconds)
+            stop = min(end, position + min(max(int(within * speed), 1), 1000))
             yield position, stop
-            position = stop
+            spent = module.train_seconds - seconds
+            # The speed of a new stage is not known yet.
+            speed = (stop - position) / spent if spent > 0 and stop not in module.boundaries else 0.0
+            position, seconds = stop, module.train_seconds
 
 
 class Record(pl.Callback):
@@ -75,19 +80,19 @@ class Record(pl.Callback):
         self.run = run
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: GenerativeModule) -> None:
-        begun = time.monotonic()
-        last = [pl_module.steps, begun]
+        last = [pl_module.steps, pl_module.own_seconds]
 
         def record() -> None:
             every = max(1, (pl_module.planned_steps or 1) // RECORDS)
             ends = {*pl_module.boundaries, pl_module.planned_steps}  # a record holds terms of one stage
             if pl_module.steps % every and pl_module.steps not in ends:
                 return
-            current = time.monotonic()
             stage = pl_module.stage_at(pl_module.steps - 1)[0].name
+            pl_module.check_finite()  # before a NaN is written
+            pl_module.read_clock()
+            current = pl_module.own_seconds
             rate = (pl_module.steps - last[0]) * pl_module.batches.batch_size / max(current - last[1], 1e-9)
             last[:] = [pl_module.steps, current]
-            pl_module.check_finite()  # before a NaN is written
             values = {f"train/{name}": value for name, value in pl_module.window.flush().items()}
             if pl_module.scaler:
                 values["train/skipped_steps"] = pl_module.skipped
@@ -150,6 +155,62 @@ class Milestones(pl.Callback, ABC):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: GenerativeModule, *_: Any) -> None:
         if self.due(pl_module):
             self.act(trainer, pl_module)
+
+
+PRECOMPUTED = "precomputed"  # folder of a run
+
+
+def precomputed_parts(module: GenerativeModule) -> dict[str, Precomputed]:
+    """List the parts of a model whose losses read what is computed once, by the names of their files."""
+    parts = module.model.named_modules(prefix="model")
+    return {name: part for name, part in parts if isinstance(part, Precomputed) and part.precomputed_shapes()}
+
+
+def take_precomputed(module: GenerativeModule, run: Run) -> None:
+    """Give a model what was computed before the first step of its run, where that was done.
+
+    Raises:
+        RunError: where a file is missing or damaged, or belongs to another model.
+    """
+    folder = run.path / PRECOMPUTED
+    if not folder.is_dir():
+        return
+    for name, part in precomputed_parts(module).items():
+        shapes = part.precomputed_shapes()
+        limit = 8 * sum(math.prod(shape) for shape in shapes.values()) + 2**16  # of numbers in double precision
+        tensors = checkpoints.load_tensors(folder, name, limit)
+        try:
+            if (found := {key: tuple(tensor.shape) for key, tensor in tensors.items()}) != shapes:
+                raise ValueError(f"has {found}, not {shapes}")
+            part.set_precomputed(tensors)
+        except ValueError as error:
+            raise RunError(f"{folder / name}.safetensors: does not fit the model of config.yaml: {error}") from error
+
+
+class Precompute(pl.Callback):
+    """Computes what losses read before the clock starts, and keeps it in the run; the status says how long that took.
+
+    Args:
+        run: where it is kept; None in a process that is not the first.
+        signals: heard at once meanwhile.
+    """
+
+    def __init__(self, run: Run | None, signals: Signals):
+        self.run, self.signals = run, signals
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: GenerativeModule) -> None:
+        parts = precomputed_parts(pl_module)
+        begun = time.monotonic()
+        self.signals.listen()  # Lightning may have taken them for itself
+        with self.signals.free() if ranks.world() == 1 else contextlib.nullcontext():
+            tensors = {name: part.precompute() for name, part in parts.items()}
+        if not tensors or self.run is None or (self.run.path / PRECOMPUTED).is_dir():
+            return
+        checkpoints.keep_tensors(self.run.path / PRECOMPUTED, tensors)
+        seconds = round(time.monotonic() - begun, 3)
+        self.run.update_status(precompute_seconds=seconds)
+        rows = ", ".join(f"{len(next(iter(own.values()))):,} rows for {name}" for name, own in tensors.items())
+        log_stderr(f"computed before the clock: {rows}, in {seconds:.3g} s")
 
 
 class Grids(Milestones):
@@ -288,7 +349,9 @@ class Checkpoints(pl.Callback):
         self.run.update_status(
             step=pl_module.steps,
             images=pl_module.images,
-            planned_images=pl_module.planned_images,
+            planned_images=pl_module.planned_images if pl_module.planned else None,
+            planned_by=pl_module.planned_by,
+            ended_by=pl_module.ended_by,
             train_seconds=round(pl_module.train_seconds, 3),
             train_flops=pl_module.flops,
         )
@@ -316,37 +379,47 @@ class ProgressBar(pl.Callback):
     """Loss, images a second and the time left: a bar on a terminal, a line every ten seconds elsewhere; on stderr."""
 
     def __init__(self) -> None:
-        self.console = Console(file=sys.stderr)
+        self.console = Console(file=stderr())
         self.printed = 0.0
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             TaskProgressColumn(),
             TextColumn("{task.fields[detail]}"),
-            TimeRemainingColumn(),
             console=self.console,
             refresh_per_second=1,
             disable=not self.console.is_terminal,
         )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: GenerativeModule) -> None:
-        self.start, self.begun = time.monotonic(), pl_module.steps
-        self.task = self.progress.add_task("training", total=pl_module.planned_steps, detail="")
+        self.start, self.begun = pl_module.own_seconds, pl_module.steps
+        self.task = self.progress.add_task("training", total=self.total(pl_module), detail="")
         self.progress.start()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: GenerativeModule, *_: Any) -> None:
-        detail = self.describe(pl_module)
-        self.progress.update(self.task, completed=pl_module.steps, total=pl_module.planned_steps, detail=detail)
+        detail = f"{self.describe(pl_module)}  {self.left(pl_module):.0f} s left"
+        total = self.total(pl_module)
+        self.progress.update(self.task, completed=pl_module.steps, total=total, detail=detail)
         current = time.monotonic()
         if not self.console.is_terminal and (current - self.printed > 10 or pl_module.finished):
             self.printed = current
-            done, to_do = pl_module.steps - self.begun, (pl_module.planned_steps or 0) - pl_module.steps
-            left = (current - self.start) * to_do / max(done, 1)
-            print(
-                f"step {pl_module.steps}/{pl_module.planned_steps}  {detail}  {max(left, 0):.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+            of = "" if total is None else f"/{total}"
+            print(f"step {pl_module.steps}{of}  {detail}", file=stderr(), flush=True)
+
+    @staticmethod
+    def total(pl_module: GenerativeModule) -> int | None:
+        """Return the steps of the plan, None before they are known."""
+        return pl_module.planned_steps if pl_module.planned else None
+
+    def left(self, pl_module: GenerativeModule) -> float:
+        """Return the seconds of training that are left; grids, scores and checkpoints are no part of them."""
+        limit = pl_module.budget.seconds
+        left = math.inf if limit is None else limit - pl_module.train_seconds
+        done = pl_module.steps - self.begun
+        if pl_module.planned and pl_module.planned_steps and done:
+            each = (pl_module.own_seconds - self.start) / done
+            left = min(left, each * (pl_module.planned_steps - pl_module.steps))
+        return max(left, 0.0) if math.isfinite(left) else 0.0
 
     @staticmethod
     def describe(pl_module: GenerativeModule) -> str:
@@ -368,6 +441,10 @@ class Shares(DDPStrategy):
 
     def configure_ddp(self) -> None:
         """Leave the module as it is."""
+
+    def _configure_launcher(self) -> None:
+        assert self.cluster_environment is not None
+        self._launcher = Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
 
 
 def fit(
@@ -423,7 +500,7 @@ def fit(
     lightning = pl.Trainer(
         max_epochs=1,
         logger=loggers,
-        callbacks=[Stop(signals), *writers],
+        callbacks=[Stop(signals), Precompute(run, signals), *writers],
         devices=devices,
         num_nodes=nodes,
         strategy=Shares() if devices * nodes > 1 else "auto",
@@ -439,8 +516,21 @@ def fit(
         module.batches.to(lightning.strategy.root_device)
     module.ema.model.to(lightning.strategy.root_device)
     with torch.random.fork_rng(devices=[]), signals.held():
+        launcher = lightning.strategy.launcher
+        if isinstance(launcher, Launcher) and run is not None:
+            launcher.on_hang = lambda cause: run.update_status(state="failed", why=cause)
         try:
             lightning.fit(module, train_dataloaders=HandOvers(module, stops))
+        except Exception as error:
+            if not isinstance(launcher, Launcher):
+                raise
+            cause = launcher.explain(error)
+            launcher.end()
+            if cause is error:
+                raise
+            raise cause from error
         finally:
+            if isinstance(launcher, Launcher):
+                launcher.leaving = True
             if torch.distributed.is_initialized():  # what follows is the first process's alone
                 torch.distributed.destroy_process_group()

@@ -4,6 +4,10 @@
                          ema.safetensors       the average of its weights; what samples and scores use
                          state.pt              step, plan, optimisers, counts of the averages
                          manifest.json         schema, and size and SHA-256 of the others
+    parents/             <key>.safetensors     the weights of each finished model that training builds on, such as model.teacher
+                         manifest.json         likewise
+    precomputed/         <part>.safetensors    what losses read and was computed before the first step
+                         manifest.json         likewise
 
 A checkpoint is written beside its place, forced onto the disk and renamed, and renamed again before it is deleted, so that
 a directory called ``step-<n>`` is whole at every moment. Neither safetensors nor torch notices a flipped bit: every file is
@@ -19,8 +23,11 @@ import os
 import pickle
 import re
 import shutil
+import struct
 import tempfile
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,8 +38,14 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from genzoo.runs import SCHEMA, RunError, read_file, read_json, storing, sync
+from genzoo.training.restored import check_weights
 
 _NAME = re.compile(r"step-(\d+)")
+# What torch's and safetensors' readers raise for files that are damaged or made up.
+NO_TENSORS = (
+    *(RuntimeError, SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, LookupError, ValueError),
+    *(TypeError, AttributeError, AssertionError, ArithmeticError, MemoryError, struct.error),
+)
 _ASIDE = ".step-"  # what folders are called that are on their way in or out
 
 
@@ -46,6 +59,10 @@ class Contents(NamedTuple):
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+
+
+def _bytes(model: nn.Module) -> bytes:
+    return save_safetensors(_weights(model))
 
 
 def _write(path: Path, data: bytes) -> dict[str, Any]:
@@ -69,35 +86,58 @@ def save(folder: Path, step: int, model: nn.Module, ema: nn.Module, state: dict[
     Raises:
         ResourceError: where the disk is full; the older checkpoints are untouched.
     """
+    target = folder / f"step-{step}"
+
+    def state_bytes() -> bytes:
+        file = io.BytesIO()
+        torch.save(state, file)
+        return file.getvalue()
+
+    files: dict[str, Callable[[], bytes]] = {
+        "weights.safetensors": partial(_bytes, model),
+        "ema.safetensors": partial(_bytes, ema),
+        "state.pt": state_bytes,
+    }
+    write_folder(target, files, step=step)
+    for old in find(folder)[:-keep]:
+        remove(old)
+    return target
+
+
+def write_folder(target: Path, contents: Mapping[str, Callable[[], bytes]], **facts: Any) -> None:
+    """Write files and their manifest as a folder that appears, or is replaced, in one rename.
+
+    Args:
+        target: the folder.
+        contents: makes the bytes of each file, when it is its turn.
+        facts: further entries of the manifest.
+
+    Raises:
+        ResourceError: where the disk is full; a folder that was there is untouched.
+    """
+    folder = target.parent
     with storing(folder):
         temporary = Path(tempfile.mkdtemp(dir=folder, prefix=_ASIDE))
-    target = folder / f"step-{step}"
     try:
-        state_bytes = io.BytesIO()
-        torch.save(state, state_bytes)
-        files = {
-            "weights.safetensors": _write(temporary / "weights.safetensors", save_safetensors(_weights(model))),
-            "ema.safetensors": _write(temporary / "ema.safetensors", save_safetensors(_weights(ema))),
-            "state.pt": _write(temporary / "state.pt", state_bytes.getvalue()),
-        }
-        manifest = {"schema": SCHEMA, "step": step, "files": files}
+        files = {name: _write(temporary / name, content()) for name, content in contents.items()}
+        manifest = {"schema": SCHEMA, **facts, "files": files}
         _write(temporary / "manifest.json", json.dumps(manifest, indent=2).encode())
         os.chmod(temporary, 0o755)  # noqa: S103  mkdtemp lets nobody else in
         sync(temporary)
-        if target.exists():
+        if os.path.lexists(target):
             remove(target)
         os.replace(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync(folder)
-    for old in find(folder)[:-keep]:
-        remove(old)
-    return target
 
 
 def remove(checkpoint: Path) -> None:
     """Delete a checkpoint, which has another name before its first file is gone."""
+    if checkpoint.is_symlink() or not checkpoint.is_dir():  # a file or a link in the place of one
+        checkpoint.unlink()
+        return
     aside = Path(tempfile.mkdtemp(dir=checkpoint.parent, prefix=_ASIDE))
     os.replace(checkpoint, aside)
     shutil.rmtree(aside)
@@ -106,7 +146,7 @@ def remove(checkpoint: Path) -> None:
 def clean(folder: Path) -> None:
     """Remove what a process that was killed has left half written or half deleted; nobody may be saving."""
     for left in folder.glob(f"{_ASIDE}*"):
-        shutil.rmtree(left)
+        remove(left)
 
 
 def find(folder: Path) -> list[Path]:
@@ -141,6 +181,8 @@ def read(checkpoint: Path, name: str, limit: int = 2**40) -> bytes:
     path, listing = checkpoint / name, checkpoint / "manifest.json"
     if checkpoint.is_symlink():
         raise RunError(f"{checkpoint}: is a link, of which a run has none")
+    if not checkpoint.is_dir():
+        raise RunError(f"{checkpoint}: is no folder, which a checkpoint is")
     try:
         manifest = read_json(listing)
         schema, size, sha256 = manifest["schema"], manifest["files"][name]["bytes"], manifest["files"][name]["sha256"]
@@ -167,18 +209,50 @@ def load_weights(checkpoint: Path, model: nn.Module, *, ema: bool = True) -> Non
     Raises:
         RunError: where a file is damaged or belongs to another model.
     """
-    name, own = "ema.safetensors" if ema else "weights.safetensors", model.state_dict()
+    load_file(checkpoint, "ema.safetensors" if ema else "weights.safetensors", model)
+
+
+def load_file(folder: Path, name: str, model: nn.Module) -> None:
+    """Fill a model with the weights in one file of a folder that has a manifest.
+
+    Raises:
+        RunError: where the file is missing or damaged, or belongs to another model.
+    """
+    own = model.state_dict()
     # Twice, for weights in double precision; and the names, which safetensors writes before them.
     limit = 2 * sum(tensor.nbytes for tensor in own.values()) + 2**10 * len(own) + 2**16
     try:
-        weights = load_safetensors(read(checkpoint, name, limit))
-        _check_types(weights, own)
+        weights = load_safetensors(read(folder, name, limit))
+        check_weights(weights, own)
         model.load_state_dict(weights)
     except (RuntimeError, LookupError, ValueError, SafetensorError) as error:
         if isinstance(error, RunError):
             raise
         detail = " ".join(str(error).split())
-        raise RunError(f"{checkpoint / name}: does not fit the model of config.yaml: {detail[:200]}") from error
+        raise RunError(f"{folder / name}: does not fit the model of config.yaml: {detail[:200]}") from error
+
+
+def keep_models(folder: Path, models: Mapping[str, nn.Module]) -> None:
+    """Write the weights of finished models, by name, into a folder that has a manifest."""
+    write_folder(folder, {f"{name}.safetensors": partial(_bytes, model) for name, model in models.items()})
+
+
+def keep_tensors(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Write named tensors, a file for each of some groups of them, into a folder that has a manifest."""
+    plain = {name: {key: value.cpu().contiguous() for key, value in own.items()} for name, own in tensors.items()}
+    write_folder(folder, {f"{name}.safetensors": partial(save_safetensors, own) for name, own in plain.items()})
+
+
+def load_tensors(folder: Path, name: str, limit: int = 2**40) -> dict[str, Tensor]:
+    """Read a group of tensors that ``keep_tensors`` wrote.
+
+    Raises:
+        RunError: where the file is missing or damaged.
+    """
+    try:
+        return load_safetensors(read(folder, f"{name}.safetensors", limit))
+    except SafetensorError as error:
+        raise RunError(f"{folder / name}.safetensors: no file of tensors: {' '.join(str(error).split())}") from error
 
 
 def load(checkpoint: Path, limit: int = 2**40) -> Contents:
@@ -193,13 +267,29 @@ def load(checkpoint: Path, limit: int = 2**40) -> Contents:
     """
     name = "state.pt"
     try:
-        state = torch.load(io.BytesIO(read(checkpoint, name, limit)), map_location="cpu", weights_only=True)
+        content = read(checkpoint, name, limit)
+        _check_stored(content)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         weights = []
         for name in ("weights.safetensors", "ema.safetensors"):
             weights.append(load_safetensors(read(checkpoint, name, limit)))
-    except (RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError, KeyError) as error:
+    except NO_TENSORS as error:
+        if isinstance(error, RunError):
+            raise
         raise RunError(f"{checkpoint / name}: no file of tensors: {' '.join(str(error).split())[:200]}") from error
     return Contents(weights[0], weights[1], state)
+
+
+def _check_stored(content: bytes) -> None:
+    """Refuse a file of torch's that is no archive of uncompressed records, as torch writes them: it could unpack to any size.
+
+    Raises:
+        ValueError, BadZipFile: saying what it is.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = archive.infolist()
+    if any(member.compress_type != zipfile.ZIP_STORED or member.file_size > len(content) for member in members):
+        raise ValueError("its records are compressed")
 
 
 def newest_whole(
@@ -233,11 +323,3 @@ def newest_whole(
     if damaged:
         raise RunError(f"{folder}: no checkpoint in it is whole")
     return None
-
-
-def _check_types(weights: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-    """Refuse numbers of another type, but double precision, in which some runs are trained."""
-    for name in weights.keys() & own.keys():
-        found, wanted = weights[name].dtype, own[name].dtype
-        if found != wanted and not (found == torch.float64 and wanted.is_floating_point):
-            raise ValueError(f"{name} is {found}, not {wanted}")

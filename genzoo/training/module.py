@@ -5,21 +5,26 @@ the count of images seen, and the check that everything is finite. Optimisation 
 several steps at once where steps are short, since its own loop would cost more than a small model's step. The module
 therefore keeps its own step counter; Lightning's ``global_step`` is never read.
 
-Every step is a function of the weights and of its number alone: its batch is ``batches(step)``, its noise
-f(seed, step, rank). A run that goes on from a checkpoint therefore ends in the same bits as one that was never interrupted.
+Every step is a function of the weights and of its number alone: its batch is ``batches(step)``, the noise of example ``j``
+of the batch f(seed, step, j). A run that goes on from a checkpoint therefore ends in the same bits as one that was never
+interrupted.
 
 Stages follow each other with optimisers, schedules and averages of their own. A finished stage gets the average of its
 weights, which is what will be used and so what the next one must build on. A plan gives each stage its share of the images,
-or where only seconds are given its share of the seconds, since the steps of one stage may take longer than another's.
+or where the seconds end the run its share of the seconds, since the steps of one stage may take longer than another's.
+
+Seconds are those of computing. On an accelerator a step returns when it is launched, so the clock is read after waiting for
+the device, once per hand-over. A plan by the clock is fitted to the speed of the steps that were trained: the first time
+after a few percent of the seconds, until when schedules stand at their beginning, and a few times later.
 
 Several processes that train together take a share of each batch and average the gradients of the player whose turn it is; the
-same sum tells all of them whether one was told to stop, and what time it is, so that all do the same steps. Torch's
-``DistributedDataParallel`` is not used: it expects one backward pass for one call of one module.
+same sum carries whether one was told to stop, and the seconds, so that all do the same steps; on accelerators it is read after
+each hand-over. Torch's ``DistributedDataParallel`` is not used: it expects one backward pass for one call of one module.
 
-A step whose loss or gradient is not finite moves no weight. On a CPU it raises at once; on an accelerator, where
-looking would stall the device, a flag on the device makes the fused optimiser skip the step, and is read after each
-hand-over and before anything is recorded. In half precision the loss is scaled so that small gradients do not vanish; a step
-whose scaled gradients overflow is skipped and counted, and the scale is halved.
+A step whose loss or gradient is not finite moves no weight. On a CPU it raises at once; on an accelerator, where looking would
+stall the device, a flag on the device makes a fused optimiser skip the step, or undoes that of another one, and is read after
+each hand-over and before anything is recorded. In half precision the loss is scaled so that small gradients do not vanish; a
+step whose scaled gradients overflow is skipped and counted, and the scale is halved, for which the host waits.
 
 References:
     Micikevicius et al., "Mixed Precision Training", 2018, https://arxiv.org/abs/1710.03740 (sec. 3.2, scaling of the loss).
@@ -34,7 +39,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,19 +51,16 @@ from genzoo.data.loader import Batches
 from genzoo.model import Adversarial, GenerativeModel, Loss, Stage, Staged
 from genzoo.prob import ranks
 from genzoo.prob.measure import dequantize
-from genzoo.prob.random import seed_of
+from genzoo.prob.random import batch_generator, reseed, seed_of
 from genzoo.training.budget import Budget, LearningRate
 from genzoo.training.ema import EMA
-from genzoo.training.flops import count
+from genzoo.training.flops import count_step
+from genzoo.training.restored import StateError, check_optimizer_state, check_progress, check_weights
 
-CORRECTIONS = (
-    0.1,
-    0.2,
-    0.35,
-    0.5,
-    0.65,
-    0.8,
-)  # shares of a stage's plan or seconds after which a plan by the clock is refitted
+# Fractions of a stage's plan or seconds after which the plan is fitted to the clock.
+CORRECTIONS = (0.03, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8)
+UNPLANNED = 10**9  # steps that a stage seems to have before the first of them
+MARGIN = 1.05  # times the seconds left: a count of images or FLOPs that takes less keeps its own plan
 # By which Lightning has torch load the driver's library at each step of an optimiser, to see if there is a GPU: .5 ms.
 os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
 _ADVICE = "try a lower optimizer.lr or trainer.clip"
@@ -97,9 +99,32 @@ class Window:
 
     def flush(self) -> dict[str, float]:
         """Return the mean of each term and forget them."""
-        means = {name: float(torch.stack(values).float().mean()) for name, values in self.terms.items()}
-        self.terms = {}
-        return means
+        if not self.terms:
+            return {}
+        means = torch.stack([torch.stack(values).float().mean() for values in self.terms.values()]).tolist()
+        names, self.terms = list(self.terms), {}
+        return dict(zip(names, means, strict=True))
+
+    def to(self, device: torch.device) -> None:
+        """Move the terms to a device."""
+        self.terms = {name: list(torch.stack(values).to(device)) for name, values in self.terms.items()}
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has computed what was launched on it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@dataclass(frozen=True)
+class _OneBatch:
+    """Stands in for ``Batches`` where a step is counted."""
+
+    batch: tuple[Tensor, Tensor | None]
+    device: torch.device
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor | None]:
+        return self.batch
 
 
 def _stages(model: GenerativeModel) -> list[Stage]:
@@ -110,15 +135,45 @@ def _parts(module: GenerativeModel) -> Mapping[str, nn.Module]:
     return module.players() if isinstance(module, Adversarial) else {"model": module}
 
 
+@torch.no_grad()
+def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Step an optimiser, and leave all weights as they were where ``bad``, () bool, is true; the host does not wait for it.
+
+    Fused optimisers skip the step by themselves. The weights of others are put back: a few large operations rather than many
+    small ones, which cost some passes over the weights and the memory of three copies. Their averages get a gradient of zero.
+    """
+    if optimizer.defaults.get("fused"):
+        optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # what the fused kernels call the flag
+        optimizer.step()
+        return
+    weights = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    gradients: list[Tensor] = [p.grad for p in weights if p.grad is not None]
+
+    def flat(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat([tensor.flatten() for tensor in tensors])
+
+    def assign(tensors: Sequence[Tensor], values: Tensor) -> None:
+        parts = values.split([tensor.numel() for tensor in tensors])
+        torch._foreach_copy_(list(tensors), [part.view(t.shape) for part, t in zip(parts, tensors, strict=True)])
+
+    assign(gradients, torch.where(bad, 0, flat(gradients)))
+    before = flat(weights)
+    optimizer.step()
+    assign(weights, torch.where(bad, before, flat(weights)))
+
+
 def compile_networks(model: nn.Module, **options: Any) -> None:
-    """Let torch compile the networks of a model in place, each as a whole; copies of the model are not compiled.
+    """Compile the networks of a model in place, each as a whole; copies of the model are not compiled.
+
+    A module without a ``forward`` of its own, such as a list or the ladder of a hierarchical autoencoder, is never called:
+    its parts are compiled one by one.
 
     Args:
         model: whose networks are called in training.
         options: as ``torch.compile`` takes them.
     """
     for name, part in model.named_children():
-        if isinstance(part, (GenerativeModel, nn.ModuleList)):
+        if isinstance(part, GenerativeModel) or type(part).forward is nn.Module.forward:
             compile_networks(part, **options)
         elif not isinstance(model, GenerativeModel) or name not in model.eager:
             part.compile(**options)
@@ -158,6 +213,8 @@ class GenerativeModule(pl.LightningModule):
         super().__init__()
         if clip is not None and clip <= 0:
             raise ValueError(f"clip must be positive, or null for none, not {clip}")
+        if model.num_classes and batches.y is not None:
+            model.check_labels(batches.y, len(batches.y))  # once, on the host: no step on a GPU reads their values
         self.automatic_optimization = False
         self.model = model
         self.batches = batches
@@ -170,23 +227,30 @@ class GenerativeModule(pl.LightningModule):
         self.skipped, self._in_a_row = 0, 0  # steps whose scaled gradients overflowed
         self.ema = EMA(model, ema_decay)
         self.stages = _stages(model)
+        self._make_optimizer = optimizer
         self.players = {stage.name: self._players(stage, optimizer) for stage in self.stages}
         self.planned_steps: int | None = None  # set before the first step
+        self.planned_by = ""  # the limit that the plan follows
         self.steps = 0
         self.train_seconds = 0.0
+        self.own_seconds = 0.0  # of computing in this process, since it began
         self.flops = 0  # of all steps so far
         self._costs: dict[tuple[str, str | None], int] = {}  # FLOPs of a step, by stage and turn
         self.boundaries: list[int] = []  # the steps at which all stages but the last end
-        self._speeds: list[float] = []  # of each stage, in steps a second, where the plan is made by the clock
+        self._counted: list[int] = []  # the ends of all stages by a count of images or FLOPs
+        self._counted_by = ""  # the stricter of the two
+        self._speeds: list[float | None] = [None] * len(self.stages)  # of each stage, in steps a second, once measured
         self._begun = 0, 0.0  # steps and seconds when the present stage began
-        self._fitted = 0, 0.0  # and when the plan was last fitted to its speed
+        self._fitted: tuple[int, float] | None = None  # and from when on its speed is measured
         self._corrections = 0  # of the present stage
+        self._read_at: float | None = None  # when the clock was last read, in a hand-over
         self.window = Window()
         self.latest: dict[str, Any] = {"values": {}, "images_per_second": 0.0}  # what was recorded last
         self.on_step: Callable[[], None] = lambda: None  # called after every step
         self.told_to_stop: Callable[[], bool] = lambda: False  # asked before every step
         self._elapsed = 0.0  # seconds of the last step, which other processes have not heard of
         self._all_stop = False  # whether one of several processes was told to stop
+        self._shared: Tensor | None = None  # stops and seconds of all processes that were not read yet
         self._first_bad: Tensor | None = None  # on an accelerator: the first step that was not finite
 
     def _players(
@@ -211,6 +275,11 @@ class GenerativeModule(pl.LightningModule):
         assert self.planned_steps is not None, "the plan is set before the first step"
         return self.planned_steps * self.batches.batch_size
 
+    @property
+    def planned(self) -> bool:
+        """Whether the end of the plan is known, as by the clock it is not before some steps were measured."""
+        return self.planned_steps is not None and self.planned_steps < UNPLANNED
+
     def stage_at(self, step: int) -> tuple[Stage, int, int]:
         """Return the stage of a step, the step's number within it, and how many steps it has."""
         assert self.planned_steps is not None
@@ -232,23 +301,27 @@ class GenerativeModule(pl.LightningModule):
         turn = module.turn(number) if isinstance(module, Adversarial) else None
         player = players[turn or "model"]
 
-        self.flops += self.cost(stage.name, turn)
         with self._only(player, players):
             loss = self._backward(module, turn)
+        self.flops += self.cost(stage.name, turn)
         if ranks.world() > 1:
             loss = self._average(player, loss)
+            self._elapsed = 0.0
         if self.scaler:
             self.scaler.unscale_(player.optimizer)
         norm = self._clip(player)
         if self._overflows(loss, norm):
             player.optimizer.zero_grad()
         else:
-            self._guard(player, loss, norm)
+            bad = self._guard(player, loss, norm)
             batch = self.batches.batch_size
             factor = self.learning_rate(number * batch, planned * batch)
             for group in player.optimizer.param_groups:
                 group["lr"] = player.base_lr * factor
-            player.optimizer.step()
+            if bad is None:
+                player.optimizer.step()
+            else:
+                step_unless(bad, player.optimizer)
             player.optimizer.zero_grad()
             self.ema.update(f"{stage.name}/{player.name}")
             prefix = "" if turn is None else f"{turn}_"
@@ -284,23 +357,39 @@ class GenerativeModule(pl.LightningModule):
     def _average(self, player: Player, loss: Loss) -> Loss:
         """Average a player's gradients and losses over processes, and what all of them must agree on."""
         gradients = [p.grad for p in player.parameters if p.grad is not None]
-        facts = gradients[0].new_tensor([self.told_to_stop(), self._elapsed, loss.total, *loss.terms.values()])
+        like = gradients[0]
+        # Numbers of the host are filled in: to copy them would wait for the device.
+        own = [like.new_full((), float(number)) for number in (self.told_to_stop(), self._elapsed)]
+        facts = torch.stack([*own, *(value.detach().to(like.dtype) for value in (loss.total, *loss.terms.values()))])
         flat = ranks.all_mean(torch.cat([tensor.flatten() for tensor in (*gradients, facts)]))
         *averages, facts = flat.split([tensor.numel() for tensor in (*gradients, facts)])
         torch._foreach_copy_(gradients, [mean.view_as(g) for mean, g in zip(averages, gradients, strict=True)])
-        stop, elapsed, total, *terms = facts
-        self._all_stop = bool(stop > 0)
-        self.train_seconds += float(elapsed)
+        self._shared = facts[:2] if self._shared is None else self._shared + facts[:2]
+        if facts.device.type == "cpu":
+            self._read_shared()
+        total, *terms = facts[2:]
         return Loss(total, dict(zip(loss.terms, terms, strict=True)))
+
+    def _read_shared(self) -> None:
+        """Read what all processes have agreed on since the last time: whether to stop, and their seconds.
+
+        On an accelerator that waits for the device, and is done at the end of each hand-over, by all of them alike.
+        """
+        if self._shared is None:
+            return
+        stop, elapsed = self._shared.tolist()
+        self._shared = None
+        self._all_stop = stop > 0
+        self.train_seconds += elapsed
 
     def _backward(self, module: GenerativeModel, turn: str | None) -> Loss:
         """Compute the loss of the present step and its gradients."""
         # Dropout draws from the global generator. torch.manual_seed would ask for every kind of device at each step.
-        layers, device = seed_of("layers", self.seed, self.steps, ranks.rank()), self.batches.device
-        torch.default_generator.manual_seed(layers)
+        device = self.batches.device
+        reseed(torch.default_generator, "layers", self.seed, self.steps)
         if device.type == "cuda":
-            torch.cuda.manual_seed(layers)
-        rng = torch.Generator(device).manual_seed(seed_of("noise", self.seed, self.steps, ranks.rank()))
+            torch.cuda.manual_seed(seed_of("layers", self.seed, self.steps))
+        rng = batch_generator("noise", self.seed, self.steps, device=device)
         x, y = self.batches(self.steps)
         x = (x if self.model.levels is None else dequantize(x, self.model.levels, rng)).to(self.model.dtype)
         if self.channels_last and x.ndim == 4:
@@ -313,18 +402,28 @@ class GenerativeModule(pl.LightningModule):
         return loss
 
     def cost(self, stage: str, turn: str | None) -> int:
-        """Return the FLOPs of a step, counted the first time on a copy of the model, since counting changes last bits."""
+        """Return the FLOPs of a step, counted the first time, which is no part of training."""
         kind = stage, turn
         if kind not in self._costs:
-            model = copy.deepcopy(self.model)
-            module = next(s.module for s in _stages(model) if s.name == stage)
-            parts = _parts(module)
-            for name, part in parts.items():
-                if name != (turn or "model"):
-                    part.requires_grad_(False)
-            # The first step may do once what later ones share.
-            self._costs[kind] = [count(lambda: self._backward(module, turn)) for _ in range(2)][-1] * ranks.world()
+            if self._read_at is not None:
+                self.read_clock()
+            self._costs[kind] = self._count(stage, turn) * ranks.world()
+            if self._read_at is not None:
+                self._read_at = time.monotonic()
         return self._costs[kind]
+
+    def _count(self, stage: str, turn: str | None) -> int:
+        other = copy.copy(self)
+        other.batches = _OneBatch(self.batches(self.steps), self.batches.device)  # type: ignore[assignment]
+        other.scaler = None  # which makes its tensors when it is first used
+
+        def step(model: GenerativeModel) -> None:
+            module = next(s.module for s in _stages(model) if s.name == stage)
+            for name, part in _parts(module).items():
+                part.requires_grad_(name == (turn or "model"))
+            other._backward(module, turn)
+
+        return count_step(self.model, step, 1 if self.steps else 2)
 
     @staticmethod
     @contextlib.contextmanager
@@ -341,21 +440,22 @@ class GenerativeModule(pl.LightningModule):
 
     @staticmethod
     def deferred(player: Player) -> bool:
-        """Whether a step that is not finite is skipped by the optimiser on the device and reported later."""
-        return player.parameters[0].device.type != "cpu" and bool(player.optimizer.defaults.get("fused"))
+        """Whether a step that is not finite is left out on the device and reported later."""
+        return player.parameters[0].device.type != "cpu"
 
-    def _guard(self, player: Player, loss: Loss, norm: Tensor) -> None:
+    def _guard(self, player: Player, loss: Loss, norm: Tensor) -> Tensor | None:
+        """Raise where a step is not finite; where that is deferred, return its flag, () bool, and remember the first."""
         if self.deferred(player):
             bad = ~(torch.isfinite(loss.total.detach()) & torch.isfinite(norm))
-            # What the fused kernels call the flag that skips a step.
-            player.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
             if self._first_bad is None:
                 self._first_bad = torch.full((), -1, device=bad.device)
             self._first_bad = torch.where(bad & (self._first_bad < 0), self.steps, self._first_bad)
-        elif not (math.isfinite(loss.total.item()) and math.isfinite(norm.item())):
+            return bad
+        if not (math.isfinite(loss.total.item()) and math.isfinite(norm.item())):
             terms = [name for name, value in loss.terms.items() if not bool(torch.isfinite(value).all())]
             where = f"loss term '{terms[0]}'" if terms else "gradient" if bool(torch.isfinite(loss.total)) else "loss"
             raise NonFiniteError(f"{where} is not finite at step {self.steps}: {_ADVICE}")
+        return None
 
     def check_finite(self) -> None:
         """Wait for the device and read the flag of a step that was skipped.
@@ -369,52 +469,77 @@ class GenerativeModule(pl.LightningModule):
     @property
     def finished(self) -> bool:
         """Whether the plan is fulfilled or the seconds are spent."""
+        return self.ended_by is not None
+
+    @property
+    def ended_by(self) -> str | None:
+        """The limit that has ended the run: images, seconds or flops; None before its end."""
         assert self.planned_steps is not None
+        if self.steps >= self.planned_steps:
+            return self.planned_by
         late = self.budget.seconds is not None and self.train_seconds >= self.budget.seconds
-        return late or self.steps >= self.planned_steps
+        return "seconds" if late else None
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether a step returns before it is computed."""
+        return self.batches.device.type != "cpu"
+
+    def read_clock(self) -> None:
+        """Wait for the device, and count the seconds since the clock was last read in this hand-over."""
+        assert self._read_at is not None
+        synchronize(self.batches.device)
+        now = time.monotonic()
+        elapsed, self._read_at = now - self._read_at, now
+        self.own_seconds += elapsed
+        if ranks.world() == 1:
+            self.train_seconds += elapsed
+        else:  # shared with the gradients of the next step
+            self._elapsed += elapsed
 
     def training_step(self, steps: tuple[int, int], batch_idx: int) -> None:
         """Do the steps that Lightning hands over, or as many of them as the budget allows."""
-        alone = ranks.world() == 1
-        while self.steps < steps[1] and not self.finished and not self.stopping:
-            start = time.monotonic()
-            self.step()
-            self._elapsed = time.monotonic() - start
-            if alone:
-                self.train_seconds += self._elapsed
-            self._correct_plan()
-        self.check_finite()
+        self._read_at = time.monotonic()
+        try:
+            while self.steps < steps[1] and not self.finished and not self.stopping:
+                self.step()
+                if not self.asynchronous:
+                    self.read_clock()
+                    self._correct_plan()
+            self.check_finite()
+            if self.asynchronous:
+                self.read_clock()
+                self._read_shared()
+                self._correct_plan()
+        finally:
+            self._read_at = None
 
     @property
     def stopping(self) -> bool:
         """Whether this process, or one of those that train with it, was told to stop."""
         return self._all_stop if ranks.world() > 1 else self.told_to_stop()
 
-    def _time_since(self, start: float) -> float:
-        """Return the seconds since ``start``, the same for all processes that train together."""
-        seconds = time.monotonic() - start
-        if ranks.world() == 1:
-            return seconds
-        return float(ranks.all_mean(torch.tensor(seconds, device=self.batches.device)))
-
     def plan(self) -> None:
-        """Fix how many steps schedules expect; where only seconds are given, by measuring this machine's speed."""
-        plans = []
+        """Fix how many steps schedules expect; where only seconds are given, that is known once some were measured."""
+        plans = {}
         if self.budget.images is not None:
             steps = math.ceil(self.budget.images / self.batches.batch_size)
-            plans.append([round(share * steps) for share in self._shares()])
+            plans["images"] = [round(share * steps) for share in self._shares()]
         if self.budget.flops is not None:
             lengths = [self._affordable(i, stage.share * self.budget.flops) for i, stage in enumerate(self.stages)]
-            plans.append(list(itertools.accumulate(lengths)))
+            plans["flops"] = list(itertools.accumulate(lengths))
         if plans:
-            *self.boundaries, self.planned_steps = min(plans, key=lambda ends: ends[-1])
+            self._counted_by, self._counted = min(plans.items(), key=lambda plan: plan[1][-1])
+            self.planned_by = self._counted_by
+            *self.boundaries, self.planned_steps = self._counted
         else:
-            assert self.budget.seconds is not None
-            start, trial = time.monotonic(), min(3.0, 0.05 * self.budget.seconds)
-            self._speeds = [self.measure_speed(trial * stage.share, i) for i, stage in enumerate(self.stages)]
-            self.train_seconds = self._time_since(start)
-            self._plan_by_clock(0)
-            self._fitted = self.steps, self.train_seconds
+            self.planned_by = "seconds"
+            self._unplan(0)
+
+    def _unplan(self, present: int) -> None:
+        """Leave open where the present stage and those after it end."""
+        self.boundaries = [*self.boundaries[:present], *[UNPLANNED] * (len(self.stages) - 1 - present)]
+        self.planned_steps = UNPLANNED
 
     def _shares(self) -> list[float]:
         """Return the share of the budget that is spent at the end of each stage."""
@@ -429,56 +554,84 @@ class GenerativeModule(pl.LightningModule):
         return max(int(cycles) * len(turns) + bisect.bisect_right(spent, left), 1)
 
     def _plan_by_clock(self, present: int) -> None:
-        """Plan from the present stage on as many steps as its share of the seconds will hold: a little less than fits."""
-        assert self.budget.seconds is not None
-        stop, seconds, ends = self.steps, self.train_seconds, self.boundaries[:present]
-        for share, speed in zip(self._shares()[present:], self._speeds[present:], strict=True):
-            # So that a schedule ends before the clock does; a stage that is late takes its time from the next one.
+        """Plan from the present stage on, whose speed is known, by the limit that will end the run.
+
+        By the clock each stage gets as many steps as its share of the seconds will hold, a little less than fits, so that a
+        schedule ends before the clock does. A stage that is late takes its time from the next one.
+        """
+        assert self.budget.seconds is not None and self._speeds[present] is not None
+        # A stage that has not run yet is taken to be as fast as this one.
+        speeds = [speed or self._speeds[present] or 0.0 for speed in self._speeds[present:]]
+        ends = self.boundaries[:present]
+        if self._counted:
+            starts = [self.steps, *self._counted[present:-1]]
+            lengths = [stop - start for start, stop in zip(starts, self._counted[present:], strict=True)]
+            needed = sum(max(steps, 0) / speed for steps, speed in zip(lengths, speeds, strict=True))
+            if needed <= MARGIN * (self.budget.seconds - self.train_seconds):
+                self.planned_by = self._counted_by
+                *self.boundaries, self.planned_steps = [*ends, *self._counted[present:]]
+                return
+        self.planned_by, stop, seconds = "seconds", self.steps, self.train_seconds
+        for share, speed in zip(self._shares()[present:], speeds, strict=True):
             stop += max(1, int(0.97 * speed * (share * self.budget.seconds - seconds)))
             seconds = max(seconds, share * self.budget.seconds)
-            ends.append(stop)
+            ends.append(min(stop, self._counted[-1]) if self._counted else stop)
         self.boundaries, self.planned_steps = ends[:-1], ends[-1]
 
     def _correct_plan(self) -> None:
-        """Where only seconds are given, fit the plan a few times a stage to the speed since it was last fitted.
+        """Where seconds are given, fit the plan a few times a stage to the speed since it was last fitted.
 
-        A machine that was busy when the speed was measured would otherwise end its schedule long before the clock. A stage
-        that is over stays as it was.
+        The first step of a stage, which warms up allocators and caches, does not count. A stage that is over stays as it was.
         """
-        if self.budget.images is not None or self.budget.flops is not None:
+        if self.budget.seconds is None:
             return
-        assert self.budget.seconds is not None and self.planned_steps is not None
+        assert self.planned_steps is not None
         present = sum(self.steps >= stop for stop in self.boundaries)
         if self.steps in self.boundaries:  # a stage has just ended
-            self._begun = self._fitted = self.steps, self.train_seconds
-            self._corrections = 0
+            self._begun, self._fitted, self._corrections = (self.steps, self.train_seconds), None, 0
+            if self.planned_by == "seconds":
+                self._unplan(present)
             return
         if self._corrections == len(CORRECTIONS):
             return
         begun_steps, begun_seconds = self._begun
         stop = [*self.boundaries, self.planned_steps][present]
-        steps = (self.steps - begun_steps) / (stop - begun_steps)
+        steps = (self.steps - begun_steps) / max(stop - begun_steps, 1)
         # Nothing is left where an earlier stage was very late.
         left = self._shares()[present] * self.budget.seconds - begun_seconds
         seconds = (self.train_seconds - begun_seconds) / max(left, 1e-9)
-        if max(steps, seconds) < CORRECTIONS[self._corrections]:
+        if self._fitted is None:
+            if self.train_seconds == begun_seconds:  # nothing was measured yet
+                return
+            self._fitted = (self.steps, self.train_seconds) if seconds < 1 else self._begun
+        done, spent = self.steps - self._fitted[0], self.train_seconds - self._fitted[1]
+        if max(steps, seconds) < CORRECTIONS[self._corrections] or not done or spent <= 0:
             return
         self._corrections += 1
-        done, spent = self.steps - self._fitted[0], self.train_seconds - self._fitted[1]
         self._fitted = self.steps, self.train_seconds
-        if spent > 0:
-            self._speeds[present] = done / spent
-            self._plan_by_clock(present)
+        if self._counted and self._corrections == 1:  # a count that can be reached is not given up for a slow start
+            return
+        self._speeds[present] = done / spent
+        self._plan_by_clock(present)
 
     def on_fit_start(self) -> None:
         """Plan before the first step, and before any callback asks for the plan."""
         self.batches.share(ranks.rank(), ranks.world())
+        self._state_to_device()
         if self.compiled:
             graphs = self.batches.device.type == "cuda"  # which spare the launches, one by one, of many small kernels
             compile_networks(self.model, mode="reduce-overhead" if graphs else "default", dynamic=False)
         if self.planned_steps is None:
             with self.trainer.precision_plugin.train_step_context():
                 self.plan()
+
+    def _state_to_device(self) -> None:
+        """Move what was restored beside the weights to where these lie by now."""
+        for optimizer in self.configure_optimizers():
+            if optimizer.state:
+                # Which knows what belongs beside a weight and what on the host; Lightning leaves all counts of steps there.
+                optimizer.load_state_dict(optimizer.state_dict())
+        self.window.to(self.model.device)
 
     def diagnostics(self) -> dict[str, dict[str, Any]]:
         """Say what the recorded terms mean of which the families know more than the name."""
@@ -492,44 +645,14 @@ class GenerativeModule(pl.LightningModule):
         """Show Lightning the optimisers; the module steps them itself."""
         return [player.optimizer for players in self.players.values() for player in players.values()]
 
-    def measure_speed(self, seconds: float, stage: int = 0) -> float:
-        """Train one stage for about ``seconds`` and undo it all; return steps a second.
-
-        The first steps, which warm up allocators and caches, do not count.
-        """
-        weights = copy.deepcopy(self.model.state_dict())
-        states = [copy.deepcopy(optimizer.state_dict()) for optimizer in self.configure_optimizers()]
-        average, updates = copy.deepcopy(self.ema.model.state_dict()), dict(self.ema.updates)
-        scale = self.scaler.state_dict() if self.scaler else {}
-        on_step, self.on_step = self.on_step, lambda: None
-        plan, endless = (self.planned_steps, self.boundaries), 10**9
-        self.planned_steps, self.boundaries = (
-            endless,
-            [0 if i < stage else endless for i in range(len(self.stages) - 1)],
-        )
-        for _ in range(6):
-            self.step()
-        start, counted = time.monotonic(), 0
-        while (elapsed := self._time_since(start)) < seconds or counted < 6:
-            self.step()
-            counted += 1
-        self.model.load_state_dict(weights)
-        for optimizer, state in zip(self.configure_optimizers(), states, strict=True):
-            optimizer.load_state_dict(state)
-        self.ema.model.load_state_dict(average)
-        self.ema.updates = updates
-        self.planned_steps, self.boundaries = plan
-        self.steps, self.on_step, self.window, self.flops = 0, on_step, Window(), 0
-        self.skipped = self._in_a_row = 0
-        if self.scaler:
-            self.scaler.load_state_dict(scale)
-        return counted / elapsed
-
     def state(self) -> dict[str, Any]:
         """Return what, beside the weights and their average, is needed to go on."""
         return {
             "steps": self.steps,
             "planned_steps": self.planned_steps,
+            "planned_by": self.planned_by,
+            "counted": list(self._counted),
+            "counted_by": self._counted_by,
             "boundaries": list(self.boundaries),
             "speeds": list(self._speeds),
             "begun": self._begun,
@@ -545,6 +668,24 @@ class GenerativeModule(pl.LightningModule):
             "optimizers": [optimizer.state_dict() for optimizer in self.configure_optimizers()],
         }
 
+    def _checked(self, state: Any) -> list[dict[str, Any]]:
+        """Check what ``state`` has returned, in whichever process of whoever; return what the optimisers may load."""
+        images = self.budget.images
+        check_progress(
+            state,
+            stages=len(self.stages),
+            longest=None if images is None else math.ceil(images / self.batches.batch_size),
+            corrections=len(CORRECTIONS),
+            updates=self.ema.updates,
+        )
+        found, optimizers = state.get("optimizers"), self.configure_optimizers()
+        if not isinstance(found, list) or len(found) != len(optimizers):
+            raise StateError(f"optimizers: must be a list of {len(optimizers)}")
+        return [
+            check_optimizer_state(of_optimizer, optimizer, self._make_optimizer, f"optimizers[{i}]")
+            for i, (optimizer, of_optimizer) in enumerate(zip(optimizers, found, strict=True))
+        ]
+
     def restore(self, weights: dict[str, Tensor], average: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Go on from where ``state`` was returned.
 
@@ -553,18 +694,34 @@ class GenerativeModule(pl.LightningModule):
             state: the rest.
 
         Raises:
-            RuntimeError, ValueError, KeyError: where they are another model's.
+            RuntimeError, ValueError: where the weights are another model's.
+            StateError: where the state is not that of a training of this configuration.
         """
+        for name, found, model in (("weights", weights, self.model), ("ema", average, self.ema.model)):
+            try:
+                check_weights(found, model.state_dict())
+            except ValueError as error:
+                raise ValueError(f"{name}.safetensors: {error}") from error
         self.model.load_state_dict(weights)
         self.ema.model.load_state_dict(average)
-        for optimizer, of_optimizer in zip(self.configure_optimizers(), state["optimizers"], strict=True):
+        optimizer_states = self._checked(state)
+        for optimizer, of_optimizer in zip(self.configure_optimizers(), optimizer_states, strict=True):
             optimizer.load_state_dict(of_optimizer)
         self.ema.updates = dict(state["ema_updates"])
         self.steps, self.planned_steps, self.boundaries = state["steps"], state["planned_steps"], state["boundaries"]
         self.train_seconds, self.flops = state["train_seconds"], state["flops"]
-        self._speeds, self._corrections = state["speeds"], state["corrections"]
+        self._speeds, self._corrections = list(state["speeds"]) or self._speeds, state["corrections"]
+        if "planned_by" in state:
+            self.planned_by, self._counted = state["planned_by"], list(state["counted"])
+            self._counted_by = state["counted_by"]
+        else:  # a run of an earlier release, which never fitted a count to the clock
+            counts = [name for name in ("images", "flops") if getattr(self.budget, name) is not None]
+            self._counted_by = counts[0] if counts else ""
+            self.planned_by = self._counted_by or "seconds"
+            self._counted = [*self.boundaries, self.planned_steps] if counts else []
         self.skipped, self._in_a_row = state.get("skipped", 0), state.get("in_a_row", 0)
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])
-        self._begun, self._fitted = tuple(state["begun"]), tuple(state["fitted"])
+        self._begun = tuple(state["begun"])
+        self._fitted = None if state["fitted"] is None else tuple(state["fitted"])
         self.window = Window({name: list(values) for name, values in state["window"].items()})

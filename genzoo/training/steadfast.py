@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from pytorch_lightning.loggers import WandbLogger
 
+from genzoo.console import log_stderr
 from genzoo.redact import redact
 
 
@@ -27,11 +27,7 @@ class Steadfast(WandbLogger):
             work()
         except Exception as error:
             self.lost = True
-            print(
-                f"genzoo: wandb fails, and the run goes on without it: {redact(repr(error))}",
-                file=sys.stderr,
-                flush=True,
-            )
+            log_stderr(f"wandb fails, and the run goes on without it: {redact(repr(error))}")
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self.quietly(lambda: super(Steadfast, self).log_metrics(metrics, step))

@@ -200,6 +200,10 @@ PAIRS = """
     data=folder data.root=/nowhere|/nowhere
     data=folder data.root=/nowhere data.test_fraction=2|data.test_fraction
     data=folder data.root=/nowhere data.channels=4|data.channels
+    data.shape=[2,8,8]|data.shape
+    data.shape=[4,8,8]|data.shape
+    data.shape=[5,8,8]|data.shape
+    data=folder data.root=/nowhere data.test_fraction=-0.1|data.test_fraction
     data.source._target_=genzoo.families.vae.VAE|data
     optimizer._target_=torch.optim.Adan|optimizer
     optimizer._target_=os.getcwd|optimizer
@@ -236,7 +240,7 @@ PAIRS = """
     sample run=. n=-1|n=-1
     sample run=. n=1e9|n
     sample run=. y=-1|y=-1
-    sample run=. y=x|y=x
+    sample run=. y=1.5|y=1.5
     sample run=. seed=-1|seed
     sample run=. batch_size=0|batch_size
     sample run=. ema=perhaps|ema

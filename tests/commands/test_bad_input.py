@@ -185,6 +185,13 @@ def test_classes_that_a_folder_does_not_have_are_refused_once_it_is_read(empty, 
     refused(empty, *words, because="model.num_classes=2|no classes")
 
 
+def test_data_without_a_test_split_are_refused_once_they_are_read(empty, tmp_path):
+    for i in range(20):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
+    words = ["data=folder", f"data.root={tmp_path}", "data.size=8", "data.test_fraction=0"]
+    refused(empty, *words, because="no test images|data.test_fraction=0.1|data.test_root")
+
+
 # Runs
 
 

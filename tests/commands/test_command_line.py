@@ -35,6 +35,91 @@ def asked(monkeypatch, tmp_path) -> list[tuple[str, dict]]:
     return calls
 
 
+# Limits of the budget
+
+
+def limits(words: str, *options: str) -> dict[str, float]:
+    """Return the limits that are in force, the same where a job is checked as where Hydra shows it."""
+    code, out, err = genzoo(*options, "model=vae", *words.split(), "--cfg", "job")
+    assert code == 0, err
+    job = preflight("train", ["model=vae", *words.split()], *options[1:])
+    assert job is not None and job.config["budget"] == yaml.safe_load(out)["budget"]
+    return {name: value for name, value in job.config["budget"].items() if value is not None and name != "samples"}
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        ("", {"seconds": 60}),
+        ("budget=smoke", {"images": 2000}),
+        ("budget.samples=200", {"seconds": 60}),
+        ("budget.images=9", {"images": 9}),
+        ("++budget.images=9", {"images": 9}),
+        ("budget.flops=1e9 data=moons", {"flops": 1e9}),
+        ("budget=two_minutes budget.images=9", {"images": 9}),
+        ("budget=smoke budget.seconds=7", {"seconds": 7}),
+        ("budget.images=9 budget.seconds=7", {"images": 9, "seconds": 7}),
+        ("budget.images=9 budget.seconds=7 budget.flops=1e9", {"images": 9, "seconds": 7, "flops": 1e9}),
+        ("budget.images=null", {"seconds": 60}),
+        ("budget.images=null budget.flops=1e9", {"flops": 1e9}),
+        ("budget.images=9 budget.seconds=null", {"images": 9}),
+        ("budget.images=9 budget.images=null", {"seconds": 60}),
+    ],
+)
+def test_naming_limits_clears_those_of_the_preset(words, expected):
+    assert limits(words) == expected
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        ("experiment=counted", {"images": 20000}),
+        ("experiment=sampled", {"seconds": 60}),
+        ("experiment=counted budget.seconds=7", {"seconds": 7}),
+        ("experiment=counted budget.images=null", {"seconds": 60}),
+        ("experiment=both", {"images": 20000, "seconds": 60}),
+        ("budget=longer", {"flops": 1e15}),
+        ("budget=longer experiment=counted", {"images": 20000}),
+    ],
+)
+def test_limits_that_a_file_names_clear_those_of_the_preset(words, expected, tmp_path):
+    files = {
+        "experiment/counted.yaml": "# @package _global_\nbudget: {images: 20000}\n",
+        "experiment/sampled.yaml": "# @package _global_\nbudget: {samples: 200}\n",
+        "experiment/both.yaml": "# @package _global_\nbudget: {images: 20000, seconds: 60}\n",
+        "budget/longer.yaml": "defaults: [minute, _self_]\nflops: 1e15\n",
+    }
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert limits(words, "--config-dir", str(tmp_path)) == expected
+
+
+def test_every_job_of_a_sweep_has_the_limits_that_it_names_and_is_found_again(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    done: list[tuple[list[str], dict]] = []
+
+    def do(sweep_name, verb, options, words, config, choices):
+        done.append((words, config))
+        return sweep.Ended("", 0, "", None)
+
+    monkeypatch.setattr(sweep, "do", do)
+    code, _, err = genzoo("-m", "model=vae", "budget.images=9,null,10")
+    assert code == 0, err
+    assert [config["budget"]["images"] for _, config in done] == [9, None, 10]
+    assert [config["budget"]["seconds"] for _, config in done] == [None, 60, None]
+    for words, config in done:  # as the process of the job understands them
+        job = preflight("train", words)
+        assert job is not None and job_id(job.config) == job_id(config)
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_experiment_has_one_limit(path):
+    budget = composed(f"experiment={path.stem}", "data.source.root=data")["budget"]
+    assert [name for name in ("images", "seconds", "flops") if budget[name] is not None] == ["images"]
+
+
 # Help
 
 

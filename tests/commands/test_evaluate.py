@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,17 +19,21 @@ import torch
 from PIL import Image
 
 import genzoo as genzoo_package
-from genzoo import load
+from genzoo import load, runs
+from genzoo.commands import score as scoring
 from genzoo.commands.config import build
 from genzoo.commands.score import Subject, score
+from genzoo.commands.train import sha256_of
 from genzoo.data import Moons, digits
+from genzoo.data.dataset import Split
+from genzoo.data.pictures import read_samples
 from genzoo.metrics.evaluator import stored, subset
 from genzoo.metrics.features import Embedded
 from genzoo.metrics.frechet import frechet_distance, moments
 from genzoo.nn.layers import ResBlock
 from genzoo.prob.measure import to_bytes
 from genzoo.prob.random import SampleStreams
-from genzoo.runs import Run
+from genzoo.runs import Run, storing
 from genzoo.training import checkpoints
 from tests.commands import SMALL, genzoo, untrained
 from tests.conftest import composed
@@ -161,7 +168,8 @@ def drawn(path: Path, x: torch.Tensor) -> Path:
 
 def scored(path: Path, *words: str) -> dict:
     code, _, err = genzoo("evaluate", f"samples={path}", *words)
-    assert (code, err) == (0, "")
+    read = f"genzoo: samples={path}: {len(list(path.iterdir()))} images, no file passed over\n" if path.is_dir() else ""
+    assert (code, err) == (0, read)
     return json.loads(path.with_suffix(".scores.json").read_text())
 
 
@@ -240,6 +248,7 @@ def test_too_few_samples_are_scored_by_force_alone_and_marked_then(here):
         (np.zeros((4, 8, 8, 1), np.float32), "float32 (4, 8, 8, 1), not uint8"),
         (np.zeros((4, 9, 8, 1), np.uint8), "(4, 9, 8, 1)"),
         (np.array([{}]), "plain arrays"),
+        (np.linspace(-1, 1, 256, dtype=np.float32).reshape(4, 8, 8), "of values -1..1 make bytes 0..255"),
     ],
 )
 def test_samples_that_are_not_like_the_data_are_refused(here, array, because):
@@ -315,17 +324,116 @@ def test_what_is_not_said_is_as_at_the_end_of_training(here):
     assert metrics["test/bpd_upper"]["card"]["setting"]["num_samples"] == 7
 
 
-def test_a_split_of_two_pictures_is_compared_by_what_two_can_say(here):
-    x = stored(digits().train.x, 17)[:40]
-    (here / "few").mkdir()
+def pictures(root: Path, x: torch.Tensor) -> Path:
+    """Store grey bytes as a folder of pictures."""
+    root.mkdir(parents=True)
     for i, image in enumerate(x):
-        Image.fromarray(image[0].numpy()).save(here / "few" / f"{i}.png")
-    words = ["data=folder", f"data.root={here / 'few'}", "data.size=8", "data.channels=1", "data.test_fraction=0.05"]
+        Image.fromarray(image[0].numpy()).save(root / f"{i}.png")
+    return root
+
+
+FOLDER = ["data=folder", "data.size=8", "data.channels=1", "metrics.features=digits"]
+
+
+def test_a_split_of_two_pictures_is_compared_by_what_two_can_say(here):
+    pictures(here / "few", stored(digits().train.x, 17)[:40])
     path = drawn(here / "made.npz", stored(digits().test.x[:70], 17))
-    found = scored(path, *words, "metrics.features=digits")["metrics"]
+    words = [f"samples={path}", *FOLDER, f"data.root={here / 'few'}", "data.test_fraction=0.06"]
+    code, out, err = genzoo("evaluate", *words)
+    assert (code, out) == (2, "") and "train (3" in err and "test (" in err and "64 features" in err
+    code, _, err = genzoo("evaluate", *words, "metrics.force=true")
+    assert code == 0, err
+    found = json.loads((here / "made.scores.json").read_text())["metrics"]
     assert found["train/fd_digits"]["value"] > 0 and found["test/fd_digits"]["value"] > 0
     n = found["test/fd_digits"]["card"]["protocol"]["n_real"]
     assert ("test/precision_digits" in found) == (n > 5) and "train/precision_digits" in found
+    for split, size in (("train", 40 - n), ("test", n)):
+        assert found[f"{split}/fd_digits"]["card"]["protocol"]["forced"] == f"{size} real of 64 features"
+        assert f"{split}/fd_digits_infinity" not in found
+
+
+def test_two_folders_have_a_plain_distance(here):
+    """The Frechet distance of all pictures of one from all of the other, as other programs give it."""
+    a = pictures(here / "a", (of_a := stored(digits().train.x[:300], 17)))
+    b = pictures(here / "b", (of_b := stored(digits().train.x[300:500], 17)))
+    (b / "notes.txt").touch()
+    code, _, err = genzoo("evaluate", f"samples={a}", *FOLDER, f"data.root={b}", f"out={here / 'x.json'}")
+    assert code == 0 and "200 images, no classes; no test split; 1 file passed over: 1 .txt" in err
+    assert f"samples={a}: 300 images, no file passed over" in err
+    found = json.loads((here / "x.json").read_text())["metrics"]
+    fake, real = (Embedded("digits").extract(x).features for x in (of_a, of_b))
+    assert found["all/fd_digits"]["value"] == pytest.approx(frechet_distance(moments(fake), moments(real)), rel=1e-6)
+    protocol = found["all/fd_digits"]["card"]["protocol"]
+    assert (protocol["reference"], protocol["n_fake"], protocol["n_real"]) == ("folder/all", 300, 200)
+    assert {name.partition("/")[0] for name in found} == {"all"}
+    # With a fraction for a test split there is one, and where folders are splits they are compared with one by one.
+    words = [f"samples={a}", *FOLDER, f"data.root={b}", "metrics.force=true", f"out={here / 'x.json'}"]
+    assert genzoo("evaluate", *words, "data.test_fraction=0.5").code == 0
+    found = json.loads((here / "x.json").read_text())["metrics"]
+    sizes = [found[f"{split}/fd_digits"]["card"]["protocol"]["n_real"] for split in ("train", "test")]
+    assert sum(sizes) == 200 and min(sizes) > 70 and "memorisation/copied" in found
+
+
+def test_a_small_split_beside_a_large_one_is_left_out_by_name(here):
+    pictures(here / "b" / "train", stored(digits().train.x[:100], 17))
+    pictures(here / "b" / "test", stored(digits().test.x[:63], 17))
+    path = drawn(here / "made.npz", stored(digits().test.x[:70], 17))
+    code, out, _ = genzoo("evaluate", f"samples={path}", *FOLDER, f"data.root={here / 'b'}")
+    found = json.loads((here / "made.scores.json").read_text())
+    assert code == 0 and "test (63 real images)" in found["warnings"][0] and "warning: data: test (63" in out
+    assert "train/fd_digits" in found["metrics"] and "test/fd_digits" not in found["metrics"]
+    assert "test/kd_digits" in found["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda k: k, "0..16, those of the data in 0..255: bytes of 0..255 are expected, the 17 levels"),
+        (lambda k: k // 9, "0..1, those of the data in 0..255"),
+        (lambda k: 0 * k + 9, "all their values are 9"),
+        (lambda k: (k > 12) + 254 * (k < 4), "no values but 0, 1, 254"),
+    ],
+    ids=["levels", "floats of [0, 1]", "one value", "floats of [-1, 1]"],
+)
+def test_a_range_that_cannot_be_right_is_refused_and_marked_by_force(here, made, said):
+    path = drawn(here / "odd.npz", made(digits().test.x[:70].int()).to(torch.uint8))
+    code, out, err = genzoo("evaluate", f"samples={path}", "data=digits")
+    assert (code, out, err.count("\n")) == (2, "", 1) and said in err and "metrics.force=true" in err
+    code, out, err = genzoo("evaluate", f"samples={path}", "data=digits", "metrics.force=true")
+    found = json.loads((here / "odd.scores.json").read_text())
+    assert code == 0 and said in err and said in out.replace("\n", " ") and said in found["warnings"][0]
+    assert all(said in m["card"]["setting"]["range"] for m in found["metrics"].values())
+
+
+def test_an_npy_file_is_read_like_an_npz_file(here):
+    law, x = Moons().sample(70, torch.Generator().manual_seed(1)).numpy(), stored(digits().test.x[:70], 17)
+    for array, shape, levels in (
+        (law, (2,), None),
+        (x.permute(0, 2, 3, 1).numpy(), (1, 8, 8), 17),
+        (x[:, 0].numpy(), (1, 8, 8), 17),
+    ):
+        np.save(here / "a.npy", array)
+        np.savez(here / "b.npz", samples=array)
+        made, same = (read_samples(here / name, shape, levels) for name in ("a.npy", "b.npz"))
+        assert torch.equal(made, same) and made.shape == (70, *shape)
+    for content in ((here / "a.npy").read_bytes()[:-1], b"\x93NUMPY", b"", b"text"):
+        (here / "odd.npy").write_bytes(content)
+        code, out, err = genzoo("evaluate", f"samples={here / 'odd.npy'}", "data=digits")
+        assert (code, out, err.count("\n")) == (2, "", 1) and "odd.npy: no .npz or .npy file of plain arrays" in err
+        assert "context" not in err
+
+
+def test_data_that_have_changed_since_the_training_are_said(here):
+    for side, x in (("train", digits().train.x[:80]), ("test", digits().test.x[:9])):
+        pictures(here / "b" / side, stored(x, 17))
+    words = [*FOLDER[:3], f"data.root={here / 'b'}"]
+    run = untrained(here, *SMALL["vae"], *words)[0]
+    Run(run).update_status(data_sha256=sha256_of(build(composed(*words)["data"]["source"], "data")))
+    code, _, err = genzoo("evaluate", f"run={run}", *FAST)
+    assert code == 0 and "80 training and 9 test images" in err and "have changed" not in err
+    (here / "b/test/8.png").rename(here / "b/train/80.png")
+    code, _, err = genzoo("evaluate", f"run={run}", *FAST)
+    assert code == 0 and "warning" in err and "have changed" in err
 
 
 @pytest.mark.parametrize("features", ["identity", "null"])
@@ -333,3 +441,53 @@ def test_samples_without_neighbours_are_refused_before_anything_is_drawn(here, f
     run = untrained(here, "model=realnvp", "data=moons", "model.couplings=2")[0]
     code, _, err = genzoo("evaluate", f"run={run}", "metrics.n=5", f"metrics.features={features}", "metrics.force=true")
     assert code == 2 and err == "genzoo: metrics.n=5: 6 samples are the least that can be compared; 0 for none\n"
+
+
+@pytest.mark.parametrize("batch, said", [(1.5, True), (0.0, False)])
+def test_a_scoring_that_takes_longer_than_training_is_announced_with_what_shortens_it(batch, said, monkeypatch, capsys):
+    """A batch of n samples takes ``batch`` seconds times 1 + n/10: 36 batches of 16 and 564 samples, by a set clock."""
+    model, now = build(composed(*SMALL["ddpm"])["model"], "model").eval(), [0.0]
+    draw = model.sample
+
+    def sample(n, *arguments, **keywords):
+        now[0] += batch * (1 + n / 10)
+        return draw(2, None)
+
+    monkeypatch.setattr(model, "sample", sample)
+    monkeypatch.setattr(model, "log_prob", lambda *_, **__: None)
+    monkeypatch.setattr(scoring.time, "perf_counter", lambda: now[0])
+    data = types.SimpleNamespace(test=Split(torch.zeros(40, 1, 8, 8, dtype=torch.uint8), None))
+    settings = {"n": 500, "throughput": 64, "events": 20, "num_samples": 1, "batch_size": 16}
+    expected = scoring.estimate(model, data, settings)
+    assert (expected.samples, expected.density) == pytest.approx((batch * (36 + 56.4), 0.0))
+    scoring.announce(expected, settings, 15.0)
+    err = capsys.readouterr().err
+    assert ("scoring will take about 139 s (564 samples 139 s), after 15 s of training" in err) == said
+    assert all((word in err) == said for word in ("metrics.n=", "metrics.events=", "sampler.steps="))
+
+
+@pytest.mark.parametrize("cause", ["Read-only file system", "No space left on device"])
+def test_scores_that_cannot_be_kept_are_shown_first(here, monkeypatch, cause):
+    path, *_ = untrained(here, *SMALL["vae"])
+    number = {"Read-only file system": errno.EROFS, "No space left on device": errno.ENOSPC}[cause]
+
+    def write(run, result):
+        with storing(run.path / "results"):
+            raise OSError(number, cause, str(run.path / "results"))
+
+    monkeypatch.setattr(Run, "write_result", write)
+    code, out, err = genzoo("evaluate", f"run={path}", "metrics.n=0", "metrics.events=16")
+    assert code == 4 and "test/bpd_upper" in out and "run: " not in out
+    assert err.splitlines()[-1].startswith("genzoo: ") and "the scores were not kept" in err and cause in err
+
+
+def test_a_place_for_scores_is_tried_before_anything_is_scored(here, monkeypatch):
+    samples = drawn(here / "samples.npz", torch.zeros(8, 1, 8, 8, dtype=torch.uint8))
+    (here / "file").write_text("no folder")
+    for out, said in (("file/x.json", "there is no directory file"), (".", "is a folder already")):
+        code, _, err = genzoo("evaluate", f"samples={samples}", "data=digits", f"out={out}")
+        assert code == 2 and said in err
+    monkeypatch.setattr(runs.tempfile, "TemporaryFile", mock.Mock(side_effect=OSError(errno.EROFS, "Read-only")))
+    for words in (["evaluate", f"samples={samples}", "data=digits"], ["compare", "runs=nowhere", "out=there"]):
+        code, out, err = genzoo(*words)
+        assert (code, out) == (2, "") and err.startswith("genzoo: out=") and "cannot be written to: Read-only" in err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib.util
 import json
@@ -9,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -191,3 +193,90 @@ def test_wandb_is_online_only_where_a_key_is_found(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_API_KEY", "key")
     assert loggers.has_wandb_key()
     assert loggers.WandB(mode="online").mode == "online"
+
+
+@pytest.mark.parametrize(
+    ("asked", "environment", "key", "expected"),
+    [
+        ("auto", {}, True, "online"),
+        ("auto", {}, False, "offline"),
+        ("auto", {"WANDB_MODE": "offline"}, True, "offline"),
+        ("auto", {"WANDB_MODE": "dryrun"}, True, "offline"),
+        ("auto", {"WANDB_MODE": "disabled"}, True, "disabled"),
+        ("auto", {"WANDB_MODE": "Disabled"}, True, "disabled"),
+        ("auto", {"WANDB_MODE": "online"}, False, "offline"),
+        ("auto", {"WANDB_MODE": "run"}, True, "online"),
+        ("auto", {"WANDB_MODE": ""}, True, "online"),
+        ("auto", {"WANDB_DISABLED": "true"}, True, "disabled"),
+        ("auto", {"WANDB_DISABLED": "false"}, True, "online"),
+        ("disabled", {}, True, "disabled"),
+        ("offline", {"WANDB_MODE": "online"}, True, "offline"),
+        ("online", {"WANDB_MODE": "offline"}, True, "online"),
+        ("online", {}, False, ValueError),
+        ("auto", {"WANDB_MODE": "nowhere"}, True, ValueError),
+    ],
+)
+def test_the_network_is_used_as_wandb_was_told(here, monkeypatch, asked, environment, key, expected):
+    for name in ("WANDB_MODE", "WANDB_DISABLED"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(here))
+    for name, value in {**environment, **({"WANDB_API_KEY": "0" * 40} if key else {})}.items():
+        monkeypatch.setenv(name, value)
+    if expected is ValueError:
+        with pytest.raises(ValueError, match=r"needs a key|choose from online, offline, disabled"):
+            loggers.WandB(mode=asked)
+    else:
+        assert loggers.wandb_mode(asked) == expected
+        assert loggers.WandB(mode=asked).mode == asked
+
+
+@pytest.mark.parametrize("place", ["wandb", "configured"])
+def test_what_wandb_has_written_down_is_followed(here, monkeypatch, place):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(here / "configured"))
+    (here / place).mkdir()
+    (here / place / "settings").write_text("[default]\nmode = offline\n")  # by `wandb offline`
+    assert loggers.wandb_mode("auto") == "offline"
+    (here / place / "settings").write_bytes(b"\xff nonsense")
+    assert loggers.wandb_mode("auto") == "online"
+
+
+def test_a_user_without_a_home_has_no_key(monkeypatch):
+    monkeypatch.delenv("NETRC")
+    monkeypatch.setattr(loggers, "home", lambda: None)
+    assert not loggers.has_wandb_key()
+
+
+@pytest.mark.parametrize("mode", ["offline", "disabled", "dryrun"])
+def test_a_mode_without_the_network_contacts_nobody(here, monkeypatch, mode):
+    contacts: list[object] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):  # until it is closed
+                while True:
+                    contacts.append(server.accept())
+
+        threading.Thread(target=accept, daemon=True).start()
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_MODE", mode)
+        names = ["logger.project=mine", "logger.entity=ours", "logger.tags=[one,two]"]
+        run = trained(*VAE, "logger=wandb", *names)
+        code, _, err = genzoo("compare", f"runs={run}", "logger=wandb", *names)
+        assert code == 0, err
+    assert not contacts
+    if mode == "disabled":
+        assert not list(here.rglob("*.wandb"))
+    else:
+        (opened,) = (record["run"] for record in inspected(run) if record["type"] == "run")
+        assert (opened["project"], opened["entity"]) == ("mine", "ours") and {"one", "two", "vae"} <= set(
+            opened["tags"]
+        )
+
+
+@pytest.mark.parametrize("words", [["logger.tags=['']"], [f"logger.tags=[{'x' * 65}]"], ["logger.project='a/b'"]])
+def test_names_that_wandb_would_not_take_are_refused_before_there_is_a_run(here, words):
+    code, _, err = genzoo(*TINY, *VAE, "logger=wandb", *words)
+    assert code == 2 and err.startswith("genzoo: logger: ") and err.count("\n") == 1 and not list(here.iterdir())

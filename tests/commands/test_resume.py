@@ -5,21 +5,27 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
+from safetensors.torch import load as load_safetensors
 
+from genzoo import load
+from genzoo.families.flow_matching import TeacherPairs
+from genzoo.prob.random import SampleStreams
 from genzoo.runs import Run
-from genzoo.training import callbacks, checkpoints
+from genzoo.training import callbacks, checkpoints, stopping
 from genzoo.training.module import GenerativeModule
 from genzoo.training.stopping import Signals, Stopped
 from tests import survival
-from tests.commands import SMALL, TINY, genzoo, trained
+from tests.commands import SMALL, TINY, genzoo, trained, untrained
 from tests.survival import differences
 
 # Sixteen steps, of which 4, 8, 12 and 16 are saved, 5, 11 and 16 drawn, and 5 and 11 scored.
@@ -50,6 +56,12 @@ class Interrupted(BaseException):
 
 def interrupted(step: int, *words: str) -> Path:
     """Train until a step has been done, and no further; return the run."""
+    cut_short(step, *TINY, *LONGER, *words)
+    return max(Path("outputs").glob("*/*"), key=lambda path: path.name)
+
+
+def cut_short(step: int, *words: str) -> None:
+    """Type a command that trains, and end it as soon as a step has been done."""
     original = GenerativeModule.step
 
     def until(module: GenerativeModule) -> None:
@@ -58,8 +70,7 @@ def interrupted(step: int, *words: str) -> Path:
         original(module)
 
     with mock.patch.object(GenerativeModule, "step", until), pytest.raises(Interrupted):
-        genzoo(*TINY, *LONGER, *words)
-    return max(Path("outputs").glob("*/*"), key=lambda path: path.name)
+        genzoo(*words)
 
 
 def gone_on(run: Path, *words: str) -> str:
@@ -152,6 +163,130 @@ def test_the_lines_of_a_csv_are_those_of_the_whole_run(here):
         return [[row[i] for i in kept] for row in rows]
 
     assert columns(run) == columns(whole)
+
+
+# What a run needs of another
+
+
+REFLOW = ["model=flow_matching", "data=moons", "model.network.width=8", "model.network.depth=1", "sampler=euler",
+          "sampler.steps=3", "model.tolerance=0.1", "metrics.events=2", "metrics.n=0", "trainer.scores=0",
+          "trainer.grids=1"]  # fmt: skip
+LATENT = ["model=latent", "prior.network.width=8", "prior.network.depth=1", "prior.schedule.num_steps=20",
+          "sampler.steps=5", "metrics.n=0", "trainer.scores=0", "trainer.grids=1"]  # fmt: skip
+
+
+def with_parent(kind: str, folder: Path) -> list[str]:
+    """Say how to train over a finished model, whose averaged weights are not those that it began with."""
+    if kind == "codec":
+        return [*LATENT, "codec=run", f"codec.run={untrained(folder, *SMALL['vae'])[0]}"]
+    classes = ["model.num_classes=2"] if kind == "conditional teacher" else []
+    parent = untrained(folder, *REFLOW, *classes)[0]
+    return [*REFLOW, *classes, "teacher=run", f"teacher.run={parent}", "model.pool=48"]
+
+
+@pytest.mark.parametrize("kind", ["conditional teacher", "codec"])
+def test_a_run_that_goes_on_without_the_run_it_builds_on_ends_in_the_same_bits(here, kind):
+    words = with_parent(kind, here / "parents")
+    whole = trained(*LONGER, *words)
+    stopped = [interrupted(step, *words) for step in (2, 9)]  # before there is a checkpoint, and after
+    shutil.rmtree(here / "parents")
+    for run, step in zip(stopped, (0, 8), strict=True):
+        assert f"goes on from step {step}" in gone_on(run)
+        assert differences(whole, run) == []
+    if kind != "codec":
+        assert "precompute_seconds" in Run(whole).result["metrics"]["training/seconds"]["card"]["protocol"]
+
+
+def test_a_finished_reflow_needs_neither_its_teacher_nor_its_pairs(here):
+    run = trained(*with_parent("teacher", here / "parents"))
+    before = load(run).sample(4, rng=SampleStreams(0, range(4))).x
+    for folder in (here / "parents", run / "parents", run / "precomputed"):
+        shutil.rmtree(folder)
+    assert torch.equal(load(run).sample(4, rng=SampleStreams(0, range(4))).x, before)
+    for command in (["sample", f"run={run}", "n=4", "out=x.npz"], ["evaluate", f"run={run}", "metrics.throughput=4"]):
+        code, _, err = genzoo(*command)
+        assert code == 0, err
+
+
+def test_a_teacher_s_pairs_are_simulated_once_in_a_run_and_are_no_part_of_its_steps(here):
+    words = with_parent("teacher", here / "parents")
+    calls = []
+    original = TeacherPairs.simulate
+
+    def simulate(self, model, *chunk):
+        calls.append(1)
+        assert torch.utils._python_dispatch._get_current_dispatch_mode() is None, "while operations are counted"
+        pairs = original(self, model, *chunk)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise AssertionError("nothing is done after the signal")
+        time.sleep(2)
+        return pairs
+
+    with mock.patch.object(TeacherPairs, "simulate", simulate):
+        assert genzoo(*TINY, *LONGER, *words).code == 143
+        (run,) = Path("outputs").glob("*/*")
+        cut_short(9, f"resume={run}")
+        gone_on(run)
+    assert len(calls) == 2, "once, after it was interrupted"
+    status = Run(run).status
+    assert status["precompute_seconds"] > 2 > status["train_seconds"]
+    plain = trained(*LONGER, *REFLOW)
+    assert Run(run).status["train_flops"] == Run(plain).status["train_flops"]
+    weights = [
+        sum(t.nbytes for t in checkpoints.load(p / "checkpoints/step-16").weights.values()) for p in (run, plain)
+    ]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "harm"),
+    [("teacher", harm) for harm in ("flipped", "cut", "missing", "manifest")] + [("codec", "flipped")],
+)
+def test_damaged_weights_of_a_parent_are_refused_by_name(here, kind, harm):
+    run = interrupted(0, *with_parent(kind, here / "parents"))
+    (path,) = (run / "parents").glob("*.safetensors")
+    content = path.read_bytes()
+    if harm == "missing":
+        path.unlink()
+    elif harm == "manifest":
+        path = path.with_name("manifest.json")
+        path.unlink()
+    else:
+        path.write_bytes(content[:-1] if harm == "cut" else content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    refused(run, f"genzoo: {path}: ")
+
+
+def refused(run: Path, message: str) -> None:
+    code, out, err = genzoo(f"resume={run}")
+    assert (code, out) == (2, "") and err.count("\n") == 1 and message in err, err
+
+
+def test_a_run_that_never_kept_its_teacher_is_refused_and_one_whose_checkpoints_hold_its_codec_is_not(here):
+    for kind in ("teacher", "codec"):
+        run = interrupted(9, *with_parent(kind, here / kind))
+        shutil.rmtree(run / "parents")
+        if kind == "teacher":
+            refused(run, f"{run}/parents: is missing, without the weights of model.teacher it cannot train on")
+        else:
+            gone_on(run)
+
+
+def test_damaged_pairs_are_refused_and_missing_ones_are_simulated_again(here):
+    words = with_parent("teacher", here / "parents")
+    whole, run = trained(*LONGER, *words), interrupted(9, *words)
+    path = run / "precomputed" / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    refused(run, f"genzoo: {path}: its SHA-256 is not the manifest's")
+    pairs = load_safetensors(content)
+    checkpoints.keep_tensors(run / "precomputed-", {"model": {**pairs, "x": pairs["x"][1:]}})
+    shutil.rmtree(path.parent)
+    (run / "precomputed-").rename(path.parent)
+    refused(run, f"{path}: does not fit the model of config.yaml")
+    shutil.rmtree(path.parent)
+    gone_on(run)
+    assert differences(whole, run) == []
 
 
 # What is gone on with
@@ -274,6 +409,44 @@ def test_a_signal_is_kept_while_it_would_harm_and_a_second_is_not():
             os.kill(os.getpid(), signal.SIGTERM)
         assert not stopped.value.abrupt and stopped.value.exit_code == 143
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_closed_terminal_is_heard_once_however_often_it_is_said():
+    with Signals() as signals:
+        with pytest.raises(Stopped) as stopped, signals.held():
+            for number in (signal.SIGHUP, signal.SIGHUP):  # of the kernel and of the shell
+                os.kill(os.getpid(), number)
+        assert stopped.value.exit_code == 129 and not stopped.value.abrupt
+        os.kill(os.getpid(), signal.SIGHUP)
+        with pytest.raises(Stopped) as stopped:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stopped.value.abrupt and stopped.value.exit_code == 143
+
+
+def test_a_signal_that_comes_twice_at_once_is_one_request(monkeypatch):
+    with Signals() as signals:
+        with pytest.raises(Stopped) as stopped, signals.held():
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGTERM)
+        assert not stopped.value.abrupt
+        monkeypatch.setattr(stopping, "REPEATED", 0.0)
+        with pytest.raises(Stopped) as stopped:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stopped.value.abrupt
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_what_a_process_was_told_to_ignore_stays_ignored_and_sigterm_is_heard(number):
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            os.kill(os.getpid(), number)
+            assert signals.heard is None and signal.getsignal(number) is signal.SIG_IGN
+            with pytest.raises(Stopped, match="stopped by SIGTERM"):
+                os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
 
 
 def test_what_was_held_is_heard_at_the_end_of_the_block():

@@ -10,7 +10,11 @@ import torch
 from PIL import Image
 
 from genzoo import load
+from genzoo.commands.config import UsageError
+from genzoo.commands.sample import class_number
 from genzoo.prob.random import SampleStreams
+from genzoo.runs import Run
+from genzoo.training import checkpoints
 from tests.commands import SMALL, genzoo, untrained
 
 
@@ -118,3 +122,68 @@ def test_a_class_can_be_asked_for(ddpm):
     expected = load(ddpm).sample(3, torch.full((3,), 7), rng=SampleStreams(0, range(3))).x
     np.testing.assert_array_equal(drawn(ddpm, "n=3", "y=7"), bytes_of(expected))
     assert (drawn(ddpm, "n=3", "y=2") != bytes_of(expected)).any()
+
+
+def test_a_class_is_known_by_its_name_where_the_run_keeps_the_names(ddpm):
+    names = [f"kind-{i}" for i in range(10)]
+    code, _, err = genzoo("sample", f"run={ddpm}", "n=3", "out=x.npz", "y=kind-7")
+    assert code == 2 and "0..9" in err and "does not keep their names" in err
+    Run(ddpm).update_status(classes=names)
+    np.testing.assert_array_equal(drawn(ddpm, "n=3", "y=kind-7"), drawn(ddpm, "n=3", "y=7"))
+    code, _, err = genzoo("sample", f"run={ddpm}", "n=3", "out=x.npz", "y=kind-77")
+    assert (code, err.count("\n")) == (2, 1) and "did you mean 'kind-7'" in err
+    Run(ddpm).update_status(classes=[1, {}])  # somebody's run
+    assert genzoo("sample", f"run={ddpm}", "n=3", "out=x.npz", "y=kind-7").code == 2
+
+
+def test_numbers_and_names_of_classes_are_told_apart():
+    years = ("1995", "1996", "10")
+    assert [class_number(y, 3, years) for y in (0, 1, 2, "1995", 1996, "10", 10)] == [0, 1, 2, 0, 1, 2, 2]
+    digits = tuple("0123456789")
+    assert [class_number(y, 10, digits) for y in (7, "7")] == [7, 7]
+    mixed = ("1", "10", "2")  # number 1 is "10", number 2 is "2"
+    assert [class_number(y, 3, mixed) for y in (0, 2, 10, "1", "2")] == [0, 2, 1, 0, 2]
+    with pytest.raises(UsageError, match=r"y=1: is the number of class 10 and the name of class number 0"):
+        class_number(1, 3, mixed)
+    for y, num_classes, names in ((3, 3, ()), ("cat", 3, ("cat", "dog")), (3, 3, years), ("cat", 0, ())):
+        with pytest.raises(UsageError, match=f"y={y}: this model has"):
+            class_number(y, num_classes, names)
+
+
+def test_a_class_without_training_images_is_not_drawn(here):
+    run, model, ema = untrained(here, *SMALL["vae"], "model.num_classes=10")
+    for m in (model, ema):
+        m.class_probs[3] = 0
+    checkpoints.save(run / "checkpoints", 5, model, ema, {})
+    code, _, err = genzoo("sample", f"run={run}", "n=3", "y=3", "out=x.npz")
+    assert code == 2 and "y=3" in err and "no image of this class" in err
+    assert genzoo("sample", f"run={run}", "n=3", "y=4", "out=x.npz").code == 0
+
+
+def test_a_folder_holds_the_samples_that_were_asked_for_and_no_older_ones(vae):
+    assert genzoo("sample", f"run={vae}", "n=20", "out=folder").code == 0
+    (Path("folder") / ".DS_Store").touch()
+    assert genzoo("sample", f"run={vae}", "n=5", "seed=1", "out=folder").code == 0
+    files = sorted(path for path in Path("folder").iterdir() if path.name != ".DS_Store")
+    assert [path.name for path in files] == [f"{i:06d}.png" for i in range(5)]
+    pictures = np.stack([np.asarray(Image.open(path)) for path in files])
+    np.testing.assert_array_equal(pictures, drawn(vae, "n=5", "seed=1")[..., 0])
+
+
+@pytest.mark.parametrize("name", ["mine.png", "notes.txt", "000003.png", "000099.png", "deep", "link"])
+def test_what_others_have_put_into_a_folder_is_never_replaced_nor_mixed_with_samples(vae, name):
+    assert genzoo("sample", f"run={vae}", "n=8", "out=folder").code == 0
+    path = Path("folder", name)
+    path.unlink(missing_ok=True)
+    if name == "deep":
+        path.mkdir()
+    elif name == "link":
+        Path("folder/000002.png").replace("elsewhere.png")
+        path = Path("folder/000002.png")
+        path.symlink_to("../elsewhere.png")
+    else:
+        Image.new("L", (8, 8)).save(path, "PNG")  # of the same name and kind, but another program's
+    before = {file.name: file.is_file() and file.read_bytes() for file in Path("folder").iterdir()}
+    code, out, err = genzoo("sample", f"run={vae}", "n=2", "out=folder")
+    assert (code, out, err.count("\n")) == (2, "", 1) and path.name in err and "choose a new or an empty folder" in err
+    assert {file.name: file.is_file() and file.read_bytes() for file in Path("folder").iterdir()} == before

@@ -63,8 +63,19 @@ def halved(content: bytes, rest: bytes = b"") -> bytes:
     return content[: len(content) // 2] + rest
 
 
+def tiff(bits: int, strip: bytes, size: tuple[int, int], tile: tuple[int, int] | None = None) -> bytes:
+    """Write a grey TIFF by hand, of one strip or of one tile."""
+    where = {273: 8, 278: size[1], 279: len(strip)}
+    if tile:
+        where = {322: tile[0], 323: tile[1], 324: 8, 325: len(strip)}
+    tags = {256: size[0], 257: size[1], 258: bits, 259: 1, 262: 1, 277: 1, **where}
+    entries = b"".join(struct.pack("<2H2I", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    return b"II*\0" + struct.pack("<I", 8 + len(strip)) + strip + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
 JPEG, WEBP, LOSSLESS = encoded(NOISE, "JPEG"), encoded(NOISE, "WEBP"), encoded(NOISE, "WEBP", lossless=True)
 PNG = encoded(NOISE, "PNG")
+GIF = encoded(NOISE.convert("P"), "GIF")
 BOMB = zlib.compress(bytes(200_000_000), 9)  # 200 kB
 FRAME = JPEG.index(b"\xff\xc0") + 5  # where a JPEG says its height and width
 WIDE = encoded(
@@ -99,13 +110,29 @@ BROKEN = {  # content, and what is said of it
     "large.jpg": (patched(JPEG, FRAME, struct.pack(">HH", 7072, 7072)), "too large"),
     "huge.webp": (patched(WIDE, 24, struct.pack("<I", 16382)[:3] + struct.pack("<I", 16382)[:3]), "a"),
     "huge-lossless.webp": (patched(LOSSLESS, 21, struct.pack("<I", 16382 | 16382 << 14)), "a"),
-    "gif.png": (
-        encoded(NOISE.convert("P"), "GIF", save_all=True, append_images=[NOISE.convert("P")]),
-        "not a readable",
+    "float.png": (encoded(Image.new("F", (9, 9), 0.5), "TIFF"), "32 bits, whose range is not known"),
+    "int.tif": (encoded(Image.new("I", (9, 9), 99999), "TIFF"), "32 bits, whose range is not known"),
+    "float.ppm": (encoded(Image.new("F", (9, 9), 0.5), "PPM"), "the range of its samples is not known"),  # a PFM
+    "twelve.tif": (tiff(12, b"\x0f\xff\xff" * 9 * 5, (10, 9)), "its samples have 12 bits"),
+    "program.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "not a readable image"),
+    "jpeg2000.jpg": (encoded(NOISE, "JPEG2000"), "not a readable image"),
+    "half.bmp": (halved(encoded(NOISE, "BMP")), "not a readable image"),
+    "half.ppm": (halved(encoded(NOISE, "PPM")), "not a readable image"),
+    "half-text.pgm": (halved(b"P2 64 64 255 " + b"9 " * 64**2), "not a readable image"),
+    "half.gif": (halved(GIF), "not a readable image"),
+    "half-zeros.gif": (halved(GIF, bytes(len(GIF) // 2)), "not a readable image"),
+    "half-patched.gif": (halved(GIF, b"\0;"), "not a readable image"),
+    "half.tif": (halved(encoded(NOISE, "TIFF", compression="tiff_lzw")), "not a readable image"),
+    "half-raw.tif": (halved(encoded(NOISE, "TIFF")), "not a readable image"),
+    "huge.bmp": (patched(encoded(NOISE, "BMP"), 18, struct.pack("<2i", 30_000, 30_000)), "too large"),
+    "huge.gif": (patched(GIF, 6, struct.pack("<2H", 30_000, 30_000)), "too large"),
+    "huge-frame.gif": (
+        patched(GIF, GIF.index(b",\0\0\0\0\x40\0") + 5, struct.pack("<2H", 30_000, 30_000)),
+        "too large",
     ),
-    "float.png": (encoded(Image.new("F", (9, 9), 0.5), "TIFF"), "not a readable image"),
-    "int.png": (encoded(Image.new("I", (9, 9), 99999), "TIFF"), "not a readable image"),
-    "bmp.jpg": (encoded(NOISE, "BMP"), "not a readable image"),
+    "huge.pgm": (b"P5 30000 30000 255\n", "too large"),
+    "huge.tif": (tiff(8, b"\1" * 90, (30_000, 30_000)), "too large"),
+    "huge-tile.tif": (tiff(8, b"\1" * 90, (10, 9), tile=(32_768, 32_768)), "too large"),
 }
 
 
@@ -123,8 +150,7 @@ def test_what_is_broken_or_absurd_is_named(root, name):
     refused(lambda: folder(root, size=8), str(root / name), said, "remove it")
     (root / "samples").mkdir()
     (root / name).rename(root / "samples" / name)
-    if name != "bmp.jpg":  # which samples may be
-        refused(lambda: read_samples(root / "samples", (3, 64, 64), 256), str(root / "samples" / name))
+    refused(lambda: read_samples(root / "samples", (3, 64, 64), 256), str(root / "samples" / name))
     assert time.monotonic() - began < 10
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**19  # KiB
 
@@ -153,6 +179,24 @@ READABLE = {
     "more-rows.png": png(ROWS * 3),
     "row-bomb.png": png(bytes(200_000_000)),
     "with-text.png": png(ROWS, chunk(b"zTXt", b"k\0\0" + zlib.compress(b"hello"))),
+    "gif.png": encoded(
+        NOISE.convert("P"), "GIF", save_all=True, append_images=[NOISE.convert("L")]
+    ),  # whatever its name
+    "bmp.jpg": encoded(NOISE, "BMP"),
+    "palette.bmp": encoded(NOISE.convert("P"), "BMP"),
+    "clear.gif": encoded(NOISE.convert("P"), "GIF", transparency=3),
+    "raw.TIF": encoded(NOISE, "TIFF"),
+    "jpeg.tiff": encoded(NOISE, "TIFF", compression="jpeg"),
+    "fax.tiff": encoded(NOISE.convert("1"), "TIFF", compression="group4"),
+    "alpha.tiff": encoded(NOISE.convert("RGBA"), "TIFF", compression="tiff_deflate"),
+    "deep.tif": tiff(16, bytes(range(180)), (10, 9)),
+    "by-hand.tif": tiff(8, bytes(range(90)), (10, 9)),
+    "two-pages.tif": encoded(NOISE, "TIFF", save_all=True, append_images=[NOISE]),
+    "colour.ppm": encoded(NOISE, "PPM"),
+    "grey.pgm": encoded(NOISE.convert("L"), "PPM"),
+    "deep.pgm": b"P5 2 2 65535\n" + bytes(range(8)),
+    "text.pgm": b"P2 2 2 15\n0 5 10 15\n",
+    "bits.pbm": encoded(NOISE.convert("1"), "PPM"),
 }
 
 
@@ -165,26 +209,42 @@ def test_every_whole_picture_is_read(root, name):
 
 def test_what_stands_there_is_what_is_read(tmp_path):
     """A picture in four forms without loss: transparency, 16 bits and passes change nothing."""
-    grey = np.asarray(NOISE.convert("L"))
+    grey = np.array(NOISE.convert("L"))
     deep = b"".join(b"\0" + row.astype(">u2").tobytes() for row in grey.astype(np.uint16) * 257)
     wide = b"".join(b"\0" + np.repeat(row, 3).astype(">u2").tobytes() for row in grey.astype(np.uint16) * 257)
     passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
     woven = b"".join(b"\0" + row.tobytes() for x, y, dx, dy in passes for row in grey[y::dy, x::dx])
+    once = NOISE.convert("L")
     forms = {
         "grey": encoded(NOISE.convert("L"), "PNG"),
         "alpha": encoded(Image.merge("LA", [NOISE.convert("L"), Image.new("L", (64, 64), 255)]), "PNG"),
         "deep": png(deep, depth=16, colour=0),
         "colour": png(wide, depth=16),
         "woven": png(woven, colour=0, interlace=1),
-        "webp": encoded(NOISE.convert("L").convert("RGB"), "WEBP", lossless=True),
+        "webp": encoded(once.convert("RGB"), "WEBP", lossless=True),
+        "bmp": encoded(once, "BMP"),
+        "gif": encoded(once, "GIF"),
+        "tif": encoded(once, "TIFF", compression="tiff_lzw"),
+        "tiff": tiff(16, grey.astype("<u2").__mul__(257).tobytes(), (64, 64)),
+        "pgm": encoded(once, "PPM"),
+        "ppm": b"P5 64 64 65535\n" + (grey.astype(">u2") * 257).astype(">u2").tobytes(),
     }
     for name, content in forms.items():
-        (tmp_path / f"{name}.{'webp' if name == 'webp' else 'png'}").write_bytes(content)
+        (
+            tmp_path / f"{name}.{name if name in ('webp', 'bmp', 'gif', 'tif', 'tiff', 'pgm', 'ppm') else 'png'}"
+        ).write_bytes(content)
     for seed in range(20):  # so that both sides of the split have one
         NOISE.rotate(90).convert("L").save(tmp_path / f"other-{seed}.png")
     data = folder(tmp_path, size=64, channels=1, test_fraction=0.5)
     found = torch.cat([data.train.x, data.test.x])
     assert sum(np.array_equal(x[0].numpy(), grey) for x in found) == len(forms)
+    # Samples are read as data are.
+    (tmp_path / "samples").mkdir()
+    for name in forms:
+        for path in tmp_path.glob(f"{name}.*"):
+            path.rename(tmp_path / "samples" / path.name)
+    samples = read_samples(tmp_path / "samples", (1, 64, 64), 256)
+    assert samples.shape == (len(forms), 1, 64, 64) and (samples == torch.from_numpy(grey)).all()
 
 
 def test_names_that_are_no_files_are_named_and_nothing_hangs(root, monkeypatch):
@@ -268,7 +328,7 @@ def test_threads_share_the_room_and_never_take_more():
 
 MEASURE = """
 import os, re, sys
-os.cpu_count = lambda: 6
+os.environ["OMP_NUM_THREADS"] = "6"
 from genzoo.data import folder
 data = folder(sys.argv[1], size=8, test_fraction=0.5)
 assert len(data.train.x) + len(data.test.x) == 6

@@ -575,10 +575,8 @@ def encoded(kind: str) -> bytes:
         ("cut.jpg", encoded("JPEG")[:900]),
         ("cut.png", encoded("PNG")[:900]),
         ("cut.webp", encoded("WEBP")[:900]),
-        (
-            "gif.png",
-            b"GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;",
-        ),
+        ("cut.gif", encoded("GIF")[:900]),
+        ("icon.png", encoded("ICO")),
     ],
 )
 def test_broken_pictures_are_named(tmp_path, name, content):
@@ -602,8 +600,9 @@ def test_folders_that_cannot_be_split_or_read(tmp_path):
     refused(lambda: folder(tmp_path / "empty", size=8), str(tmp_path / "empty"), ".png, .jpg, .jpeg, .webp")
     fill(tmp_path / "single", ["0.png"])
     refused(lambda: folder(tmp_path / "single", size=8), str(tmp_path / "single"), "no test image", "test_fraction")
-    refused(lambda: folder(tmp_path / "single", size=8, test_fraction=0.99999), "no training image")
-    for bad in ({"size": 0}, {"channels": 2}, {"test_fraction": 0.0}, {"test_fraction": 1.0}):
+    refused(lambda: folder(tmp_path / "single", size=8, test_fraction=0.99999), "no test image")
+    assert len(folder(tmp_path / "single", size=8, test_fraction=0.0).train.x) == 1
+    for bad in ({"size": 0}, {"channels": 2}, {"test_fraction": -0.1}, {"test_fraction": 1.0}):
         refused(lambda bad=bad: folder(tmp_path / "single", **{"size": 8, **bad}), str(tmp_path / "single"), "must be")
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from genzoo.data.pictures import as_bytes, grid, save_png, save_scatter
+from genzoo.data import DataError
+from genzoo.data.pictures import as_bytes, check_range, grid, is_marked, save_png, save_scatter
 from genzoo.prob.measure import bin_centre, dequantize
 from genzoo.prob.random import generator
 
@@ -82,3 +83,52 @@ def test_a_cloud_is_drawn_on_the_frame_of_the_data(tmp_path):
     assert np.array_equal(near[:, 400:], far[:, 400:])
     blue = [int((picture[:, :400, 2] - picture[:, :400, 0] > 30).sum()) for picture in pictures]
     assert blue[0] > 200 and blue[1] == 0, "the samples, drawn in blue, and then out of the frame"
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_channels_that_a_picture_does_not_have_are_refused_and_not_taken_for_transparency(tmp_path, channels):
+    with pytest.raises(DataError, match=f"images of {channels} channels"):
+        save_png(tmp_path / "x.png", np.zeros((4, 4, channels), np.uint8))
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_a_picture_says_who_has_written_it(tmp_path):
+    image = np.random.default_rng(1).integers(0, 256, (9, 11, 3), dtype=np.uint8)
+    save_png(tmp_path / "ours.png", image, marked=True)
+    save_png(tmp_path / "other.png", image)
+    (tmp_path / "link.png").symlink_to("ours.png")
+    with Image.open(tmp_path / "ours.png") as read:
+        assert read.info == {"Software": "genzoo"} and np.array_equal(np.asarray(read), image)
+    names = ("ours.png", "other.png", "link.png", "missing.png", ".")
+    assert [is_marked(tmp_path / name) for name in names] == [True, False, False, False, False]
+
+
+REAL = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (50, 3, 8, 8), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("change", "certain"),
+    [
+        (lambda x: x, None),
+        (lambda x: x.clamp(20, 235), None),  # hardly a white or a black pixel
+        (lambda x: x // 2 + 64, False),
+        (lambda x: x // 2, False),
+        (lambda x: x // 16, False),
+        (lambda x: x // 128, True),
+        (lambda x: x * 0 + 77, True),
+        (lambda x: (x > 9) * 255, True),
+    ],
+)
+def test_a_range_is_odd_where_most_of_the_data_leave_it(change, certain):
+    odd = check_range(change(REAL.int()).to(torch.uint8), REAL, 256)
+    assert (odd and odd.certain) == certain
+    # Whoever has such data may draw such samples.
+    same = change(REAL.int()).to(torch.uint8)
+    assert check_range(same[:20], same[20:], 256) is None
+
+
+def test_points_on_another_scale_are_odd():
+    law = torch.randn(500, 2, generator=generator("points"))
+    assert check_range(law[:250], law[250:], None) is None and check_range(law[:250] * 3, law[250:], None) is None
+    assert not check_range(law[:250] / 9, law[250:], None).certain
+    assert check_range(law[:250] * 0, law[250:], None).certain

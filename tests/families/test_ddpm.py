@@ -494,7 +494,7 @@ def test_a_learned_variance_lies_between_the_fixed_ones_in_its_logarithm(place):
     share = model.predict(x, torch.full((40,), 0.5)).variance_share
     torch.testing.assert_close(share, torch.full_like(x, (place + 1) / 2))
     index = torch.arange(40) % (T - 1) + 1
-    step = model._chain[index].unbind(1)
+    step = model._chain.value[index].unbind(1)
     t = (index + 1).double() / T
     terms = {v: exact_model(T, v)._term(x, x, index, exact_model(T, v).predict(x, t)) for v in VARIANCES}
     got = model._term(x, x, index, model.predict(x, t))
@@ -611,3 +611,19 @@ def chain_variance(lam: float, T: int) -> float:
         drawn = betas[i - 1] * (1 - abar[i - 1]) / (1 - abar[i]) + of_x0**2 * lam * (1 - abar[i]) / c
         v = (of_x0 * math.sqrt(abar[i]) * lam / c + of_x_t) ** 2 * v + (drawn if i > 1 else 0.0)
     return v
+
+
+@pytest.mark.parametrize("B", [1, 7, 100])
+def test_a_history_of_losses_is_kept_as_if_they_came_one_by_one(B):
+    """Ranges of one time that are longer than the memory included."""
+    T = 4
+    history = LossHistory(T)
+    losses, counts = torch.zeros(T, history.LAST, dtype=torch.float64), [0] * T
+    for step in range(12):
+        rng = generator(step)
+        index, values = torch.randint(T - step % 2, (B,), generator=rng), torch.rand(B, generator=rng)
+        history.update(index, values)
+        for i, value in zip(index.tolist(), values.tolist(), strict=True):
+            losses[i, counts[i] % history.LAST] = value
+            counts[i] += 1
+        assert torch.equal(history.losses, losses) and history.counts.tolist() == counts

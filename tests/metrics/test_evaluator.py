@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from genzoo.metrics import evaluator
-from genzoo.metrics.enough import TooFew, check_enough
+from genzoo.metrics.enough import TooFew, check_enough, check_references
 from genzoo.metrics.evaluator import (
     against,
     named,
@@ -23,6 +23,7 @@ from genzoo.metrics.kernel import gaussian_mmd, kernel_distance, kernel_distance
 from genzoo.metrics.manifold import manifold
 from genzoo.metrics.reference import reference
 from genzoo.metrics.transport import sliced_wasserstein
+from genzoo.prob.random import generator
 
 
 class Pixels(FeatureNetwork):
@@ -100,6 +101,25 @@ def test_fewer_samples_than_features_are_refused():
         assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
 
 
+def test_a_reference_of_fewer_events_than_features_gives_no_distance_unless_forced_and_marked():
+    wide, samples = Pixels(dim=16), Features(torch.randn(20, 16), None)
+    small = reference("digits/test", REAL[:15], None, wide, None)
+    found = against(samples, small, wide)
+    assert "fd_digits" not in found and "fd_digits_infinity" not in found and found["kd_digits"].value is not None
+    forced = against(samples, small, wide, force=True)
+    assert forced["fd_digits"].protocol["forced"] == "15 real of 16 features" and "fd_digits_infinity" not in forced
+    both = against(Features(torch.randn(9, 16), None), small, wide, force=True)["fd_digits"]
+    assert both.protocol["forced"] == "9 samples and 15 real of 16 features"
+    assert "fd_digits" not in against(samples, reference("digits/test", REAL[:1], None, wide, None), wide, force=True)
+    check_references({"train": 16, "test": 2}, wide, force=False)
+    check_references({"train": 15, "test": 2}, wide, force=True)
+    check_references({"train": 15}, None, force=False)
+    with pytest.raises(
+        TooFew, match=r"train \(15 real images\) and test \(2 real images\) .* 16 features .*metrics\.force"
+    ):
+        check_references({"train": 15, "test": 2}, wide, force=False)
+
+
 def test_what_is_forced_is_marked_and_has_neither_error_nor_extrapolation():
     few, wide = Features(torch.randn(15, 16), None), Pixels(dim=16)
     found = against(few, real(wide), wide, force=True)
@@ -157,6 +177,16 @@ def test_copies_raise_a_warning_and_fresh_images_do_not(tmp_path):
         "memorised: 50.0% of the samples are copies of training events (0.0% of the test split would pass for such)"
     )
     assert (scores["copied"].value, scores["copied"].detail) == (0.5, {"of_test": 0.0})
+    assert (scores["exact_copies"].value, scores["exact_copies"].detail) == (50, {"of_test": 0})
+    assert "shifted" not in scores, "the insides of tiny images are alike by chance"
+    large = torch.randint(0, 256, (250, 1, 8, 8), generator=generator("large")).to(torch.uint8)
+    moved = torch.nn.functional.pad(large[:50], (1, 0, 0, 1))[..., 1:, :-1]
+    scores, warning = of_copies(moved, large[:200], large[200:], False, "digits", None)
+    assert warning == (
+        "memorised: 100.0% of the samples are copies of training events up to a shift by a pixel (0.0% of the test split "
+        "would pass for such)"
+    )
+    assert (scores["shifted"].value, scores["copied"].value, scores["exact_copies"].value) == (1.0, 0.0, 0)
     assert of_copies(images(100, 2), train, test, False, "digits", tmp_path)[1] is None
     assert of_copies(train[:50].flip(-1), train, test, False, "digits", tmp_path)[1] is None
     assert of_copies(train[:50].flip(-1), train, test, True, "digits", tmp_path)[1] is not None

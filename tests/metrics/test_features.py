@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import re
 import sys
 import urllib.error
 import zipfile
@@ -20,6 +21,7 @@ from PIL import Image
 
 from genzoo.data import digits
 from genzoo.metrics import features
+from genzoo.metrics import reference as reference_module
 from genzoo.metrics.evaluator import stored
 from genzoo.metrics.features import (
     EMBEDDED,
@@ -34,6 +36,7 @@ from genzoo.metrics.features import (
     feature_network,
     fitting,
 )
+from genzoo.runs import ResourceError
 
 CLOTHES = Path(__file__).parent / "clothes.png"  # of Fashion-MNIST's test split, forty of each class in a row
 
@@ -182,6 +185,41 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / "xdg" / "genzoo"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == Path.home() / ".cache" / "genzoo"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, by the specification
+    assert cache_folder() == Path.home() / ".cache" / "genzoo"
+
+
+def test_without_a_home_the_cache_is_a_private_folder(monkeypatch, tmp_path):
+    for name in ("GENZOO_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(features, "home", lambda: None)
+    monkeypatch.setattr(features.tempfile, "tempdir", str(tmp_path))
+    features._temporary_home.cache_clear()
+    folder = cache_folder()
+    assert folder == cache_folder() and folder.parent.parent == tmp_path
+    assert folder.parent.stat().st_mode & 0o777 == 0o700
+    features._temporary_home.cache_clear()
+
+
+def test_a_cache_that_cannot_be_written_to_is_said_and_harms_nothing(monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("GENZOO_CACHE", str(tmp_path / "file" / "cache"))
+    features.check_cache()
+    assert re.match(r"genzoo: GENZOO_CACHE=\S+: cannot be written to: Not a directory: ", capsys.readouterr().err)
+    monkeypatch.setattr(features, "INCEPTION_SHA256", hashlib.sha256(b"weights").hexdigest())
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(features, "urlopen", lambda *_, **__: io.BytesIO(b"weights"))
+    assert features._published_inception() == b"weights"
+
+
+@pytest.mark.parametrize("error", [OSError(30, "Read-only file system"), ResourceError("the disk is full")])
+def test_a_cache_that_fills_up_harms_nothing(monkeypatch, tmp_path, error):
+    def write(path, data):
+        raise error
+
+    monkeypatch.setattr(reference_module, "write_atomically", write)
+    made = reference_module.cached(tmp_path, {"a": 1}, lambda: {"x": torch.ones(2)})
+    assert torch.equal(made["x"], torch.ones(2))
 
 
 def test_without_network_and_weights_one_line_says_what_to_get_and_what_to_take_instead(monkeypatch, cache):

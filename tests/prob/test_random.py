@@ -5,10 +5,32 @@ from __future__ import annotations
 import hashlib
 import math
 
+import numpy as np
 import pytest
+import scipy.stats
 import torch
 
-from genzoo.prob.random import SampleStreams, categorical, choose, dither, generator, rand, randint, randn, seed_of
+from genzoo.prob import random, ranks
+from genzoo.prob.measure import dequantize
+from genzoo.prob.random import (
+    SampleStreams,
+    _fill_normal,
+    _fill_uniform,
+    batch_generator,
+    categorical,
+    choose,
+    dither,
+    generator,
+    philox,
+    rand,
+    randint,
+    randn,
+    reseed,
+    seed_of,
+)
+
+# Whose seeds agree in their lower 32 bits.
+PAIRS = [("noise", (18836, 25917)), ("layers", (116796, 153204)), ("order", (3601, 88048))]
 
 
 def test_the_seed_of_a_name_never_changes():
@@ -27,6 +49,234 @@ def test_names_that_read_alike_have_seeds_of_their_own():
 def test_generators_of_one_name_draw_alike():
     assert torch.equal(torch.randn(9, generator=generator("x", 1)), torch.randn(9, generator=generator("x", 1)))
     assert not torch.equal(torch.randn(9, generator=generator("x", 1)), torch.randn(9, generator=generator("x", 2)))
+
+
+@pytest.mark.parametrize(("kind", "pair"), PAIRS)
+def test_streams_depend_on_all_bits_of_a_seed(kind, pair):
+    """torch takes the lower 32 bits of a CPU generator's seed, in which these names agree."""
+    names = [(kind, 0, i) for i in pair]
+    assert len({seed_of(*name) % 2**32 for name in names}) == 1
+    draws = [torch.rand(1000, generator=generator(*name)).double() for name in names]
+    assert (draws[0] != draws[1]).double().mean() > 0.99
+    for name, expected in zip(names, draws, strict=True):
+        with torch.random.fork_rng(devices=[]):
+            reseed(torch.default_generator, *name)
+            assert torch.equal(torch.rand(1000).double(), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "hashed", "counter"),
+    [
+        (("noise", 3, 4), b"('noise', 3, 0)", 4),
+        (("noise", 3, 5 * 2**32 + 9), b"('noise', 3, 5)", 9),
+        (("weights", 2**63 - 1), b"('weights', 2147483647)", 2**32 - 1),
+        (("gallery", "moons"), b"('gallery', 'moons')", 0),
+        ((7,), b"(0,)", 7),
+    ],
+)
+def test_a_stream_is_the_mersenne_twister_with_its_state_hashed_from_the_name(name, hashed, counter):
+    """Pinned, by numpy's twister: a change would end the reproducibility of runs."""
+    words = [counter]
+    for i in range(1, 624):  # init_genrand of mt19937ar.c
+        words.append((1812433253 * (words[-1] ^ words[-1] >> 30) + i) % 2**32)
+    drawn = np.frombuffer(hashlib.shake_128(hashed).digest(4 * 624), "<u4")
+    twister = np.random.MT19937(0)
+    key = ((drawn.astype(np.uint64) + np.array(words, dtype=np.uint64)) % 2**32).astype(np.uint32)
+    twister.state = {"bit_generator": "MT19937", "state": {"key": key, "pos": 624}}
+    raw = torch.from_numpy(twister.random_raw(2000).astype(np.int64))
+    assert torch.equal(torch.rand(2000, generator=generator(*name)), (raw % 2**24).float() * 2.0**-24)
+
+
+def test_names_that_read_alike_have_streams_of_their_own():
+    names = [("a",), ("a", 0), ("a", "0"), ("a", 0, 0), (0, "a"), ("a", 2**32), ("a", 1), ("a", -1), (0,), (1,)]
+    first = [tuple(torch.rand(4, generator=generator(*name)).tolist()) for name in names]
+    assert len(set(first)) == len(names)
+
+
+def test_reseeding_forgets_what_was_drawn_before():
+    rng = generator("a")
+    for shape in ((), (3,), (17,), (1000,)):  # among them half of a pair of normal numbers
+        torch.randn(shape, generator=rng)
+        reseed(rng, "b")
+        assert torch.equal(torch.randn((), generator=rng), torch.randn((), generator=generator("b")))
+        torch.randn((), generator=rng, dtype=torch.float64)
+        reseed(rng, "b")
+        again = torch.randn((), generator=rng, dtype=torch.float64)
+        assert torch.equal(again, torch.randn((), generator=generator("b"), dtype=torch.float64))
+
+
+# Batches that several processes share
+
+
+DRAWS = {
+    "normal": lambda rng, n: randn((n, 3, 5), rng=rng),
+    "normal of a few": lambda rng, n: randn((n,), rng=rng),
+    "normal in double precision": lambda rng, n: randn((n, 7), rng=rng, dtype=torch.float64),
+    "uniform": lambda rng, n: rand((n, 2), rng=rng),
+    "integers": lambda rng, n: randint(1000, (n, 3), rng=rng),
+    "dither": lambda rng, n: dither((n, 3, 7), rng=rng),
+    "classes": lambda rng, n: categorical(torch.tensor([0.3, 0.2, 0.5]), n, rng=rng),
+    "nothing": lambda rng, n: randn((n, 0), rng=rng),
+    "levels": lambda rng, n: dequantize(torch.full((n, 5), 3), 17, rng),
+}
+
+
+@pytest.mark.parametrize("share", [1, 5])
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_processes_that_share_a_batch_draw_the_rows_of_their_examples(monkeypatch, world, share):
+    n = world * share
+    alone = batch_generator("noise", 1, 2)
+    assert type(alone) is torch.Generator
+    whole = {name: draw(alone, n) for name, draw in DRAWS.items()}
+    places = choose(9, 50, rng=alone)
+    monkeypatch.setattr(ranks, "world", lambda: world)
+    parts = []
+    for rank in range(world):
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        rng = batch_generator("noise", 1, 2)
+        assert isinstance(rng, torch.Generator)
+        parts.append({name: draw(rng, share) for name, draw in DRAWS.items()})
+        assert torch.equal(choose(9, 50, rng=rng), places), "what belongs to no example is the same for all"
+    for name, expected in whole.items():
+        assert torch.equal(torch.cat([part[name] for part in parts]), expected), name
+
+
+# Streams of samples
+
+
+def philox_by_hand(counter: list[int], key: list[int]) -> list[int]:
+    """Philox4x32-10 with Python's integers, as section 3.3 and figure 2 of Salmon et al. define it."""
+    left, right = [counter[0], counter[2]], [counter[1], counter[3]]
+    for number in range(10):
+        keys = [(k + number * weyl) % 2**32 for k, weyl in zip(key, (0x9E3779B9, 0xBB67AE85), strict=True)]
+        high, low = zip(
+            *(divmod(m * c, 2**32) for m, c in zip((0xD2511F53, 0xCD9E8D57), left, strict=True)), strict=True
+        )
+        left = [high[1] ^ right[0] ^ keys[0], high[0] ^ right[1] ^ keys[1]]
+        right = [low[1], low[0]]
+    return [left[0], right[0], left[1], right[1]]
+
+
+# Of the authors' Random123, kat_vectors.
+KNOWN = [
+    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+]
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array])
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
+def test_philox_gives_the_known_answers(kind, counter, key, expected):
+    words, k, answer = ([int(word, 16) for word in text.split()] for text in (counter, key, expected))
+    given = [kind([word]) for word in words]
+    assert [word.item() for word in philox(given, (k[0], k[1]))] == answer == philox_by_hand(words, k)
+    assert [word.item() for word in given] == words, "the counter is the caller's"
+
+
+@pytest.mark.parametrize("axes", range(16))
+def test_philox_broadcasts_its_words_whichever_vary(axes):
+    rng = np.random.default_rng(axes)
+    sizes = [(5, 1) if axes >> lane & 1 else (1, 3) if lane % 2 else (1, 1) for lane in range(4)]
+    words = [rng.integers(2**32, size=size, dtype=np.int64) for size in sizes]
+    key = (int(rng.integers(2**32)), int(rng.integers(2**32)))
+    full = np.broadcast_arrays(*words)
+    expected = [philox_by_hand([int(word[place]) for word in full], list(key)) for place in np.ndindex(full[0].shape)]
+    for answer in (philox(words, key), [word.numpy() for word in philox([torch.from_numpy(w) for w in words], key)]):
+        assert np.stack(np.broadcast_arrays(*answer), -1).reshape(-1, 4).tolist() == expected
+
+
+@pytest.mark.parametrize("index", [0, 17, 2**32 + 5, 2**63 - 1])
+def test_number_p_of_sample_i_is_word_p_mod_4_of_its_counter(index):
+    key = int.from_bytes(hashlib.blake2b(b"('uniform', -3)", digest_size=8).digest(), "little")
+    rng = SampleStreams(-3, [5, index])
+    u = torch.cat([rand((2, n), rng=rng) for n in (1, 2, 7, 3)], dim=1)[1]
+    words = [
+        philox_by_hand([p // 4, 0, index % 2**32, index // 2**32], [key % 2**32, key // 2**32])[p % 4]
+        for p in range(13)
+    ]
+    assert u.tolist() == [(word >> 8) / 2**24 for word in words]
+
+
+def test_normal_numbers_are_those_of_box_and_muller():
+    key = int.from_bytes(hashlib.blake2b(b"('normal', 4)", digest_size=8).digest(), "little")
+    z = randn((1, 400), rng=SampleStreams(4, [9]))[0].double()
+    for p in range(0, 400, 4):
+        words = philox_by_hand([p // 4, 0, 9, 0], [key % 2**32, key // 2**32])
+        for lane in (0, 2):
+            radius = math.sqrt(-2 * math.log((words[lane] + 1) / 2**32))
+            angle = 2 * math.pi * words[lane + 1] / 2**32
+            expected = [radius * math.cos(angle), radius * math.sin(angle)]
+            assert z[p + lane : p + lane + 2].tolist() == pytest.approx(expected, abs=2e-5)
+
+
+def test_the_ends_of_the_words_give_finite_numbers():
+    ends = [torch.tensor([0, 1, 2**31, 2**32 - 1])] * 4
+    normal, uniform = torch.empty(4, 4), torch.empty(4, 4)
+    _fill_normal(ends, normal)
+    _fill_uniform(ends, uniform)
+    assert normal.isfinite().all() and normal.abs().max() < 6.7
+    assert uniform.min() == 0 and uniform.max() == 1 - 2.0**-24
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_no_two_streams_are_alike(seed):
+    n = 2**17
+    for draw in (randn, rand):
+        first = draw((n, 3), rng=SampleStreams(seed, range(n)))
+        assert len(torch.unique(first, dim=0)) == n
+    # Whose streams were once seeded with the same 32 bits.
+    a, b = randn((2, 100), rng=SampleStreams(1, [26707, 31847]))
+    assert (a != b).all()
+
+
+def test_streams_pass_the_tests_of_kolmogorov_and_smirnov():
+    n, length = 1000, 500
+    rng = SampleStreams(8, range(n))
+    z, u = randn((n, length), rng=rng).double(), rand((n, length), rng=rng).double()
+    # Along streams, across them, and of what neighbours have in common.
+    for part in (z.flatten(), z[:, 0], z[3], (z[1:] - z[:-1]).flatten()[:: n // 2] / math.sqrt(2)):
+        assert scipy.stats.kstest(part, "norm").pvalue > 1e-3
+    for part in (u.flatten(), u[:, 0], u[3], (u[1:] + u[:-1]).flatten()[:: n // 2] % 1):
+        assert scipy.stats.kstest(part, "uniform").pvalue > 1e-3
+    moments = [float((z**k).mean()) for k in (1, 2, 3, 4)]
+    # Of k-th powers of N(0, 1), variances 1, 2, 15, 96.
+    for moment, expected, variance in zip(moments, (0, 1, 0, 3), (1, 2, 15, 96), strict=True):
+        assert abs(moment - expected) < 4 * math.sqrt(variance / z.numel())
+    assert float((z.abs() > 3).double().mean()) == pytest.approx(math.erfc(3 / math.sqrt(2)), rel=0.1)
+    for part in (z, z**2 - 1, u - 0.5):  # of neighbours at one place, and of two places
+        spread = float(part.square().mean())
+        for a, b in ((part[1:], part[:-1]), (part[:, 1:], part[:, :-1]), (part[:, 2:], part[:, :-2])):
+            assert abs(float((a * b).mean())) < 4 * spread / math.sqrt(a.numel())
+
+
+def test_how_much_is_drawn_at_once_does_not_matter():
+    def drawn(*sizes: int) -> torch.Tensor:
+        rng = SampleStreams(3, range(5))
+        return torch.cat([draw((5, n), rng=rng) for draw in (randn, rand) for n in sizes], dim=1)
+
+    expected = drawn(6000)
+    for sizes in ([1, 2, 3, 4, 5990], [3000, 3000], [5999, 1], [2] * 3000, [0, 6000]):
+        assert torch.equal(drawn(*sizes), expected)
+
+
+def test_batches_of_any_size_are_cut_into_the_same_numbers(monkeypatch):
+    expected = mixture(SampleStreams(5, range(12)), 12)
+    for tile, ahead, held in ((97, 8, 2**21), (700, 1024, 2**21), (2**20, 64, 100)):
+        for name, value in (("TILE", tile), ("AHEAD", ahead), ("HELD", held)):
+            monkeypatch.setattr(SampleStreams, name, value)
+        assert torch.equal(mixture(SampleStreams(5, range(12)), 12), expected)
+
+
+def test_more_samples_take_no_more_calls(monkeypatch):
+    calls = []
+    monkeypatch.setattr(random, "philox", lambda *words: calls.append(len(words[0][2])) or philox(*words))
+    for n in (2, 50):
+        rng = SampleStreams(0, range(n))
+        for _ in range(50):
+            randn((n, 8), rng=rng)
+    assert calls == [2] * (len(calls) // 2) + [50] * (len(calls) // 2)
+    assert len(calls) // 2 < 10
 
 
 def mixture(rng: SampleStreams, n: int) -> torch.Tensor:

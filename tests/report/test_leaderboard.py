@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from genzoo.report import leaderboard, records, texts
+from genzoo.report import leaderboard, page, records, texts
 from genzoo.report.leaderboard import differ
 from genzoo.report.texts import measured, quantity
 from tests.report import entry, run, scored
@@ -247,6 +248,65 @@ def test_nothing_is_told_apart_from_a_mean_whose_error_is_not_known(tmp_path):
     assert ([row.label for row in best], near) == (["vae"], [])
 
 
+@pytest.mark.parametrize(
+    "name", ["sampling/samples_per_second", "sampling/nfe", "model/parameters", "sampling/another", "training/seconds"]
+)
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_costs_are_not_tested(tmp_path, name, seeds):
+    """15 samples a second can be told from 7,814, however much the fast one's speed differs from seed to seed."""
+    for model, cost in {"vae": 7814.0, "gan": 7000.0, "ddpm": 15.0}.items():
+        for seed in range(seeds):
+            metrics = scored(1.0, seed) | {name: entry(cost * (1 + 0.4 * seed), None, "higher", {"unit": "1"})}
+            run(tmp_path, model=model, seed=seed, metrics=metrics)
+    (table,) = tables_of(tmp_path)
+    best, near = leaderboard.leaders(table, name)
+    assert ([row.label for row in best], near) == ([] if name.startswith("training") else ["vae"], [])
+
+
+@pytest.mark.parametrize(("seeds", "marked"), [(2, []), (3, ["gan"]), (4, ["gan"])])
+def test_means_of_two_seeds_are_not_tested_and_the_page_says_so(tmp_path, seeds, marked):
+    for model, shift in {"vae": 0.0, "gan": 0.01, "ddpm": 50.0}.items():
+        for seed in range(seeds):
+            run(tmp_path, model=model, seed=seed, metrics={FD: entry(10.0 + shift + seed, 0.1)})
+    (table,) = tables_of(tmp_path)
+    best, near = leaderboard.leaders(table, FD)
+    assert ([row.label for row in best], [row.label for row in near]) == (["vae"], marked)
+    assert "No test is made of costs and of two seeds" in texts.to_markdown([table])
+
+
+def test_rows_of_two_seeds_are_not_tested_beside_rows_of_three(tmp_path):
+    for model, seeds in {"vae": 3, "gan": 2, "ddpm": 3}.items():
+        for seed in range(seeds):
+            run(tmp_path, model=model, seed=seed, metrics={FD: entry(10.0 + seed + 0.1 * len(model), 0.1)})
+    (table,) = tables_of(tmp_path)
+    assert [[row.label for row in rows] for rows in leaderboard.leaders(table, FD)] == [["gan"], []]
+    with_three = [row for row in table.rows if row.label != "gan"]
+    table.rows = with_three
+    assert [[row.label for row in rows] for rows in leaderboard.leaders(table, FD)] == [["vae"], ["ddpm"]]
+
+
+PARTIAL = ["test/precision", "test/precision_digits", "train/precision_fashion_mnist", "test/density", "test/density_digits",
+           "memorisation/copied", "memorisation/shifted", "memorisation/exact_copies", "memorisation/authentic"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARTIAL)
+def test_noise_is_crowned_in_no_column_that_it_can_win(tmp_path, name):
+    better = "lower" if name.rpartition("/")[2] in ("copied", "shifted", "exact_copies") else "higher"
+    for model, value in {"noise": 0.93 if better == "higher" else 0.0, "vae": 0.5}.items():
+        run(tmp_path, model=model, metrics={name: entry(value, 0.01, better, {"unit": "share"})})
+    (table,) = tables_of(tmp_path)
+    assert leaderboard.leaders(table, name) == ([], []) and not leaderboard.ranked(table, name)
+    assert "**" not in texts.to_markdown([table]).split("Mean ±")[0]
+
+
+def test_recall_coverage_and_distances_have_a_best(tmp_path):
+    names = ["test/recall_digits", "test/coverage_digits", "test/fid", "test/kd_digits", "test/bpd", "test/mmd"]
+    for i, model in enumerate(("vae", "gan")):
+        run(tmp_path, model=model, metrics={name: entry(1.0 + i, 0.01) for name in names})
+    (table,) = tables_of(tmp_path)
+    assert all(len(leaderboard.leaders(table, name)[0]) == 1 for name in names)
+
+
 def test_a_machine_that_is_not_recorded_is_said_to_be_so(tmp_path):
     made = run(tmp_path, metrics=scored(1.0))
     made.update_status(machine=None)
@@ -293,6 +353,53 @@ def test_a_limit_that_was_not_kept_is_not_equal(tmp_path):
     run(tmp_path, model="gan", metrics=scored(1.0, training__seconds=entry(60.0, protocol={"unit": "s"})))
     (table,) = tables_of(tmp_path)
     assert not {share.name: share for share in leaderboard.budgets(table)}["seconds"].equal
+
+
+def limited(images: int, seconds: float) -> dict[str, Any]:
+    return {"budget": {"images": images, "seconds": seconds, "flops": None, "samples": 1000}}
+
+
+def spent(images: int, seconds: float) -> dict[str, Any]:
+    units = {"training__images": entry(images, protocol={"unit": "images"})}
+    return scored(1.0, **units, training__seconds=entry(seconds, protocol={"unit": "s"}))
+
+
+def test_a_limit_that_ended_no_run_is_not_what_was_equal(tmp_path):
+    """Both were given 30 seconds and used 29; what ended them were 640 images."""
+    for model, seconds in (("vae", 29.5), ("gan", 27.5)):
+        ends = {"ended_by": "images", "planned_by": "images"}
+        run(tmp_path, model=model, metrics=spent(640, seconds), config=limited(640, 30.0), **ends)
+    (table,) = tables_of(tmp_path)
+    said = " ".join(texts.fairness(table))
+    assert "Equal images: 640 images." in said and "Unequal seconds: 27.5 to 29.5 s" in said
+    assert not any(leaderboard.ending_note(table, row) for row in table.rows)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_row_that_another_limit_ended_is_marked(recorded, tmp_path):
+    rows = ("vae", 640, 9.0, "images"), ("gan", 640, 12.0, "images"), ("ddpm", 300, 30.0, "seconds")
+    for model, images, seconds, end in rows:
+        ends = {"ended_by": end, "planned_by": end} if recorded else {}
+        run(tmp_path, model=model, metrics=spent(images, seconds), config=limited(640, 30.0), **ends)
+    (table,) = tables_of(tmp_path)
+    notes = {row.model: leaderboard.ending_note(table, row) for row in table.rows}
+    assert notes == {"vae": None, "gan": None, "ddpm": "ended by seconds"}
+    said = " ".join(texts.fairness(table))
+    assert "Unequal images: 300 to 640" in said and "Ended by unlike limits: images, seconds." in said
+    assert "| ddpm (ended by seconds) |" in texts.to_markdown([table])
+    shown = page.board(table, page.Interned(), page.Interned(), page.Interned())
+    assert {row["model"]: row["ended"] for row in shown} == notes
+
+
+def test_a_row_that_ended_before_its_plan_is_marked_also_where_all_did(tmp_path):
+    for model in ("vae", "gan"):
+        ends = {"ended_by": "seconds", "planned_by": "images"}
+        run(tmp_path, model=model, metrics=spent(600, 30.0), config=limited(640, 30.0), **ends)
+    (table,) = tables_of(tmp_path)
+    notes = [leaderboard.ending_note(table, row) for row in table.rows]
+    assert notes == ["ended by seconds, planned by images"] * 2
+    said = " ".join(texts.fairness(table))
+    assert "Equal seconds: 30 s." in said and "Ended before the plan of the learning rate: " in said
 
 
 def test_unlike_seeds_and_machines_are_said(tmp_path):

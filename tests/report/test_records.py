@@ -42,7 +42,7 @@ def test_damaged_curves_take_no_score_away(tmp_path, line):
         file.write(line)
     (record,), broken = records.read([made.path])
     assert record.results and len(record.events) == 6
-    assert len(broken) == (line in (b"{\n", b"\xff\n")) and all("metrics.jsonl" in said for said in broken)
+    assert len(broken) == 1 and "metrics.jsonl: line 7: " in broken[0]
 
 
 def test_names_are_as_short_as_tells_runs_apart(tmp_path):

@@ -24,7 +24,8 @@ from tests.shares import examine
 from tests.test_interface import Case
 from tests.toys import Mean
 
-FAMILIES = ("ddpm", "glow", "wgan_gp")  # with a U-Net, a chain of invertible steps, and a second derivative
+# With a U-Net, a chain of invertible steps, a second derivative, and a network that is called by its methods.
+FAMILIES = ("ddpm", "glow", "wgan_gp", "hvae")
 
 
 def model_of(family: str) -> GenerativeModel:
@@ -63,6 +64,25 @@ def test_all_networks_are_compiled_but_those_that_cannot_be_and_no_copy_is():
         compile_networks(model, backend="eager")
     assert names(ddpm) == ["network"] and names(copy.deepcopy(ddpm)) == []
     assert names(critics) == ["generator"]
+
+
+@pytest.mark.parametrize("family", sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
+def test_every_weight_of_a_network_is_compiled_where_it_is_called(family, monkeypatch):
+    """A compiled module that is never called, because its methods are used instead, would speed up nothing."""
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda part, **_: compiled.append(part))
+    model = model_of(family)
+    compile_networks(model)
+    called: set[nn.Module] = set()
+    for part in compiled:
+        part.register_forward_pre_hook(lambda part, _: called.add(part))
+    examine(model, batch(), None)
+    covered = {id(p) for part in called for p in part.parameters()}
+    owners = [part for part in model.modules() if isinstance(part, GenerativeModel)]
+    uncompiled = {id(p) for owner in owners for name in owner.eager for p in getattr(owner, name).parameters()}
+    own = {id(p) for owner in owners for p in owner.parameters(recurse=False)}  # a weight of the family itself
+    lacking = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in covered | uncompiled | own]
+    assert compiled and not lacking
 
 
 def test_pixels_side_by_side_change_roundings_alone():

@@ -22,7 +22,7 @@ from genzoo.prob.random import generator
 from genzoo.runs import Run
 from genzoo.training import checkpoints
 from genzoo.training.budget import Budget, LearningRate
-from genzoo.training.callbacks import HandOvers, fit, milestones
+from genzoo.training.callbacks import HandOvers, ProgressBar, fit, milestones
 from genzoo.training.module import GenerativeModule, NonFiniteError
 from tests.toys import Jittered, Mean, Relay
 
@@ -162,19 +162,40 @@ class Slow(Mean):
         return super().loss(*arguments, **keywords)
 
 
-def test_seconds_end_a_run_that_planned_more(run):
-    module = fitted(module_of(Slow(), Budget(images=10**6, seconds=0.3)), run)
-    assert module.train_seconds >= 0.3 and 0 < module.steps <= 60
-    assert checkpoints.latest(run.path).name == f"step-{module.steps}"
-    assert run.status["step"] == module.steps and run.status["planned_images"] == 10**6
-
-
-def test_a_plan_made_from_seconds_is_kept_and_nearly_fills_them(run):
-    module = fitted(module_of(Slow(), Budget(seconds=0.8)), run)
+@pytest.mark.parametrize("limits", [{"images": 10**6}, {}])
+def test_a_plan_made_from_seconds_is_kept_and_nearly_fills_them(run, limits):
+    module = fitted(module_of(Slow(), Budget(seconds=0.8, **limits)), run)
     planned = module.planned_steps
-    assert 1 <= planned < 160
-    assert module.steps == planned or module.train_seconds >= 0.8
-    assert run.status["planned_images"] == BATCH * planned
+    assert (1 <= planned < 160 and module.steps == planned) or module.train_seconds >= 0.8
+    assert module.train_seconds > 0.6 and checkpoints.latest(run.path).name == f"step-{module.steps}"
+    assert (run.status["step"], run.status["planned_images"]) == (module.steps, BATCH * planned)
+    assert run.status["ended_by"] == run.status["planned_by"] == "seconds"
+
+
+def test_speed_and_time_left_leave_grids_and_scores_out(run, capsys):
+    """A step takes 5 ms; a grid and the scores take .3 s each."""
+
+    def dawdle(*_: Any) -> dict[str, float | None]:
+        time.sleep(0.3)
+        return {}
+
+    def draw(model: GenerativeModel, path: Any) -> None:
+        path.write_bytes(b"")
+        dawdle()
+
+    module = module_of(Slow(), images(60))
+    start = time.monotonic()
+    fit(
+        module, run, draw, grids=4, saves=1, score=dawdle, scores=3, loggers=[],
+        accelerator="cpu", precision="32-true",
+    )  # fmt: skip
+    whole = time.monotonic() - start
+    rates = [event["images_per_second"] for event in run.events() if event["event"] == "train"]
+    assert min(rates[2:]) > 2 * BATCH / 0.3
+    bar = ProgressBar()
+    bar.start, bar.begun = 0.0, 0
+    module.steps = 30
+    assert bar.left(module) == pytest.approx(module.own_seconds, rel=0.01) and module.own_seconds < whole - 1.8
 
 
 # Precision

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import time
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from genzoo.training.flops import count
+from genzoo.commands.config import build
+from genzoo.data.dataset import Split
+from genzoo.data.loader import Batches
+from genzoo.model import Adversarial, GenerativeModel, Loss
+from genzoo.prob.random import generator
+from genzoo.training import flops
+from genzoo.training.budget import Budget
+from genzoo.training.flops import count, fake_weights
+from genzoo.training.module import GenerativeModule
+from tests.conftest import composed
+from tests.test_interface import SIZES, cases, shrunk
+from tests.toys import Jittered, Toy
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -45,3 +61,120 @@ def test_second_derivatives_are_counted():
         slope.square().sum().backward()
 
     assert count(work) > 2 * 3 * 4 * 3
+
+
+# A step that is counted and not computed
+
+
+def module_of(model: GenerativeModel) -> GenerativeModule:
+    x = torch.randn(16, *model.shape, generator=generator("data"))
+    if model.levels is not None:
+        x = (x.sigmoid() * model.levels).to(torch.uint8)
+    y = torch.arange(16) % model.num_classes if model.num_classes else None
+    adam = functools.partial(torch.optim.Adam, lr=1e-3)
+    module = GenerativeModule(model.train(), adam, Batches(Split(x, y), 8, seed=0), Budget(images=800))
+    module.plan()
+    return module
+
+
+def by_computing(module: GenerativeModule, stage: str, turn: str | None, monkeypatch) -> int:
+    """Count a step that is computed on a copy of the model."""
+
+    def refuse(_: nn.Module) -> None:
+        raise RuntimeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(flops, "fake_weights", refuse)
+        return module._count(stage, turn)
+
+
+def by_shapes(module: GenerativeModule, stage: str, turn: str | None, monkeypatch) -> int:
+    """Count a step whose weights have shapes alone; no weight of a second model is held, and nothing is computed instead."""
+    deepcopy = copy.deepcopy
+
+    def copied(*arguments: Any) -> Any:
+        made = deepcopy(*arguments)
+        if isinstance(made, nn.Module):
+            assert all(isinstance(p, flops.FakeTensor) for p in made.parameters())
+        return made
+
+    with monkeypatch.context() as patch:
+        patch.setattr(copy, "deepcopy", copied)
+        return module._count(stage, turn)
+
+
+def check(model: GenerativeModel, monkeypatch) -> None:
+    """Both ways find the same for every turn of every stage, and leave no trace."""
+    module = module_of(model)
+    before = copy.deepcopy(model.state_dict())
+    for stage in module.stages:
+        for turn in stage.module.players() if isinstance(stage.module, Adversarial) else [None]:
+            random = torch.get_rng_state()
+            found = by_shapes(module, stage.name, turn, monkeypatch)
+            assert torch.equal(random, torch.get_rng_state())
+            assert found == by_computing(module, stage.name, turn, monkeypatch) > 0, (stage.name, turn)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is None and type(p) is nn.Parameter for p in model.parameters())
+
+
+# With classes on the plane, without on images.
+FAMILIES = {
+    name: case
+    for name, (case, model) in cases().items()
+    if not isinstance(model, ValueError) and case.conditional == (case.kind == "plane")
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_is_counted_by_shapes_as_by_computing(name, monkeypatch):
+    check(FAMILIES[name].model(), monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "model=ddpm model.objective=vlb model.importance=true model.num_classes=10",
+        "model=ddpm model.objective=hybrid model.variance=learned",
+        "model=flow_matching model.pairing=optimal_transport",
+    ],
+)
+def test_losses_that_look_at_values_are_counted_by_shapes_too(words, monkeypatch):
+    with torch.random.fork_rng(devices=[]):
+        model = build(shrunk(composed("data=digits", *words.split())["model"], SIZES["image"]), "model")
+    check(model, monkeypatch)
+
+
+class Looking(Toy):
+    """A loss that decides by a value of its weights, as no shape can."""
+
+    def __init__(self) -> None:
+        super().__init__((2,))
+        self.map = nn.Linear(2, 2)
+
+    def loss(self, x, y=None, *, turn=None, rng=None) -> Loss:
+        h = self.map(x)
+        if float(h.detach().square().mean()) >= 0:
+            h = self.map(h)
+        return Loss(h.square().mean(), {})
+
+
+def test_a_loss_that_decides_by_its_weights_is_computed_to_be_counted():
+    module = module_of(Looking())
+    product = 2 * 8 * 2 * 2  # of the layer, twice, with gradients of its weights and between the two
+    assert module._count("train", None) == 5 * product
+
+
+def test_whatever_depends_on_weights_has_a_shape_alone_and_the_rest_is_computed():
+    with fake_weights(nn.Linear(3, 4)) as layer:
+        x = torch.arange(6.0).reshape(2, 3)
+        assert float(x.sum()) == 15 and type(x) is torch.Tensor
+        assert isinstance(layer(x), flops.FakeTensor) and layer(x).shape == (2, 4)
+        layer(x).sum().backward()
+        assert isinstance(layer.weight.grad, flops.FakeTensor)
+
+
+def test_counting_is_no_part_of_the_seconds(monkeypatch):
+    module = module_of(Jittered())
+    monkeypatch.setattr(module, "_count", lambda *_: time.sleep(0.5) or 7)
+    module.training_step((0, 2), 0)
+    assert module.flops == 14 and module.train_seconds < 0.4 and module.own_seconds < 0.4

@@ -27,6 +27,7 @@ from genzoo.prob.likelihoods import DiscretizedLogistic, Gaussian
 from genzoo.prob.random import generator
 from genzoo.training import module as training
 from genzoo.training.budget import Budget, LearningRate
+from genzoo.training.callbacks import HandOvers
 from genzoo.training.module import PATIENCE, GenerativeModule, NonFiniteError
 from tests.toys import Duel, Jittered, Mean, Relay
 
@@ -290,38 +291,116 @@ def clock(monkeypatch) -> Clock:
     return clock
 
 
-def test_seconds_stop_a_run_whatever_it_planned(clock):
-    module = GenerativeModule(Mean(), SGD, Batches(points(), BATCH, 0), Budget(images=10**9, seconds=1.0))
+def by_seconds(clock: Clock, slow: Callable[[int], int] = lambda step: 0, **limits: float) -> GenerativeModule:
+    """A mean whose step takes one reading of the clock, and as many more as ``slow`` says of its number."""
+    model, rates = Mean(), []
+    loss = model.loss
+
+    def slowly(*arguments: Any, **keywords: Any) -> Loss:
+        clock.reads += slow(module.steps)
+        return loss(*arguments, **keywords)
+
+    module = GenerativeModule(model, SGD, Batches(points(), BATCH, 0), Budget(**limits), LearningRate("cosine"))
+    module.cost("train", None)  # which runs the loss too
+    model.loss = slowly
     module.plan()
+    module.on_step = lambda: rates.append(module.players["train"]["model"].optimizer.param_groups[0]["lr"])
+    module.rates = rates
+    return module
+
+
+@pytest.mark.parametrize("limits", [{}, {"images": 10**9}])
+def test_where_seconds_end_a_run_they_are_all_used_and_the_schedule_ends_with_them(clock, limits):
+    module = by_seconds(clock, seconds=10.0, **limits)
     module.training_step((0, 10**6), 0)
-    assert module.steps == 100 and module.planned_steps == 125_000_000
+    assert 970 <= module.steps <= 1000 and 9.7 <= module.train_seconds <= 10.02
+    assert module.ended_by == module.planned_by == "seconds"
+    assert module.rates[0] == 1 and module.rates[-1] < 1e-3
 
 
-def test_seconds_alone_are_planned_by_the_speed_that_was_measured(clock):
-    module = GenerativeModule(Mean(), SGD, Batches(points(), BATCH, 0), Budget(seconds=10.0))
+def test_no_step_is_spent_on_measuring(clock):
+    timed, counted = by_seconds(clock, seconds=10.0), by_seconds(clock, images=10**6)
+    for module in (timed, counted):
+        module.learning_rate = CONSTANT
+        module.training_step((0, 500), 0)
+    assert timed.planned and same(everything(timed), everything(counted))
+
+
+def test_a_plan_is_fitted_after_a_few_percent_of_the_seconds_and_kept_at_the_start_before(clock):
+    module, seen = by_seconds(clock, seconds=10.0), []
+    note = module.on_step
+    module.on_step = lambda: (note(), seen.append((module.train_seconds, module.planned)))
+    module.training_step((0, 10**6), 0)
+    fitted = [seconds for seconds, planned in seen if planned]
+    assert 0.2 < fitted[0] < 0.4 and all(rate > 0.99 for rate in module.rates[: len(seen) - len(fitted)])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 12])
+def test_a_run_of_a_few_long_steps_trains_in_nearly_all_of_its_seconds(clock, steps):
+    """Each step takes a second, of which a machine without measuring has ``steps``."""
+    module = by_seconds(clock, lambda _: 99, seconds=float(steps))
+    module.training_step((0, 10**6), 0)
+    assert steps - 1 <= module.steps <= steps + 1 and module.steps >= 1
+    assert module.ended_by == "seconds" and (module.rates[-1] < 1 or steps < 4)
+
+
+@pytest.mark.parametrize("slow", [lambda step: 19 * (step < 60), lambda step: 9 * (step > 400)])
+def test_a_plan_that_was_fitted_to_another_speed_is_corrected_on_the_way(clock, slow):
+    module = by_seconds(clock, slow, seconds=30.0)
+    module.training_step((0, 10**6), 0)
+    assert module.train_seconds > 29 and module.steps == module.planned_steps
+    assert module.rates[-1] < 0.01, "the schedule has run its course"
+
+
+@pytest.mark.parametrize("slow", [lambda step: 0, lambda step: 30 * (step < 3), lambda step: 2 * (step % 2)])
+def test_where_a_count_ends_a_run_its_seconds_change_no_bit(clock, slow):
+    timed, alone = by_seconds(clock, slow, images=200 * BATCH, seconds=10.0), by_seconds(clock, images=200 * BATCH)
+    for module in (timed, alone):
+        module.training_step((0, 10**6), 0)
+    assert timed.rates == alone.rates and same(everything(timed), everything(alone))
+    assert timed.steps == timed.planned_steps == 200 and timed.ended_by == alone.ended_by == "images"
+
+
+def test_a_count_that_a_slow_machine_cannot_reach_gives_way_to_the_clock_and_comes_back(clock):
+    module, limits = by_seconds(clock, lambda step: 9 * (step < 40), images=500 * BATCH, seconds=11.0), []
+    note = module.on_step
+    module.on_step = lambda: (note(), limits.append(module.planned_by))
+    module.training_step((0, 10**6), 0)
+    assert list(dict.fromkeys(limits)) == ["images", "seconds"] and limits[-1] == "images"
+    assert module.steps == 500 and module.ended_by == "images" and module.rates[-1] < 1e-3
+
+
+class Queue:
+    """An accelerator: launching a step takes a millisecond, computing it fifty, one after another."""
+
+    def __init__(self) -> None:
+        self.now, self.ready, self.waits = 0.0, 0.0, 0
+
+    def launch(self) -> None:
+        self.now += 0.001
+        self.ready = max(self.ready, self.now) + 0.05
+
+    def wait(self, device: torch.device) -> None:
+        self.waits += 1
+        self.now = max(self.now, self.ready)
+
+
+@pytest.mark.parametrize("limits", [{"seconds": 20.0}, {"seconds": 20.0, "images": 10**9}])
+def test_on_an_accelerator_seconds_are_those_of_computing(limits, monkeypatch):
+    queue, model = Queue(), Mean()
+    monkeypatch.setattr(training, "time", types.SimpleNamespace(monotonic=lambda: queue.now))
+    monkeypatch.setattr(training, "synchronize", queue.wait)
+    monkeypatch.setattr(GenerativeModule, "asynchronous", True)
+    module = GenerativeModule(model, SGD, Batches(points(), BATCH, 0), Budget(**limits), LearningRate("cosine"))
     module.plan()
-    # A reading of the clock and a step take a hundredth of a second; half a second of ten goes into measuring.
-    assert module.train_seconds == pytest.approx(0.5, abs=0.05)
-    assert module.planned_steps == pytest.approx(0.97 * 100 * 9.5, rel=0.03)
-
-
-@pytest.mark.parametrize("make", [vae, wgan, Jittered])
-def test_measuring_the_speed_leaves_no_trace(make, clock):
-    def run(measure: bool) -> tuple[list[Tensor], list[Tensor], dict[str, float], list[int]]:
-        torch.manual_seed(0)
-        module, calls = module_of(make(), 10), []
-        module.on_step = lambda: calls.append(module.steps)
-        if measure:
-            assert module.measure_speed(0.1) > 0
-            assert module.planned_steps == 10
-        at_start = everything(module)
-        module.training_step((0, 10), 0)
-        rates = [group["lr"] for o in module.configure_optimizers() for group in o.param_groups]
-        return at_start, everything(module), {**module.window.flush(), "lr": sum(rates)}, calls
-
-    plain, measured = run(measure=False), run(measure=True)
-    assert same(plain[0], measured[0]) and same(plain[1], measured[1])
-    assert plain[2:] == measured[2:]
+    module.on_step = queue.launch
+    for number, (start, stop) in enumerate(HandOvers(module, lambda: {10**9})):
+        module.training_step((start, stop), number)
+        queue.now += 1.0  # a grid is drawn
+        queue.ready = max(queue.now, queue.ready)
+    assert module.train_seconds == pytest.approx(20, rel=0.03) and module.steps == pytest.approx(400, rel=0.03)
+    assert module.own_seconds == pytest.approx(module.train_seconds) and module.ended_by == "seconds"
+    assert queue.waits <= number + 2 < module.steps / 3, "it waits once a hand-over, and not once a step"
 
 
 # What is not finite
@@ -378,25 +457,57 @@ def _states(module: GenerativeModule) -> list[dict[str, Tensor]]:
     return [state for o in module.configure_optimizers() for state in o.state.values()]
 
 
-def test_deferring_changes_no_bit_of_a_run_that_is_finite():
+UNFUSED = [
+    functools.partial(torch.optim.Adam, lr=1e-2),
+    functools.partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1),
+    functools.partial(torch.optim.Adamax, lr=1e-2),
+    functools.partial(torch.optim.RMSprop, lr=1e-2, momentum=0.9),
+    functools.partial(torch.optim.SGD, lr=1e-2, momentum=0.9, weight_decay=0.1),
+]
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+@pytest.mark.parametrize("optimizer", UNFUSED)
+def test_on_an_accelerator_any_other_optimiser_moves_no_weight_by_a_step_that_is_not_finite(kind, optimizer):
+    module = module_of(Poisoned({3, 5}, kind), 10, optimizer)
+    module.deferred = lambda player: True
+    weights: list[Tensor] = []
+    module.on_step = lambda: weights.append(module.model.mean.detach().clone())
+    with pytest.raises(NonFiniteError, match="not finite at step 3: try"):
+        module.training_step((0, 10), 0)
+    assert module.steps == 10, "nobody waited for the device"
+    still = [s for s in range(1, 10) if torch.equal(weights[s], weights[s - 1])]
+    assert still == [3, 5] and all(w.isfinite().all() for w in weights)
+    assert all(value.isfinite().all() for state in _states(module) for value in state.values())
+
+
+@pytest.mark.parametrize("optimizer", [ADAM, *UNFUSED])
+def test_deferring_changes_no_bit_of_a_run_that_is_finite_whatever_the_optimiser(optimizer):
     def run(deferred: bool) -> list[Tensor]:
-        module = module_of(vae(), 10)
-        if deferred:
-            module.deferred = lambda player: True
+        module = module_of(vae(), 10, optimizer)
+        module.deferred = lambda player: deferred
         module.training_step((0, 10), 0)
         return everything(module)
 
     assert same(run(True), run(False))
 
 
-@pytest.mark.parametrize("optimizer, fused", [(ADAM, True), (SGD, False)])
-def test_only_a_fused_optimiser_off_the_cpu_defers(optimizer, fused):
+@pytest.mark.parametrize("optimizer", [ADAM, SGD])
+def test_off_the_cpu_every_optimiser_defers(optimizer):
     module = module_of(Mean(), 1, optimizer)
     player = module.players["train"]["model"]
     assert not module.deferred(player)
     with torch.device("meta"):
         player.parameters = [nn.Parameter(torch.empty(2))]
-    assert module.deferred(player) is fused
+    assert module.deferred(player)
+
+
+@pytest.mark.parametrize("wrong", [-1, 2])
+def test_classes_that_do_not_exist_are_refused_before_the_first_step(wrong):
+    model = VAE(small, small, Gaussian(), (2,), num_classes=2, latent_dim=2)
+    y = torch.tensor([0, 1, wrong, 1])
+    with pytest.raises(ValueError, match=r"^y must be \(4,\) int64 in 0\.\.1"):
+        GenerativeModule(model, ADAM, Batches(Split(torch.zeros(4, 2), y), 4, seed=0), Budget(images=4))
 
 
 # Stages
@@ -442,25 +553,6 @@ def test_the_state_holds_plain_types_and_tensors_and_what_was_done():
     assert [len(o["state"]) for o in state["optimizers"]] == [
         len(p.parameters) for p in module.players["train"].values()
     ]
-
-
-# A plan by the clock
-
-
-def test_a_plan_that_was_measured_on_a_busy_machine_is_corrected_on_the_way(clock):
-    module = GenerativeModule(Mean(), SGD, Batches(points(), BATCH, 0), Budget(seconds=10.0))
-    module.plan()
-    truth, module.planned_steps = module.planned_steps, module.planned_steps // 20
-    module.training_step((0, 10**6), 0)
-    assert 0.9 * truth < module.steps <= truth + 50, "the seconds are used, not a twentieth of them"
-    assert module.steps == module.planned_steps, "and the schedule has run its course"
-
-
-def test_a_plan_by_images_is_never_corrected(clock):
-    module = GenerativeModule(Mean(), SGD, Batches(points(), BATCH, 0), Budget(images=100 * BATCH, seconds=100.0))
-    module.plan()
-    module.training_step((0, 10**6), 0)
-    assert module.steps == module.planned_steps == 100
 
 
 # Stages, continued: what is handed on, and whose seconds they are

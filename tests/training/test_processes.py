@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from lightning_fabric.plugins.environments import LightningEnvironment
 
 from genzoo.commands.train import rank_of
-from genzoo.training import checkpoints
+from genzoo.runs import ResourceError
+from genzoo.training import checkpoints, launcher
 from tests.commands import genzoo
 from tests.survival import finish, only_run, start, trains, wait_for
 
-# A flow of points draws no noise in training: nothing but the share of the batch tells one process from two.
+# Noise, times, classes that are dropped, and pairs of a whole batch: all that tells one process from two is who draws them.
 WORDS = [
     *(
-        "model=realnvp",
+        "model=flow_matching",
+        "model.pairing=optimal_transport",
+        "model.num_classes=2",
         "data=moons",
         "budget=smoke",
         "budget.images=6400",
@@ -123,3 +128,87 @@ def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, monkeypatch):
     code, out, err = genzoo("trainer.devices=3", "trainer.batch_size=64")
     assert (code, out) == (2, "") and not list(tmp_path.iterdir())
     assert err.startswith("genzoo: trainer.batch_size=64: cannot be shared equally among 3 processes")
+
+
+def test_a_process_that_is_killed_is_named_by_the_one_that_has_started_it(tmp_path):
+    with start([*WORDS, "trainer=ddp", "budget.images=640000"], tmp_path) as process:
+        wait_for(lambda: trains(process.pid, tmp_path), process)
+        wait_for(lambda: trained_since(tmp_path, 0), process)
+        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(child), signal.SIGKILL)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 4, out
+    assert [line for line in out.splitlines() if not line.startswith(("step ", "Init", "---", "dist", "All"))][-1:] == [
+        "genzoo: process 1 of those that train together was killed by SIGKILL"
+    ]
+    assert "Traceback" not in out
+    status = json.loads((only_run(tmp_path) / "status.json").read_text())
+    assert status["state"] == "failed" and "killed by SIGKILL" in status["why"]
+
+
+class Process:
+    """A process that another one has started."""
+
+    def __init__(self, code: int | None):
+        self.returncode = code
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def kill(self) -> None:
+        self.returncode = -9
+
+
+def launcher_over(*codes: int | None) -> launcher.Launcher:
+    made = launcher.Launcher(LightningEnvironment(), num_processes=len(codes) + 1, num_nodes=1)
+    made.procs, made.parent = [Process(code) for code in codes], os.getppid()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("codes", "said"),
+    [
+        ((None, -9), "process 2 of those that train together was killed by SIGKILL"),
+        ((1, None), "process 1 of those that train together ended with exit code 1"),
+        ((None, None), "the processes that train together have lost each other: "),
+        ((143, 143), "the processes that train together have lost each other: "),
+    ],
+)
+def test_the_cause_of_a_broken_communication_is_found(monkeypatch, codes, said):
+    monkeypatch.setattr(launcher, "NOTICE", 0.1)
+    error = RuntimeError("[/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:3")
+    cause = launcher_over(*codes).explain(error)
+    assert isinstance(cause, ResourceError) and str(cause).startswith(said)
+    for other in (RuntimeError("shapes do not fit"), KeyError("gloo")):
+        assert launcher_over(*codes).explain(other) is other
+
+
+@pytest.mark.parametrize(
+    ("environment", "orphaned", "kind"),
+    [
+        ({"LOCAL_RANK": "1"}, True, ResourceError),
+        ({"LOCAL_RANK": "1"}, False, SystemExit),
+        ({"LOCAL_RANK": "2"}, True, SystemExit),
+        ({"LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "x"}, False, ResourceError),
+    ],
+)
+def test_of_the_processes_that_are_left_one_says_it(monkeypatch, environment, orphaned, kind):
+    monkeypatch.setattr(launcher, "NOTICE", 0.1)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    made = launcher_over()
+    made.parent += orphaned
+    cause = made.explain(RuntimeError("NCCL communicator was aborted"))
+    assert type(cause) is kind and getattr(cause, "exit_code", None) in (4, None)
+    assert not isinstance(cause, SystemExit) or cause.code == 4
+
+
+def test_a_communication_that_hangs_ends_all_the_same(monkeypatch, capsys):
+    exits: list[int] = []
+    monkeypatch.setattr(launcher, "PATIENCE", 0.0)
+    monkeypatch.setattr(launcher.os, "_exit", exits.append)
+    made, causes = launcher_over(None, -9), []
+    made.on_hang = causes.append
+    made._watch()
+    assert exits == [4] and causes == ["process 2 of those that train together was killed by SIGKILL"]
+    assert capsys.readouterr().err == f"genzoo: {causes[0]}\n" and made.procs[0].returncode == -9

@@ -80,7 +80,8 @@
       const rows = table.rows.filter((row) => wanted.every((word) => row.label.toLowerCase().includes(word)));
       if (state.by !== null) rows.sort(compare);
       const show = (row) => element("tr", {},
-        element("td", {}, swatch(row.model), element("button", { type: "button", onclick: () => openCard(table, row, null) }, row.label)),
+        element("td", {}, swatch(row.model), element("button", { type: "button", onclick: () => openCard(table, row, null) }, row.label),
+          row.ended ? element("small", { class: "bad" }, ` ${row.ended}`) : null),
         ...columns.map((c) => {
           const cell = row.cells[c.name];
           if (!cell) return element("td", { class: "none" }, "n/a");
@@ -108,7 +109,7 @@
       element("p", {}, table.fairness.join(" ")),
       element("div", { class: "tools" }, element("label", {}, "Filter ", filter), count, choice),
       element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Scores on ${table.data}` }, element("table", {}, head, body)),
-      element("p", { class: "legend" }, "Mean ± standard error over seeds; ¹: one seed, the error is of the measurement alone. Green: the best of a column; pale green: what a Welch test at 5 % does not tell apart from it, not corrected for many comparisons. ",
+      element("p", { class: "legend" }, "Mean ± standard error over seeds; ¹: one seed, the error is of the measurement alone. Green: the best of a column; pale green: what a Welch test at 5 % does not tell apart from it, or whose error is not known; not corrected for many comparisons. No test is made of costs and of two seeds; three are the fewest. Columns in which noise may be best (precision, density, memorisation) have no best. ",
         "n/a: the family has no such ability, or it was not measured. Every number opens its card."));
   }
   $("#boards").append(...data.tables.map(board));

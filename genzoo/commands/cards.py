@@ -1,0 +1,81 @@
+"""Descriptions of objects in plain types, for the cards of scores.
+
+Two samplers that differ anywhere, also in a part of a part, must not have the same card: rows of a report are told apart by it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+
+def describe(value: Any, inside: tuple[int, ...] = ()) -> Any:
+    """Describe a value in plain types.
+
+    Objects become their names and attributes, recursively; tensors, arrays and weights the SHA-256 of their bytes.
+
+    Args:
+        value: what is described.
+        inside: the ids of the objects that contain it.
+    """
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if id(value) in inside:
+        return "itself"
+    deeper = functools.partial(describe, inside=(*inside, id(value)))
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return _of_numbers(torch.as_tensor(value))
+    if isinstance(value, Mapping):
+        return _each(deeper, value)
+    if isinstance(value, list | tuple):
+        items = [deeper(item) for item in value]
+        return items if type(value) in (list, tuple) else {"name": _name(type(value)), "items": items}
+    if isinstance(value, set | frozenset):
+        return sorted((deeper(item) for item in value), key=repr)
+    if isinstance(value, functools.partial):
+        return {"name": _name(value.func), "items": deeper(value.args), **_each(deeper, value.keywords)}
+    if inspect.ismethod(value):
+        return {"name": _name(value), "of": deeper(value.__self__)}
+    if inspect.isroutine(value) or isinstance(value, type):
+        return _name(value)
+    return {"name": _name(type(value)), **_each(deeper, _state(value))}
+
+
+def _each(describe: Callable[[Any], Any], values: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(key): describe(value) for key, value in values.items()}
+
+
+def _name(thing: Any) -> str:
+    """Name a class or a function; of those that are not genzoo's, with their module."""
+    module = str(thing.__module__)
+    return thing.__qualname__ if module.partition(".")[0] == "genzoo" else f"{module}.{thing.__qualname__}"
+
+
+def _state(value: Any) -> Mapping[Any, Any]:
+    """Return the attributes of an object; of a network its settings, parts, weights and buffers."""
+    if isinstance(value, nn.Module):
+        settings = {name: v for name, v in vars(value).items() if not name.startswith("_") and name != "training"}
+        own = [*value.named_parameters(recurse=False), *value.named_buffers(recurse=False)]
+        return {**settings, **dict(value.named_children()), **dict(own)}
+    state = value.__getstate__()
+    if isinstance(state, tuple) and len(state) == 2:  # of a class with slots
+        state = {**(state[0] or {}), **(state[1] or {})}
+    if state is None:
+        return {} if type(value).__repr__ is object.__repr__ else {"value": repr(value)}
+    return state if isinstance(state, Mapping) else {"state": state}
+
+
+def _of_numbers(x: torch.Tensor) -> dict[str, Any]:
+    content = x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    return {"name": "Tensor", "shape": list(x.shape), "dtype": str(x.dtype), "sha256": sha256}

@@ -1,0 +1,11 @@
+"""What a command says on stderr beside its result."""
+
+from __future__ import annotations
+
+from genzoo.console import log_stderr
+from genzoo.redact import redact
+
+
+def note(text: str) -> None:
+    """Write one line to stderr, with secrets removed and control characters of quoted names escaped."""
+    log_stderr("".join(c if c.isprintable() else repr(c)[1:-1] for c in redact(" ".join(text.split()))))

@@ -1,0 +1,122 @@
+"""Reads arrays of .npz and .npy files that anybody may have made: nothing is unpickled, and memory follows what a file holds.
+
+``numpy.load`` believes the shape in an array's header, 10^13 numbers of a file of a hundred bytes, and lets through whatever
+its parsers of archives and headers raise. Here sizes are compared before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import lzma
+import math
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.lib import format as npy
+
+from genzoo.data.dataset import DataError
+
+DENSE = 100  # times that an array may be larger than the bytes that it is packed into
+SMALL = 2**27  # bytes up to which it may be denser
+MEMBERS = 10_000  # of one archive
+
+# What zipfile, its decompressors and numpy's parser of headers raise for files that are damaged, encrypted or made up.
+MALFORMED = (
+    *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError),
+    *(
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        ArithmeticError,
+        MemoryError,
+        SyntaxError,
+        tokenize.TokenError,
+    ),
+    RuntimeError,  # encrypted; and its kinds, compressed in an unknown way and nested too deep
+)
+
+
+def read_array(path: Path, names: Sequence[str]) -> np.ndarray:
+    """Read an .npy file, or one array of an .npz file.
+
+    Args:
+        path: of the file.
+        names: of the array, the first that is there; where none of them is, the file's first array.
+
+    Returns:
+        The array, in the machine's memory, of any type but objects.
+
+    Raises:
+        DataError: naming the file and the cause.
+    """
+    try:
+        with open(path, "rb") as file:
+            if file.read(len(npy.MAGIC_PREFIX)) == npy.MAGIC_PREFIX:
+                file.seek(0)
+                return _read_array(file, path.stat().st_size)
+        with zipfile.ZipFile(path) as archive:
+            return _read_member(archive, path, names)
+    except DataError:
+        raise
+    except MALFORMED as error:
+        what = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"samples={path}: no .npz or .npy file of plain arrays: {what}") from error
+
+
+def _read_member(archive: zipfile.ZipFile, path: Path, names: Sequence[str]) -> np.ndarray:
+    members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
+    if not members:
+        raise DataError(f"samples={path}: holds no array")
+    if len(members) > MEMBERS:
+        raise DataError(f"samples={path}: holds more than {MEMBERS:,} arrays")
+    by_name = {member.filename.removesuffix(".npy"): member for member in members}
+    if len(by_name) < len(members):
+        raise DataError(f"samples={path}: holds two arrays of one name: write it by np.savez")
+    name = next((name for name in names if name in by_name), members[0].filename.removesuffix(".npy"))
+    member = by_name[name]
+    packed = min(member.compress_size, path.stat().st_size)
+    if member.file_size > max(DENSE * packed, SMALL):
+        raise DataError(
+            f"samples={path}: unpacks to {member.file_size} bytes, over {DENSE} times its size: write it by np.savez"
+        )
+    with archive.open(member) as stream:
+        return _read_array(stream, member.file_size)  # type: ignore[arg-type]
+
+
+def _read_array(stream: BinaryIO, size: int) -> np.ndarray:
+    """Read a .npy file.
+
+    Args:
+        stream: of its bytes.
+        size: how many they are.
+
+    Raises:
+        ValueError: for objects, and where the header and the bytes do not agree.
+    """
+    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    version = npy.read_magic(stream)
+    if version not in readers:
+        raise ValueError(f"its header is of version {version}, not 1 or 2")
+    shape, in_columns, dtype = readers[version](stream)
+    if dtype.hasobject:
+        raise ValueError("it holds objects of Python, which are not unpickled")
+    if not all(0 <= side < 2**62 for side in shape):
+        raise ValueError(f"its header claims the shape {shape}")
+    needed, held = math.prod(shape) * dtype.itemsize, size - stream.tell()
+    if needed != held:
+        raise ValueError(f"its header claims {dtype} {shape}, {needed:,} bytes, and {held:,} follow")
+    content = bytearray(held)
+    view, done = memoryview(content), 0
+    while done < held and (count := stream.readinto(view[done : done + 2**24])):  # type: ignore[attr-defined]
+        done += count
+    if done < held or stream.read(1):  # at whose end zipfile compares the checksum
+        raise ValueError(f"{done:,} of {held:,} bytes are there")
+    if not dtype.itemsize:
+        raise ValueError(f"it holds {dtype}, which has no bytes")
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if in_columns else "C")

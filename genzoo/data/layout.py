@@ -1,0 +1,327 @@
+"""Which pictures of a folder belong to which split and class: by conventional names, else by a hash.
+
+    root/*.png                         no classes
+    root/CLASS/**.png                  a class for each sub-folder
+    root/{train,test}/CLASS/**.png     splits by their names
+    root/CLASS/{train,test}/**.png     the same the other way round
+    root/WRAPPER/...                   one sub-folder with all pictures is looked through, however many there are
+
+The names of splits are train, training, test, testing, val, valid and validation, in any case and with such endings as in
+``test_set``, ``val2017`` or ``trainA``. Validation images are kept out of training, and serve as the test split where there is
+none.
+
+Where no folder is a test split, a picture is a test image if the hash of its path below the wrappers says so, whatever other
+files there are. Exceptions are made for classes alone, or all pictures where there are none: each has at least one training
+image, and at least one test image where its share of them is one or more. The split is a function of the names of the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from genzoo.data.dataset import DataError
+from genzoo.data.decoding import SUFFIXES, list_pictures, shown
+
+ACCEPTED = ", ".join(SUFFIXES)
+NAMED = 10  # classes or folders that a message names
+
+_SPLIT = re.compile(
+    r"(train|test|val)(?:ing|id|idation)?[ _.-]*(?:set|split|data|images?|imgs?)?[ _.-]*(?:\d*|(?-i:[A-Z]))", re.I
+)
+
+
+class Picture(NamedTuple):
+    """A picture: where it is, and where it stands below the folder of its split."""
+
+    path: Path
+    place: PurePosixPath
+
+
+class Layout(NamedTuple):
+    """The pictures of a folder by split, in the order of their names.
+
+    Attributes:
+        train: what a model learns from, or all there is where no test split is wanted.
+        test: what it is scored on.
+        classes: their names, sorted; empty where there are none.
+        labels: the class of each picture, by its path.
+        notes: what was read, and what was not, one line each.
+    """
+
+    train: list[Path]
+    test: list[Path]
+    classes: tuple[str, ...]
+    labels: dict[Path, str]
+    notes: list[str]
+
+
+def split_of(name: str) -> str | None:
+    """Return which split a folder's name says: "train", "test", "val", or None for any other name."""
+    found = _SPLIT.fullmatch(name)
+    return found[1].lower() if found else None
+
+
+def arrange(root: Path, test_fraction: float, test_root: Path | None = None) -> Layout:
+    """Find out which pictures of a folder are of which split and class.
+
+    Args:
+        root: the folder.
+        test_fraction: expected share of test images where their split is chosen by a hash; 0 for no such split.
+        test_root: another folder whose pictures are the test split; no picture in it is a training image.
+
+    Raises:
+        DataError: where a side of the split would be empty, or folders contradict each other.
+    """
+    found = _pictures(root, "data.root", without=test_root)
+    notes: list[str] = []
+    splits = _by_name(root, found.pictures, notes)
+    train, classes, labels = _classes(_look_through(splits["train"]))
+    if not train:
+        beside = _names(splits) or str(test_root)
+        raise DataError(f"{root} has no training images beside {beside}: put some into a folder named train")
+    test, source = splits["test"], "the folder test"
+    if test_root is not None:
+        other = _pictures(test_root, "data.test_root", keep=classes)
+        notes.append(f"{test_root}: {_count(other.pictures, 'image')}; {other.others}")
+        theirs = _by_name(test_root, other.pictures, notes)
+        chosen = next(name for name in ("test", "val", "train") if theirs[name])
+        test, source = theirs[chosen], str(test_root)
+        left = [(root, name, splits[name]) for name in ("test", "val")]
+        left += [(test_root, name, theirs[name]) for name in theirs if name != chosen]
+        notes += [
+            f"{_count(some, 'image')} of the folder {name} of {where} left out" for where, name, some in left if some
+        ]
+    elif test and splits["val"]:
+        notes.append(f"{_count(splits['val'], 'image')} of the folder val left out")
+    elif splits["val"]:
+        test, source = splits["val"], "the folder val"
+    if test:
+        test, classes = _alike(test, classes, labels, source, notes)
+    elif test_fraction == 0:
+        said = f"{root}: {_count(train, 'image')}, {_listed(classes)}; no test split; {found.others}"
+        return Layout([picture.path for picture in train], [], classes, labels, [said, *notes])
+    else:
+        is_test = hash_split([p.place for p in train], [labels.get(p.path) for p in train], test_fraction)
+        held_out = {picture.path for picture, is_so in zip(train, is_test, strict=True) if is_so}
+        train, test = ([p for p in train if (p.path in held_out) is side] for side in (False, True))
+        source = f"a hash of each name (test_fraction={test_fraction:g})"
+        if not test:
+            raise DataError(
+                f"{root} has {_count(found.pictures, 'image')}, of which the split by name makes no test image: "
+                f"add images or change test_fraction={test_fraction:g}"
+            )
+    sizes = f"{len(train)} training and {_count(test, 'test image')}"
+    said = f"{root}: {sizes}, {_listed(classes)}; test split from {source}; {found.others}"
+    labels = labels if classes else {}
+    return Layout([p.path for p in train], [p.path for p in test], classes, labels, [said, *notes])
+
+
+def hash_split(places: Sequence[PurePosixPath], labels: Sequence[str | None], fraction: float) -> list[bool]:
+    """Say which pictures are test images: those whose hash is below the fraction, with exceptions for small classes.
+
+    Args:
+        places: paths of the pictures.
+        labels: their classes.
+        fraction: of test images, in [0, 1).
+    """
+    classes = defaultdict(list)
+    for i, (place, label) in enumerate(zip(places, labels, strict=True)):
+        classes[label].append((unit_hash(place), i))
+    is_test = [False] * len(places)
+    for members in classes.values():
+        members.sort()
+        count = sum(value < fraction for value, _ in members)
+        least = len(members) > 1 and fraction * len(members) > 1 - 1e-9
+        count = min(max(count, int(least)), len(members) - 1)
+        for _, i in members[:count]:
+            is_test[i] = True
+    return is_test
+
+
+def unit_hash(name: PurePosixPath) -> float:
+    """Hash a path to a number in [0, 1) that is the same on every machine."""
+    digest = hashlib.blake2b(os.fsencode(name.as_posix()), digest_size=6).digest()
+    return int.from_bytes(digest, "big") / 2**48
+
+
+class _Found(NamedTuple):
+    pictures: list[Picture]
+    others: str
+
+
+def _pictures(root: Path, key: str, without: Path | None = None, keep: Sequence[str] = ()) -> _Found:
+    """List the pictures of a folder below its wrappers, but for those that lie in another one.
+
+    Args:
+        root: the folder.
+        key: which names it.
+        without: the other one.
+        keep: names of folders that are no wrappers.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder: give a folder of {ACCEPTED} files as {key}")
+    if without is not None:
+        if not without.is_dir():
+            raise DataError(f"{without} is not a folder: give a folder of {ACCEPTED} files as data.test_root")
+        if _within(root, without):
+            raise DataError(f"data.test_root={without} holds {key}={root}: test images would be trained on")
+    listing = list_pictures(root)
+    if not listing.names:
+        raise DataError(f"{root} holds no images ({listing.others}): put {ACCEPTED} files in it or in its sub-folders")
+    pictures = [Picture(root / name, name) for name in listing.names]
+    if without is not None:
+        inside: dict[Path, bool] = {}  # by folder
+        for picture in pictures:
+            inside.setdefault(picture.path.parent, _within(picture.path.parent, without))
+        pictures = [picture for picture in pictures if not inside[picture.path.parent]]
+    return _Found(_look_through(pictures, keep), listing.others)
+
+
+def _within(path: Path, folder: Path) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def _look_through(pictures: Iterable[Picture], keep: Iterable[str] = ()) -> list[Picture]:
+    """Shorten places by the folders that all pictures share, up to one that is called as in ``keep``."""
+    pictures = list(pictures)
+    while pictures and all(len(picture.place.parts) > 1 for picture in pictures):
+        tops = {picture.place.parts[0] for picture in pictures}
+        if len(tops) > 1 or tops <= set(keep):
+            break
+        pictures = [_below(picture) for picture in pictures]
+    return pictures
+
+
+def _below(picture: Picture) -> Picture:
+    return Picture(picture.path, PurePosixPath(*picture.place.parts[1:]))
+
+
+def _by_name(root: Path, pictures: list[Picture], notes: list[str]) -> dict[str, list[Picture]]:
+    """Part pictures by the folders that are named after splits; where there are none, all are training pictures."""
+    parted = _parted(pictures, notes)
+    if parted is not None:
+        return parted
+    by_class = defaultdict(list)
+    for picture in pictures:
+        by_class[picture.place.parts[0] if len(picture.place.parts) > 1 else ""].append(picture)
+    said: list[str] = []
+    within = {
+        top: _parted([_below(p) for p in members], said, wrapped=True) for top, members in by_class.items() if top
+    }
+    parted_classes = [top for top, found in within.items() if found is not None]
+    if not parted_classes:
+        return {"train": pictures, "test": [], "val": []}
+    whole = [top or "itself" for top in by_class if within.get(top) is None]
+    if whole:
+        raise DataError(
+            f"{root}: {shown(parted_classes[0])} has folders for splits, {shown(whole[0])} has none: arrange all alike"
+        )
+    notes += said
+    splits: dict[str, list[Picture]] = {"train": [], "test": [], "val": []}
+    for top, found in within.items():
+        for name, members in (found or {}).items():
+            splits[name] += [Picture(p.path, PurePosixPath(top, *p.place.parts)) for p in members]
+    return {name: sorted(members) for name, members in splits.items()}
+
+
+def _parted(pictures: list[Picture], notes: list[str], wrapped: bool = False) -> dict[str, list[Picture]] | None:
+    """Part pictures by the names of their first folders, if these are splits.
+
+    Folders named after splits are classes where no other folder is a split, as "train" beside "bus" and "plane" may be,
+    unless they hold the very classes that are beside them. Pictures that are in no split are left out, which is noted, or
+    are training pictures where nothing else is.
+
+    Args:
+        pictures: all of them.
+        notes: to which is added what was decided.
+        wrapped: whether splits alone are looked for, without a guess.
+    """
+    tops: dict[str, list[Picture]] = defaultdict(list)
+    for picture in pictures:
+        tops[picture.place.parts[0] if len(picture.place.parts) > 1 else ""].append(_below(picture))
+    loose = tops.pop("", [])
+    roles = {top: split_of(top) for top in tops}
+    others = [top for top, role in roles.items() if role is None]
+    held = [top for top, role in roles.items() if role in ("test", "val")]
+    learned = [top for top, role in roles.items() if role == "train"]
+    children = {top: {p.place.parts[0] for p in tops[top] if len(p.place.parts) > 1} for top in tops}
+    splits: dict[str, list[Picture]] = {"train": [], "test": [], "val": []}
+    if not (held or learned):
+        return None
+    if learned and held:
+        beside = [(top, tops[top]) for top in others] + ([("the folder itself", loose)] if loose else [])
+        notes += [f"{_count(members, 'image')} of {shown(top)} left out: of no split" for top, members in beside]
+    elif held and not others:
+        splits["train"] += [picture for picture in pictures if len(picture.place.parts) == 1]
+    elif held and not wrapped and all(children[top] and children[top] <= set(others) for top in held):
+        splits["train"] += [picture for picture in pictures if picture.place.parts[0] in others]
+        notes += [f"{_count(loose, 'image')} of the folder itself left out: of no class"] if loose else []
+    elif learned and not wrapped and not loose and any(children[top] for top in learned) and others:
+        notes += [f"{_count(tops[top], 'image')} of {shown(top)} left out: of no split" for top in others]
+    else:
+        if not wrapped:
+            named = ", ".join(map(shown, [*learned, *held]))
+            notes.append(f"{named} read like other folders: a split needs folders for training and for test images")
+        return None
+    for top, role in roles.items():
+        if role is not None:
+            splits[role] += tops[top]
+    return splits
+
+
+def _classes(pictures: list[Picture]) -> tuple[list[Picture], tuple[str, ...], dict[Path, str]]:
+    """Take the first folders of pictures for their classes, unless some are in none."""
+    tops = {picture.path: picture.place.parts[0] for picture in pictures if len(picture.place.parts) > 1}
+    if len(tops) < len(pictures):
+        return pictures, (), {}
+    return pictures, tuple(sorted(set(tops.values()))), tops
+
+
+def _alike(
+    test: list[Picture], classes: tuple[str, ...], labels: dict[Path, str], source: str, notes: list[str]
+) -> tuple[list[Picture], tuple[str, ...]]:
+    """Give test pictures the classes of the training pictures; those of other classes are left out, by their names.
+
+    Raises:
+        DataError: where none is left.
+    """
+    if not classes:
+        return test, ()
+    test = _look_through(test, keep=classes)
+    if any(len(picture.place.parts) == 1 for picture in test):
+        notes.append(f"no classes, since test images in {source} have none")
+        return test, ()
+    strange = Counter(picture.place.parts[0] for picture in test if picture.place.parts[0] not in classes)
+    for name in sorted(strange)[:NAMED]:
+        notes.append(f"{strange[name]} test image{'s' * (strange[name] > 1)} of {shown(name)} left out: "
+                     "a class without training images")  # fmt: skip
+    if len(strange) > NAMED:
+        notes.append(f"{len(strange) - NAMED} more classes without training images left out")
+    test = [picture for picture in test if picture.place.parts[0] in classes]
+    if not test:
+        raise DataError(
+            f"{source}: no test image is of a class that has training images, {_listed(classes)}: name the folders alike"
+        )
+    labels |= {picture.path: picture.place.parts[0] for picture in test}
+    return test, classes
+
+
+def _count(things: Sequence[object], what: str) -> str:
+    return f"{len(things)} {what}{'' if len(things) == 1 else 's'}"
+
+
+def _listed(classes: Sequence[str]) -> str:
+    if not classes:
+        return "no classes"
+    more = ", ..." if len(classes) > NAMED else ""
+    return f"{len(classes)} class{'es' * (len(classes) > 1)} ({', '.join(map(shown, classes[:NAMED]))}{more})"
+
+
+def _names(splits: dict[str, list[Picture]]) -> str:
+    return ", ".join(name for name, pictures in splits.items() if pictures)

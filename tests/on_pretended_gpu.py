@@ -1,0 +1,310 @@
+"""Trains, samples and scores on a pretended GPU: ``python -m tests.on_pretended_gpu FILE``, run by test_pretended_gpu.
+
+Every scenario ends in a text: empty, or what went wrong. All of them are written into FILE as JSON.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+import io
+import json
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from genzoo.commands.config import CONF
+
+FAMILIES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+STEADY = 2  # steps of a kind after which nothing is made for the first time
+SIZES = {
+    "width": 8, "max_width": 8, "channels": 8, "depth": 1, "blocks": 1, "couplings": 1, "latent_dim": 2, "num_steps": 20,
+    "steps": 4, "layers": 1, "num_layers": 1, "embedding_dim": 8, "codebook_size": 8, "heads": 1, "pool": 32,
+    "components": 2, "latent_channels": 2, "tolerance": 0.1, "bottleneck": 1, "up": 1, "down": 1, "n_critic": 1,
+}  # fmt: skip
+
+
+PARTS = ("model", "sampler", "codec", "prior")  # of a configuration, which others refer to
+SHORT = [
+    "data=digits", "budget.images=384", "trainer.batch_size=32", "trainer.threads=1", "trainer.accelerator=cuda",
+    "trainer.precision=32-true", "trainer.grids=1", "trainer.saves=1", "metrics.n=16", "metrics.events=4", "metrics.force=true",
+    "metrics.num_samples=4", "metrics.throughput=2",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Some steps of training in memory."""
+
+    words: tuple[str, ...]
+    ranks: int = 1
+    waits: int = 0  # in a steady step
+    used: bool = False  # whether all abilities of the model are tried too
+    teacher: bool = False
+
+
+def steps() -> dict[str, Steps]:
+    """Name the trainings: every family, with and without classes, and what changes the steps of some."""
+    found = {}
+    classes = "model.num_classes=${data.num_classes}"
+    for family in FAMILIES:
+        found[family] = Steps((f"model={family}",))
+        found[f"{family}-conditional"] = Steps((f"model={family}", classes), used=True)
+        found[f"{family}-ranks"] = Steps((f"model={family}", classes), ranks=2)
+    ddpm = {
+        "hybrid": ("model.variance=learned", "model.objective=hybrid"),
+        "vlb": ("model.objective=vlb",),
+        "importance": ("model.objective=vlb", "model.importance=true"),
+        "importance-hybrid": ("model.variance=learned", "model.objective=hybrid", "model.importance=true"),
+        "cosine": ("schedule@model.schedule=cosine", "model.prediction=v"),
+    }
+    for name, words in ddpm.items():
+        found[f"ddpm-{name}"] = Steps(("model=ddpm", *words))
+    found["ddpm-importance-ranks"] = Steps(("model=ddpm", *ddpm["importance"]), ranks=2)
+    for optimizer in sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml")):
+        found[f"optimizer-{optimizer}"] = Steps(("model=vae", f"optimizer={optimizer}"))
+    for schedule in ("vp", "sub_vp", "ve", "edm"):
+        found[f"score_sde-{schedule}"] = Steps(("model=score_sde", f"schedule@model.schedule={schedule}"))
+    for law in ("logit_normal", "log_normal"):
+        found[f"flow_matching-{law}"] = Steps(("model=flow_matching", f"noise_levels@model.noise_levels={law}"))
+    for likelihood in ("bernoulli", "categorical", "gaussian", "logistic_mixture"):
+        levels = ("data.levels=2",) if likelihood == "bernoulli" else ()
+        found[f"vae-{likelihood}"] = Steps(("model=vae", f"likelihood@model.likelihood={likelihood}", *levels))
+    found["vae-warmup"] = Steps(("model=vae", "model.warmup=400", "model.free_bits=0.1", "model.beta=0.5"))
+    found["hvae-warmup-ranks"] = Steps(("model=hvae", "model.warmup=400", "model.free_bits=0.1"), ranks=2)
+    for prior in sorted(path.stem for path in (CONF / "prior").glob("*.yaml")):
+        # A sequence of classes needs codes, which a VAE does not have.
+        for codec in ("vqvae",) if prior in ("pixelcnn", "transformer") else ("vae", "vqvae"):
+            found[f"latent-{codec}-{prior}"] = Steps(("model=latent", f"codec={codec}", f"prior={prior}", classes))
+    found["gan-hinge"] = Steps(("model=gan", "model.loss=hinge"))
+    found["realnvp-batch_norm-ranks"] = Steps(("model=realnvp", "model.batch_norm=true"), ranks=2)
+    found["clip-none"] = Steps(("model=vae", "trainer.clip=null"))
+    # The assignment is scipy's, on the host: noise and data go there, and the order comes back.
+    found["flow_matching-optimal_transport"] = Steps(
+        ("model=flow_matching", "model.pairing=optimal_transport"), waits=2
+    )
+    found["flow_matching-reflow"] = Steps(("model=flow_matching", classes), teacher=True)
+    return found
+
+
+def small(config: Any) -> Any:
+    """Cut the sizes of a model's configuration down."""
+    if not isinstance(config, dict):
+        return config
+    cut = {name: small(value) for name, value in config.items()}
+    for name, size in SIZES.items():
+        if isinstance(cut.get(name), int | float) and not isinstance(cut[name], bool):
+            cut[name] = max(cut[name], size) if name == "tolerance" else min(cut[name], size)
+    for name in ("multipliers", "up", "down"):
+        if isinstance(cut.get(name), list):
+            cut[name] = [1] * len(cut[name])
+    return cut
+
+
+def train(scenario: Steps) -> str:
+    """Do steps of every turn and stage, sample and score, and report what waited."""
+    import torch
+
+    from genzoo.commands.config import build
+    from genzoo.data.dataset import Split
+    from genzoo.data.loader import Batches
+    from genzoo.prob.random import SampleStreams
+    from genzoo.training.budget import Budget
+    from genzoo.training.module import GenerativeModule
+    from tests import pretended_gpu
+    from tests.conftest import composed
+
+    config = composed(*scenario.words)
+    torch.manual_seed(0)
+    made = small(config["model"])
+    if scenario.teacher:
+        made["teacher"] = build(made, "model")
+    model: Any = build(made, "model")
+    for name, buffer in model.named_buffers():
+        if name.endswith("frequencies"):  # so that an untrained drift is smooth, and its solution short
+            buffer *= 0.02
+    n, batch_size = 1024, 16
+    x = torch.randn(n, *model.shape) if model.levels is None else torch.randint(model.levels, (n, *model.shape))
+    y = torch.arange(n) % config["data"]["num_classes"] if config["data"]["num_classes"] else None
+    optimizer, budget = build(config["optimizer"], "optimizer"), Budget(images=30 * batch_size)
+    batches = Batches(Split(x.to(torch.uint8) if model.levels else x, y), batch_size, seed=0)
+    module = GenerativeModule(model, optimizer, batches, budget, clip=config["trainer"]["clip"])
+    module.cost = lambda *_: 1  # type: ignore[method-assign]  # which is not counted on the device
+    batches.to(pretended_gpu.CUDA)
+    module.ema.model.to(pretended_gpu.CUDA)
+    module.to(pretended_gpu.CUDA)
+    module.plan()
+    with pretended_gpu.ranks_of(scenario.ranks):
+        module.on_fit_start()
+        seen: collections.Counter[Any] = collections.Counter()
+        found: collections.Counter[Any] = collections.Counter()
+        while module.steps < 30:
+            stage, number, _ = module.stage_at(module.steps)
+            kind = stage.name, stage.module.turn(number) if hasattr(stage.module, "turn") else None
+            pretended_gpu.WAITS.clear()
+            module.step()
+            seen[kind] += 1
+            if seen[kind] > STEADY:
+                if sum(pretended_gpu.WAITS.values()) > scenario.waits:
+                    found.update({(*kind, *key): count for key, count in pretended_gpu.WAITS.items()})
+                if seen[kind] > STEADY + 2:  # the rest of a stage teaches nothing more
+                    ends = [*module.boundaries, 30]
+                    if all(seen[stage.name, turn] > STEADY for turn in turns(stage.module)):
+                        module.steps = next(end for end in ends if end > module.steps - 1)
+        module.check_finite()
+        module.window.flush()
+    if found:
+        return "waits: " + "; ".join(f"{count}x {key}" for key, count in found.items())
+    if scenario.used:
+        use(module.ema.model, *batches(0), SampleStreams(0, range(4), device=pretended_gpu.CUDA))
+    return ""
+
+
+def turns(module: Any) -> list[str | None]:
+    from genzoo.model import Adversarial
+
+    return list(module.players()) if isinstance(module, Adversarial) else [None]
+
+
+def use(model: Any, x: Any, y: Any, rng: Any) -> None:
+    """Call every ability of a model on the device."""
+    import torch
+
+    from genzoo.model import Bijective, Codec, Denoiser, Density, LatentVariable, reconstruct
+    from genzoo.prob.measure import bin_centre
+    from genzoo.probability_flow import ProbabilityFlow
+
+    x, y = x[:4], y[:4] if model.num_classes else None
+    x = (x if model.levels is None else bin_centre(x, model.levels)).to(model.dtype)
+    with torch.no_grad():
+        results = [model.sample(4, y, rng=rng).x, model.sample(4, rng=torch.Generator(x.device)).x]
+        if isinstance(model, ProbabilityFlow):
+            model.rtol = model.atol = 1.0
+        if isinstance(model, Density):
+            results.append(model.log_prob(x, y, num_samples=4, rng=rng).value)
+        if isinstance(model, Codec) and not isinstance(model, Denoiser):  # whose latents take a solver
+            results.append(reconstruct(model, x, y))
+        if isinstance(model, LatentVariable):
+            z, log_q = model.infer(x, y, rng=rng)
+            results += [log_q, model.log_likelihood(x, z, y), model.generate(z, y, rng=rng)]
+        if isinstance(model, Bijective) and not isinstance(model, Denoiser):
+            results.append(model.forward_and_log_det(x, y)[1])
+        if isinstance(model, Denoiser):
+            t = torch.full((4,), 0.5, device=x.device, dtype=torch.float64)
+            results += [model.denoise(x, t, y), model.eps(x, t, y)]
+    for result in results:
+        assert result.device == x.device, f"a result lies on {result.device}"
+        assert bool(result.isfinite().all())
+
+
+def words_of(family: str) -> list[str]:
+    """Type a small model of a family, with classes, and a short training of it on the device."""
+    from tests.conftest import composed
+
+    def smaller(section: Any, name: str) -> Iterator[str]:
+        for key, value in section.items():
+            if isinstance(value, dict) and key not in PARTS:
+                yield from smaller(value, f"{name}.{key}")
+            elif value != (size := small({key: value})[key]) and not isinstance(value, dict):
+                yield f"{name}.{key}={size}"
+
+    words = [f"model={family}", "model.num_classes=${data.num_classes}"]
+    config = composed(*words)
+    sizes = [word for name in PARTS if isinstance(config.get(name), dict) for word in smaller(config[name], name)]
+    return [*words, *sizes, *SHORT]
+
+
+def command(*words: str) -> int:
+    """Run a command in this process, and return its exit code."""
+    from genzoo.__main__ import main
+
+    sys.argv = ["genzoo", *words]
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def interrupted(family: str) -> str:
+    """Train by the command, be stopped, go on, and score, and report what waited."""
+    from genzoo.training.module import GenerativeModule
+    from tests import pretended_gpu
+
+    step, found, stop = GenerativeModule.step, collections.Counter[Any](), 0
+    seen: collections.Counter[Any] = collections.Counter()
+
+    def watched(module: Any) -> None:
+        stage, number, _ = module.stage_at(module.steps)
+        kind = stage.name, stage.module.turn(number) if hasattr(stage.module, "turn") else None
+        on_step, module.on_step = module.on_step, lambda: None  # which records, and waits for what it writes
+        pretended_gpu.WAITS.clear()
+        step(module)
+        seen[kind] += 1
+        if seen[kind] > STEADY:
+            found.update({(*kind, *key): count for key, count in pretended_gpu.WAITS.items()})
+        module.on_step = on_step
+        on_step()
+        if module.steps == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    GenerativeModule.step, cost = watched, GenerativeModule.cost  # type: ignore[method-assign]
+    GenerativeModule.cost = lambda *_: 1  # type: ignore[method-assign]  # which is not counted on the device
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        try:
+            for stop in (4, 0):
+                seen.clear()
+                words = words_of(family) if stop else [f"resume={next(Path('outputs').glob('*/*'))}"]
+                err = io.StringIO()
+                with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
+                    code = command(*words)
+                if code != (143 if stop else 0):
+                    return f"{words} exits with {code}: {err.getvalue()[-2000:]}"
+            scores = json.loads(next(Path("outputs").glob("*/*/results/*.json")).read_text())["metrics"]
+        finally:
+            GenerativeModule.step, GenerativeModule.cost = step, cost  # type: ignore[method-assign]
+    if any(entry["value"] is None for entry in scores.values()):
+        return f"not scored: {[name for name, entry in scores.items() if entry['value'] is None]}"
+    return "waits: " + "; ".join(f"{count}x {key}" for key, count in found.items()) if found else ""
+
+
+def scenarios() -> dict[str, Callable[[], str]]:
+    """Name everything that is tried."""
+    return {
+        **{name: functools.partial(train, scenario) for name, scenario in steps().items()},
+        **{f"{family}-command": functools.partial(interrupted, family) for family in FAMILIES},
+    }
+
+
+def attempt(work: Callable[[], str]) -> str:
+    try:
+        return work()
+    except BaseException as error:  # which is the result
+        lines = traceback.format_exception(error)
+        return "".join(lines[-8:])
+
+
+def main(out: Path, names: list[str]) -> None:
+    """Play the scenarios, or some of them."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    from tests import pretended_gpu
+
+    pretended_gpu.install()
+    pretended_gpu.install_in_lightning()
+    found = {}
+    with pretended_gpu.pretended():
+        for name, work in scenarios().items():
+            if not names or name in names:
+                found[name] = attempt(work)
+    out.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
