@@ -1,6 +1,6 @@
 """Who works on a job: locks of the operating system, so that no job is done twice and what a dead process held is free.
 
-A claim is a file under the folder of all runs, ``<outputs>/.claims/<job>.lock``, locked with ``flock`` as long as the process
+A claim is a file under the folder of all runs, ``<outputs>/.claim-<job>``, locked with ``flock`` as long as the process
 that holds it, or a child that has inherited it, is alive; how that process ends does not matter. Its text (process, host, time)
 is for people. The lock alone decides, so that a recycled process number or a clock that is wrong harms nothing.
 
@@ -33,7 +33,7 @@ try:
 except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
-CLAIMS = ".claims"
+CLAIM = ".claim-"  # how the names of claims begin, which lie beside the folders of runs and not among the runs
 SCRATCH = ".sweep-"  # how the names of folders begin that a sweep works in
 _TAKEN = (errno.EACCES, errno.EAGAIN)
 
@@ -65,7 +65,7 @@ class Claim:
         os.close(self.descriptor)
         self.descriptor = None
         with contextlib.suppress(OSError):
-            for folder in self.made or (self.path.parent,):  # the last one leaves no folder
+            for folder in self.made:
                 folder.rmdir()
 
 
@@ -125,7 +125,7 @@ def path_of(outputs: str | os.PathLike[str], job: str) -> Path:
         outputs: the folder of all runs.
         job: its name, as ``genzoo.runs.job_id`` gives it.
     """
-    return Path(outputs, CLAIMS, f"{job}.lock")
+    return Path(outputs, f"{CLAIM}{job}")
 
 
 def owner(path: Path) -> str:
@@ -176,7 +176,7 @@ def remove_abandoned(parent: Path) -> None:
 
 def remove_abandoned_claims(outputs: str | os.PathLike[str]) -> None:
     """Remove claims whose holders have ended."""
-    for path in Path(outputs, CLAIMS).glob("*.lock"):
+    for path in Path(outputs).glob(f"{CLAIM}*"):
         if claim := try_lock(path):
             claim.release()
 
