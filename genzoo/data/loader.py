@@ -178,7 +178,6 @@ class _From(Sampler[int]):
 
 def _leave_signals(worker: int) -> None:
     """Let a helper be ended by its parent alone, which hears the user's signals too."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "SIGHUP"):  # not on Windows
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for number in {signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)}:  # which Windows lacks
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

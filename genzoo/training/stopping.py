@@ -15,10 +15,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-HEARD = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
-)  # not on Windows
-_HANGUP = getattr(signal, "SIGHUP", None)
+_HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)  # not on Windows
+HEARD = (signal.SIGTERM, signal.SIGINT, *([] if _HANGUP is None else [_HANGUP]))
 # A signal often arrives twice, sent to the process and to its group, or by the kernel and by a shell that exits.
 REPEATED = 1.0  # seconds within which the same signal is the same request
 
