@@ -35,7 +35,6 @@ from genzoo.nn.layers import ResBlock
 from genzoo.prob.measure import to_bytes
 from genzoo.prob.random import SampleStreams
 from genzoo.runs import Run, storing
-from genzoo.training import checkpoints
 from tests.commands import SMALL, genzoo, untrained
 from tests.conftest import composed
 
