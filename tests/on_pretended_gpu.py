@@ -235,6 +235,7 @@ def command(*words: str) -> int:
 
 def interrupted(family: str) -> str:
     """Train by the command, be stopped, go on, and score, and report what waited."""
+    from genzoo.training import callbacks
     from genzoo.training.module import GenerativeModule
     from tests import pretended_gpu
 
@@ -255,11 +256,12 @@ def interrupted(family: str) -> str:
         if module.steps == stop:
             os.kill(os.getpid(), signal.SIGTERM)
 
+    callbacks.RECORDS = 3
     GenerativeModule.step, cost = watched, GenerativeModule.cost  # type: ignore[method-assign]
     GenerativeModule.cost = lambda *_: 1  # type: ignore[method-assign]  # which is not counted on the device
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         try:
-            for stop in (4, 0):
+            for stop in (6, 0):  # between two records, so that the terms of a loss are saved and restored
                 seen.clear()
                 words = words_of(family) if stop else [f"resume={next(Path('outputs').glob('*/*'))}"]
                 err = io.StringIO()
