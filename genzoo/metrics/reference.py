@@ -136,7 +136,7 @@ def _lock(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path, timeout=WAIT)
         lock.acquire()
-    except (OSError, NotImplementedError):  # the latter where the file system has no locks
+    except (OSError, RuntimeError):  # the latter, NotImplementedError, where the file system has no locks
         yield
         return
     try:
