@@ -106,7 +106,13 @@ class ShardGenerator(torch.Generator):
 
     def __init__(self, *name: int | str, device: torch.device | str = "cpu"):
         self.rank, self.world = ranks.rank(), ranks.world()
+        self.name = name
         reseed(self, *name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ShardGenerator:
+        twin = ShardGenerator(*self.name, device=self.device)
+        twin.set_state(self.get_state())
+        return twin
 
     def of_all(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the shape of the noise of the whole batch."""
@@ -193,6 +199,12 @@ class SampleStreams(torch.Generator):
         self._index = torch.tensor(self.indices, dtype=torch.int64, device=self.device)[:, None]
         self._buffers: dict[str, Tensor] = {}
         self._made: dict[str, int] = {}  # numbers of each row's stream that were computed so far, a multiple of 4
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SampleStreams:
+        twin = SampleStreams(self._seed, self.indices, self.device)
+        twin.set_state(self.get_state())
+        twin._made, twin._buffers = dict(self._made), {kind: held.clone() for kind, held in self._buffers.items()}
+        return twin
 
     def draw(self, kind: str, shape: Sequence[int]) -> Tensor:
         """Draw ``shape`` float32 numbers, "normal" or "uniform"; ``shape[0]`` must be the number of samples."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 
@@ -248,6 +249,17 @@ def test_streams_pass_the_tests_of_kolmogorov_and_smirnov():
         spread = float(part.square().mean())
         for a, b in ((part[1:], part[:-1]), (part[:, 1:], part[:, :-1]), (part[:, 2:], part[:, :-2])):
             assert abs(float((a * b).mean())) < 4 * spread / math.sqrt(a.numel())
+
+
+def test_a_copy_of_a_generator_goes_on_as_the_generator_does(monkeypatch):
+    monkeypatch.setattr(ranks, "world", lambda: 2)
+    monkeypatch.setattr(ranks, "rank", lambda: 1)
+    for rng in (SampleStreams(3, [4, 9]), batch_generator("noise", 5)):
+        randn((2, 5), rng=rng), rand((2, 3), rng=rng), choose(9, 5, rng=rng)
+        twin = copy.deepcopy(rng)
+        for draw in (randn, rand, randn):
+            assert torch.equal(draw((2, 7), rng=rng), draw((2, 7), rng=twin))
+        assert torch.equal(choose(99, 5, rng=rng), choose(99, 5, rng=twin))
 
 
 def test_how_much_is_drawn_at_once_does_not_matter():
