@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 
 import genzoo
 from genzoo import console
-from genzoo.redact import redact, redact_words, remember
 from genzoo.runs import ResourceError, writing
+from genzoo.runs.redact import redact, redact_words, remember
 from genzoo.training.stopping import Signals, Stopped
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -94,9 +94,9 @@ def by_hydra(verb: str, options: list[str], overrides: list[str], config_dir: st
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig, OmegaConf
 
-    from genzoo import claims
     from genzoo.commands.config import COMPOSING, CONF, UsageError, names_sampler, one_budget, one_line, validate
-    from genzoo.commands.sweep import Ended, do, do_claimed, finish, name_of, objective
+    from genzoo.commands.sweep import JobResult, finish, name_of, objective, run_job, run_jobs
+    from genzoo.runs import claims
 
     typed, sweep_name = sys.argv, name_of(verb, overrides)
     child_options = [word for word in options if word not in ("-m", "--multirun")]
@@ -104,7 +104,7 @@ def by_hydra(verb: str, options: list[str], overrides: list[str], config_dir: st
     here = Path("." if os.access(".", os.W_OK) else tempfile.gettempdir())
     # Jobs that another sweep is busy with, which are looked at again when all others are done.
     bugs: list[Exception] = []  # of a job; what is raised besides is Hydra's, or a plugin's, word for a command line
-    claimed: list[tuple[int, Callable[[], Ended | None]]] = []
+    claimed: list[tuple[int, Callable[[], JobResult | None]]] = []
     with claims.scratch(here) if sweep else contextlib.nullcontext(Path()) as name:
         scratch = os.path.abspath(name)
 
@@ -120,14 +120,14 @@ def by_hydra(verb: str, options: list[str], overrides: list[str], config_dir: st
             words, searches = list(hydra_config.overrides.task), not _is_basic(hydra_config.sweeper)
             for cleared in one_budget(verb, words, config_dir):
                 OmegaConf.update(config, cleared.partition("=")[0], None)
-            ended: Ended | None
+            ended: JobResult | None
             try:
                 plain = validate(verb, config, names_sampler(hydra_config))
             except UsageError as error:
-                ended = Ended(" ".join(redact_words(words)), error.exit_code, str(error), None)
+                ended = JobResult(" ".join(redact_words(words)), error.exit_code, str(error), None)
             else:
                 work = functools.partial(
-                    do, sweep_name, verb, child_options, words, plain, dict(hydra_config.runtime.choices)
+                    run_job, sweep_name, verb, child_options, words, plain, dict(hydra_config.runtime.choices)
                 )
                 # A search needs each value, and another process does not share the list.
                 waits = searches or not _is_basic(hydra_config.launcher)
@@ -150,9 +150,9 @@ def by_hydra(verb: str, options: list[str], overrides: list[str], config_dir: st
             raise UsageError(f"hydra: {one_line(error)}") from error
         finally:
             sys.argv = typed
-        for number, ended in do_claimed(claimed):
+        for number, ended in run_jobs(claimed):
             ended.write(Path(scratch), number)
-        jobs = Ended.read_all(Path(scratch)) if sweep else []
+        jobs = JobResult.read_all(Path(scratch)) if sweep else []
     codes = [0]
     for ended in jobs:
         if ended.code:
@@ -167,8 +167,8 @@ def by_hydra(verb: str, options: list[str], overrides: list[str], config_dir: st
 
 def clear(outputs: str) -> None:
     """Remove what processes that were killed have left behind in the folder of all runs."""
-    from genzoo.claims import remove_abandoned, remove_abandoned_claims
     from genzoo.runs import mark_dead_runs
+    from genzoo.runs.claims import remove_abandoned, remove_abandoned_claims
 
     remove_abandoned(Path())
     remove_abandoned_claims(outputs)

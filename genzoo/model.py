@@ -9,7 +9,8 @@ A family is a plain ``torch.nn.Module``: it needs no trainer and no configuratio
 What a family can do beyond that is said by the abstract classes that it inherits: ``isinstance(model, Density)`` is the
 only question that the rest of genzoo asks. What a family cannot do it does not inherit, and is shown as ``n/a``.
 
-Data are points of [-1, 1] where they come from images with K levels (see ``genzoo.prob.measure``), any real vectors
+Data are points of [-1, 1] where they come from images with K levels (see ``genzoo.distributions.discretization``), any
+real vectors
 otherwise. The clock of noising families runs from ``t = 0``, data, to ``t = 1``, noise. Randomness comes from ``rng``, a
 ``torch.Generator``; without one from torch's global generator.
 """
@@ -26,8 +27,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from genzoo.prob.paths import GaussianPath, Kind, Prediction, typed
-from genzoo.prob.random import categorical
+from genzoo.diffusion.path import GaussianPath, Parameterization, Prediction, cast_like
+from genzoo.numerics.random import categorical
 
 _LABELS_CHECKED: ContextVar[bool] = ContextVar("labels_checked", default=False)
 
@@ -306,7 +307,7 @@ class Denoiser(GenerativeModel):
 
     @abstractmethod
     def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
-        """Predict one of the five kinds of ``genzoo.prob.paths`` from noisy data.
+        """Predict one of the five kinds of ``genzoo.diffusion.path`` from noisy data.
 
         Args:
             x_t: (B, *shape).
@@ -314,7 +315,7 @@ class Denoiser(GenerativeModel):
             y: classes, (B,) int64 in 0..num_classes, the last being the null label.
         """
 
-    def answer(self, kind: Kind, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, int]:
+    def predict_as(self, kind: Parameterization, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, int]:
         """Estimate any kind, (B, *shape), and say how many evaluations of the network that took.
 
         At an end point where the prediction cannot say what is asked, the network is asked again beside it.
@@ -329,15 +330,15 @@ class Denoiser(GenerativeModel):
 
     def denoise(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Estimate E[x | x_t]."""
-        return self.answer("x0", x_t, t, y)[0]
+        return self.predict_as("x0", x_t, t, y)[0]
 
     def eps(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Estimate E[eps | x_t]."""
-        return self.answer("eps", x_t, t, y)[0]
+        return self.predict_as("eps", x_t, t, y)[0]
 
     def velocity(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Estimate E[dx_t/dt | x_t], the velocity of the probability-flow ODE."""
-        return self.answer("velocity", x_t, t, y)[0]
+        return self.predict_as("velocity", x_t, t, y)[0]
 
     def score(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Estimate grad log p_t(x_t).
@@ -345,7 +346,7 @@ class Denoiser(GenerativeModel):
         Raises:
             ValueError: where the path pairs its noise with its data.
         """
-        return self.answer("score", x_t, t, y)[0]
+        return self.predict_as("score", x_t, t, y)[0]
 
 
 class Adversarial(GenerativeModel):
@@ -401,9 +402,9 @@ class Composite(GenerativeModel):
     prior: GenerativeModel
 
 
-def consult(network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+def call_network(network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
     """Ask a network about noisy data, (B, ...), at their times, (B,) or (), for an answer in their type."""
-    return typed(network(x_t, t if t.ndim else t.expand(len(x_t)), y), x_t)
+    return cast_like(network(x_t, t if t.ndim else t.expand(len(x_t)), y), x_t)
 
 
 def frozen(model: GenerativeModel) -> GenerativeModel:

@@ -23,11 +23,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genzoo import samplers
-from genzoo.model import Denoiser, Loss, Samples
-from genzoo.prob.paths import GaussianPath, Kind, Prediction
-from genzoo.prob.random import rand, randint, randn
-from genzoo.prob.schedules import (
+from genzoo.diffusion import samplers
+from genzoo.diffusion.path import GaussianPath, Parameterization, Prediction
+from genzoo.diffusion.schedules import (
     CondOT,
     CosineSchedule,
     EDMSchedule,
@@ -37,6 +35,8 @@ from genzoo.prob.schedules import (
     VESchedule,
     VPSchedule,
 )
+from genzoo.model import Denoiser, Loss, Samples
+from genzoo.numerics.random import rand, randint, randn
 
 SCHEDULES: dict[str, Schedule] = {
     "vp": VPSchedule(),
@@ -73,7 +73,7 @@ class GaussianDenoiser(Denoiser):
         schedule: Schedule,
         mean: Sequence[float],
         covariance: Sequence,
-        kind: Kind = "eps",
+        kind: Parameterization = "eps",
         hop: float | None = None,
         levels: int | None = None,
         independent: bool = True,
@@ -88,7 +88,7 @@ class GaussianDenoiser(Denoiser):
         self.calls = 0
         self.double()
 
-    def exact(self, kind: Kind, x_t: Tensor, t: Tensor) -> Tensor:
+    def exact(self, kind: Parameterization, x_t: Tensor, t: Tensor) -> Tensor:
         """The closed form of one of the five quantities, (B, D)."""
         # At the data sigma' may be infinite: sigma' sigma is then its limit.
         alpha, sigma, d_alpha, d_sigma = (c.reshape(-1, 1) for c in self.path.schedule.at(t.clamp(min=1e-12)))

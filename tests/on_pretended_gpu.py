@@ -115,7 +115,7 @@ def train(scenario: Steps) -> str:
     from genzoo.commands.config import build
     from genzoo.data.dataset import Split
     from genzoo.data.loader import Batches
-    from genzoo.prob.random import SampleStreams
+    from genzoo.numerics.random import SampleStreams
     from genzoo.training.budget import Budget
     from genzoo.training.module import GenerativeModule
     from tests import pretended_gpu
@@ -177,12 +177,12 @@ def use(model: Any, x: Any, y: Any, rng: Any) -> None:
     """Call every ability of a model on the device."""
     import torch
 
+    from genzoo.diffusion.probability_flow import ProbabilityFlow
+    from genzoo.distributions.discretization import bin_center
     from genzoo.model import Bijective, Codec, Denoiser, Density, LatentVariable, reconstruct
-    from genzoo.prob.measure import bin_centre
-    from genzoo.probability_flow import ProbabilityFlow
 
     x, y = x[:4], y[:4] if model.num_classes else None
-    x = (x if model.levels is None else bin_centre(x, model.levels)).to(model.dtype)
+    x = (x if model.levels is None else bin_center(x, model.levels)).to(model.dtype)
     with torch.no_grad():
         results = [model.sample(4, y, rng=rng).x, model.sample(4, rng=torch.Generator(x.device)).x]
         if isinstance(model, ProbabilityFlow):

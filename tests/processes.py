@@ -26,8 +26,8 @@ import torch.distributed as dist
 from genzoo.data.dataset import Split
 from genzoo.data.loader import Batches
 from genzoo.model import GenerativeModel, Loss
-from genzoo.prob import ranks
-from genzoo.prob.random import generator
+from genzoo.numerics import distributed
+from genzoo.numerics.random import generator
 from genzoo.training import module as training
 from genzoo.training.budget import Budget
 from genzoo.training.module import GenerativeModule
@@ -40,8 +40,8 @@ DOUBLE, BY_RANK = "4, float64", "2, noise by rank"
 
 def subjects(dtype: torch.dtype = torch.float32) -> dict[str, tuple[GenerativeModel, Batches]]:
     """Build every model and its data."""
+    from tests.numerics.test_distributed import drop, options
     from tests.test_interface import batch, cases
-    from tests.test_ranks import drop, options
 
     chosen = {name: case for name, (case, model) in cases().items() if isinstance(model, GenerativeModel)} | options()
     found = {}
@@ -56,7 +56,7 @@ def subjects(dtype: torch.dtype = torch.float32) -> dict[str, tuple[GenerativeMo
 
 def train(model: GenerativeModel, batches: Batches) -> dict[str, Any]:
     """Train one model by what this process has of each batch; return its losses and its weights."""
-    batches.share(ranks.rank(), ranks.world())
+    batches.share(distributed.rank(), distributed.world_size())
     model = model.train()
     start = {name: value.clone() for name, value in model.state_dict().items()}
     adam = functools.partial(torch.optim.Adam, lr=1e-3)
@@ -92,7 +92,7 @@ def main(world: int, rank: int, folder: Path, by_rank: bool) -> None:
         wait = datetime.timedelta(seconds=TIMEOUT)
         dist.init_process_group("gloo", f"file://{folder}/meeting", timeout=wait, rank=rank, world_size=world)
     if by_rank:
-        training.batch_generator = lambda *name, device: generator(*name, ranks.rank(), device=device)
+        training.batch_generator = lambda *name, device: generator(*name, distributed.rank(), device=device)
     given = torch.load(folder.parent / "subjects.pt", weights_only=False)
     found = {name: train(*copy.deepcopy(one)) for name, one in given.items()}
     if world > 1:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from genzoo.model import Adversarial, GenerativeModel, Staged
-from genzoo.prob.random import batch_generator, reseed
+from genzoo.numerics.random import batch_generator, reseed
 
 TIMEOUT = 60  # seconds that a rank waits for another, so that a hang is a failure
 

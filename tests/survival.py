@@ -303,7 +303,7 @@ def mutations(folder: Path, count: int) -> Iterator[dict[str, Any]]:
             row["alike"] = alike(found, whole)
         if "said" in row:  # and the one before is taken
             messages: list[str] = []
-            path, contents = checkpoints.newest_whole(folder, messages.append, remove_damaged=False) or (None, None)
+            path, contents = checkpoints.latest_valid(folder, messages.append, remove_damaged=False) or (None, None)
             row["fell_back"] = path == folder / "step-1" and alike(contents, whole) and len(messages) == 1
         yield row
         for name, data in kept.items():
@@ -388,14 +388,14 @@ def starts(folder: Path, count: int) -> Iterator[dict[str, Any]]:
     """Make runs in many processes at one instant, by one clock that stands still."""
     import datetime
 
-    from genzoo import runs
+    from genzoo.runs import run as run_module
 
     class Frozen(datetime.datetime):
         @classmethod
         def now(cls, tz: Any = None) -> Frozen:
             return cls(2026, 1, 2, 3, 4, 5, 6, tzinfo=tz)
 
-    runs.datetime.datetime = Frozen  # type: ignore[misc]
+    run_module.datetime.datetime = Frozen  # type: ignore[misc]
     read, write = os.pipe()
     children = []
     for _ in range(count):
@@ -403,7 +403,7 @@ def starts(folder: Path, count: int) -> Iterator[dict[str, Any]]:
         if not child:
             os.close(write)
             os.read(read, 1)  # until the pipe is closed, for all at once
-            runs.Run.create(folder, "vae-digits", {"seed": 0})
+            run_module.Run.create(folder, "vae-digits", {"seed": 0})
             os._exit(0)
         children.append(child)
     os.close(read)

@@ -27,6 +27,8 @@ import genzoo
 from genzoo.commands.config import CONF, UsageError, build, preflight
 from genzoo.data.dataset import Split
 from genzoo.data.loader import Batches
+from genzoo.diffusion.path import PARAMETERIZATIONS, Prediction
+from genzoo.distributions.discretization import bin_center, dequantize, quantize
 from genzoo.model import (
     Adversarial,
     Bijective,
@@ -42,9 +44,7 @@ from genzoo.model import (
     interpolate,
     reconstruct,
 )
-from genzoo.prob.measure import bin_centre, dequantize, quantize
-from genzoo.prob.paths import KINDS, Prediction
-from genzoo.prob.random import SampleStreams, generator
+from genzoo.numerics.random import SampleStreams, generator
 from genzoo.training.budget import Budget
 from genzoo.training.module import GenerativeModule
 from tests.conftest import composed
@@ -465,7 +465,7 @@ def test_a_density_of_images_gives_the_cube_the_share_of_its_samples_that_fall_t
 def constant_on_bins(model: Density) -> bool:
     """Whether a density of images is one of integers, so that one point stands for a bin."""
     x, y = batch(model)
-    centre = bin_centre(quantize(x, model.levels), model.levels, x.dtype)
+    centre = bin_center(quantize(x, model.levels), model.levels, x.dtype)
     there, here = (model.log_prob(point, y, rng=generator("bins")).value for point in (x, centre))
     return torch.equal(there, here)
 
@@ -610,7 +610,7 @@ def test_all_that_a_denoiser_says_is_one_statement(case):
     close(d_alpha * x0 + d_sigma * eps, velocity)
     if model.path.independent:
         close(-eps / sigma, model.score(x_t, t, y))
-    for kind in KINDS if model.path.independent else KINDS[:-1]:
+    for kind in PARAMETERIZATIONS if model.path.independent else PARAMETERIZATIONS[:-1]:
         said = Prediction(kind, model.path.convert(model.predict(x_t, t, y), x_t, t, kind))
         close(model.path.convert(said, x_t, t, "x0"), x0)
         close(model.path.convert(said, x_t, t, "eps"), eps)
@@ -744,7 +744,7 @@ import torch
 from torch import nn
 
 from genzoo.model import GenerativeModel, Loss, Samples
-from genzoo.prob.random import randn
+from genzoo.numerics.random import randn
 
 
 class Dice(GenerativeModel):

@@ -17,6 +17,7 @@ from torch import Tensor
 from genzoo.commands import score
 from genzoo.data.dataset import DataSet, Split
 from genzoo.data.loader import Batches
+from genzoo.distributions.discretization import dequantize, quantize, to_bytes
 from genzoo.metrics.evaluator import subset
 from genzoo.metrics.likelihood import score_log_prob
 from genzoo.model import (
@@ -31,8 +32,7 @@ from genzoo.model import (
     Loss,
     Samples,
 )
-from genzoo.prob.measure import dequantize, quantize, to_bytes
-from genzoo.prob.random import SampleStreams, generator
+from genzoo.numerics.random import SampleStreams, generator
 from genzoo.training.budget import Budget
 from genzoo.training.module import GenerativeModule
 from tests.test_interface import draws, every, objectives

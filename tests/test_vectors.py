@@ -11,10 +11,10 @@ import torch
 
 from genzoo.commands.config import CONF, UsageError
 from genzoo.data.pictures import save_scatter
-from genzoo.metrics.evaluator import of_copies, of_points
-from genzoo.metrics.transport import sliced_wasserstein
+from genzoo.metrics.evaluator import memorization_scores, point_scores
+from genzoo.metrics.sliced_wasserstein import sliced_wasserstein
 from genzoo.model import Bijective, Density, GenerativeModel
-from genzoo.prob.random import generator
+from genzoo.numerics.random import generator
 from tests.commands import genzoo
 from tests.test_interface import Case, batch, objectives
 
@@ -53,9 +53,9 @@ def test_vectors_are_compared_in_every_dimension(D):
     y[:, 0] += 1.0
     assert sliced_wasserstein(x, x) == pytest.approx(0, abs=1e-9)
     assert sliced_wasserstein(x, y) == pytest.approx(D**-0.5, rel=0.15)
-    scores = of_points(y[:300], x[:400], "vectors/test")
+    scores = point_scores(y[:300], x[:400], "vectors/test")
     assert scores["sliced_wasserstein"].value > 0 and scores["mmd"].value > 0
-    copies, _ = of_copies(x[:50], x[:400], y[:100], False, "vectors", None)
+    copies, _ = memorization_scores(x[:50], x[:400], y[:100], False, "vectors", None)
     assert copies["copied"].value == 1.0
 
 

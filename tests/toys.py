@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from genzoo.families.gan import gradient_penalty
 from genzoo.model import Adversarial, GenerativeModel, Loss, Samples, Stage, Staged
 from genzoo.nn.layers import BatchNorm2d
-from genzoo.prob.random import randn
+from genzoo.numerics.random import randn
 
 
 class Toy(GenerativeModel):

@@ -9,11 +9,11 @@ import torch
 from run import Pair
 from torch import Tensor
 
+from genzoo.distributions.likelihoods import Categorical
 from genzoo.families.autoregressive import Autoregressive
 from genzoo.nn.pixelcnn import PixelCNN
 from genzoo.nn.transformer import Transformer
-from genzoo.prob.likelihoods import Categorical
-from genzoo.prob.random import generator
+from genzoo.numerics.random import generator
 
 SIDE, LEVELS = 8, 17  # as of the digits
 

@@ -18,13 +18,13 @@ from torch import nn
 
 from genzoo.data.dataset import Split
 from genzoo.data.loader import Batches
+from genzoo.distributions.likelihoods import DiscretizedLogistic
 from genzoo.families.ddpm import DDPM
 from genzoo.families.vae import VAE
 from genzoo.model import GenerativeModel
 from genzoo.nn.layers import DoublingConv2d, attend
 from genzoo.nn.resnet import ConvDecoder, ConvEncoder
 from genzoo.nn.unet import UNet
-from genzoo.prob.likelihoods import DiscretizedLogistic
 from genzoo.training.budget import Budget
 from genzoo.training.ema import EMA
 from genzoo.training.module import GenerativeModule

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from genzoo.data.dataset import Split
 from genzoo.data.loader import Batches
-from genzoo.prob.measure import bin_centre, dequantize
-from genzoo.prob.random import seed_of
+from genzoo.distributions.discretization import bin_center, dequantize
+from genzoo.numerics.random import seed_of
 
 N, BATCH, STEPS = 12_800, 128, 100
 
@@ -41,7 +41,7 @@ def by_genzoo(noise: bool) -> Callable[[], Go]:
             for step in steps:  # as GenerativeModule does
                 rng = torch.Generator().manual_seed(seed_of("noise", 0, step, 0))
                 k, y = batches(step)
-                yield dequantize(k, 256, rng) if noise else bin_centre(k, 256), y
+                yield dequantize(k, 256, rng) if noise else bin_center(k, 256), y
 
         return lambda: consumed(draw())
 

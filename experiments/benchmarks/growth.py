@@ -46,10 +46,10 @@ def denoiser(side: int, width: int) -> Any:
     """A DDPM on images of some side with a U-Net of some width."""
     import torch
 
+    from genzoo.diffusion.samplers import DDIM
+    from genzoo.diffusion.schedules import LinearSchedule
     from genzoo.families.ddpm import DDPM
     from genzoo.nn.unet import UNet
-    from genzoo.prob.schedules import LinearSchedule
-    from genzoo.samplers import DDIM
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -78,7 +78,7 @@ def sampling(steps: int = 10, batch: int = 8) -> dict[str, float]:
     """Samples by DDIM."""
     import torch
 
-    from genzoo.samplers import DDIM
+    from genzoo.diffusion.samplers import DDIM
 
     model = denoiser(16, 32).eval()
     model.sampler = DDIM(steps)

@@ -21,7 +21,7 @@ IMAGES = 5_000
 BARE = f"""
 import sys, torch
 from genzoo.commands.config import build, preflight
-from genzoo.prob.measure import dequantize
+from genzoo.distributions.discretization import dequantize
 config = preflight("train", sys.argv[1:]).config
 model, data = build(config["model"], "model"), build(config["data"]["source"], "data").train
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)

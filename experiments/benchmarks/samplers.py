@@ -10,8 +10,8 @@ import torch
 from run import Pair
 from torch import Tensor, nn
 
+from genzoo.diffusion.samplers import DDIM, Ancestral, Chain, DPMSolver
 from genzoo.families.ddpm import DDPM
-from genzoo.samplers import DDIM, Ancestral, Chain, DPMSolver
 
 N, SHAPE, T = 64, (1, 8, 8), 1000
 

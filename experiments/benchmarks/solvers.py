@@ -10,9 +10,9 @@ from run import Pair
 from torch import Tensor, nn
 from torchdiffeq import odeint
 
+from genzoo.diffusion.samplers import AdaptiveODE, Euler, Heun, Sampler
 from genzoo.families.flow_matching import FlowMatching
-from genzoo.prob.random import generator, randn
-from genzoo.samplers import AdaptiveODE, Euler, Heun, Sampler
+from genzoo.numerics.random import generator, randn
 
 N, SHAPE, STEPS, TOLERANCE = 64, (1, 8, 8), 50, 1e-5
 ENDS, GRID = torch.tensor([1.0, 0.0]), torch.linspace(1, 0, STEPS + 1)

@@ -41,8 +41,8 @@ def by_genzoo(precision: str) -> Callable[[], Go]:
         from genzoo.commands.train import draw_grid, quiet
         from genzoo.data.dataset import DataSet, Split
         from genzoo.data.loader import Batches
+        from genzoo.distributions.likelihoods import Gaussian
         from genzoo.families.vae import VAE
-        from genzoo.prob.likelihoods import Gaussian
         from genzoo.runs import Run
         from genzoo.training.budget import Budget
         from genzoo.training.callbacks import fit

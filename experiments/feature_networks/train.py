@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from genzoo.data import digits, fashion_mnist
+from genzoo.distributions.discretization import bin_center, to_bytes
 from genzoo.metrics.features import EMBEDDED, Embedded, SmallConvNet
-from genzoo.prob.measure import bin_centre, to_bytes
 
 SETTINGS = {
     "digits": {"side": 8, "width": 48, "dim": 64, "epochs": 60, "batch": 64, "flip": False, "shift": 1, "lr": 5e-3},
@@ -38,7 +38,7 @@ SETTINGS = {
 
 def as_bytes(x: Tensor, levels: int) -> Tensor:
     """Turn the integers of a data set into bytes of a picture file."""
-    return to_bytes(bin_centre(x, levels, torch.float64), levels)
+    return to_bytes(bin_center(x, levels, torch.float64), levels)
 
 
 def augmented(x: Tensor, shift: int, flip: bool) -> Tensor:

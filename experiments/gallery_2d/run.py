@@ -19,7 +19,7 @@ from genzoo import load
 from genzoo.data import densities
 from genzoo.metrics.likelihood import mean_with_error
 from genzoo.model import Density
-from genzoo.prob.random import SampleStreams, generator
+from genzoo.numerics.random import SampleStreams, generator
 from genzoo.runs import Run
 
 HERE = Path(__file__).parent
@@ -35,15 +35,15 @@ MODELS = (
 )  # fmt: skip
 SECONDS = 90  # of training
 SAMPLERS = {
-    "ancestral": {"_target_": "genzoo.samplers.Ancestral", "steps": 200},
-    "ddim": {"_target_": "genzoo.samplers.DDIM", "steps": 50},
-    "dpm_solver": {"_target_": "genzoo.samplers.DPMSolver", "steps": 20},
-    "euler": {"_target_": "genzoo.samplers.Euler", "steps": 50},
-    "midpoint": {"_target_": "genzoo.samplers.Midpoint", "steps": 18},
-    "heun": {"_target_": "genzoo.samplers.Heun", "steps": 18},
-    "ode": {"_target_": "genzoo.samplers.AdaptiveODE", "rtol": 1e-4, "atol": 1e-4},
-    "euler_maruyama": {"_target_": "genzoo.samplers.EulerMaruyama", "steps": 300},
-    "predictor_corrector": {"_target_": "genzoo.samplers.PredictorCorrector", "steps": 150},
+    "ancestral": {"_target_": "genzoo.diffusion.samplers.Ancestral", "steps": 200},
+    "ddim": {"_target_": "genzoo.diffusion.samplers.DDIM", "steps": 50},
+    "dpm_solver": {"_target_": "genzoo.diffusion.samplers.DPMSolver", "steps": 20},
+    "euler": {"_target_": "genzoo.diffusion.samplers.Euler", "steps": 50},
+    "midpoint": {"_target_": "genzoo.diffusion.samplers.Midpoint", "steps": 18},
+    "heun": {"_target_": "genzoo.diffusion.samplers.Heun", "steps": 18},
+    "ode": {"_target_": "genzoo.diffusion.samplers.AdaptiveODE", "rtol": 1e-4, "atol": 1e-4},
+    "euler_maruyama": {"_target_": "genzoo.diffusion.samplers.EulerMaruyama", "steps": 300},
+    "predictor_corrector": {"_target_": "genzoo.diffusion.samplers.PredictorCorrector", "steps": 150},
 }
 POINTS = 2000  # in a picture
 TEST = 4000  # fresh points of the law, never trained on

@@ -77,9 +77,9 @@ def write(folders: Sequence[str], out: Path, title: str | None = None) -> Path:
         RunError: where there is no run.
         UsageError: where nothing can be written.
     """
-    from genzoo.redact import redact
     from genzoo.report import leaderboard, page, records, texts
     from genzoo.runs import write_atomically
+    from genzoo.runs.redact import redact
 
     check_out(out)
     found, broken = records.read(records.find(folders))

@@ -34,15 +34,20 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from genzoo.redact import remember
-from genzoo.runs import OF_NO_MATTER
+from genzoo.runs import UNHASHED_KEYS
+from genzoo.runs.redact import remember
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
     from genzoo.commands.schema import Section
 
-MAY_CHANGE = ("resume", "trust", "timeout", *(key for key in OF_NO_MATTER if "." in key))  # where a run is gone on with
+MAY_CHANGE = (
+    "resume",
+    "trust",
+    "timeout",
+    *(key for key in UNHASHED_KEYS if "." in key),
+)  # where a run is gone on with
 
 LIMITS = ("images", "seconds", "flops")  # of a budget
 VERBS = ("train", "sample", "evaluate", "compare")

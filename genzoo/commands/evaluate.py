@@ -8,7 +8,7 @@ from typing import Any
 
 from genzoo.commands.config import UsageError, build, check_section, pick_device
 from genzoo.commands.notes import note
-from genzoo.commands.score import EVALUATIONS, NotKept, Subject, check_settings, compare, kept, pick_network, score
+from genzoo.commands.score import EVALUATIONS, EvalData, NotKept, check_settings, compare, kept, pick_network, score
 from genzoo.commands.train import resources
 from genzoo.console import log_stderr
 from genzoo.environment import usable_cores
@@ -42,7 +42,7 @@ def evaluate_run(config: dict[str, Any]) -> None:
     from genzoo.commands.load import load
     from genzoo.commands.train import sha256_of
     from genzoo.data import DataSet
-    from genzoo.metrics.enough import check_references
+    from genzoo.metrics.sample_size import check_references
     from genzoo.runs import Run
 
     run = Run(config["run"])
@@ -79,7 +79,7 @@ def evaluate_run(config: dict[str, Any]) -> None:
     check_references({name: len(split.x) for name, split in data.splits.items()}, network, settings["force"])
     result = score(
         model,
-        Subject(data, section["name"], bool(section.get("flip"))),
+        EvalData(data, section["name"], bool(section.get("flip"))),
         run,
         settings,
         network and network.to(model.device),
@@ -96,9 +96,9 @@ def evaluate_samples(config: dict[str, Any]) -> None:
     import torch
 
     from genzoo.data.pictures import check_range, read_samples
-    from genzoo.metrics.enough import check_references
     from genzoo.metrics.evaluator import stored
     from genzoo.metrics.reference import sha256_of
+    from genzoo.metrics.sample_size import check_references
     from genzoo.runs import now, to_json, write_atomically
 
     section = config["data"]
@@ -120,7 +120,7 @@ def evaluate_samples(config: dict[str, Any]) -> None:
         raise UsageError(f"samples={path}: {odd.text}; metrics.force=true scores them all the same, with a mark")
     setting = {"samples": path.name, "samples_sha256": sha256_of(x), **({"range": odd.text} if odd else {})}
     device = torch.device(pick_device(config["device"]))
-    subject = Subject(data, section["name"], bool(section["flip"]))
+    subject = EvalData(data, section["name"], bool(section["flip"]))
     metrics, warnings = compare(x, None, subject, settings, setting, network and network.to(device), device)
     if odd:
         warnings = [f"samples={path}: {odd.text}", *warnings]

@@ -63,19 +63,19 @@ def load(
 LOAD, FROZEN = f"{load.__module__}.{load.__name__}", f"{frozen.__module__}.{frozen.__name__}"
 
 
-def inlined(node: Any) -> Any:
+def inline_runs(node: Any) -> Any:
     """Replace every model of a run in a configuration by that run's own model, whose weights are fixed.
 
     What is written into a new run then needs no other run: the weights lie in its folder ``parents``, and its configuration
     names no command, which a stranger's may not.
     """
     if isinstance(node, list):
-        return [inlined(item) for item in node]
+        return [inline_runs(item) for item in node]
     if not isinstance(node, dict):
         return node
     if node.get("_target_") == LOAD:
         return {"_target_": FROZEN, "model": Run(node["run"]).config["model"]}
-    return {key: inlined(value) for key, value in node.items()}
+    return {key: inline_runs(value) for key, value in node.items()}
 
 
 def with_parents(
@@ -114,7 +114,7 @@ def with_parents(
     return list(whole.values()) if isinstance(node, list) else whole, parents
 
 
-def walker(model: GenerativeModel) -> GenerativeModel:
+def sampling_denoiser(model: GenerativeModel) -> GenerativeModel:
     """Return the part of a model that a sampler walks with: of a composite its prior."""
     while isinstance(model, Composite):
         model = model.prior
@@ -127,7 +127,7 @@ def set_sampler(model: GenerativeModel, config: dict[str, Any]) -> None:
     Raises:
         UsageError: for a family that has none, and for a sampler that cannot walk along its path.
     """
-    model = walker(model)
+    model = sampling_denoiser(model)
     if not isinstance(model, Denoiser):
         raise UsageError(f"sampler: {type(model).__name__} samples in one pass and takes no sampler; leave it out")
     model.sampler = build(config, "sampler")
@@ -140,7 +140,7 @@ def check_sampler(model: GenerativeModel) -> None:
     Raises:
         UsageError: in the sampler's own words.
     """
-    model = walker(model)
+    model = sampling_denoiser(model)
     if not isinstance(model, Denoiser):
         return
     sampler: Any = model.sampler

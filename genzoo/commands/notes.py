@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from genzoo.console import log_stderr
-from genzoo.redact import redact
+from genzoo.runs.redact import redact
 
 
 def note(text: str) -> None:

@@ -33,8 +33,8 @@ def _sample(config: dict[str, Any]) -> None:
 
     from genzoo.commands.load import load
     from genzoo.data.pictures import CHANNELS, as_bytes, grid, save_png, save_scatter
-    from genzoo.prob.precision import full_float32
-    from genzoo.prob.random import SampleStreams
+    from genzoo.numerics.precision import full_float32
+    from genzoo.numerics.random import SampleStreams
     from genzoo.runs import write_atomically
     from genzoo.training.module import compile_networks
 

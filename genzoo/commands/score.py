@@ -23,7 +23,7 @@ EVALUATIONS = 50  # of the network that a sample may take where a configuration 
 HEUN_STEPS = 25  # two evaluations each but the last
 
 
-class Subject(NamedTuple):
+class EvalData(NamedTuple):
     """The data that a model is scored on."""
 
     data: Any  # a DataSet
@@ -33,7 +33,7 @@ class Subject(NamedTuple):
 
 def score(
     model: Any,
-    subject: Subject,
+    subject: EvalData,
     run: Any,
     settings: dict[str, Any],
     network: Any,
@@ -59,7 +59,7 @@ def score(
     Raises:
         NotKept: where they cannot be written; they are in the error.
     """
-    from genzoo.prob.precision import full_float32
+    from genzoo.numerics.precision import full_float32
 
     with full_float32():
         return _score(model, subject, run, settings, network, seed, ema, chosen, note)
@@ -67,7 +67,7 @@ def score(
 
 def _score(
     model: Any,
-    subject: Subject,
+    subject: EvalData,
     run: Any,
     settings: dict[str, Any],
     network: Any,
@@ -112,7 +112,7 @@ def _score(
             found, of_samples = quality(model, subject, settings, setting, network)
             metrics |= found
             warnings += of_samples
-    say("")
+    status_line("")
     result = {"scored": now(), "metrics": metrics, "warnings": warnings}
     values = {name: m["value"] for name, m in metrics.items()}
     with kept(result, run.path):
@@ -170,10 +170,10 @@ def estimate(model: Any, data: Any, settings: dict[str, Any]) -> Estimate:
     """
     import torch
 
-    from genzoo.commands.load import walker
+    from genzoo.commands.load import sampling_denoiser
+    from genzoo.distributions.discretization import bin_center
     from genzoo.model import Denoiser, Density
-    from genzoo.prob.measure import bin_centre
-    from genzoo.prob.random import SampleStreams
+    from genzoo.numerics.random import SampleStreams
 
     def measured(work: Callable[[int], object], n: int) -> float:
         """Return the seconds of ``n`` pieces in batches, by what a batch of 2 and one of 8 take."""
@@ -194,7 +194,7 @@ def estimate(model: Any, data: Any, settings: dict[str, Any]) -> Estimate:
 
     def score_events(n: int) -> None:
         x = data.test.x[:n].to(model.device)
-        x = (x if model.levels is None else bin_centre(x, model.levels)).to(model.dtype)
+        x = (x if model.levels is None else bin_center(x, model.levels)).to(model.dtype)
         y = data.test.y[:n].to(model.device) if model.num_classes else None
         model.log_prob(x, y, num_samples=settings["num_samples"], rng=torch.Generator(model.device).manual_seed(0))
 
@@ -209,7 +209,7 @@ def estimate(model: Any, data: Any, settings: dict[str, Any]) -> Estimate:
             density = measured(score_events, min(settings["events"] or len(data.test.x), len(data.test.x)))
             words.append("metrics.events=")
     words += ["metrics.n="] if settings["n"] else []
-    words += ["sampler.steps="] if isinstance(walker(model), Denoiser) else []
+    words += ["sampler.steps="] if isinstance(sampling_denoiser(model), Denoiser) else []
     return Estimate(density, samples, ", ".join(words))
 
 
@@ -260,8 +260,8 @@ def pick_network(settings: dict[str, Any], data: dict[str, Any], *, needed: bool
         FeatureError: for a network that cannot be had.
         TooFew: for fewer samples than it has features.
     """
-    from genzoo.metrics.enough import check_enough
-    from genzoo.metrics.features import FeatureError, check_cache, feature_network, fitting
+    from genzoo.metrics.features import FeatureError, check_cache, default_feature_network, feature_network
+    from genzoo.metrics.sample_size import check_enough
 
     name, n = settings["features"], settings["n"]
     if n == 0:
@@ -272,7 +272,7 @@ def pick_network(settings: dict[str, Any], data: dict[str, Any], *, needed: bool
         return None
     automatic = name == "auto"
     if automatic:
-        name = fitting(data["name"], tuple(data["shape"]), data["levels"])
+        name = default_feature_network(data["name"], tuple(data["shape"]), data["levels"])
     if (name == "identity") != (data["levels"] is None):
         raise UsageError(f"metrics.features={name}: " + ("is for points" if name == "identity" else "is for images"))
     try:
@@ -301,7 +301,7 @@ def likelihood(model: Any, data: Any, settings: dict[str, Any], setting: dict[st
         num_samples=settings["num_samples"],
         batch_size=settings["batch_size"],
         seed=setting["seed"],
-        progress=lambda done: say(f"scoring {done}/{len(x)}"),
+        progress=lambda done: status_line(f"scoring {done}/{len(x)}"),
     )
     protocol = {
         "unit": "nats" if model.levels is None else "bits/dim",
@@ -316,12 +316,12 @@ def likelihood(model: Any, data: Any, settings: dict[str, Any], setting: dict[st
     # A lower bound rises with the draws that it is made of; an estimate without bias does not.
     of_bound = draws if Bound.LOWER in model.bound else {}
     metrics = {
-        f"test/{name}": entry(result.value, result.stderr, "lower", {**protocol, **of_bound}, {**setting, **draws})
+        f"test/{name}": to_record(result.value, result.stderr, "lower", {**protocol, **of_bound}, {**setting, **draws})
     }
     if data.density is not None:
         truth = mean_with_error(-data.density.log_prob(x))
         protocol = {**protocol, "bound": "EXACT", "model": "the law that made the data"}
-        metrics["test/nll_truth"] = entry(truth.value, truth.stderr, "lower", protocol, {})
+        metrics["test/nll_truth"] = to_record(truth.value, truth.stderr, "lower", protocol, {})
     return metrics
 
 
@@ -334,10 +334,10 @@ def reconstruction(model: Any, data: Any, settings: dict[str, Any], setting: dic
     """Score what a codec gives back of test images; a bijection loses nothing, and is not asked."""
     import torch
 
+    from genzoo.distributions.discretization import bin_center, to_bytes
     from genzoo.metrics.evaluator import stored, subset
     from genzoo.metrics.reconstruction import reconstruction_error
     from genzoo.model import Bijective, reconstruct
-    from genzoo.prob.measure import bin_centre, to_bytes
 
     if isinstance(model, Bijective) or model.levels is None:
         return {}
@@ -346,7 +346,7 @@ def reconstruction(model: Any, data: Any, settings: dict[str, Any], setting: dic
     parts = []
     with torch.no_grad():
         for rows in torch.arange(len(x)).split(settings["batch_size"]):
-            batch = bin_centre(x[rows].to(model.device), model.levels).to(model.dtype)
+            batch = bin_center(x[rows].to(model.device), model.levels).to(model.dtype)
             labels = None if y is None else y[rows].to(model.device)
             parts.append(to_bytes(reconstruct(model, batch, labels), model.levels).cpu())
     errors = reconstruction_error(stored(x, model.levels), torch.cat(parts))
@@ -354,7 +354,7 @@ def reconstruction(model: Any, data: Any, settings: dict[str, Any], setting: dic
     better = {"mse": "lower", "psnr": "higher", "ssim": "higher"}
     protocol = {"split": "test", "split_sha256": split_sha256(x)}
     return {
-        f"reconstruction/{name}": entry(
+        f"reconstruction/{name}": to_record(
             error.value, error.stderr, better[name], {"unit": units[name], **protocol, "n": error.n}, setting
         )
         for name, error in errors.items()
@@ -362,21 +362,21 @@ def reconstruction(model: Any, data: Any, settings: dict[str, Any], setting: dic
 
 
 def interim(
-    model: Any, subject: Subject, settings: dict[str, Any], n: int, network: Any, seed: int
+    model: Any, subject: EvalData, settings: dict[str, Any], n: int, network: Any, seed: int
 ) -> dict[str, float | None]:
     """Score a few samples in the middle of training: values alone, since few samples make no number to be quoted."""
-    from genzoo.prob.precision import full_float32
+    from genzoo.numerics.precision import full_float32
 
     model.eval()
     settings = {**settings, "n": n, "force": True}
     with full_float32(), within_evaluations(model, settings.get("max_nfe", EVALUATIONS)):
         found, _ = quality(model, subject, settings, {"seed": seed}, network and network.to(model.device))
-    say("")
+    status_line("")
     return {name: measured["value"] for name, measured in found.items()}
 
 
 def quality(
-    model: Any, subject: Subject, settings: dict[str, Any], setting: dict[str, Any], network: Any
+    model: Any, subject: EvalData, settings: dict[str, Any], setting: dict[str, Any], network: Any
 ) -> tuple[dict[str, Any], list[str]]:
     """Draw samples and compare them with both splits."""
     from genzoo.metrics.finite import NotFinite
@@ -393,7 +393,7 @@ def quality(
 def compare(
     x: Any,
     y: Any,
-    subject: Subject,
+    subject: EvalData,
     settings: dict[str, Any],
     setting: dict[str, Any],
     network: Any,
@@ -414,16 +414,16 @@ def compare(
         The scores, and warnings.
     """
     from genzoo.metrics import evaluator
-    from genzoo.metrics.enough import too_small
     from genzoo.metrics.features import cache_folder
     from genzoo.metrics.reference import reference
+    from genzoo.metrics.sample_size import too_small
 
     data, cache = subject.data, cache_folder() / "references"
     splits = {name: evaluator.stored(split.x, data.levels) for name, split in data.splits.items()}
     warnings: list[str] = []
     found: dict[str, Any] = {}
     if network is not None:
-        say(f"features of {len(x)} samples")
+        status_line(f"features of {len(x)} samples")
         small = too_small({name: len(images) for name, images in splits.items()}, network)
         if small and not settings["force"]:
             warnings.append(f"{small}: no such distance was computed; metrics.force=true gives it, marked")
@@ -439,28 +439,28 @@ def compare(
                 functools.partial(_progress, split, len(images)),
                 data.levels,
             )
-            scores = evaluator.against(fake, real, network, settings["force"], device)
+            scores = evaluator.feature_scores(fake, real, network, settings["force"], device)
             if split != "test":
-                scores |= evaluator.of_classes(fake, y, real, network, data.classes, device)
+                scores |= evaluator.class_scores(fake, y, real, network, data.classes, device)
             found |= {f"{split}/{name}": measured for name, measured in scores.items()}
     if data.levels is None:
         for split, points in splits.items():
-            scores = evaluator.of_points(x, points, f"{subject.name}/{split}")
+            scores = evaluator.point_scores(x, points, f"{subject.name}/{split}")
             found |= {f"{split}/{name}": measured for name, measured in scores.items()}
     if "test" in splits:  # whose images nobody can have copied
-        copies, warning = evaluator.of_copies(
-            x, splits["train"], splits["test"], subject.flip, subject.name, cache, device, say
+        copies, warning = evaluator.memorization_scores(
+            x, splits["train"], splits["test"], subject.flip, subject.name, cache, device, status_line
         )
         found |= {f"memorisation/{name}": measured for name, measured in copies.items()}
         warnings += [warning] if warning else []
     return (
-        {name: entry(m.value, m.stderr, m.better, m.protocol, setting, m.detail) for name, m in found.items()},
+        {name: to_record(m.value, m.stderr, m.better, m.protocol, setting, m.detail) for name, m in found.items()},
         warnings,
     )
 
 
 def _progress(split: str, n: int, done: int) -> None:
-    say(f"features of {split}: {done}/{n}")
+    status_line(f"features of {split}: {done}/{n}")
 
 
 def draw(model: Any, n: int, batch_size: int, seed: int) -> tuple[Any, Any, int]:
@@ -471,8 +471,8 @@ def draw(model: Any, n: int, batch_size: int, seed: int) -> tuple[Any, Any, int]
     """
     import torch
 
-    from genzoo.prob.measure import to_bytes
-    from genzoo.prob.random import SampleStreams
+    from genzoo.distributions.discretization import to_bytes
+    from genzoo.numerics.random import SampleStreams
 
     parts, labels, broken = [], list[Any](), 0
     for start in range(0, n, batch_size):
@@ -483,7 +483,7 @@ def draw(model: Any, n: int, batch_size: int, seed: int) -> tuple[Any, Any, int]
         broken += int((~x.isfinite().flatten(1).all(1)).sum())
         parts.append(x if model.levels is None else to_bytes(x, model.levels))
         labels.append(None if y is None else y.cpu())
-        say(f"sampling {rows.stop}/{n}")
+        status_line(f"sampling {rows.stop}/{n}")
     return torch.cat(parts), None if labels[0] is None else torch.cat(labels), broken
 
 
@@ -498,12 +498,12 @@ def within_evaluations(model: Any, limit: int | None) -> Iterator[dict[str, Any]
     Yields:
         The card of the sampler that was exchanged, None where it was not.
     """
-    from genzoo.commands.load import walker
+    from genzoo.commands.load import sampling_denoiser
+    from genzoo.diffusion.samplers import Heun
     from genzoo.model import Denoiser
-    from genzoo.prob.random import SampleStreams
-    from genzoo.samplers import Heun
+    from genzoo.numerics.random import SampleStreams
 
-    part: Any = walker(model)
+    part: Any = sampling_denoiser(model)
     denoises = isinstance(part, Denoiser)
     if not denoises or limit is None:
         yield None
@@ -523,10 +523,10 @@ def within_evaluations(model: Any, limit: int | None) -> Iterator[dict[str, Any]
 def sampler_card(model: Any) -> dict[str, Any] | None:
     """Describe the sampler of a denoiser: its name, its settings, and likewise all that it is made of."""
     from genzoo.commands.cards import describe
-    from genzoo.commands.load import walker
+    from genzoo.commands.load import sampling_denoiser
     from genzoo.model import Denoiser
 
-    part = walker(model)
+    part = sampling_denoiser(model)
     return describe(part.sampler) if isinstance(part, Denoiser) else None
 
 
@@ -541,15 +541,17 @@ def cost(model: Any, settings: dict[str, Any], setting: dict[str, Any], status: 
 
     from genzoo.training.flops import COUNTED
 
-    say("measuring the speed of sampling")
+    status_line("measuring the speed of sampling")
     speed, nfe = throughput(model, settings["throughput"])
     threads = None if model.device.type == "cuda" else torch.get_num_threads()
     machine = {"device": device_name(model.device), "threads": threads}
     protocol = {"unit": "samples/s", "batch": settings["throughput"], **machine}
     metrics = {
-        "sampling/samples_per_second": entry(speed, None, "higher", protocol, {**setting, "nfe": nfe}),
-        "sampling/nfe": entry(nfe, None, "lower", {"unit": "evaluations"}, setting),
-        "model/parameters": entry(sum(p.numel() for p in model.parameters()), None, "lower", {"unit": "weights"}, {}),
+        "sampling/samples_per_second": to_record(speed, None, "higher", protocol, {**setting, "nfe": nfe}),
+        "sampling/nfe": to_record(nfe, None, "lower", {"unit": "evaluations"}, setting),
+        "model/parameters": to_record(
+            sum(p.numel() for p in model.parameters()), None, "lower", {"unit": "weights"}, {}
+        ),
     }
     # What was computed before the clock started, such as the pairs of a teacher.
     before = {name: status[name] for name in ("precompute_seconds",) if name in status}
@@ -560,11 +562,11 @@ def cost(model: Any, settings: dict[str, Any], setting: dict[str, Any], status: 
     }
     for name, (value, unit, how) in spent.items():
         if value and type(value) in (int, float):
-            metrics[f"training/{name}"] = entry(value, None, "lower", {"unit": unit, **how}, {})
+            metrics[f"training/{name}"] = to_record(value, None, "lower", {"unit": unit, **how}, {})
     return metrics
 
 
-def entry(
+def to_record(
     value: Any,
     stderr: float | None,
     better: str,
@@ -586,7 +588,7 @@ def throughput(model: Any, n: int) -> tuple[float, int]:
     """Return samples a second and evaluations a sample, after one warm-up where that costs less than a second."""
     import torch
 
-    from genzoo.prob.random import SampleStreams
+    from genzoo.numerics.random import SampleStreams
 
     def once() -> tuple[float, int]:
         rng = SampleStreams(0, range(n), device=model.device)
@@ -602,7 +604,7 @@ def throughput(model: Any, n: int) -> tuple[float, int]:
     return n / seconds, nfe
 
 
-def say(text: str) -> None:
+def status_line(text: str) -> None:
     """Show on the terminal what is being done; write nothing where there is no terminal."""
     stream = stderr()
     if stream.isatty():

@@ -2,7 +2,8 @@
 
 A job that fails, leaks or is killed hurts no other. What a job is follows from its resolved configuration alone, so that a
 sweep that is started again runs only what is missing, and two sweeps at a time share their jobs: each is claimed by whoever
-trains it (``genzoo.claims``). Jobs may run on other machines, by a launcher of Hydra's: each writes how it ended into a folder
+trains it (``genzoo.runs.claims``). Jobs may run on other machines, by a launcher of Hydra's: each writes how it ended
+into a folder
 that all of them see.
 """
 
@@ -22,10 +23,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from genzoo import claims
 from genzoo.console import BROKEN_PIPE, log_stderr, stderr
-from genzoo.redact import redact_words
-from genzoo.runs import Run, RunError, job_id, to_json, write_atomically
+from genzoo.runs import Run, RunError, claims, job_id, to_json, write_atomically
+from genzoo.runs.redact import redact_words
 from genzoo.training.stopping import HEARD, Stopped, is_ignored
 
 TIMED_OUT = 4  # resources: the exit code of a job that took too long
@@ -40,7 +40,7 @@ class Outcome(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Ended:
+class JobResult:
     """What a sweep keeps of a job."""
 
     words: str
@@ -53,7 +53,7 @@ class Ended:
         write_atomically(folder / f"{number:06d}.json", to_json(asdict(self)))
 
     @classmethod
-    def read_all(cls, folder: Path) -> list[Ended]:
+    def read_all(cls, folder: Path) -> list[JobResult]:
         """Read what all jobs have written, in the order of their numbers."""
         return [cls(**json.loads(path.read_text())) for path in sorted(folder.glob("*.json"))]
 
@@ -83,7 +83,7 @@ def name_of(verb: str, overrides: Sequence[str]) -> str:
     return f"sweep-{hashlib.sha256(' '.join([verb, *overrides]).encode()).hexdigest()[:8]}"
 
 
-def do(
+def run_job(
     sweep: str,
     verb: str,
     options: Sequence[str],
@@ -92,7 +92,7 @@ def do(
     choices: dict[str, str],
     *,
     wait: bool = True,
-) -> Ended | None:
+) -> JobResult | None:
     """Do one job of a sweep, unless it is done already; a training that another process is busy with is left to it.
 
     Args:
@@ -109,15 +109,15 @@ def do(
     """
     said = " ".join(redact_words(words))
     if verb != "train":
-        outcome = run_job([verb, *options, *words], config.get("timeout"), GENZOO_SWEEP=sweep)
-        return Ended(said, outcome.code, outcome.cause, None if outcome.code else config.get("run"))
+        outcome = run_process([verb, *options, *words], config.get("timeout"), GENZOO_SWEEP=sweep)
+        return JobResult(said, outcome.code, outcome.cause, None if outcome.code else config.get("run"))
 
-    def finished() -> Ended | None:
+    def finished() -> JobResult | None:
         run = best_of(list(runs_of(config, choices)))
         if run is None or run.status.get("state") != "done":
             return None
         print(f"done before: {run.path}", flush=True)
-        return Ended(said, 0, "", str(run.path))
+        return JobResult(said, 0, "", str(run.path))
 
     job = job_id(config)
     path = claims.path_of(config["outputs"], job)
@@ -137,7 +137,7 @@ def do(
     with claim:
         if ended := finished():  # between the look and the claim
             return ended
-        outcome = run_job(
+        outcome = run_process(
             [verb, *options, *words],
             config.get("timeout"),
             inherited=claim.descriptor,
@@ -150,10 +150,10 @@ def do(
             run.update_status(state="failed", why=outcome.cause)
     if state == "done":  # whatever came after, such as nobody to read the results
         outcome = Outcome(0, "")
-    return Ended(said, outcome.code, outcome.cause, str(run.path) if run else None)
+    return JobResult(said, outcome.code, outcome.cause, str(run.path) if run else None)
 
 
-def do_claimed(jobs: list[tuple[int, Callable[[], Ended | None]]]) -> Iterator[tuple[int, Ended]]:
+def run_jobs(jobs: list[tuple[int, Callable[[], JobResult | None]]]) -> Iterator[tuple[int, JobResult]]:
     """Do jobs that other processes were busy with, each as soon as it is finished or free.
 
     Args:
@@ -178,7 +178,7 @@ def do_claimed(jobs: list[tuple[int, Callable[[], Ended | None]]]) -> Iterator[t
         left = busy
 
 
-def objective(ended: Ended, name: str | None) -> float:
+def objective(ended: JobResult, name: str | None) -> float:
     """Return what a sweeper minimises: a score of the run that a job has made, infinite where it has none.
 
     A score that is better where it is higher is returned with the other sign.
@@ -198,7 +198,7 @@ def objective(ended: Ended, name: str | None) -> float:
     return float(-score["value"] if score.get("better") == "higher" else score["value"])
 
 
-def finish(verb: str, ended: Sequence[Ended]) -> None:
+def finish(verb: str, ended: Sequence[JobResult]) -> None:
     """Compare the runs of a sweep, if any job did not fail.
 
     Raises:
@@ -214,7 +214,7 @@ def finish(verb: str, ended: Sequence[Ended]) -> None:
         write(runs, out / "comparison")
 
 
-def run_job(
+def run_process(
     words: Sequence[str], seconds: float | None, *, inherited: int | None = None, **environment: str
 ) -> Outcome:
     """Type ``python -m genzoo`` and some words; what the job writes is shown as it comes.

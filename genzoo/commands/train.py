@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from genzoo import claims
 from genzoo.commands.allocator import tune
 from genzoo.commands.config import (
     REFUSALS,
@@ -33,7 +32,7 @@ from genzoo.commands.devices import gpu_facts
 from genzoo.commands.notes import note
 from genzoo.console import log_stderr
 from genzoo.environment import usable_cores
-from genzoo.runs import OF_NO_MATTER, ResourceError, Run, RunError, job_id, now, provenance, writing
+from genzoo.runs import UNHASHED_KEYS, ResourceError, Run, RunError, claims, job_id, now, provenance, writing
 
 CLASS_BYTES = 2**16  # of the names of all classes that a run keeps
 PROCESSES = ("devices", "nodes", "workers")  # keys of the trainer that start processes
@@ -59,30 +58,30 @@ def train(config: dict[str, Any], choices: dict[str, str]) -> Path | None:
         if config.get("resume") == "auto":
             devices = config["trainer"].get("devices", 1)
             stack.enter_context(claimed(config["outputs"], job_id(config), devices, needed=True))
-        old = to_go_on(config, choices)
+        old = find_resumable(config, choices)
         if old is None:
             own = {key: value for key, value in config.items() if key not in ("resume", "trust")}
             return _train(own, choices["model"])
-        status = its_status(old)
+        status = checked_status(old)
         if status.get("state") == "done":
             print(f"done before: {old.path}", flush=True)
             return old.path
         old.check_writable()  # sooner than data are read
         # What came with a run is trusted with less than what is typed, even if it should be the same.
         trust = [*config.get("trust", []), *(targets(config) if config["resume"] == "auto" else ())]
-        its = its_config(old)
+        its = checked_config(old)
         began = {name: its["trainer"].get(name, 1) for name in ("devices", "nodes")}
-        for key in OF_NO_MATTER:  # of what is typed, or of a whole command line
+        for key in UNHASHED_KEYS:  # of what is typed, or of a whole command line
             section, _, name = key.rpartition(".")
             if section != "trainer":
                 continue
             if name in PROCESSES:  # which nobody else's file starts
                 its[section].pop(name, None)
-            if name in config[section] and (name in PROCESSES or key in config.get("said", OF_NO_MATTER)):
+            if name in config[section] and (name in PROCESSES or key in config.get("said", UNHASHED_KEYS)):
                 its[section][name] = config[section][name]
         for name, was in began.items():
             if was != (present := its["trainer"].get(name, 1)):
-                tell(
+                log_line(
                     f"began with trainer.{name}={was}, goes on with {present}: say trainer.{name}={was} for as many processes"
                 )
         return _train(its, str(status.get("model")), old, trust)
@@ -122,7 +121,7 @@ def claimed(outputs: str, job: str, devices: int, *, needed: bool) -> Iterator[N
             os.environ["GENZOO_CLAIM"] = before
 
 
-def to_go_on(config: dict[str, Any], choices: dict[str, str]) -> Run | None:
+def find_resumable(config: dict[str, Any], choices: dict[str, str]) -> Run | None:
     """Find the run that ``resume=`` asks for: the one that is named, or the latest of the very same job.
 
     Raises:
@@ -138,7 +137,7 @@ def to_go_on(config: dict[str, Any], choices: dict[str, str]) -> Run | None:
     return Run(resume) if resume else None
 
 
-def its_config(run: Run) -> dict[str, Any]:
+def checked_config(run: Run) -> dict[str, Any]:
     """Read the configuration that a run was trained by, as far as it is one.
 
     Raises:
@@ -150,7 +149,7 @@ def its_config(run: Run) -> dict[str, Any]:
         raise RunError(f"{run.path / 'config.yaml'}: {error}") from error
 
 
-def its_status(run: Run) -> dict[str, Any]:
+def checked_status(run: Run) -> dict[str, Any]:
     """Read the status of a run that is gone on with, which may be anybody's: what is taken over of it is what it should be.
 
     Raises:
@@ -189,11 +188,11 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
     import torch
 
     from genzoo.commands.load import PARENTS, check_sampler, with_parents
-    from genzoo.commands.score import Subject, check_settings, pick_network
+    from genzoo.commands.score import EvalData, check_settings, pick_network
     from genzoo.data.loader import Batches
     from genzoo.model import GenerativeModel
-    from genzoo.prob.precision import deterministic
-    from genzoo.prob.random import reseed, seed_of
+    from genzoo.numerics.precision import deterministic
+    from genzoo.numerics.random import reseed, seed_of
     from genzoo.training.budget import Budget
 
     make = functools.partial(build, trusted=old is None, trust=trust)
@@ -201,7 +200,7 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
     devices, nodes = settings.get("devices", 1), settings.get("nodes", 1)
     threads = settings["threads"] or threads_of_each(devices)
     if old:  # whatever the run's files ask for
-        threads = min(its_status(old).get("threads") or threads, os.cpu_count() or 1)
+        threads = min(checked_status(old).get("threads") or threads, os.cpu_count() or 1)
     torch.set_num_threads(threads)
     device = pick_device(settings["accelerator"], "trainer.accelerator")
     check_processes(devices, nodes, settings["batch_size"], device)
@@ -228,11 +227,11 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
     data = make(config["data"]["source"], "data")
     check_data(config["data"], data, model)
     if rank_of(devices) == 0:
-        for line in [*data.notes, *no_images(data)]:
+        for line in [*data.notes, *unseen_classes(data)]:
             note(line)
     network = network or pick()  # one that nobody asked for by name may be missing, which is said
     check_optimizer(optimizer)  # torch imports its compiler for the first step, which takes seconds
-    subject = Subject(data, config["data"]["name"], config["data"]["flip"])
+    subject = EvalData(data, config["data"]["name"], config["data"]["flip"])
 
     from genzoo.training.module import GenerativeModule
 
@@ -293,18 +292,18 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
     import torch
 
     from genzoo.commands.evaluate import show
-    from genzoo.commands.load import PARENTS, inlined
+    from genzoo.commands.load import PARENTS, inline_runs
     from genzoo.commands.score import NotKept, interim, score
 
     job = job_id(config)
     module, subject, network, records, device, parents = prepare(config, old, list(trust))
 
     from genzoo.training.callbacks import fit, take_precomputed
-    from genzoo.training.checkpoints import clean, keep_models, newest_whole
+    from genzoo.training.checkpoints import clean, keep_models, latest_valid
     from genzoo.training.stopping import Signals
 
     quiet()
-    config = {**config, "model": inlined(config["model"])}
+    config = {**config, "model": inline_runs(config["model"])}
     settings, metrics, seed = config["trainer"], config["metrics"], config["seed"]
     devices, nodes = settings.get("devices", 1), settings.get("nodes", 1)
 
@@ -327,7 +326,7 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
         precision=settings["precision"],
     )
     weights = sum(tensor.nbytes for tensor in module.model.state_dict().values())
-    newest = functools.partial(newest_whole, limit=16 * weights + 2**24)  # bytes of state, at most
+    newest = functools.partial(latest_valid, limit=16 * weights + 2**24)  # bytes of state, at most
     if old:
         take_precomputed(module, old)
     if rank_of(devices) > 0 and devices * nodes > 1:  # one of those that help the first one, which alone writes
@@ -351,7 +350,7 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
         "classes": class_names(subject.data),
     }
     # A run that is gone on with has the precision that was chosen for it in its configuration, and its job has not.
-    began_as = (old and its_status(old).get("job")) or ""
+    began_as = (old and checked_status(old).get("job")) or ""
     held = claimed(
         config["outputs"], began_as if re.fullmatch("[0-9a-f]{64}", began_as) else job, devices, needed=False
     )
@@ -363,7 +362,7 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
             run.complete()
             clean(run.path / "checkpoints")
             clean(run.path)
-            go_on(module, run, facts, newest(run.path / "checkpoints", tell))
+            resume(module, run, facts, newest(run.path / "checkpoints", log_line))
         run.update_status(**facts, state="running", why=None, pid=os.getpid(), diagnostics=module.diagnostics())
         logger = None
         try:
@@ -372,7 +371,7 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
                 training(run=run, loggers=[logger] if logger else [], signals=signals)
             with resources(run.path, metrics["batch_size"], "metrics.batch_size"):
                 network = network and network.to(module.ema.model.device)
-                result = score(module.ema.model, subject, run, metrics, network, seed=seed, ema=True, note=tell)
+                result = score(module.ema.model, subject, run, metrics, network, seed=seed, ema=True, note=log_line)
             if logger:
                 values = {name: entry["value"] for name, entry in result["metrics"].items()}
                 logger.log_metrics({**values, "images": module.images}, step=module.images)
@@ -435,7 +434,7 @@ def rank_of(devices: int) -> int:
     return int(told.get("SLURM_PROCID", "0")) if "SLURM_STEP_NUM_TASKS" in told else 0
 
 
-def go_on(module: Any, run: Run, facts: dict[str, Any], found: tuple[Path, Any] | None) -> None:
+def resume(module: Any, run: Run, facts: dict[str, Any], found: tuple[Path, Any] | None) -> None:
     """Restore a run's newest checkpoint, and forget what it has recorded since.
 
     Args:
@@ -447,7 +446,7 @@ def go_on(module: Any, run: Run, facts: dict[str, Any], found: tuple[Path, Any] 
     Raises:
         RunError: where the data are others, or the checkpoint belongs to another model.
     """
-    status = its_status(run)
+    status = checked_status(run)
     if status.get("data_sha256") not in (None, facts["data_sha256"]):
         raise RunError(f"run={run.path}: the data have changed since it began; a new run is needed")
     if found:
@@ -471,8 +470,8 @@ def go_on(module: Any, run: Run, facts: dict[str, Any], found: tuple[Path, Any] 
     }
     for name, was in began.items():
         if was is not None and was != goes_on.get(name):
-            tell(f"began with {name} {was}, goes on with {goes_on.get(name)}: the last bits may differ")
-    tell(f"goes on from step {module.steps}" + (f" of {module.planned_steps}" if module.planned else ""))
+            log_line(f"began with {name} {was}, goes on with {goes_on.get(name)}: the last bits may differ")
+    log_line(f"goes on from step {module.steps}" + (f" of {module.planned_steps}" if module.planned else ""))
     times = status.get("resumed") or []
     run.update_status(resumed=[*times, {"at": now(), "step": module.steps, "command": here["command"]}])
 
@@ -488,7 +487,7 @@ def restore(module: Any, checkpoint: Path, contents: Any) -> int:
     Raises:
         RunError: naming the file that is not of this model and this training.
     """
-    from genzoo.training.restored import StateError, whole
+    from genzoo.training.state_checks import StateError, whole
 
     try:
         module.restore(*contents)
@@ -514,7 +513,7 @@ def sha256_of(data: Any) -> str | None:
     return digest.hexdigest()
 
 
-def no_images(data: Any) -> Iterator[str]:
+def unseen_classes(data: Any) -> Iterator[str]:
     """Name the classes that have test images and no training images, of which nothing is learned and nothing drawn."""
     import torch
 
@@ -534,7 +533,7 @@ def class_names(data: Any) -> list[str]:
     return list(data.classes) if len(json.dumps(data.classes)) <= CLASS_BYTES else []
 
 
-def tell(message: str) -> None:
+def log_line(message: str) -> None:
     """Say something about the run that is no part of its result."""
     log_stderr(one_line(message))
 
@@ -635,7 +634,7 @@ def draw_grid(model: Any, data: Any, path: Path, n: int = 64) -> None:
     import torch
 
     from genzoo.data.pictures import as_bytes, grid, save_png, save_scatter
-    from genzoo.prob.random import SampleStreams
+    from genzoo.numerics.random import SampleStreams
     from genzoo.runs import write_atomically
 
     was_training, file = model.training, io.BytesIO()

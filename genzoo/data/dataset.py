@@ -1,6 +1,7 @@
 """What a data set is: two splits held in memory, and what is known about the law they come from.
 
-Images are kept as the integers they are, ``0..levels - 1`` in one byte each; ``genzoo.prob.measure`` makes points of
+Images are kept as the integers they are, ``0..levels - 1`` in one byte each; ``genzoo.distributions.discretization``
+makes points of
 [-1, 1] of them at the moment of use, so that nothing is rounded twice. Points of the plane are floats, on the scale of
 their own density, which travels with them where it is known.
 """

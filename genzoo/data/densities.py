@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from genzoo.data.dataset import DataSet, Split
-from genzoo.prob.random import categorical, generator, rand, randint, randn
+from genzoo.numerics.random import categorical, generator, rand, randint, randn
 
 Box = tuple[tuple[float, float], tuple[float, float]]  # ((x_lo, x_hi), (y_lo, y_hi))
 

@@ -48,7 +48,7 @@ from genzoo.data.dataset import DataError, DataSet, Split
 from genzoo.data.decoding import FORMATS, decoded, upright
 from genzoo.data.layout import arrange
 from genzoo.environment import usable_cores
-from genzoo.prob.random import seed_of
+from genzoo.numerics.random import seed_of
 
 if TYPE_CHECKING:
     from PIL import Image

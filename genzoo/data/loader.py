@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from genzoo.data.dataset import DataError, Split
-from genzoo.prob.random import generator
+from genzoo.numerics.random import generator
 
 PATIENCE = 60.0  # seconds that a batch of a helper may take before it is given up
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from genzoo.data.arrays import read_array
 from genzoo.data.dataset import DataError
 from genzoo.data.decoding import FORMATS, SUFFIXES, decoded, list_pictures, upright
-from genzoo.prob.measure import to_bytes
+from genzoo.distributions.discretization import to_bytes
 
 if TYPE_CHECKING:
     from PIL import Image

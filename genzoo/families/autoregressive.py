@@ -30,10 +30,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genzoo.distributions.discretization import quantize, to_bin_centers
+from genzoo.distributions.likelihoods import Likelihood
 from genzoo.model import Bound, Density, LogProb, Loss, Samples
 from genzoo.nn.causal import CausalNetwork
-from genzoo.prob.likelihoods import Likelihood
-from genzoo.prob.measure import quantize, snap
 
 
 class Autoregressive(Density):
@@ -88,7 +88,7 @@ class Autoregressive(Density):
         self, x: Tensor, y: Tensor | None = None, *, num_samples: int = 1, rng: torch.Generator | None = None
     ) -> LogProb:
         self.check_labels(y, len(x))
-        x = x if self.levels is None else snap(x, self.levels)
+        x = x if self.levels is None else to_bin_centers(x, self.levels)
         pixels = F.pixel_unshuffle(x.view(-1, *self.unpatched), self.patch)
         params = self.network(self._seen(pixels), y).to(x.dtype)
         return LogProb(self.likelihood.log_prob(params, pixels))

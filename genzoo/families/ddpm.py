@@ -39,19 +39,19 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from genzoo.model import Bound, Denoiser, Density, LogProb, Loss, Samples, consult
-from genzoo.prob import ranks
-from genzoo.prob.constants import Constant
-from genzoo.prob.divergences import kl_normal
-from genzoo.prob.likelihoods import discretized_gaussian_log_mass
-from genzoo.prob.measure import log_density, snap
-from genzoo.prob.paths import GaussianPath, Prediction
-from genzoo.prob.random import categorical, rand, randint, randn
-from genzoo.prob.schedules import DiscreteSchedule, LinearSchedule
-from genzoo.samplers import DDIM, Sampler, plan
+from genzoo.diffusion.path import GaussianPath, Prediction
+from genzoo.diffusion.samplers import DDIM, Sampler, chain_coefficients
+from genzoo.diffusion.schedules import DiscreteSchedule, LinearSchedule
+from genzoo.distributions.discretization import log_density, to_bin_centers
+from genzoo.distributions.divergences import kl_normal
+from genzoo.distributions.likelihoods import discretized_gaussian_log_mass
+from genzoo.model import Bound, Denoiser, Density, LogProb, Loss, Samples, call_network
+from genzoo.numerics import distributed
+from genzoo.numerics.constants import Constant
+from genzoo.numerics.random import categorical, rand, randint, randn
 
 
-def strata(T: int, count: int) -> list[tuple[int, int]]:
+def geometric_strata(T: int, count: int) -> list[tuple[int, int]]:
     """Cut 0..T-1 into at most ``count`` ranges [start, stop): index 0 alone, then ranges that widen geometrically."""
     edges = [0, 1]
     for left in range(min(count, T) - 1, 0, -1):
@@ -112,13 +112,13 @@ class DDPM(Density, Denoiser):
         self.history = LossHistory(self.schedule.num_steps) if importance else None
         self.sampler = sampler or DDIM()
         # Coefficients of every step of the chain, row i for index i, in float64 whatever the model's dtype.
-        chain = plan(self.path, self.schedule.times())[::-1]
+        chain = chain_coefficients(self.path, self.schedule.times())[::-1]
         self._chain = Constant(torch.tensor(chain, dtype=torch.float64))
         # Index 0 has no posterior variance: it takes the next one's (Ho et al.'s code clips the same way).
         self._variance_floor = chain[1].posterior_var
 
     def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
-        output = consult(self.network, x_t, t, y)
+        output = call_network(self.network, x_t, t, y)
         if self.variance != "learned":
             return Prediction(self.prediction, output)
         mean, place = output.chunk(2, dim=1)
@@ -128,7 +128,7 @@ class DDPM(Density, Denoiser):
         self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
     ) -> Loss:
         self.check_labels(y, len(x))
-        x = x if self.levels is None else snap(x, self.levels)
+        x = x if self.levels is None else to_bin_centers(x, self.levels)
         if y is not None:
             dropped = rand(y.shape, rng=rng, device=x.device) < self.label_dropout
             y = torch.where(dropped, self.num_classes, y)
@@ -151,7 +151,9 @@ class DDPM(Density, Denoiser):
             losses = terms["vlb"] * T / 1000 + (mse if self.objective == "hybrid" else 0.0)
         if weight is not None and self.history is not None:
             if self.training:
-                self.history.update(ranks.gather(index).flatten(), ranks.gather(losses.detach()).flatten())
+                self.history.update(
+                    distributed.all_gather(index).flatten(), distributed.all_gather(losses.detach()).flatten()
+                )
             losses = weight.to(losses.dtype) * losses
         return Loss(losses.mean(), {name: values.detach().mean() for name, values in terms.items()})
 
@@ -177,11 +179,11 @@ class DDPM(Density, Denoiser):
         self.check_labels(y, len(x))
         if num_samples < 4 or num_samples % 2:
             raise ValueError(f"num_samples must be even and at least 4, not {num_samples}")
-        x = x if self.levels is None else snap(x, self.levels)
+        x = x if self.levels is None else to_bin_centers(x, self.levels)
         B = len(x)
         value = -self._prior_kl(x)
         variance = torch.zeros_like(value)
-        for start, stop in strata(self.schedule.num_steps, num_samples // 2):
+        for start, stop in geometric_strata(self.schedule.num_steps, num_samples // 2):
             first, second = (
                 self._drawn_term(x, y, start + randint(stop - start, (B,), rng=rng, device=x.device), rng)
                 for _ in range(2)
@@ -208,7 +210,7 @@ class DDPM(Density, Denoiser):
         loss, since a clamped pixel has no gradient (Nichol and Dhariwal's code does the same).
         """
         chain = self._chain.on(x.device)[index].to(x.dtype).view(len(x), -1, *[1] * (x.ndim - 1))
-        _, _, sigma_t, alpha_s, _, var_ts, posterior_var, _, _ = chain.unbind(1)  # the fields of a Step
+        _, _, sigma_t, alpha_s, _, var_ts, posterior_var, _, _ = chain.unbind(1)  # the fields of a StepCoefficients
         t = (index + 1).double() / self.schedule.num_steps
         x0 = self.path.convert(prediction, x_t, t, "x0")
         if clip:

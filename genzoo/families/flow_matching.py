@@ -11,7 +11,8 @@ the field that transports the whole law is the mean velocity of all pairs that p
     L = E_{t, x, eps} |v_theta(x_t, t) - (alpha' x + sigma' eps)|^2.
 
 Sampling integrates ``dx/dt = v_theta`` from t = 1 to t = 0; latents and densities come from the same ODE, see
-``genzoo.probability_flow``. Any Gaussian path will do: ``CondOT`` is the straight one, ``VPSchedule`` that of diffusion.
+``genzoo.diffusion.probability_flow``. Any Gaussian path will do: ``CondOT`` is the straight one, ``VPSchedule`` that
+of diffusion.
 
 **Pairing.** Noise and data may be drawn independently, or paired so that paths cross less and the field is straighter: within
 each batch by the assignment of least squared distance (optimal transport), or by a trained model's own ODE (**reflow**),
@@ -39,14 +40,14 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from genzoo.model import Denoiser, Loss, Precomputed, Samples, consult
-from genzoo.prob import ranks
-from genzoo.prob.noise_levels import NoiseLevels, UniformTime
-from genzoo.prob.paths import GaussianPath, Prediction
-from genzoo.prob.random import SampleStreams, rand, randint, randn
-from genzoo.prob.schedules import CondOT, Schedule
-from genzoo.probability_flow import ProbabilityFlow
-from genzoo.samplers import AdaptiveODE, Heun, Sampler
+from genzoo.diffusion.noise_levels import NoiseLevels, UniformTime
+from genzoo.diffusion.path import GaussianPath, Prediction
+from genzoo.diffusion.probability_flow import ProbabilityFlow
+from genzoo.diffusion.samplers import AdaptiveODE, Heun, Sampler
+from genzoo.diffusion.schedules import CondOT, Schedule
+from genzoo.model import Denoiser, Loss, Precomputed, Samples, call_network
+from genzoo.numerics import distributed
+from genzoo.numerics.random import SampleStreams, rand, randint, randn
 
 
 def transport(x: Tensor, eps: Tensor, y: Tensor | None = None) -> Tensor:
@@ -56,12 +57,12 @@ def transport(x: Tensor, eps: Tensor, y: Tensor | None = None) -> Tensor:
     which noise a class has then depends on the classes and not on the data, so that it is N(0, I) in each of them. Where
     ranks share a batch, noise changes places in all of it.
     """
-    if ranks.world() > 1:
-        eps = ranks.gather(eps.detach()).flatten(0, 1)
-        y = None if y is None else ranks.gather(y).flatten()
+    if distributed.world_size() > 1:
+        eps = distributed.all_gather(eps.detach()).flatten(0, 1)
+        y = None if y is None else distributed.all_gather(y).flatten()
     # Each rank computes its rows of the costs.
     rows = torch.cdist(x.detach().flatten(1).float(), eps.flatten(1).float()).square()
-    cost = ranks.gather(rows).flatten(0, 1).cpu().numpy()
+    cost = distributed.all_gather(rows).flatten(0, 1).cpu().numpy()
     if y is None:
         order = linear_sum_assignment(cost)[1]
     else:
@@ -70,7 +71,7 @@ def transport(x: Tensor, eps: Tensor, y: Tensor | None = None) -> Tensor:
         order = np.empty_like(by_class)
         for mine in np.split(by_class, np.flatnonzero(np.diff(label[by_class])) + 1):
             order[mine] = mine[linear_sum_assignment(cost[np.ix_(mine, mine)])[1]]
-    return eps[torch.from_numpy(order).to(eps.device).chunk(ranks.world())[ranks.rank()]]
+    return eps[torch.from_numpy(order).to(eps.device).chunk(distributed.world_size())[distributed.rank()]]
 
 
 CHUNK = 500  # pairs that are simulated at once
@@ -109,7 +110,7 @@ class TeacherPairs:
         if model.num_classes:
             tensors["y"] = torch.empty(self.size, device=device, dtype=torch.int64)
         chunks = [range(start, min(start + chunk, self.size)) for start in range(0, self.size, chunk)]
-        for own in chunks[ranks.rank() :: ranks.world()]:
+        for own in chunks[distributed.rank() :: distributed.world_size()]:
             rng, rows = SampleStreams(0, own, device=device), slice(own.start, own.stop)
             y = model.draw_labels(len(own), None, rng)
             eps = randn((len(own), *model.shape), rng=rng, device=device, dtype=dtype)
@@ -117,9 +118,9 @@ class TeacherPairs:
             tensors["x"][rows], tensors["eps"][rows] = x, eps
             if y is not None:
                 tensors["y"][rows] = y
-        for i, part in enumerate(chunks if ranks.world() > 1 else []):
+        for i, part in enumerate(chunks if distributed.world_size() > 1 else []):
             for tensor in tensors.values():
-                ranks.agree(tensor[part.start : part.stop], i % ranks.world())
+                distributed.broadcast(tensor[part.start : part.stop], i % distributed.world_size())
         teacher.cpu()  # an accelerator's memory is the model's
         return tensors
 
@@ -186,7 +187,7 @@ class FlowMatching(ProbabilityFlow, Precomputed):
         return teacher
 
     def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
-        return Prediction("velocity", consult(self.network, x_t, t, y))
+        return Prediction("velocity", call_network(self.network, x_t, t, y))
 
     def loss(
         self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None

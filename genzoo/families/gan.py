@@ -44,9 +44,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from genzoo.distributions.discretization import to_bin_centers
 from genzoo.model import Adversarial, Continuous, Decoder, Diagnostic, Loss, Samples
-from genzoo.prob.measure import snap
-from genzoo.prob.random import rand, randn
+from genzoo.numerics.random import rand, randn
 
 
 class _TwoPlayers(Decoder, Adversarial):
@@ -112,7 +112,7 @@ class _TwoPlayers(Decoder, Adversarial):
             return Loss(loss, {"generator": loss.detach()})
         if turn != "critic":
             raise ValueError(f"turn must be 'critic' or 'generator', not {turn!r}")
-        x = x if self.levels is None else snap(x, self.levels)
+        x = x if self.levels is None else to_bin_centers(x, self.levels)
         with torch.no_grad():
             fake = self._generate(z, y)
         return self.critic_loss(x, fake, y, rng)

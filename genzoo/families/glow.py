@@ -37,11 +37,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genzoo.distributions.transforms import Logit
 from genzoo.model import Bijective, Bound, Continuous, Density, LogProb, Loss, Samples
 from genzoo.nn.coupling import ActNorm, EdgeConv
-from genzoo.prob import ranks
-from genzoo.prob.random import randn
-from genzoo.prob.transforms import Logit
+from genzoo.numerics import distributed
+from genzoo.numerics.random import randn
 
 
 class InvertibleConv(nn.Module):
@@ -271,7 +271,7 @@ class Glow(Density, Bijective):
         nll = -self._log_prob(z, log_det).mean()
         low, high = (log_det.detach() / self.dim).aminmax()
         if self.training:
-            low, high = ranks.extremes(low, high)
+            low, high = distributed.all_reduce_minmax(low, high)
         # In nats a dimension, so that one learning rate serves small and large images.
         return Loss(nll / self.dim, {"nll": nll.detach(), "log_det_min": low, "log_det_max": high})
 

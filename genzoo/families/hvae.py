@@ -32,13 +32,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from genzoo.distributions.bounds import RateCost, importance_weighted
+from genzoo.distributions.divergences import kl_normal
+from genzoo.distributions.likelihoods import Likelihood
 from genzoo.model import Bound, Continuous, Density, Diagnostic, Inferred, LatentVariable, LogProb, Loss, Samples
 from genzoo.nn.ladder import Ladder
-from genzoo.prob.bounds import RateCost, importance_weighted
-from genzoo.prob.clamping import projected_clamp
-from genzoo.prob.divergences import kl_normal
-from genzoo.prob.likelihoods import Likelihood
-from genzoo.prob.random import randn
+from genzoo.numerics.clamping import projected_clamp
+from genzoo.numerics.random import randn
 
 
 class Normal(NamedTuple):
@@ -160,7 +160,7 @@ class HVAE(Density, LatentVariable):
         self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
     ) -> Loss:
         self.check_labels(y, len(x))
-        seen = self.network.ascend(self.likelihood.observe(x))
+        seen = self.network.ascend(self.likelihood.init_statistics(x))
         params, layers = self._descend(self._noise(len(x), rng), y, seen)
         distortion = -self.likelihood.log_prob(params, x).mean()
         divergences = [layer.divergence() for layer in layers]
@@ -177,7 +177,7 @@ class HVAE(Density, LatentVariable):
         self.check_labels(y, len(x))
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, not {num_samples}")
-        seen = self.network.ascend(self.likelihood.observe(x))
+        seen = self.network.ascend(self.likelihood.init_statistics(x))
         log_weights = []
         for _ in range(num_samples):
             params, layers = self._descend(self._noise(len(x), rng), y, seen)
@@ -194,7 +194,7 @@ class HVAE(Density, LatentVariable):
 
     def infer(self, x: Tensor, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Inferred:
         self.check_labels(y, len(x))
-        seen = self.network.ascend(self.likelihood.observe(x))
+        seen = self.network.ascend(self.likelihood.init_statistics(x))
         _, layers = self._descend(self._noise(len(x), rng), y, seen)
         # The density of the noise is that of z times the volume of a unit of noise, prod s_l.
         log_q = torch.stack([q.log_prob(z) + p.log_std.flatten(1).sum(1) for p, q, z in layers]).sum(0)
@@ -213,7 +213,7 @@ class HVAE(Density, LatentVariable):
         """Return the noise that the priors would have needed to draw the means of the posteriors, (B, *latent.shape)."""
         self.check_labels(y, len(x))
         silence = torch.zeros(len(x), *self.latent.shape, device=x.device, dtype=x.dtype)
-        _, layers = self._descend(silence, y, self.network.ascend(self.likelihood.observe(x)))
+        _, layers = self._descend(silence, y, self.network.ascend(self.likelihood.init_statistics(x)))
         return self._noise_of(layers)
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:

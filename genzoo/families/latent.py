@@ -14,7 +14,8 @@ The prior is an ordinary model of data, on one of two measures:
   (latent diffusion's scale factor), so that a noising prior starts from the scale that it expects. By the change of variables
   ``log p(z) = log p((z - m)/s) - sum log s``.
 - Codes are integers in 0..K-1, which reach the prior as an image with K levels would: spread over their bins of [-1, 1] (see
-  ``genzoo.prob.measure``). Discrete families snap them to the middle of the bins; the density of a continuous one bounds the
+  ``genzoo.distributions.discretization``). Discrete families snap them to the middle of the bins; the density of a
+  continuous one bounds the
   probability of the codes. Either way ``log P(k) >= E log p(z) - D log(K/2)``.
 
 References:
@@ -36,6 +37,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from genzoo.distributions.discretization import dequantize, quantize
 from genzoo.model import (
     Adversarial,
     Bound,
@@ -53,8 +55,7 @@ from genzoo.model import (
     Staged,
     labels_checked,
 )
-from genzoo.prob import ranks
-from genzoo.prob.measure import dequantize, quantize
+from genzoo.numerics import distributed
 
 
 class Measure(nn.Module, ABC):
@@ -73,7 +74,7 @@ class Measure(nn.Module, ABC):
         """Return log p(z) - log p(event), the same for all latents."""
 
     @abstractmethod
-    def observe(self, z: Tensor) -> None:
+    def init_statistics(self, z: Tensor) -> None:
         """Learn the scale of the latents from the first batch."""
 
 
@@ -93,7 +94,7 @@ class Codes(Measure):
     def log_det(self) -> float:
         return -self.places * math.log(self.levels / 2)
 
-    def observe(self, z: Tensor) -> None:
+    def init_statistics(self, z: Tensor) -> None:
         """Integers have no scale."""
 
 
@@ -122,11 +123,11 @@ class Standardized(Measure):
         return -self.places * self.std.log().sum()
 
     @torch.no_grad()
-    def observe(self, z: Tensor) -> None:
+    def init_statistics(self, z: Tensor) -> None:
         rows = z.transpose(0, 1).flatten(1)
         std, mean = torch.std_mean(rows, dim=1, correction=0)
-        if ranks.world() > 1:
-            variance, mean = ranks.pool(std.square(), mean)
+        if distributed.world_size() > 1:
+            variance, mean = distributed.pooled_moments(std.square(), mean)
             std = variance.sqrt()
         # Selected and not branched upon: looking would stall an accelerator.
         self.std.copy_(torch.where(self.known, self.std, std.clamp(min=1e-4).view(self.std.shape)))
@@ -135,7 +136,7 @@ class Standardized(Measure):
 
 
 @contextlib.contextmanager
-def resting(codec: Codec) -> Iterator[None]:
+def eval_mode(codec: Codec) -> Iterator[None]:
     """Hold a finished codec in evaluation mode: without dropout, and with averages that stay."""
     training = codec.training
     codec.eval()
@@ -241,10 +242,10 @@ class PriorStage(GenerativeModel):
         self.check_labels(y, len(x))
         (codec,) = self._finished
         label = y if codec.num_classes else None
-        with torch.no_grad(), resting(codec), labels_checked():
+        with torch.no_grad(), eval_mode(codec), labels_checked():
             z = codec.infer(x, label, rng=rng).z if isinstance(codec, LatentVariable) else codec.encode(x, label)
             if self.prior.training:
-                self.measure.observe(z)
+                self.measure.init_statistics(z)
             event = self.measure(z, rng).to(x.dtype)
         return self.prior.loss(event, y, rng=rng)
 

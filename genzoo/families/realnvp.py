@@ -35,11 +35,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genzoo.distributions.transforms import BatchNorm, Logit
 from genzoo.model import Bijective, Bound, Continuous, Density, LogProb, Loss, Samples
 from genzoo.nn.coupling import FullResolution
-from genzoo.prob import ranks
-from genzoo.prob.random import randn
-from genzoo.prob.transforms import BatchNorm, Logit
+from genzoo.numerics import distributed
+from genzoo.numerics.random import randn
 
 
 class Coupling(nn.Module):
@@ -276,7 +276,7 @@ class RealNVP(Density, Bijective):
             total = nll + self.scale_penalty * torch.stack([p.square().sum() for p in scales]).sum()
         low, high = (log_det.detach() / self.dim).aminmax()
         if self.training:
-            low, high = ranks.extremes(low, high)
+            low, high = distributed.all_reduce_minmax(low, high)
         # In nats a dimension, so that one learning rate serves small and large images.
         return Loss(total / self.dim, {"nll": nll.detach(), "log_det_min": low, "log_det_max": high})
 

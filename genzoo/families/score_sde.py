@@ -11,7 +11,7 @@ so that all that is needed to make data from noise is the score ``grad log p_t``
     L = E_t lambda(t) E |s_theta(x_t, t) - grad log p(x_t | x)|^2 = E_t E |eps_theta(x_t, t) - eps|^2,
 
 with ``s = -eps/sigma`` and the weight ``lambda = sigma^2``. The same score drives an ODE with the same laws, which gives
-latents and a density, see ``genzoo.probability_flow``.
+latents and a density, see ``genzoo.diffusion.probability_flow``.
 
 Karras et al.'s **preconditioning** hands the network inputs and targets of unit variance at every noise level. With s the
 standard deviation of the data, that of x_t is ``q = sqrt(alpha^2 s^2 + sigma^2)``, and the estimate of the data is
@@ -34,13 +34,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from genzoo.model import Loss, Samples, consult
-from genzoo.prob.noise_levels import NoiseLevels, UniformTime
-from genzoo.prob.paths import GaussianPath, Prediction, expand
-from genzoo.prob.random import rand, randn
-from genzoo.prob.schedules import Schedule, VPSchedule
-from genzoo.probability_flow import ProbabilityFlow
-from genzoo.samplers import EulerMaruyama, Sampler
+from genzoo.diffusion.noise_levels import NoiseLevels, UniformTime
+from genzoo.diffusion.path import GaussianPath, Prediction, expand
+from genzoo.diffusion.probability_flow import ProbabilityFlow
+from genzoo.diffusion.samplers import EulerMaruyama, Sampler
+from genzoo.diffusion.schedules import Schedule, VPSchedule
+from genzoo.model import Loss, Samples, call_network
+from genzoo.numerics.random import rand, randn
 
 
 class ScoreSDE(ProbabilityFlow):
@@ -87,9 +87,9 @@ class ScoreSDE(ProbabilityFlow):
 
     def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
         if self.sigma_data is None:
-            return Prediction("eps", consult(self.network, x_t, t, y))
+            return Prediction("eps", call_network(self.network, x_t, t, y))
         c_skip, c_out, c_in = self._precondition(x_t, t, self.sigma_data)
-        return Prediction("x0", c_skip * x_t + c_out * consult(self.network, c_in * x_t, t, y))
+        return Prediction("x0", c_skip * x_t + c_out * call_network(self.network, c_in * x_t, t, y))
 
     def _precondition(self, x_t: Tensor, t: Tensor, s: float) -> tuple[Tensor, Tensor, Tensor]:
         """Return c_skip, c_out and c_in for every row of x_t."""

@@ -24,12 +24,12 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from genzoo.distributions.bounds import RateCost, importance_weighted
+from genzoo.distributions.divergences import kl_normal
+from genzoo.distributions.likelihoods import Likelihood
 from genzoo.model import Bound, Continuous, Density, Diagnostic, Inferred, LatentVariable, LogProb, Loss, Samples
-from genzoo.prob.bounds import RateCost, importance_weighted
-from genzoo.prob.clamping import projected_clamp
-from genzoo.prob.divergences import kl_normal
-from genzoo.prob.likelihoods import Likelihood
-from genzoo.prob.random import randn
+from genzoo.numerics.clamping import projected_clamp
+from genzoo.numerics.random import randn
 
 
 class VAE(Density, LatentVariable):
@@ -84,7 +84,7 @@ class VAE(Density, LatentVariable):
 
     def posterior(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return mean and log variance of q(z | x), each (B, *latent.shape)."""
-        mean, log_var = self.encoder(self.likelihood.observe(x), y).to(x.dtype).chunk(2, dim=1)
+        mean, log_var = self.encoder(self.likelihood.init_statistics(x), y).to(x.dtype).chunk(2, dim=1)
         return mean, projected_clamp(log_var, -20, 10)
 
     def loss(

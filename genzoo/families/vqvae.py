@@ -28,12 +28,12 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from genzoo.distributions.discretization import to_bin_centers
+from genzoo.distributions.likelihoods import Likelihood
 from genzoo.model import Diagnostic, Discrete, Inferred, LatentVariable, Loss, Samples
 from genzoo.nn.quantize import VectorQuantizer, perplexity, straight_through
-from genzoo.prob.likelihoods import Likelihood
-from genzoo.prob.measure import snap
-from genzoo.prob.precision import cumulative_sum
-from genzoo.prob.random import rand
+from genzoo.numerics.precision import cumulative_sum
+from genzoo.numerics.random import rand
 
 
 class VQVAE(LatentVariable):
@@ -100,7 +100,7 @@ class VQVAE(LatentVariable):
         self.commitment, self.sample_likelihood = commitment, sample_likelihood
 
     def _vectors(self, x: Tensor, y: Tensor | None) -> Tensor:
-        x = x if self.levels is None else snap(x, self.levels)
+        x = x if self.levels is None else to_bin_centers(x, self.levels)
         return self.encoder(x, y).to(x.dtype)
 
     def _params(self, z: Tensor, y: Tensor | None) -> Tensor:

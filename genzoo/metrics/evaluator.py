@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from genzoo.metrics.enough import K_COVERAGE, LEAST, K, check_enough
+from genzoo.distributions.discretization import bin_center, to_bytes
 from genzoo.metrics.features import FeatureNetwork, Features
 from genzoo.metrics.finite import check_finite
 from genzoo.metrics.frechet import (
@@ -44,16 +44,16 @@ from genzoo.metrics.likelihood import mean_with_error
 from genzoo.metrics.manifold import manifold
 from genzoo.metrics.memorisation import Neighbours, exact_copies, memorisation, neighbours, shifted_copies
 from genzoo.metrics.reference import Reference, cached, sha256_of
-from genzoo.metrics.transport import DIRECTIONS, sliced_wasserstein
-from genzoo.prob.measure import bin_centre, to_bytes
-from genzoo.prob.random import generator
+from genzoo.metrics.sample_size import K_COVERAGE, LEAST, K, check_enough
+from genzoo.metrics.sliced_wasserstein import DIRECTIONS, sliced_wasserstein
+from genzoo.numerics.random import generator
 
 NEIGHBOURS = 10_000  # features of each side that balls are made of
 MEMORISED = 2_000  # samples whose nearest training event is looked for
 SHIFTED = 500  # of which over all shifts by a pixel, nine times as much work
 
 
-class Measured(NamedTuple):
+class MetricResult(NamedTuple):
     """A score and how it was made."""
 
     value: Any
@@ -65,7 +65,7 @@ class Measured(NamedTuple):
 
 def stored(x: Tensor, levels: int | None) -> Tensor:
     """Events of a data set the way samples are compared with them: integers as bytes, points as they are."""
-    return x if levels is None else to_bytes(bin_centre(x, levels, torch.float64), levels)
+    return x if levels is None else to_bytes(bin_center(x, levels, torch.float64), levels)
 
 
 def subset(size: int, n: int | None) -> Tensor:
@@ -82,13 +82,13 @@ def named(metric: str, network: FeatureNetwork) -> str:
     return f"fd_{network.name}_infinity" if metric == "fd_infinity" else f"{metric}_{network.name}"
 
 
-def against(
+def feature_scores(
     fake: Features,
     reference: Reference,
     network: FeatureNetwork,
     force: bool = False,
     device: torch.device | str = "cpu",
-) -> dict[str, Measured]:
+) -> dict[str, MetricResult]:
     """Compare features of samples with those of a split.
 
     Args:
@@ -115,9 +115,9 @@ def against(
     few = [f"{len(side)} {name}" for name, side in (("samples", x), ("real", real)) if len(side) < network.dim]
     marked = {"forced": f"{' and '.join(few)} of {network.dim} features"} if few else {}
     law = reference.moments.to(torch.device(device))
-    found: dict[str, Measured] = {}
+    found: dict[str, MetricResult] = {}
     if len(real) >= (2 if force else network.dim):  # with less than two there is no covariance
-        found["fd"] = Measured(
+        found["fd"] = MetricResult(
             frechet_distance_of_features(x, law),
             frechet_stderr(x, law),
             "lower",
@@ -125,7 +125,7 @@ def against(
         )
     infinite = frechet_infinity(x, law) if len(real) >= network.dim else None
     if infinite is not None:
-        found["fd_infinity"] = Measured(
+        found["fd_infinity"] = MetricResult(
             infinite,
             frechet_stderr(x, law),
             "lower",
@@ -134,7 +134,7 @@ def against(
     if network.resize is not None and len(real) >= LEAST:
         size = min(SUBSET_SIZE, len(real), len(x))
         chosen = [side[subset(len(side), NEIGHBOURS)] for side in (real, x)]
-        found["kd"] = Measured(
+        found["kd"] = MetricResult(
             kernel_distance(real, x),
             kernel_distance_stderr(*chosen),
             "lower",
@@ -147,18 +147,20 @@ def against(
         k = K if name in ("precision", "recall") else K_COVERAGE
         # Of shares of independent samples the error is that of a coin; the balls themselves are taken as given.
         stderr = (value * (1 - value) / n) ** 0.5 if name == "precision" else None
-        found[name] = Measured(value, stderr, "higher", {"unit": "share", **protocol, "n_real": n, "n_fake": n, "k": k})
+        found[name] = MetricResult(
+            value, stderr, "higher", {"unit": "share", **protocol, "n_real": n, "n_fake": n, "k": k}
+        )
     return {named(name, network): measured for name, measured in found.items()}
 
 
-def of_classes(
+def class_scores(
     fake: Features,
     y: Tensor | None,
     reference: Reference,
     network: FeatureNetwork,
     names: tuple[str, ...],
     device: torch.device | str = "cpu",
-) -> dict[str, Measured]:
+) -> dict[str, MetricResult]:
     """Score what a classifier sees: how sure it is, and, where classes were asked for, whether it finds them.
 
     Args:
@@ -174,10 +176,10 @@ def of_classes(
     check_finite(logits=fake.logits)
     x, logits = fake.features.to(device), fake.logits.to(device)
     protocol = {**network.card, "n_fake": len(x)}
-    found: dict[str, Measured] = {}
+    found: dict[str, MetricResult] = {}
     if len(logits) >= SPLITS:
         score = inception_score(logits)
-        found["class_score"] = Measured(
+        found["class_score"] = MetricResult(
             score.value, score.stderr, "higher", {"unit": "classes", **protocol, "splits": SPLITS}
         )
     if (
@@ -191,7 +193,7 @@ def of_classes(
     right = (logits.argmax(1) == y).double()
     each = {name: float(right[y == i].mean()) if (y == i).any() else None for i, name in enumerate(names)}
     accuracy = mean_with_error(right)
-    found["class_accuracy"] = Measured(
+    found["class_accuracy"] = MetricResult(
         accuracy.value, accuracy.stderr, "higher", {"unit": "share", **protocol}, {"per_class": each}
     )
     distances = {
@@ -200,7 +202,7 @@ def of_classes(
         if (y == i).sum() >= network.dim and (reference.y == i).sum() >= network.dim
     }
     if distances:
-        found["fd_per_class"] = Measured(
+        found["fd_per_class"] = MetricResult(
             sum(distances.values()) / len(distances),
             None,
             "lower",
@@ -216,7 +218,7 @@ def of_classes(
     return {named(name, network): measured for name, measured in found.items()}
 
 
-def of_points(fake: Tensor, real: Tensor, name: str) -> dict[str, Measured]:
+def point_scores(fake: Tensor, real: Tensor, name: str) -> dict[str, MetricResult]:
     """Compare vectors with those of a split, (N, D) and (M, D)."""
     bandwidth = median_distance(real)
     protocol = {
@@ -229,19 +231,19 @@ def of_points(fake: Tensor, real: Tensor, name: str) -> dict[str, Measured]:
     near = real[subset(len(real), NEIGHBOURS)]
     kernel = {"kernel": "gaussian", "bandwidth": bandwidth, "n_real": len(near)}
     return {
-        "sliced_wasserstein": Measured(
+        "sliced_wasserstein": MetricResult(
             sliced_wasserstein(real, fake),
             None,
             "lower",
             {"unit": "distance", **protocol, "directions": directions},
         ),
-        "mmd": Measured(
+        "mmd": MetricResult(
             gaussian_mmd(near, fake, bandwidth), None, "lower", {"unit": "squared MMD", **protocol, **kernel}
         ),
     }
 
 
-def of_copies(
+def memorization_scores(
     fake: Tensor,
     train: Tensor,
     test: Tensor,
@@ -250,7 +252,7 @@ def of_copies(
     cache: Path | None,
     device: torch.device | str = "cpu",
     say: Callable[[str], None] = lambda _: None,
-) -> tuple[dict[str, Measured], str | None]:
+) -> tuple[dict[str, MetricResult], str | None]:
     """Look for copies of the training split among samples.
 
     Args:
@@ -295,14 +297,14 @@ def of_copies(
         "n_test": len(y),
     }
     scores = {
-        "nearest_ratio": Measured(found.nearest_ratio, None, "neither", {**protocol, "unit": "samples' over test's"}),
-        "authentic": Measured(
+        "nearest_ratio": MetricResult(found.nearest_ratio, None, "neither", {**protocol, "unit": "samples' over test's"}),
+        "authentic": MetricResult(
             found.authentic.value, found.authentic.stderr, "higher", protocol, {"of_test": found.authentic_of_test}
         ),
-        "copied": Measured(
+        "copied": MetricResult(
             found.copied.value, found.copied.stderr, "lower", protocol, {"of_test": found.copied_of_test}
         ),
-        "exact_copies": Measured(
+        "exact_copies": MetricResult(
             same, None, "lower", {**protocol, "unit": "samples", "n_fake": len(fake), "n_test": len(test)},
             {"of_test": same_of_test},
         ),
@@ -310,7 +312,9 @@ def of_copies(
     if found.shifted is not None:
         sizes = {"n_fake": len(fake_shifted), "n_test": len(test_shifted), "shift": "up to a pixel each way"}
         detail = {"of_test": found.shifted_of_test}
-        scores["shifted"] = Measured(found.shifted.value, found.shifted.stderr, "lower", {**protocol, **sizes}, detail)
+        scores["shifted"] = MetricResult(
+            found.shifted.value, found.shifted.stderr, "lower", {**protocol, **sizes}, detail
+        )
     if not found.flagged:
         return scores, None
     share, share_of_test, how = found.alarms[0]

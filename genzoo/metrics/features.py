@@ -44,7 +44,7 @@ from torch import Tensor, nn
 
 from genzoo.console import log_stderr
 from genzoo.environment import home
-from genzoo.prob.precision import full_float32
+from genzoo.numerics.precision import full_float32
 from genzoo.runs import ResourceError, write_atomically
 
 EMBEDDED = Path(__file__).parent / "networks"
@@ -301,7 +301,7 @@ def embedded() -> list[str]:
     return sorted(path.stem for path in EMBEDDED.glob("*.safetensors"))
 
 
-def fitting(data: str, shape: tuple[int, ...], levels: int | None) -> str:
+def default_feature_network(data: str, shape: tuple[int, ...], levels: int | None) -> str:
     """Choose the network for some data: an embedded one where it has seen their like, else Inception."""
     if levels is None:
         return "identity"

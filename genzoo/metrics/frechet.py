@@ -31,7 +31,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from genzoo.metrics.finite import NotFinite, check_finite
-from genzoo.metrics.products import products
+from genzoo.metrics.pairwise import pairwise_dot
 
 BLOCKS = 4  # the smallest sets that the extrapolation sees hold 1/BLOCKS of all features
 
@@ -96,7 +96,7 @@ def _merge_ranks(stacked: Tensor) -> Tensor:
 
 
 class FeatureMoments(Metric):
-    """``Moments`` of a stream of features, (B, D); memory does not grow with the stream. Gathered over processes.
+    """``Moments`` of a stream of features, (B, D); memory does not grow with the stream. CatMetric over processes.
 
     Sums of squares are kept around the running mean, so that features far from the origin lose no digits.
 
@@ -145,7 +145,7 @@ def moments(features: Tensor) -> Moments:
     x = features.double()
     mean = x.mean(0)
     centred = x - mean
-    return Moments(len(x), mean, products(centred.T, centred.T) / max(len(x) - 1, 1))
+    return Moments(len(x), mean, pairwise_dot(centred.T, centred.T) / max(len(x) - 1, 1))
 
 
 def _distance(difference: Tensor, trace: Tensor, squared: Tensor) -> float:
@@ -178,7 +178,7 @@ def frechet_distance_of_features(features: Tensor, q: Moments) -> float:
     x = features.double()
     mean = x.mean(0)
     R = (x - mean).T / max(N - 1, 1) ** 0.5
-    squared = _squared_singular_values(products(R.T, q.factor.T))
+    squared = _squared_singular_values(pairwise_dot(R.T, q.factor.T))
     return _distance(mean - q.mean, R.square().sum() + q.cov.trace(), squared)
 
 
@@ -194,7 +194,7 @@ def _congruent(C: Tensor, R: Tensor) -> Tensor:
 def _squared_singular_values(K: Tensor) -> Tensor:
     """Eigenvalues of K K' or K' K, whichever is smaller."""
     K = K if K.shape[0] <= K.shape[1] else K.T
-    return torch.linalg.eigvalsh(products(K, K))
+    return torch.linalg.eigvalsh(pairwise_dot(K, K))
 
 
 def frechet_stderr(features: Tensor, q: Moments) -> float | None:

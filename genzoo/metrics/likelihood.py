@@ -13,10 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from genzoo.metrics.gathered import Gathered
+from genzoo.distributions.discretization import bits_per_dim, dequantize
+from genzoo.metrics.cat_metric import CatMetric
 from genzoo.model import Density
-from genzoo.prob.measure import bits_per_dim, dequantize
-from genzoo.prob.random import SampleStreams
+from genzoo.numerics.random import SampleStreams
 
 
 class Score(NamedTuple):
@@ -61,7 +61,7 @@ def score_log_prob(
     Returns:
         The name of the score with its bound, and the score.
     """
-    metric = Gathered(mean_with_error, torch.float64)
+    metric = CatMetric(mean_with_error, torch.float64)
     for start in range(0, len(x), batch_size):
         rows = slice(start, min(start + batch_size, len(x)))
         rng = SampleStreams(seed, range(rows.start, rows.stop), device=model.device)

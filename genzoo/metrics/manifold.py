@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from genzoo.metrics.finite import check_finite
-from genzoo.metrics.products import products
+from genzoo.metrics.pairwise import pairwise_dot
 
 CELLS = 2**23  # of a table of distances that are held at once: 64 MiB in double precision
 BLOCK = 1024  # rows of a set that are compared at once with as many others of the same set
@@ -30,7 +30,7 @@ BLOCK = 1024  # rows of a set that are compared at once with as many others of t
 
 def _between(a: Tensor, b: Tensor, squares_a: Tensor, squares_b: Tensor) -> Tensor:
     """Squared distances of rows whose squared lengths are known, (A, D) and (B, D) -> (A, B)."""
-    return torch.add(squares_b + squares_a[:, None], products(a, b), alpha=-2).clamp_(min=0)
+    return torch.add(squares_b + squares_a[:, None], pairwise_dot(a, b), alpha=-2).clamp_(min=0)
 
 
 def squared_distances(a: Tensor, b: Tensor, dtype: torch.dtype = torch.float64) -> Iterator[tuple[Tensor, Tensor]]:
@@ -80,7 +80,7 @@ def _least(k: int, table: Tensor) -> Tensor:
 
 
 class Manifold(NamedTuple):
-    """Shares in [0, 1], but for the density."""
+    """ManualDDPStrategy in [0, 1], but for the density."""
 
     precision: float
     recall: float

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genzoo.nn.layers import BatchNorm2d, zero_
-from genzoo.prob import ranks
+from genzoo.numerics import distributed
 
 
 class ActNorm(nn.Module):
@@ -65,7 +65,7 @@ class ActNorm(nn.Module):
             return
         if not self.initialized:
             x_BCHW = x_BCHW.to(self.bias.dtype)
-            variance, mean = ranks.pool(*torch.var_mean(x_BCHW, dim=(0, 2, 3), correction=0))
+            variance, mean = distributed.pooled_moments(*torch.var_mean(x_BCHW, dim=(0, 2, 3), correction=0))
             self.bias.copy_(-mean[:, None, None])
             # A constant channel has no scale to fit: its factor is at most a million.
             self.scale.copy_(-(variance.sqrt() + 1e-6).log()[:, None, None] / self.SPEED)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from genzoo.prob import ranks
+from genzoo.numerics import distributed
 
 
 def zero_(module: nn.Module) -> nn.Module:
@@ -50,13 +50,13 @@ class BatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        if not self.training or ranks.world() == 1:
+        if not self.training or distributed.world_size() == 1:
             return super().forward(x_BCHW)
         h = x_BCHW.to(torch.promote_types(x_BCHW.dtype, torch.float32))
-        variance, mean = ranks.pool(*torch.var_mean(h, dim=(0, 2, 3), correction=0))
+        variance, mean = distributed.pooled_moments(*torch.var_mean(h, dim=(0, 2, 3), correction=0))
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             assert self.momentum is not None
-            n = ranks.world() * h.numel() // h.shape[1]
+            n = distributed.world_size() * h.numel() // h.shape[1]
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean.detach(), self.momentum)
             self.running_var.lerp_(variance.detach() * (n / (n - 1)), self.momentum)
@@ -74,14 +74,14 @@ class Dropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         """Set a share ``p`` of the numbers of each example to zero, (B, ...) -> (B, ...)."""
-        if not self.training or ranks.world() == 1 or not self.p:
+        if not self.training or distributed.world_size() == 1 or not self.p:
             return super().forward(x)
         # One process draws in the order of its memory: the mask has the layout of x.
         order = sorted(range(x.ndim), key=x.stride, reverse=True)
-        sizes = [ranks.world() * len(x), *x.shape[1:]]
+        sizes = [distributed.world_size() * len(x), *x.shape[1:]]
         ones = torch.ones([sizes[d] for d in order], dtype=x.dtype, device=x.device)
         mask = F.dropout(ones.permute([order.index(d) for d in range(x.ndim)]), self.p)
-        return x * mask[ranks.rank() * len(x) : (ranks.rank() + 1) * len(x)]
+        return x * mask[distributed.rank() * len(x) : (distributed.rank() + 1) * len(x)]
 
 
 class SinusoidalEmbedding(nn.Module):

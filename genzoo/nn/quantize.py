@@ -29,8 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genzoo.prob import ranks
-from genzoo.prob.random import choose
+from genzoo.numerics import distributed
+from genzoo.numerics.random import choose
 
 
 def straight_through(z: Tensor, e: Tensor) -> Tensor:
@@ -127,8 +127,8 @@ class VectorQuantizer(nn.Module):
         counts, sums = torch.zeros_like(self.counts), torch.zeros_like(self.sums)
         counts.index_add_(0, k_N, torch.ones_like(k_N, dtype=counts.dtype))
         sums.index_add_(0, k_N, z_ND)
-        self.counts.lerp_(ranks.all_sum(counts), 1 - self.decay)
-        self.sums.lerp_(ranks.all_sum(sums), 1 - self.decay)
+        self.counts.lerp_(distributed.all_reduce_sum(counts), 1 - self.decay)
+        self.sums.lerp_(distributed.all_reduce_sum(sums), 1 - self.decay)
         dead = self._revive(z_ND, rng) if self.revival else k_N.new_zeros(())
         total = self.counts.sum()
         smoothed = (self.counts + self.eps) / (total + self.codebook_size * self.eps) * total
@@ -151,9 +151,11 @@ class VectorQuantizer(nn.Module):
         As many as there are codes, whether they are needed or not: looking would stall an accelerator.
         """
         N, device = len(z_ND), z_ND.device
-        place_K = ranks.agree(choose(ranks.world() * N, self.codebook_size, rng=rng, device=device))
-        mine_K1 = (place_K // N == ranks.rank())[:, None]
-        return ranks.all_sum(torch.where(mine_K1, z_ND.index_select(0, place_K % N), 0))
+        place_K = distributed.broadcast(
+            choose(distributed.world_size() * N, self.codebook_size, rng=rng, device=device)
+        )
+        mine_K1 = (place_K // N == distributed.rank())[:, None]
+        return distributed.all_reduce_sum(torch.where(mine_K1, z_ND.index_select(0, place_K % N), 0))
 
 
 def perplexity(k: Tensor, codebook_size: int, shared: bool = False) -> tuple[Tensor, Tensor]:
@@ -167,5 +169,5 @@ def perplexity(k: Tensor, codebook_size: int, shared: bool = False) -> tuple[Ten
     counts = torch.zeros(codebook_size, device=k.device).index_add_(
         0, k.flatten(), torch.ones(k.numel(), device=k.device)
     )
-    p = (ranks.all_mean(counts) if shared else counts) / k.numel()
+    p = (distributed.all_reduce_mean(counts) if shared else counts) / k.numel()
     return torch.exp(-torch.xlogy(p, p).sum()), (p > 0).float().mean()

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from genzoo.redact import redact
 from genzoo.runs import PICTURE_BYTES, Run, RunError, read_file
+from genzoo.runs.redact import redact
 
 # Parts of a configuration that do not change what is trained: where it is written, and how it is looked at.
 BESIDES = (

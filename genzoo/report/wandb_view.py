@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from genzoo.redact import redact
 from genzoo.report import leaderboard, records, texts
 from genzoo.runs import WANDB_LINKS, RunError, check_tree, write_atomically
+from genzoo.runs.redact import redact
 
 # What a dashboard shows of every run, whatever its family.
 QUALITY = ("test/fid", "test/fd_fashion_mnist", "test/fd_digits", "test/fd_identity")

@@ -27,7 +27,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from genzoo.console import log_stderr, stderr
 from genzoo.model import GenerativeModel, Precomputed
-from genzoo.prob import ranks
+from genzoo.numerics import distributed
 from genzoo.runs import Run, RunError, storing, write_atomically
 from genzoo.training import checkpoints
 from genzoo.training.launcher import Launcher
@@ -43,7 +43,7 @@ def milestones(planned: int, count: int) -> set[int]:
     return {max(1, round(planned * (i + 1) / count)) for i in range(count)}
 
 
-class HandOvers:
+class StepRanges:
     """What Lightning takes for a data loader: ranges of steps that last about a quarter of a second.
 
     A range ends at every milestone and at the end of each stage. How long the others are depends on the machine, and nothing
@@ -116,7 +116,7 @@ class Record(pl.Callback):
         pl_module.on_step = record
 
 
-class Milestones(pl.Callback, ABC):
+class PeriodicCallback(pl.Callback, ABC):
     """Does something at steps of the plan, once each, however often the run is interrupted.
 
     Args:
@@ -130,7 +130,7 @@ class Milestones(pl.Callback, ABC):
 
     def interruptible(self) -> contextlib.AbstractContextManager[None]:
         """Hear signals at once, unless other processes would wait for this one for ever."""
-        return self.signals.free() if ranks.world() == 1 else contextlib.nullcontext()
+        return self.signals.free() if distributed.world_size() == 1 else contextlib.nullcontext()
 
     @abstractmethod
     def milestones(self, planned: int) -> set[int]:
@@ -202,7 +202,7 @@ class Precompute(pl.Callback):
         parts = precomputed_parts(pl_module)
         begun = time.monotonic()
         self.signals.listen()  # Lightning may have taken them for itself
-        with self.signals.free() if ranks.world() == 1 else contextlib.nullcontext():
+        with self.signals.free() if distributed.world_size() == 1 else contextlib.nullcontext():
             tensors = {name: part.precompute() for name, part in parts.items()}
         if not tensors or self.run is None or (self.run.path / PRECOMPUTED).is_dir():
             return
@@ -213,7 +213,7 @@ class Precompute(pl.Callback):
         log_stderr(f"computed before the clock: {rows}, in {seconds:.3g} s")
 
 
-class Grids(Milestones):
+class Grids(PeriodicCallback):
     """Draws samples of the averaged model at intervals.
 
     Args:
@@ -246,7 +246,7 @@ class Grids(Milestones):
                 logger.log_image("samples", [str(path)], step=pl_module.images)
 
 
-class Scores(Milestones):
+class Scores(PeriodicCallback):
     """Scores samples of the averaged model at intervals; the end has a scoring of its own.
 
     Args:
@@ -368,7 +368,7 @@ class Stop(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: GenerativeModule) -> None:
         self.signals.listen()  # Lightning has taken them for itself
-        pl_module.told_to_stop = lambda: self.signals.heard is not None
+        pl_module.stop_requested = lambda: self.signals.heard is not None
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: GenerativeModule, *_: Any) -> None:
         if pl_module.stopping:
@@ -436,7 +436,7 @@ class ProgressBar(pl.Callback):
         self.progress.stop()
 
 
-class Shares(DDPStrategy):
+class ManualDDPStrategy(DDPStrategy):
     """Lightning's way to start and join processes; gradients are averaged by ``GenerativeModule``."""
 
     def configure_ddp(self) -> None:
@@ -503,7 +503,7 @@ def fit(
         callbacks=[Stop(signals), Precompute(run, signals), *writers],
         devices=devices,
         num_nodes=nodes,
-        strategy=Shares() if devices * nodes > 1 else "auto",
+        strategy=ManualDDPStrategy() if devices * nodes > 1 else "auto",
         plugins=[CheckpointFolders(), *([] if half is None else [half])],
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -520,7 +520,7 @@ def fit(
         if isinstance(launcher, Launcher) and run is not None:
             launcher.on_hang = lambda cause: run.update_status(state="failed", why=cause)
         try:
-            lightning.fit(module, train_dataloaders=HandOvers(module, stops))
+            lightning.fit(module, train_dataloaders=StepRanges(module, stops))
         except Exception as error:
             if not isinstance(launcher, Launcher):
                 raise

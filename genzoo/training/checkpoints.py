@@ -38,7 +38,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from genzoo.runs import SCHEMA, RunError, read_file, read_json, storing, sync
-from genzoo.training.restored import check_weights
+from genzoo.training.state_checks import check_weights
 
 _NAME = re.compile(r"step-(\d+)")
 # What torch's and safetensors' readers raise for files that are damaged or made up.
@@ -292,7 +292,7 @@ def _check_stored(content: bytes) -> None:
         raise ValueError("its records are compressed")
 
 
-def newest_whole(
+def latest_valid(
     folder: Path, complain: Callable[[str], None], *, limit: int = 2**40, remove_damaged: bool = True
 ) -> tuple[Path, Contents] | None:
     """Read the newest checkpoint that is not damaged.

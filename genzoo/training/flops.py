@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from genzoo.prob import ranks
+from genzoo.numerics import distributed
 
 Module = TypeVar("Module", bound=nn.Module)
 SMALL = 2**20  # elements of a buffer that a copy for counting holds for real
@@ -122,7 +122,7 @@ def count_step(module: nn.Module, step: Callable[[Any], object], repetitions: in
         repetitions: of which the last is counted, since the first step may do once what later ones share.
     """
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), ranks.alone():
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), distributed.alone():
         try:
             with fake_weights(module) as fake:
                 return [count(lambda: step(fake)) for _ in range(repetitions)][-1]

@@ -21,8 +21,8 @@ from urllib.parse import urlparse
 
 from genzoo.console import log_stderr
 from genzoo.environment import home
-from genzoo.redact import redact
 from genzoo.runs import WANDB_LINKS, Run
+from genzoo.runs.redact import redact
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
@@ -235,12 +235,12 @@ class WandB(Records):
             return self._begin(run, config, offline, name, list(dict.fromkeys(redact(tags))))
 
     def _begin(self, run: Run, config: dict[str, Any], offline: bool, name: str, tags: list[str]) -> Logger:
-        from genzoo.training.steadfast import Steadfast
+        from genzoo.training.wandb_logger import FaultTolerantWandbLogger
 
         for link in WANDB_LINKS:  # which lead where an earlier process, or a stranger, has put them
             if (run.path / "wandb" / link).is_symlink():
                 (run.path / "wandb" / link).unlink()
-        logger = Steadfast(
+        logger = FaultTolerantWandbLogger(
             name=redact(f"{run.path.parent.name}/{run.path.name}"),
             version=name,  # under which a run that is gone on with is found again
             save_dir=str(run.path.resolve()),  # wandb's service may have been started elsewhere
@@ -265,9 +265,9 @@ class WandB(Records):
         return logger
 
     def close(self, logger: Logger, *, failed: bool) -> None:
-        from genzoo.training.steadfast import Steadfast
+        from genzoo.training.wandb_logger import FaultTolerantWandbLogger
 
-        assert isinstance(logger, Steadfast)
+        assert isinstance(logger, FaultTolerantWandbLogger)
         super().close(logger, failed=failed)
         # The next job of a sweep must not write into this run.
         logger.quietly(lambda: logger.experiment.finish(exit_code=int(failed)))

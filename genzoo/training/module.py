@@ -48,14 +48,14 @@ import torch
 from torch import Tensor, nn
 
 from genzoo.data.loader import Batches
+from genzoo.distributions.discretization import dequantize
 from genzoo.model import Adversarial, GenerativeModel, Loss, Stage, Staged
-from genzoo.prob import ranks
-from genzoo.prob.measure import dequantize
-from genzoo.prob.random import batch_generator, reseed, seed_of
+from genzoo.numerics import distributed
+from genzoo.numerics.random import batch_generator, reseed, seed_of
 from genzoo.training.budget import Budget, LearningRate
 from genzoo.training.ema import EMA
 from genzoo.training.flops import count_step
-from genzoo.training.restored import StateError, check_optimizer_state, check_progress, check_weights
+from genzoo.training.state_checks import StateError, check_optimizer_state, check_progress, check_weights
 
 # Fractions of a stage's plan or seconds after which the plan is fitted to the clock.
 CORRECTIONS = (0.03, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8)
@@ -247,7 +247,7 @@ class GenerativeModule(pl.LightningModule):
         self.window = Window()
         self.latest: dict[str, Any] = {"values": {}, "images_per_second": 0.0}  # what was recorded last
         self.on_step: Callable[[], None] = lambda: None  # called after every step
-        self.told_to_stop: Callable[[], bool] = lambda: False  # asked before every step
+        self.stop_requested: Callable[[], bool] = lambda: False  # asked before every step
         self._elapsed = 0.0  # seconds of the last step, which other processes have not heard of
         self._all_stop = False  # whether one of several processes was told to stop
         self._shared: Tensor | None = None  # stops and seconds of all processes that were not read yet
@@ -304,7 +304,7 @@ class GenerativeModule(pl.LightningModule):
         with self._only(player, players):
             loss = self._backward(module, turn)
         self.flops += self.cost(stage.name, turn)
-        if ranks.world() > 1:
+        if distributed.world_size() > 1:
             loss = self._average(player, loss)
             self._elapsed = 0.0
         if self.scaler:
@@ -325,7 +325,7 @@ class GenerativeModule(pl.LightningModule):
             player.optimizer.zero_grad()
             self.ema.update(f"{stage.name}/{player.name}")
             prefix = "" if turn is None else f"{turn}_"
-            if ranks.rank() == 0:  # which alone writes
+            if distributed.rank() == 0:  # which alone writes
                 self.window.add({**loss.terms, f"{prefix}grad_norm": norm})
         self.steps += 1
         if self.steps in self.boundaries:
@@ -359,9 +359,9 @@ class GenerativeModule(pl.LightningModule):
         gradients = [p.grad for p in player.parameters if p.grad is not None]
         like = gradients[0]
         # Numbers of the host are filled in: to copy them would wait for the device.
-        own = [like.new_full((), float(number)) for number in (self.told_to_stop(), self._elapsed)]
+        own = [like.new_full((), float(number)) for number in (self.stop_requested(), self._elapsed)]
         facts = torch.stack([*own, *(value.detach().to(like.dtype) for value in (loss.total, *loss.terms.values()))])
-        flat = ranks.all_mean(torch.cat([tensor.flatten() for tensor in (*gradients, facts)]))
+        flat = distributed.all_reduce_mean(torch.cat([tensor.flatten() for tensor in (*gradients, facts)]))
         *averages, facts = flat.split([tensor.numel() for tensor in (*gradients, facts)])
         torch._foreach_copy_(gradients, [mean.view_as(g) for mean, g in zip(averages, gradients, strict=True)])
         self._shared = facts[:2] if self._shared is None else self._shared + facts[:2]
@@ -407,7 +407,7 @@ class GenerativeModule(pl.LightningModule):
         if kind not in self._costs:
             if self._read_at is not None:
                 self.read_clock()
-            self._costs[kind] = self._count(stage, turn) * ranks.world()
+            self._costs[kind] = self._count(stage, turn) * distributed.world_size()
             if self._read_at is not None:
                 self._read_at = time.monotonic()
         return self._costs[kind]
@@ -492,7 +492,7 @@ class GenerativeModule(pl.LightningModule):
         now = time.monotonic()
         elapsed, self._read_at = now - self._read_at, now
         self.own_seconds += elapsed
-        if ranks.world() == 1:
+        if distributed.world_size() == 1:
             self.train_seconds += elapsed
         else:  # shared with the gradients of the next step
             self._elapsed += elapsed
@@ -517,7 +517,7 @@ class GenerativeModule(pl.LightningModule):
     @property
     def stopping(self) -> bool:
         """Whether this process, or one of those that train with it, was told to stop."""
-        return self._all_stop if ranks.world() > 1 else self.told_to_stop()
+        return self._all_stop if distributed.world_size() > 1 else self.stop_requested()
 
     def plan(self) -> None:
         """Fix how many steps schedules expect; where only seconds are given, that is known once some were measured."""
@@ -616,7 +616,7 @@ class GenerativeModule(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Plan before the first step, and before any callback asks for the plan."""
-        self.batches.share(ranks.rank(), ranks.world())
+        self.batches.share(distributed.rank(), distributed.world_size())
         self._state_to_device()
         if self.compiled:
             graphs = self.batches.device.type == "cuda"  # which spare the launches, one by one, of many small kernels

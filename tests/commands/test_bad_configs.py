@@ -214,7 +214,7 @@ PAIRS = """
     model._target_=.vae.VAE|model._target_
     model._target_=3|model._target_
     model._target_=VAE|model._target_
-    model.encoder._target_=genzoo.prob.schedules.CondOT|model.encoder
+    model.encoder._target_=genzoo.diffusion.schedules.CondOT|model.encoder
     model.encoder=3|model.encoder
     model.encoder=null|model.encoder
     model.likelihood=gaussian|model.likelihood
@@ -279,7 +279,7 @@ def a_pair_that_cannot_be(rng: random.Random) -> Bad:
     return Bad(tuple(line.split()), (holds,))
 
 
-KINDS: list[Callable[[random.Random], Bad]] = [
+PARAMETERIZATIONS: list[Callable[[random.Random], Bad]] = [
     a_key_misspelt, a_choice_misspelt, a_wrong_type, a_number_for_a_text, no_finite_number, a_number_below,
     a_number_far_above, an_interpolation_of_nothing, a_syntax_that_is_none, a_section_less, *[a_pair_that_cannot_be] * 5,
 ]  # fmt: skip
@@ -290,7 +290,7 @@ def draw(seed: int, n: int = 200) -> list[Bad]:
     rng = random.Random(seed)
     found: dict[tuple[str, ...], Bad] = {}
     while len(found) < n:
-        bad = KINDS[len(found) % len(KINDS)](rng)
+        bad = PARAMETERIZATIONS[len(found) % len(PARAMETERIZATIONS)](rng)
         found.setdefault(bad.words, bad)
     return list(found.values())
 
@@ -308,7 +308,7 @@ def empty(monkeypatch, tmp_path, without_a_login) -> Path:
         raise AssertionError("this line was accepted")
 
     monkeypatch.setattr(callbacks, "fit", never)
-    for place in ("genzoo.data.images.urlopen", "genzoo.metrics.features.urlopen", "genzoo.commands.sweep.run_job"):
+    for place in ("genzoo.data.images.urlopen", "genzoo.metrics.features.urlopen", "genzoo.commands.sweep.run_process"):
         monkeypatch.setattr(place, never)
     return tmp_path
 

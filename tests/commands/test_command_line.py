@@ -218,11 +218,11 @@ def jobs(monkeypatch, tmp_path) -> list[str]:
     monkeypatch.chdir(tmp_path)
     started: list[str] = []
 
-    def run_job(words, seconds, **environment):
+    def run_process(words, seconds, **environment):
         started.append(" ".join(words))
         return sweep.Outcome(0, "")
 
-    monkeypatch.setattr(sweep, "run_job", run_job)
+    monkeypatch.setattr(sweep, "run_process", run_process)
     return started
 
 
@@ -238,11 +238,11 @@ def test_jobs_that_fail_do_not_stop_the_others_and_are_listed_with_their_causes_
     ends = {0: (0, ""), 1: (2, "the data are gone"), 2: (-9, "killed by SIGKILL"), 3: (0, "")}
     started = []
 
-    def run_job(words, seconds, **environment):
+    def run_process(words, seconds, **environment):
         started.append(int(words[-1].partition("=")[2]))
         return sweep.Outcome(*ends[started[-1]])
 
-    monkeypatch.setattr(sweep, "run_job", run_job)
+    monkeypatch.setattr(sweep, "run_process", run_process)
     code, _, err = genzoo("-m", "seed=0,1,2,3")
     assert started == [0, 1, 2, 3]
     assert err == "genzoo: job seed=1: the data are gone\ngenzoo: job seed=2: killed by SIGKILL\n"
@@ -286,7 +286,7 @@ def test_how_a_process_ended_is_told_by_its_code_and_its_last_line(
     script.write_text(f"#!{sys.executable}\nimport os, sys, time\n{program}\n")
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
-    assert sweep.run_job(["train"], seconds) == (code, cause)
+    assert sweep.run_process(["train"], seconds) == (code, cause)
 
 
 def test_several_values_without_a_sweep_are_refused(asked):

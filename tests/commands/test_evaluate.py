@@ -22,18 +22,18 @@ import genzoo as genzoo_package
 from genzoo import load, runs
 from genzoo.commands import score as scoring
 from genzoo.commands.config import build
-from genzoo.commands.score import Subject, score
+from genzoo.commands.score import EvalData, score
 from genzoo.commands.train import sha256_of
 from genzoo.data import Moons, digits
 from genzoo.data.dataset import Split
 from genzoo.data.pictures import read_samples
+from genzoo.distributions.discretization import to_bytes
 from genzoo.metrics.evaluator import stored, subset
 from genzoo.metrics.features import Embedded
 from genzoo.metrics.frechet import frechet_distance, moments
 from genzoo.model import LogProb, Samples
 from genzoo.nn.layers import ResBlock
-from genzoo.prob.measure import to_bytes
-from genzoo.prob.random import SampleStreams
+from genzoo.numerics.random import SampleStreams
 from genzoo.runs import Run, storing
 from tests.commands import SMALL, genzoo, untrained
 from tests.conftest import composed
@@ -120,7 +120,7 @@ def test_the_same_question_has_the_same_answer_and_another_one_its_own_file(here
 
 def test_a_model_in_training_is_scored_without_its_dropout(here):
     run = Run(untrained(here, *SMALL["ddpm"], "model.network.dropout=0.5")[0])
-    model, subject = load(run.path), Subject(digits(), "digits", flip=False)
+    model, subject = load(run.path), EvalData(digits(), "digits", flip=False)
     settings = {"n": 0, "events": 8, "num_samples": 4, "batch_size": 8, "throughput": 2}
     torch.nn.init.normal_(model.network.head[-1].weight)  # which begins as zero, and would hide the dropout
     for block in (module for module in model.modules() if isinstance(module, ResBlock)):

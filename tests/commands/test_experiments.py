@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from genzoo.commands.config import CONF, build
+from genzoo.distributions.discretization import dequantize
 from genzoo.model import Adversarial, GenerativeModel, Staged
-from genzoo.prob.measure import dequantize
-from genzoo.prob.random import generator
+from genzoo.numerics.random import generator
 from tests.conftest import composed
 
 EXPERIMENTS = sorted((CONF / "experiment").glob("*.yaml"))

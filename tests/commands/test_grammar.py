@@ -130,11 +130,11 @@ def jobs(monkeypatch, tmp_path) -> list[str]:
     monkeypatch.chdir(tmp_path)
     started: list[str] = []
 
-    def run_job(words, seconds, **environment):
+    def run_process(words, seconds, **environment):
         started.append(" ".join(words[1:]))
         return sweep.Outcome(0, "")
 
-    monkeypatch.setattr(sweep, "run_job", run_job)
+    monkeypatch.setattr(sweep, "run_process", run_process)
     return started
 
 

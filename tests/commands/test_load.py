@@ -13,8 +13,8 @@ import yaml
 import genzoo as package
 from genzoo import load
 from genzoo.commands.config import UsageError
+from genzoo.diffusion.samplers import Ancestral
 from genzoo.runs import Run, RunError
-from genzoo.samplers import Ancestral
 from genzoo.training import checkpoints
 from tests.commands import SMALL, genzoo, trained, untrained
 from tests.toys import Mean
@@ -41,13 +41,13 @@ def test_the_newest_checkpoint_is_loaded(tmp_path):
 
 def test_another_sampler_may_be_given_to_a_denoiser_alone(tmp_path):
     run = untrained(tmp_path, *SMALL["ddpm"])[0]
-    model = load(run, sampler={"_target_": "genzoo.samplers.Ancestral", "steps": 3})
+    model = load(run, sampler={"_target_": "genzoo.diffusion.samplers.Ancestral", "steps": 3})
     assert isinstance(model.sampler, Ancestral)
     assert model.sample(2).nfe == 3
     with pytest.raises(UsageError, match=r"steps must be in 1\.\.20"):
-        load(run, sampler={"_target_": "genzoo.samplers.Ancestral", "steps": 21})
+        load(run, sampler={"_target_": "genzoo.diffusion.samplers.Ancestral", "steps": 21})
     with pytest.raises(UsageError, match="VAE samples in one pass"):
-        load(untrained(tmp_path, *SMALL["vae"])[0], sampler={"_target_": "genzoo.samplers.Ancestral"})
+        load(untrained(tmp_path, *SMALL["vae"])[0], sampler={"_target_": "genzoo.diffusion.samplers.Ancestral"})
 
 
 def test_a_strangers_family_is_made_only_when_it_is_trusted(tmp_path):
@@ -113,7 +113,7 @@ def test_a_run_over_another_one_s_codec_needs_it_no_longer(tmp_path, monkeypatch
     ):
         code, _, err = genzoo(*command)
         assert code == 0, err
-    assert load(run, sampler={"_target_": "genzoo.samplers.Ancestral", "steps": 3}).sample(2).nfe == 3 + 1
+    assert load(run, sampler={"_target_": "genzoo.diffusion.samplers.Ancestral", "steps": 3}).sample(2).nfe == 3 + 1
 
 
 def test_a_codec_that_does_not_fit_is_refused_in_one_line(tmp_path, monkeypatch):

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from genzoo import load
-from genzoo.prob import random
-from genzoo.prob.random import SampleStreams, seed_of
+from genzoo.numerics import random
+from genzoo.numerics.random import SampleStreams, seed_of
 from genzoo.runs import SCHEMA, Run
 from genzoo.training import module
 from tests.commands import genzoo

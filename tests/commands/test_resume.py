@@ -19,7 +19,7 @@ from safetensors.torch import load as load_safetensors
 
 from genzoo import load
 from genzoo.families.flow_matching import TeacherPairs
-from genzoo.prob.random import SampleStreams
+from genzoo.numerics.random import SampleStreams
 from genzoo.runs import Run
 from genzoo.training import callbacks, checkpoints, stopping
 from genzoo.training.module import GenerativeModule

@@ -18,10 +18,10 @@ import pytest
 import torch
 import yaml
 
-from genzoo.commands.train import its_config, prepare, restore
+from genzoo.commands.train import checked_config, prepare, restore
 from genzoo.runs import Run, RunError
 from genzoo.training import checkpoints
-from genzoo.training.restored import check_optimizer_state, check_weights
+from genzoo.training.state_checks import check_optimizer_state, check_weights
 from tests.commands import SMALL, genzoo
 from tests.commands.test_resume import interrupted
 
@@ -44,7 +44,7 @@ def run(halfway, tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture(scope="module")
 def module(halfway) -> Any:
-    return prepare(its_config(Run(halfway)), Run(halfway), []).module
+    return prepare(checked_config(Run(halfway)), Run(halfway), []).module
 
 
 @pytest.fixture

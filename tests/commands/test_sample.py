@@ -12,7 +12,7 @@ from PIL import Image
 from genzoo import load
 from genzoo.commands.config import UsageError
 from genzoo.commands.sample import class_number
-from genzoo.prob.random import SampleStreams
+from genzoo.numerics.random import SampleStreams
 from genzoo.runs import Run
 from genzoo.training import checkpoints
 from tests.commands import SMALL, genzoo, untrained
@@ -113,7 +113,7 @@ def test_another_sampler_takes_as_many_evaluations_as_it_says(ddpm):
     other = genzoo("sample", f"run={ddpm}", "n=2", "sampler=ddim", "sampler.steps=5", "out=other.npz").out
     assert own == "2 samples, 20 evaluations each: own.npz\n"
     assert other == "2 samples, 5 evaluations each: other.npz\n"
-    model = load(ddpm, sampler={"_target_": "genzoo.samplers.DDIM", "steps": 5})
+    model = load(ddpm, sampler={"_target_": "genzoo.diffusion.samplers.DDIM", "steps": 5})
     expected = bytes_of(model.sample(2, rng=SampleStreams(0, range(2))).x)
     np.testing.assert_array_equal(np.load("other.npz")["samples"], expected)
 

@@ -15,14 +15,14 @@ from torch import nn
 from genzoo.commands import score
 from genzoo.commands.cards import describe
 from genzoo.commands.config import CONF, preflight
-from genzoo.prob.schedules import CosineSchedule, LinearSchedule
+from genzoo.diffusion.samplers import Ancestral, Euler, Heun, Sampler
+from genzoo.diffusion.schedules import CosineSchedule, LinearSchedule
 from genzoo.report.leaderboard import rows, tables
 from genzoo.report.records import find, read
 from genzoo.runs import Run
-from genzoo.samplers import Ancestral, Euler, Heun, Sampler
 from tests.commands import SMALL, TINY, genzoo, untrained
 from tests.commands.test_resume import cut_short
-from tests.report import entry, run, scored
+from tests.report import run, scored, to_record
 
 DDPM = [*TINY, *SMALL["ddpm"][:-1], "metrics.n=6", "metrics.force=true", "metrics.events=2", "metrics.throughput=2",
         "trainer.grids=0", "trainer.saves=2"]  # fmt: skip
@@ -180,7 +180,7 @@ def test_a_sampler_that_contains_itself_has_a_card():
 def test_a_report_tells_runs_apart_by_the_parts_of_their_samplers(here):
     for i in (9, 10):
         setting = {"sampler": describe(SAMPLERS[i])}
-        run(here, metrics=scored(10.0) | {"test/fd_digits": entry(1.0 + i, 0.1, setting=setting)})
+        run(here, metrics=scored(10.0) | {"test/fd_digits": to_record(1.0 + i, 0.1, setting=setting)})
     found = rows(read(find([here]))[0])
     assert [len(row.runs) for row in found] == [1, 1] and len(tables(found)[0].rows) == 2
     assert len({row.label for row in found}) == 2

@@ -19,7 +19,7 @@ from genzoo.data import (
     SwissRoll,
     plane_dataset,
 )
-from genzoo.prob.random import SampleStreams, generator
+from genzoo.numerics.random import SampleStreams, generator
 
 SKEWED = {
     "means": [[0.0, 0.0], [1.5, -1.0], [-1.0, 2.0]],

@@ -9,15 +9,15 @@ from PIL import Image
 
 from genzoo.data import DataError
 from genzoo.data.pictures import as_bytes, check_range, grid, is_marked, save_png, save_scatter
-from genzoo.prob.measure import bin_centre, dequantize
-from genzoo.prob.random import generator
+from genzoo.distributions.discretization import bin_center, dequantize
+from genzoo.numerics.random import generator
 
 
 @pytest.mark.parametrize("levels", [2, 17, 256])
 def test_bytes_of_bin_centres_are_the_levels_stretched_over_the_greys(levels):
     k = torch.arange(levels)
     expected = [(510 * i + levels - 1) // (2 * (levels - 1)) for i in range(levels)]  # round half up of 255 i/(K - 1)
-    for x in (bin_centre(k, levels), dequantize(k, levels, generator("bytes"))):
+    for x in (bin_center(k, levels), dequantize(k, levels, generator("bytes"))):
         shown = as_bytes(x.view(1, 1, 1, levels), levels)
         assert shown.dtype == np.uint8 and shown.shape == (1, 1, levels, 1)
         assert shown.flatten().tolist() == expected
@@ -32,7 +32,7 @@ def test_points_beyond_the_cube_become_black_and_white(levels):
 
 def test_colours_keep_their_pixels():
     k = torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5)
-    shown = as_bytes(bin_centre(k, 256), 256)
+    shown = as_bytes(bin_center(k, 256), 256)
     assert shown.shape == (2, 4, 5, 3)
     assert torch.equal(torch.from_numpy(shown).permute(0, 3, 1, 2).long(), k)
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from genzoo.distributions.discretization import bin_center, quantize
+from genzoo.distributions.likelihoods import Bernoulli, Categorical, GaussianMixture, LogisticMixture
 from genzoo.families.autoregressive import Autoregressive
 from genzoo.nn.pixelcnn import PixelCNN
 from genzoo.nn.transformer import Transformer
-from genzoo.prob.likelihoods import Bernoulli, Categorical, GaussianMixture, LogisticMixture
-from genzoo.prob.measure import bin_centre, quantize
-from genzoo.prob.random import SampleStreams, generator
+from genzoo.numerics.random import SampleStreams, generator
 
 NETWORKS = {
     "pixelcnn": functools.partial(PixelCNN, width=8, layers=3, first_kernel=3),
@@ -37,7 +37,7 @@ def built(network, likelihood, shape, levels=None, scale: float = 0.5, **setting
 def all_events(shape: tuple[int, ...], levels: int) -> Tensor:
     """Every image, as bin centres, (K^D, *shape)."""
     D = math.prod(shape)
-    return bin_centre(torch.cartesian_prod(*[torch.arange(levels)] * D), levels, torch.float64).view(-1, *shape)
+    return bin_center(torch.cartesian_prod(*[torch.arange(levels)] * D), levels, torch.float64).view(-1, *shape)
 
 
 @torch.no_grad()
@@ -94,7 +94,7 @@ def test_images_are_drawn_as_often_as_their_probability_says(network, law):
     statistic = float(((counts - expected).square() / expected)[kept].sum())
     freedom = int(kept.sum()) - 1
     assert statistic < freedom + 5 * math.sqrt(2 * freedom), "beyond five standard deviations of chi-square"
-    assert torch.equal(x, bin_centre(quantize(x, levels), levels, x.dtype)), "levels come as bin centres"
+    assert torch.equal(x, bin_center(quantize(x, levels), levels, x.dtype)), "levels come as bin centres"
 
 
 @laws
@@ -103,13 +103,13 @@ def test_log_prob_is_the_sum_of_the_conditional_laws(network, law):
     """The chain rule with the network asked anew at every prefix, later pixels filled with noise."""
     likelihood, shape, levels, settings = law
     model = built(network, likelihood, shape, levels, **settings)
-    x = bin_centre(torch.randint(levels, (4, *shape)), levels, torch.float64)
+    x = bin_center(torch.randint(levels, (4, *shape)), levels, torch.float64)
     pixels = torch.nn.functional.pixel_unshuffle(x, model.patch)
     C, H, W = pixels.shape[1:]
     total = torch.zeros(4, dtype=torch.float64)
     for i in range(H):
         for j in range(W):
-            guess = bin_centre(torch.randint(levels, pixels.shape), levels, torch.float64)
+            guess = bin_center(torch.randint(levels, pixels.shape), levels, torch.float64)
             guess[:, :, :i] = pixels[:, :, :i]
             guess[:, :, i, :j] = pixels[:, :, i, :j]
             seen = guess
@@ -123,7 +123,7 @@ def test_log_prob_is_the_sum_of_the_conditional_laws(network, law):
 @either
 def test_all_places_in_a_bin_are_one_event(network):
     model = built(network, Categorical, (1, 3, 3), 17)
-    centre = bin_centre(torch.randint(17, (5, 1, 3, 3)), 17, torch.float64)
+    centre = bin_center(torch.randint(17, (5, 1, 3, 3)), 17, torch.float64)
     for place in (-0.99 / 17, 0.99 / 17):
         torch.testing.assert_close(
             model.log_prob(centre + place).value, model.log_prob(centre).value, rtol=1e-12, atol=0
@@ -134,11 +134,11 @@ def test_classes_have_no_order_for_the_network():
     """One-hot inputs: a permutation of the levels that permutes the weights of the first layer changes nothing."""
     model = built(NETWORKS["transformer"], Categorical, (1, 2, 2), 5, inputs="classes")
     k = torch.randint(5, (6, 1, 2, 2))
-    before = model.network(model._seen(bin_centre(k, 5, torch.float64)))
+    before = model.network(model._seen(bin_center(k, 5, torch.float64)))
     order = torch.randperm(5)
     with torch.no_grad():
         model.network.stem[0].weight.copy_(model.network.stem[0].weight[:, order.argsort()])
-    after = model.network(model._seen(bin_centre(order[k], 5, torch.float64)))
+    after = model.network(model._seen(bin_center(order[k], 5, torch.float64)))
     torch.testing.assert_close(after, before, rtol=1e-12, atol=1e-12)
 
 

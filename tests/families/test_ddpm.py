@@ -17,11 +17,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from genzoo.families.ddpm import DDPM, LossHistory, strata
-from genzoo.prob.measure import bin_centre, bits_per_dim
-from genzoo.prob.random import generator
-from genzoo.prob.schedules import DiscreteSchedule, LinearSchedule
-from genzoo.samplers import DDIM, Ancestral
+from genzoo.diffusion.samplers import DDIM, Ancestral
+from genzoo.diffusion.schedules import DiscreteSchedule, LinearSchedule
+from genzoo.distributions.discretization import bin_center, bits_per_dim
+from genzoo.families.ddpm import DDPM, LossHistory, geometric_strata
+from genzoo.numerics.random import generator
 from tests.exact import GaussianDenoiser, exact_network, network
 
 MU, LAM = [0.5, -1.0], [0.25, 2.0]
@@ -162,7 +162,7 @@ def test_200_repetitions_spread_as_one_evaluation_says():
 @pytest.mark.parametrize("T", [2, 3, 20, 1000, 4000])
 @pytest.mark.parametrize("count", [2, 3, 10, 20, 5000])
 def test_strata_cut_the_chain_without_gap_or_overlap(T, count):
-    ranges = strata(T, count)
+    ranges = geometric_strata(T, count)
     assert ranges[0] == (0, 1)
     assert [i for start, stop in ranges for i in range(start, stop)] == list(range(T))
     assert len(ranges) == min(T, count)
@@ -204,7 +204,7 @@ def constant_model(levels: int, shape: tuple[int, ...], variance: str, guess: fl
 def test_at_the_last_step_the_probabilities_of_all_levels_sum_to_one(levels, variance):
     """What is left of the bound of one pixel after its two closed terms, times the width of a bin."""
     model = constant_model(levels, (1, 1, 1), variance)
-    x = bin_centre(torch.arange(levels), levels, torch.float64)
+    x = bin_center(torch.arange(levels), levels, torch.float64)
     value, stderr = model.log_prob(x.view(-1, 1, 1, 1), num_samples=4)
     assert stderr.max() < 1e-12
     beta, before, now = 0.6, 0.7, 0.7 * 0.4
@@ -218,13 +218,13 @@ def test_at_the_last_step_the_probabilities_of_all_levels_sum_to_one(levels, var
 
 def test_pixels_add_up():
     model, one = constant_model(17, (2, 1, 2), "fixedlarge"), constant_model(17, (1, 1, 1), "fixedlarge")
-    x = bin_centre(torch.randint(17, (6, 2, 1, 2)), 17, torch.float64)
+    x = bin_center(torch.randint(17, (6, 2, 1, 2)), 17, torch.float64)
     parts = one.log_prob(x.view(-1, 1, 1, 1), num_samples=4).value.view(6, 4).sum(1)
     torch.testing.assert_close(model.log_prob(x, num_samples=4).value, parts, atol=1e-10, rtol=0)
 
 
 def test_estimates_of_an_image_beyond_the_interval_are_clipped():
-    x = bin_centre(torch.arange(17), 17, torch.float64).view(-1, 1, 1, 1)
+    x = bin_center(torch.arange(17), 17, torch.float64).view(-1, 1, 1, 1)
     got, expected = (
         constant_model(17, (1, 1, 1), "fixedlarge", g).log_prob(x, num_samples=4).value for g in (1.8, 1.0)
     )
@@ -233,7 +233,7 @@ def test_estimates_of_an_image_beyond_the_interval_are_clipped():
 
 def test_images_are_snapped_to_their_levels():
     model = constant_model(17, (1, 2, 2), "fixedlarge")
-    centre = bin_centre(torch.randint(17, (9, 1, 2, 2)), 17, torch.float64)
+    centre = bin_center(torch.randint(17, (9, 1, 2, 2)), 17, torch.float64)
     for place in (-0.9 / 17, 0.9 / 17):
         x = centre + place
         assert torch.equal(model.log_prob(x, num_samples=4).value, model.log_prob(centre, num_samples=4).value)
@@ -246,7 +246,7 @@ def test_uniform_data_cost_their_entropy_and_a_little_more(levels, variance):
     and on a chain of 4000 steps this one is not far above."""
     entropy = math.log2(levels)
     schedule = LinearSchedule(4000)
-    points = bin_centre(torch.arange(levels), levels, torch.float64)
+    points = bin_center(torch.arange(levels), levels, torch.float64)
 
     def expected_data(x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         alpha, sigma = (c.view(-1, 1) for c in schedule.at(t)[:2])
@@ -439,7 +439,7 @@ def test_almost_every_pixel_of_an_image_has_a_gradient_at_every_time(objective, 
     model = DDPM(
         Table, (1, 6, 6), 17, schedule=LinearSchedule(T), prediction=prediction, objective=objective, variance=variance
     )
-    x = bin_centre(torch.randint(17, (n, 1, 6, 6), generator=generator(1)), 17)
+    x = bin_center(torch.randint(17, (n, 1, 6, 6), generator=generator(1)), 17)
     flowing: dict[int, list[float]] = {}
     for i in range(12):
         model.zero_grad()

@@ -16,13 +16,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from genzoo.diffusion.noise_levels import LogitNormalTime
+from genzoo.diffusion.samplers import Ancestral, Euler, Heun
+from genzoo.diffusion.schedules import CondOT, VESchedule, VPSchedule
 from genzoo.families.flow_matching import FlowMatching, transport
-from genzoo.metrics.transport import sliced_wasserstein
+from genzoo.metrics.sliced_wasserstein import sliced_wasserstein
 from genzoo.nn.mlp import TimeMLP
-from genzoo.prob.noise_levels import LogitNormalTime
-from genzoo.prob.random import generator
-from genzoo.prob.schedules import CondOT, VESchedule, VPSchedule
-from genzoo.samplers import Ancestral, Euler, Heun
+from genzoo.numerics.random import generator
 from genzoo.training.ema import EMA
 from tests.exact import MU, SCHEDULES, SIGMA, GaussianDenoiser, MixtureDenoiser, network
 from tests.toys import Mean

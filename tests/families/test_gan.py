@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genzoo.data.densities import GaussianMixture
+from genzoo.distributions.discretization import bin_center
 from genzoo.families.gan import GAN, WGAN, WGANGP, gradient_penalty
 from genzoo.nn.dcgan import DCGANCritic
 from genzoo.nn.mlp import MLP
-from genzoo.prob.measure import bin_centre
-from genzoo.prob.random import generator
+from genzoo.numerics.random import generator
 from tests.exact import network
 
 SHAPE = (3, 4, 4)
@@ -433,7 +433,7 @@ def test_images_leave_the_generator_through_a_tanh_and_meet_the_critic_as_snappe
         return x.flatten(1).sum(1, keepdim=True)
 
     model = WGANGP(Shift, network(critic), (1, 2, 2), levels=17, latent_dim=4).double()
-    centre = bin_centre(torch.randint(17, (6, 1, 2, 2)), 17, torch.float64)
+    centre = bin_center(torch.randint(17, (6, 1, 2, 2)), 17, torch.float64)
     model.loss(centre + 0.9 / 17, turn="critic", rng=generator(0))
     z = torch.randn(6, 4, generator=generator(0), dtype=torch.float64)
     torch.testing.assert_close(seen[0][:6], centre, atol=1e-12, rtol=0)

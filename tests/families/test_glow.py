@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from genzoo.data.dataset import Split
 from genzoo.data.loader import Batches
+from genzoo.distributions.discretization import bits_per_dim, dequantize
 from genzoo.families.glow import Glow, InvertibleConv, Step
 from genzoo.families.glow import Split as Leaving
 from genzoo.nn.coupling import ActNorm, EdgeConv, GlowNet
 from genzoo.nn.mlp import MLP
-from genzoo.prob.measure import bits_per_dim, dequantize
 from genzoo.training.budget import Budget
 from genzoo.training.ema import EMA
 from genzoo.training.module import GenerativeModule

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, kl_divergence
 from torch.distributions import Normal as TorchNormal
 
+from genzoo.distributions.discretization import bin_center
+from genzoo.distributions.likelihoods import DiscretizedLogistic, Gaussian, LogisticMixture
 from genzoo.families import hvae
 from genzoo.families.hvae import HVAE
 from genzoo.model import reconstruct
 from genzoo.nn.ladder import Ladder
-from genzoo.prob.likelihoods import DiscretizedLogistic, Gaussian, LogisticMixture
-from genzoo.prob.measure import bin_centre
-from genzoo.prob.random import SampleStreams, generator
+from genzoo.numerics.random import SampleStreams, generator
 
 M, S1, A, B, S2, V = 0.4, 1.3, 0.7, -0.2, 0.6, 0.25
 C, D, E = (torch.tensor(v).double() for v in ([1.0, -0.5, 0.2], [0.3, 0.8, -1.0], [0.1, 0.0, 2.0]))
@@ -260,7 +260,7 @@ def moved(likelihood, levels: int | None = 17, num_classes: int = 0, **settings)
 
 
 def descended(model: HVAE, x: Tensor, eps: Tensor) -> list[hvae.Layer]:
-    return model._descend(eps, None, model.network.ascend(model.likelihood.observe(x)))[1]
+    return model._descend(eps, None, model.network.ascend(model.likelihood.init_statistics(x)))[1]
 
 
 def test_each_layer_depends_on_the_noise_above_it_and_on_no_other():
@@ -302,7 +302,7 @@ def test_the_bound_is_made_of_the_laws_that_torch_knows():
     eps = torch.randn(4, *model.latent.shape, generator=generator(5), dtype=torch.float64)
     layers = descended(model, x, eps)
     laws = [[TorchNormal(law.mean, law.log_std.exp()) for law in (layer.posterior, layer.prior)] for layer in layers]
-    params = model._descend(eps, None, model.network.ascend(model.likelihood.observe(x)))[0]
+    params = model._descend(eps, None, model.network.ascend(model.likelihood.init_statistics(x)))[0]
     rate = sum(kl_divergence(q, p).flatten(1).sum(1) for q, p in laws)
     elbo = model.likelihood.log_prob(params, x) - rate
     torch.testing.assert_close(model.log_prob(x, rng=generator(5)).value, elbo, atol=1e-9, rtol=0)
@@ -310,7 +310,7 @@ def test_the_bound_is_made_of_the_laws_that_torch_knows():
     rng, weights = generator(6), []
     for _ in range(3):
         eps = torch.randn(4, *model.latent.shape, generator=rng, dtype=torch.float64)
-        params, layers = model._descend(eps, None, model.network.ascend(model.likelihood.observe(x)))
+        params, layers = model._descend(eps, None, model.network.ascend(model.likelihood.init_statistics(x)))
         weight = model.likelihood.log_prob(params, x)
         for q, p, z in [
             (*(TorchNormal(law.mean, law.log_std.exp()) for law in (layer.posterior, layer.prior)), layer.z)
@@ -332,7 +332,7 @@ def test_a_fresh_hierarchy_starts_at_standard_normal_priors():
 def test_images_are_snapped_to_their_levels_before_they_are_seen():
     """The posterior of a discrete event may not depend on the noise of its dequantisation: the bound would be none."""
     model = moved(DiscretizedLogistic(17))
-    centre = bin_centre(torch.randint(17, (4, 1, 8, 8)), 17, torch.float64)
+    centre = bin_center(torch.randint(17, (4, 1, 8, 8)), 17, torch.float64)
     for shift in (-0.9 / 17, 0.9 / 17):
         for k in (1, 3):
             values = [model.log_prob(x, num_samples=k, rng=generator(0)).value for x in (centre + shift, centre)]

@@ -21,6 +21,8 @@ from torch.distributions import MultivariateNormal
 from genzoo.commands.load import set_sampler
 from genzoo.data.dataset import Split
 from genzoo.data.loader import Batches
+from genzoo.distributions.discretization import bin_center, quantize
+from genzoo.distributions.likelihoods import Gaussian
 from genzoo.families.ddpm import DDPM
 from genzoo.families.gan import WGANGP
 from genzoo.families.latent import Codes, LatentDensity, LatentModel, Standardized, latent
@@ -29,9 +31,7 @@ from genzoo.families.vae import VAE
 from genzoo.families.vqvae import VQVAE
 from genzoo.model import Bound, Continuous, Density, Discrete, LogProb, Loss, Samples, frozen
 from genzoo.nn.mlp import MLP, TimeMLP
-from genzoo.prob.likelihoods import Gaussian
-from genzoo.prob.measure import bin_centre, quantize
-from genzoo.prob.random import generator, rand, randn
+from genzoo.numerics.random import generator, rand, randn
 from genzoo.training.budget import Budget
 from genzoo.training.module import GenerativeModule
 
@@ -94,7 +94,7 @@ class Dice(Density):
         self.draw_labels(n, y, rng)
         u = rand((n, *self.shape), rng=rng).double()
         k = torch.searchsorted(self.logits.softmax(0).cumsum(0), u).clamp(max=self.levels - 1)
-        return Samples(bin_centre(k, self.levels, torch.float64), nfe=1)
+        return Samples(bin_center(k, self.levels, torch.float64), nfe=1)
 
 
 def linear(in_shape, out_shape, num_classes) -> nn.Module:
@@ -179,7 +179,7 @@ def test_latents_are_standardised_by_the_first_batch_of_a_training(shape):
     measure = Standardized(Continuous(shape)).double()
     z = 5 * torch.randn(64, *shape).double() + 2
     assert torch.equal(measure(z), z) and float(measure.log_det()) == 0
-    measure.observe(z)
+    measure.init_statistics(z)
     rows = measure(z).transpose(0, 1).flatten(1)
     torch.testing.assert_close(rows.mean(1), torch.zeros(3).double(), rtol=0, atol=1e-12)
     torch.testing.assert_close(rows.var(1, correction=0), torch.ones(3).double(), rtol=0, atol=1e-12)
@@ -188,17 +188,17 @@ def test_latents_are_standardised_by_the_first_batch_of_a_training(shape):
     size = math.prod(shape)
     assert float(measure.log_det()) == pytest.approx(float(torch.linalg.slogdet(jacobian.view(size, size))[1]))
     state = copy.deepcopy(measure.state_dict())
-    measure.observe(10 * z)
+    measure.init_statistics(10 * z)
     assert all(torch.equal(a, b) for a, b in zip(state.values(), measure.state_dict().values(), strict=True))
     other = Standardized(Continuous(shape)).double()
     other.load_state_dict(state)
-    other.observe(10 * z)
+    other.init_statistics(10 * z)
     assert torch.equal(other.mean, measure.mean), "what has been learned is not forgotten by loading"
 
 
 def test_a_latent_that_never_varies_does_not_divide_by_zero():
     measure = Standardized(Continuous((2,)))
-    measure.observe(torch.ones(8, 2))
+    measure.init_statistics(torch.ones(8, 2))
     assert bool(measure(torch.ones(8, 2)).isfinite().all())
 
 
@@ -206,7 +206,7 @@ def test_codes_come_back_from_anywhere_in_their_bins():
     measure = Codes(Discrete((1, 4, 4), 512))
     k = torch.randint(512, (64, 1, 4, 4))
     event = measure(k, generator(0))
-    assert torch.equal(measure.inverse(event), k) and float((event - bin_centre(k, 512)).std()) > 0.5 / 512
+    assert torch.equal(measure.inverse(event), k) and float((event - bin_center(k, 512)).std()) > 0.5 / 512
     assert float(measure.log_det()) == pytest.approx(-16 * math.log(256))
 
 
@@ -330,10 +330,10 @@ def test_abilities_follow_from_the_parts():
 
 def test_a_sampler_is_the_prior_s():
     model = latent(VAE(small, small, Gaussian(), (2,), latent_dim=2), ddpm, (2,)).eval()
-    set_sampler(model, {"_target_": "genzoo.samplers.DDIM", "steps": 7})
+    set_sampler(model, {"_target_": "genzoo.diffusion.samplers.DDIM", "steps": 7})
     assert model.prior.sampler.steps == 7 and model.sample(2).nfe == 7 + 1
     with pytest.raises(ValueError, match="Dice samples in one pass and takes no sampler"):
-        set_sampler(latent(vq(), Dice, (2,)), {"_target_": "genzoo.samplers.DDIM"})
+        set_sampler(latent(vq(), Dice, (2,)), {"_target_": "genzoo.diffusion.samplers.DDIM"})
 
 
 def test_the_draws_of_a_bound_are_the_prior_s():

@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from genzoo.diffusion.noise_levels import LogNormalRatio, UniformTime
+from genzoo.diffusion.path import PARAMETERIZATIONS, expand
+from genzoo.diffusion.samplers import EulerMaruyama, Heun
+from genzoo.diffusion.schedules import EDMSchedule, Schedule, VPSchedule
 from genzoo.families.score_sde import ScoreSDE
-from genzoo.prob.noise_levels import LogNormalRatio, UniformTime
-from genzoo.prob.paths import KINDS, expand
-from genzoo.prob.random import generator
-from genzoo.prob.schedules import EDMSchedule, Schedule, VPSchedule
-from genzoo.samplers import EulerMaruyama, Heun
+from genzoo.numerics.random import generator
 from tests.exact import MU, SCHEDULES, SIGMA, GaussianDenoiser, every_schedule, network
 
 LAM = [1.0, 0.25, 4.0]
@@ -117,12 +117,12 @@ def test_on_karras_noise_the_coefficients_are_those_of_karras():
 
 @every_schedule
 @either
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PARAMETERIZATIONS)
 def test_whatever_is_asked_is_answered_by_its_closed_form(schedule, sigma_data, kind):
     model, denoiser = exact_model(schedule, SIGMA, sigma_data)
     t = torch.linspace(max(0.05, schedule.t_min), 0.98, 40).double()
     x_t = 2 * torch.randn(40, 3, dtype=torch.float64)
-    got, expected = model.answer(kind, x_t, t)[0], denoiser.exact(kind, x_t, t)
+    got, expected = model.predict_as(kind, x_t, t)[0], denoiser.exact(kind, x_t, t)
     torch.testing.assert_close(got, expected, atol=1e-9 * float(expected.abs().max()), rtol=0)
 
 

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
+from genzoo.distributions.discretization import bin_center
+from genzoo.distributions.likelihoods import DiscretizedLogistic, Gaussian
 from genzoo.families.vae import VAE
-from genzoo.prob.likelihoods import DiscretizedLogistic, Gaussian
-from genzoo.prob.measure import bin_centre
-from genzoo.prob.random import generator
+from genzoo.numerics.random import generator
 from tests.exact import network
 
 W = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, -0.5], [0.0, 0.0]], dtype=torch.float64)
@@ -215,7 +215,7 @@ def test_images_are_snapped_to_their_levels_before_they_are_encoded():
     decoder = network(lambda z, y: z.mean(1).view(-1, 1, 1, 1).expand(-1, 2, 4, 4))
     model = VAE(encoder, decoder, DiscretizedLogistic(17), (1, 4, 4), levels=17, latent_dim=3)
     k = torch.randint(17, (8, 1, 4, 4))
-    centre = bin_centre(k, 17)
+    centre = bin_center(k, 17)
     for place in (-0.9 / 17, 0.9 / 17):
         for num_samples in (1, 4):
             got, expected = (
@@ -235,7 +235,7 @@ def test_the_discrete_bound_of_a_latent_that_is_ignored_is_the_probability_itsel
     model = VAE(encoder, decoder, DiscretizedLogistic(3), (2, 1, 1), levels=3, latent_dim=2).double()
     k = torch.cartesian_prod(torch.arange(3), torch.arange(3)).view(9, 2, 1, 1)
     for num_samples in (1, 5):
-        log_p = model.log_prob(bin_centre(k, 3, torch.float64), num_samples=num_samples).value
+        log_p = model.log_prob(bin_center(k, 3, torch.float64), num_samples=num_samples).value
         assert float((log_p - 2 * math.log(3 / 2)).exp().sum()) == pytest.approx(1.0, abs=1e-10)
 
 

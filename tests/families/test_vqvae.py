@@ -11,13 +11,13 @@ from torch import Tensor
 
 from genzoo.data.dataset import Split
 from genzoo.data.loader import Batches
+from genzoo.distributions.discretization import bin_center
+from genzoo.distributions.likelihoods import DiscretizedLogistic, Gaussian
 from genzoo.families.vqvae import VQVAE
 from genzoo.model import reconstruct
 from genzoo.nn.grid import GridDecoder, GridEncoder
 from genzoo.nn.mlp import MLP
-from genzoo.prob.likelihoods import DiscretizedLogistic, Gaussian
-from genzoo.prob.measure import bin_centre
-from genzoo.prob.random import generator
+from genzoo.numerics.random import generator
 from genzoo.training.budget import Budget
 from genzoo.training.module import GenerativeModule
 from tests.exact import network
@@ -99,7 +99,7 @@ def test_images_are_snapped_to_their_levels_before_they_are_encoded():
         functools.partial(GridEncoder, width=8), functools.partial(GridDecoder, width=8), DiscretizedLogistic(17),
         (1, 8, 8), levels=17, codebook_size=8, embedding_dim=4, downsampling=2,
     ).eval()  # fmt: skip
-    centre = bin_centre(torch.randint(17, (8, 1, 8, 8)), 17)
+    centre = bin_center(torch.randint(17, (8, 1, 8, 8)), 17)
     assert model.latent.shape == (1, 4, 4) and model.encode(centre).shape == (8, 1, 4, 4)
     for place in (-0.9 / 17, 0.9 / 17):
         assert torch.equal(model.encode(centre + place), model.encode(centre))

@@ -7,13 +7,12 @@ import pytest
 import torch
 
 from genzoo.metrics import evaluator
-from genzoo.metrics.enough import TooFew, check_enough, check_references
 from genzoo.metrics.evaluator import (
-    against,
+    class_scores,
+    feature_scores,
+    memorization_scores,
     named,
-    of_classes,
-    of_copies,
-    of_points,
+    point_scores,
     stored,
     subset,
 )
@@ -22,8 +21,9 @@ from genzoo.metrics.frechet import frechet_distance_of_features, frechet_infinit
 from genzoo.metrics.kernel import gaussian_mmd, kernel_distance, kernel_distance_stderr, median_distance
 from genzoo.metrics.manifold import manifold
 from genzoo.metrics.reference import reference
-from genzoo.metrics.transport import sliced_wasserstein
-from genzoo.prob.random import generator
+from genzoo.metrics.sample_size import TooFew, check_enough, check_references
+from genzoo.metrics.sliced_wasserstein import sliced_wasserstein
+from genzoo.numerics.random import generator
 
 
 class Pixels(FeatureNetwork):
@@ -67,7 +67,7 @@ def test_the_names_of_the_literature_are_inceptions_alone(metric, of_inception, 
 
 def test_every_score_is_that_of_its_function_and_of_its_samples():
     x, y = NETWORK.extract(REAL).features, NETWORK.extract(FAKE).features
-    found = against(Features(y, None), real(), NETWORK)
+    found = feature_scores(Features(y, None), real(), NETWORK)
     shape = manifold(x[subset(200, 150)], y, 3, 5)  # sets of one size
     expected = {
         "fd_digits": (frechet_distance_of_features(y, moments(x)), frechet_stderr(y, moments(x))),
@@ -95,7 +95,7 @@ def test_every_score_is_that_of_its_function_and_of_its_samples():
 def test_fewer_samples_than_features_are_refused():
     few, wide = Features(torch.randn(15, 16), None), Pixels(dim=16)
     check_enough(16, wide, force=False)
-    for refused in (lambda: check_enough(15, wide, force=False), lambda: against(few, real(wide), wide)):
+    for refused in (lambda: check_enough(15, wide, force=False), lambda: feature_scores(few, real(wide), wide)):
         with pytest.raises(TooFew, match=r"metrics\.n=15: .* 16 features .*metrics\.force=true") as caught:
             refused()
         assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
@@ -104,13 +104,15 @@ def test_fewer_samples_than_features_are_refused():
 def test_a_reference_of_fewer_events_than_features_gives_no_distance_unless_forced_and_marked():
     wide, samples = Pixels(dim=16), Features(torch.randn(20, 16), None)
     small = reference("digits/test", REAL[:15], None, wide, None)
-    found = against(samples, small, wide)
+    found = feature_scores(samples, small, wide)
     assert "fd_digits" not in found and "fd_digits_infinity" not in found and found["kd_digits"].value is not None
-    forced = against(samples, small, wide, force=True)
+    forced = feature_scores(samples, small, wide, force=True)
     assert forced["fd_digits"].protocol["forced"] == "15 real of 16 features" and "fd_digits_infinity" not in forced
-    both = against(Features(torch.randn(9, 16), None), small, wide, force=True)["fd_digits"]
+    both = feature_scores(Features(torch.randn(9, 16), None), small, wide, force=True)["fd_digits"]
     assert both.protocol["forced"] == "9 samples and 15 real of 16 features"
-    assert "fd_digits" not in against(samples, reference("digits/test", REAL[:1], None, wide, None), wide, force=True)
+    assert "fd_digits" not in feature_scores(
+        samples, reference("digits/test", REAL[:1], None, wide, None), wide, force=True
+    )
     check_references({"train": 16, "test": 2}, wide, force=False)
     check_references({"train": 15, "test": 2}, wide, force=True)
     check_references({"train": 15}, None, force=False)
@@ -122,17 +124,17 @@ def test_a_reference_of_fewer_events_than_features_gives_no_distance_unless_forc
 
 def test_what_is_forced_is_marked_and_has_neither_error_nor_extrapolation():
     few, wide = Features(torch.randn(15, 16), None), Pixels(dim=16)
-    found = against(few, real(wide), wide, force=True)
+    found = feature_scores(few, real(wide), wide, force=True)
     assert found["fd_digits"].protocol["forced"] == "15 samples of 16 features"
     assert found["fd_digits"].stderr is None and "fd_digits_infinity" not in found
     assert "forced" not in found["kd_digits"].protocol
-    enough = against(Features(torch.randn(16, 16), None), real(wide), wide, force=True)
+    enough = feature_scores(Features(torch.randn(16, 16), None), real(wide), wide, force=True)
     assert "forced" not in enough["fd_digits"].protocol
 
 
 def test_classes_that_were_asked_for_are_counted_where_the_network_knows_them():
     fake, y = NETWORK.extract(FAKE), torch.arange(150) % 3
-    found = of_classes(fake, y, real(), NETWORK, ("zero", "one", "two"))
+    found = class_scores(fake, y, real(), NETWORK, ("zero", "one", "two"))
     right = (fake.logits.argmax(1) == y).double()
     assert set(found) == {"class_score_digits", "class_accuracy_digits", "fd_per_class_digits"}
     assert found["class_accuracy_digits"].value == float(right.mean())
@@ -148,14 +150,14 @@ def test_classes_that_were_asked_for_are_counted_where_the_network_knows_them():
 def test_classes_of_other_data_are_not_counted():
     fake, y = NETWORK.extract(FAKE), torch.arange(150) % 3
     for reference_, labels in ((real(name="mnist/train"), y), (real(), None)):
-        assert set(of_classes(fake, labels, reference_, NETWORK, ("a", "b", "c"))) == {"class_score_digits"}
+        assert set(class_scores(fake, labels, reference_, NETWORK, ("a", "b", "c"))) == {"class_score_digits"}
 
 
 def test_a_class_with_fewer_samples_than_features_has_no_distance():
     fake = NETWORK.extract(FAKE)
     y = torch.zeros(150, dtype=torch.int64)
     y[:5] = 1
-    found = of_classes(fake, y, real(), NETWORK, ("zero", "one", "two"))
+    found = class_scores(fake, y, real(), NETWORK, ("zero", "one", "two"))
     assert set(found["fd_per_class_digits"].detail["per_class"]) == {"zero"}
     assert found["fd_per_class_digits"].protocol["classes"] == 1
     assert found["class_accuracy_digits"].detail["per_class"]["two"] is None
@@ -163,16 +165,16 @@ def test_a_class_with_fewer_samples_than_features_has_no_distance():
 
 def test_points_are_compared_by_slices_and_by_a_kernel_of_the_data_s_width():
     x, y = torch.randn(80, 2), 0.5 + torch.randn(60, 2)
-    found = of_points(y, x, "moons/test")
+    found = point_scores(y, x, "moons/test")
     assert found["sliced_wasserstein"].value == sliced_wasserstein(x, y)
     assert found["mmd"].value == gaussian_mmd(x, y, median_distance(x))
-    wider = of_points(2 * y, x, "moons/test")["mmd"]
+    wider = point_scores(2 * y, x, "moons/test")["mmd"]
     assert found["mmd"].protocol["bandwidth"] == wider.protocol["bandwidth"] == median_distance(x)
 
 
 def test_copies_raise_a_warning_and_fresh_images_do_not(tmp_path):
     train, test = images(200, 0), images(100, 1)
-    scores, warning = of_copies(torch.cat([train[:50], FAKE[:50]]), train, test, False, "digits", tmp_path)
+    scores, warning = memorization_scores(torch.cat([train[:50], FAKE[:50]]), train, test, False, "digits", tmp_path)
     assert warning == (
         "memorised: 50.0% of the samples are copies of training events (0.0% of the test split would pass for such)"
     )
@@ -181,22 +183,22 @@ def test_copies_raise_a_warning_and_fresh_images_do_not(tmp_path):
     assert "shifted" not in scores, "the insides of tiny images are alike by chance"
     large = torch.randint(0, 256, (250, 1, 8, 8), generator=generator("large")).to(torch.uint8)
     moved = torch.nn.functional.pad(large[:50], (1, 0, 0, 1))[..., 1:, :-1]
-    scores, warning = of_copies(moved, large[:200], large[200:], False, "digits", None)
+    scores, warning = memorization_scores(moved, large[:200], large[200:], False, "digits", None)
     assert warning == (
         "memorised: 100.0% of the samples are copies of training events up to a shift by a pixel (0.0% of the test split "
         "would pass for such)"
     )
     assert (scores["shifted"].value, scores["copied"].value, scores["exact_copies"].value) == (1.0, 0.0, 0)
-    assert of_copies(images(100, 2), train, test, False, "digits", tmp_path)[1] is None
-    assert of_copies(train[:50].flip(-1), train, test, False, "digits", tmp_path)[1] is None
-    assert of_copies(train[:50].flip(-1), train, test, True, "digits", tmp_path)[1] is not None
+    assert memorization_scores(images(100, 2), train, test, False, "digits", tmp_path)[1] is None
+    assert memorization_scores(train[:50].flip(-1), train, test, False, "digits", tmp_path)[1] is None
+    assert memorization_scores(train[:50].flip(-1), train, test, True, "digits", tmp_path)[1] is not None
     # Neighbours of the test split are kept, with mirror images and without.
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
 
 def test_few_of_many_samples_are_looked_at_and_said(monkeypatch):
     monkeypatch.setattr(evaluator, "NEIGHBOURS", 90)
-    found = against(NETWORK.extract(FAKE), real(), NETWORK)
+    found = feature_scores(NETWORK.extract(FAKE), real(), NETWORK)
     assert (found["precision_digits"].protocol["n_real"], found["precision_digits"].protocol["n_fake"]) == (90, 90)
     assert (found["fd_digits"].protocol["n_real"], found["fd_digits"].protocol["n_fake"]) == (200, 150)
 

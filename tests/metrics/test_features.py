@@ -32,9 +32,9 @@ from genzoo.metrics.features import (
     Identity,
     Inception,
     cache_folder,
+    default_feature_network,
     embedded,
     feature_network,
-    fitting,
 )
 from genzoo.runs import ResourceError
 
@@ -151,7 +151,7 @@ def test_colours_become_their_mean_and_sizes_that_of_the_network():
     ],
 )
 def test_data_are_seen_by_the_network_that_knows_their_like(data, shape, levels, name):
-    assert fitting(data, shape, levels) == name
+    assert default_feature_network(data, shape, levels) == name
 
 
 def test_an_unknown_network_is_refused_with_the_names_of_all():

@@ -6,18 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from genzoo.metrics.evaluator import against, of_classes, of_copies, of_points
+from genzoo.metrics.cat_metric import CatMetric
+from genzoo.metrics.evaluator import class_scores, feature_scores, memorization_scores, point_scores
 from genzoo.metrics.features import FeatureNetwork, Features
 from genzoo.metrics.finite import NotFinite, check_finite
 from genzoo.metrics.frechet import FeatureMoments, frechet_distance_of_features, moments
-from genzoo.metrics.gathered import Gathered
 from genzoo.metrics.inception_score import inception_score
 from genzoo.metrics.kernel import gaussian_mmd, kernel_distance
 from genzoo.metrics.likelihood import mean_with_error
 from genzoo.metrics.manifold import manifold
 from genzoo.metrics.memorisation import neighbours
 from genzoo.metrics.reference import Reference
-from genzoo.metrics.transport import sliced_wasserstein
+from genzoo.metrics.sliced_wasserstein import sliced_wasserstein
 
 X = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
 
@@ -42,12 +42,12 @@ SCORES = {
     "mmd": lambda real, fake: gaussian_mmd(real, fake, 1.0),
     "slices": lambda real, fake: sliced_wasserstein(real, fake),
     "copies": lambda real, fake: neighbours(fake, real),
-    "all of points": lambda real, fake: of_points(fake, real, "moons/test"),
-    "all of features": lambda real, fake: against(Features(fake, None), reference(real), Named()),
-    "copies of points": lambda real, fake: of_copies(fake, real, X, False, "moons", None),
+    "all of points": lambda real, fake: point_scores(fake, real, "moons/test"),
+    "all of features": lambda real, fake: feature_scores(Features(fake, None), reference(real), Named()),
+    "copies of points": lambda real, fake: memorization_scores(fake, real, X, False, "moons", None),
     "class score": lambda real, fake: (inception_score(real), inception_score(fake)),
     "class accuracy": lambda real, fake: [
-        of_classes(Features(X, logits), torch.zeros(40), reference(X), Named(), ("a", "b")) for logits in (real, fake)
+        class_scores(Features(X, logits), torch.zeros(40), reference(X), Named(), ("a", "b")) for logits in (real, fake)
     ],
 }
 
@@ -70,7 +70,7 @@ def test_integers_are_always_finite():
 
 def test_an_empty_batch_changes_no_stream():
     empty = torch.zeros(0, 2)
-    stream, rows = FeatureMoments(2), Gathered(mean_with_error)
+    stream, rows = FeatureMoments(2), CatMetric(mean_with_error)
     for part in (empty, X[:15], empty, X[15:], empty):
         stream.update(part)
         rows.update(part[:, 0])

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genzoo.nn.ladder import Ladder
-from genzoo.prob.random import generator
+from genzoo.numerics.random import generator
 
 SMALL = functools.partial(Ladder, width=8, latent_channels=2, up=[3, 2, 2], down=[2, 3, 1], bottleneck=0.5)
 UP, DOWN = "8x2,8d2,4x1,4d4,1x2", "1x1,4m1,4x2,8m4,8x1"  # what SMALL is for an image of 8x8 pixels

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from genzoo.nn.quantize import VectorQuantizer, perplexity, straight_through
-from genzoo.prob.random import generator, randn
+from genzoo.numerics.random import generator, randn
 
 
 def grid(n: int, dim: int, name: str = "vectors", side: int = 3) -> Tensor:

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from genzoo.distributions.transforms import BatchNorm, Logit
 from genzoo.families.glow import InvertibleConv, Step
 from genzoo.families.realnvp import Coupling
 from genzoo.nn.coupling import ActNorm
 from genzoo.nn.mlp import MLP
-from genzoo.prob.transforms import BatchNorm, Logit
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 

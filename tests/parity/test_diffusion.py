@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from genzoo import samplers
+from genzoo.diffusion import samplers
+from genzoo.diffusion.ode_solvers import dopri5
+from genzoo.diffusion.path import GaussianPath
+from genzoo.diffusion.probability_flow import ProbabilityFlowODE
+from genzoo.diffusion.samplers import DDIM, AdaptiveODE, Ancestral, DPMSolver, Euler, Heun
+from genzoo.diffusion.schedules import CondOT, CosineSchedule, LinearSchedule, VariancePreserving
 from genzoo.families.ddpm import DDPM
 from genzoo.families.flow_matching import transport
 from genzoo.families.score_sde import ScoreSDE
-from genzoo.prob.paths import GaussianPath
-from genzoo.prob.schedules import CondOT, CosineSchedule, LinearSchedule, VariancePreserving
-from genzoo.prob.solvers import dopri5
-from genzoo.probability_flow import ProbabilityFlowODE
-from genzoo.samplers import DDIM, AdaptiveODE, Ancestral, DPMSolver, Euler, Heun
 from tests.exact import network
 
 T = 1000
@@ -93,8 +93,8 @@ def agree(ours: Tensor, theirs: list[Tensor]) -> None:
         torch.testing.assert_close(mine, other.double(), rtol=1e-5, atol=1e-5 * float(mine.abs().max()))
 
 
-KINDS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
-every_kind = pytest.mark.parametrize("kind", KINDS)
+PARAMETERIZATIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
+every_kind = pytest.mark.parametrize("kind", PARAMETERIZATIONS)
 VARIANCES = {"fixedlarge": "fixed_large", "fixedsmall": "fixed_small", "learned": "learned_range"}
 
 
@@ -104,7 +104,11 @@ VARIANCES = {"fixedlarge": "fixed_large", "fixedsmall": "fixed_small", "learned"
 @pytest.mark.parametrize("steps", [10, 50])
 def test_ancestral_steps(schedule, kind, variance, steps, noise):
     made = scheduler(
-        "DDPMScheduler", schedule, clip_sample=False, prediction_type=KINDS[kind], variance_type=VARIANCES[variance]
+        "DDPMScheduler",
+        schedule,
+        clip_sample=False,
+        prediction_type=PARAMETERIZATIONS[kind],
+        variance_type=VARIANCES[variance],
     )
     made.set_timesteps(steps)
     denoiser = model(schedule, kind, variance)
@@ -116,7 +120,7 @@ def test_ancestral_steps(schedule, kind, variance, steps, noise):
 @every_kind
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_ddim_steps(schedule, kind, eta, noise):
-    made = scheduler("DDIMScheduler", schedule, clip_sample=False, prediction_type=KINDS[kind])
+    made = scheduler("DDIMScheduler", schedule, clip_sample=False, prediction_type=PARAMETERIZATIONS[kind])
     made.final_alpha_cumprod = made.one
     made.set_timesteps(25)
     ours = DDIM(25, eta, trajectory=True)(model(schedule, kind), 4).trajectory

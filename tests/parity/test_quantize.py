@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from genzoo.nn.quantize import VectorQuantizer, straight_through
-from genzoo.prob.random import generator
+from genzoo.numerics.random import generator
 
 reference = pytest.importorskip("vector_quantize_pytorch")
 

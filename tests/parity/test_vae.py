@@ -9,9 +9,9 @@ pytest.importorskip("diffusers")
 
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
+from genzoo.distributions.bounds import RateCost
+from genzoo.distributions.divergences import kl_normal
 from genzoo.families.hvae import Layer, Normal
-from genzoo.prob.bounds import RateCost
-from genzoo.prob.divergences import kl_normal
 
 
 def laws(n: int = 5) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,7 +17,7 @@ from genzoo.commands.config import CONF
 from genzoo.data.dataset import Split
 from genzoo.data.loader import Batches
 from genzoo.model import Adversarial, GenerativeModel, Staged
-from genzoo.prob.random import generator
+from genzoo.numerics.random import generator
 from genzoo.training.budget import Budget
 from genzoo.training.module import GenerativeModule, compile_networks
 from tests.shares import examine

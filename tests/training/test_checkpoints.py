@@ -263,7 +263,7 @@ def test_the_newest_whole_checkpoint_is_found_and_the_damaged_are_named(folder):
         saved(folder, step)
     (folder / "step-3" / "state.pt").write_bytes(b"")
     said: list[str] = []
-    path, contents = checkpoints.newest_whole(folder, said.append)
+    path, contents = checkpoints.latest_valid(folder, said.append)
     assert path == folder / "step-2" and contents.state["steps"] == 2
     assert len(said) == 1 and str(folder / "step-3" / "state.pt") in said[0]
     assert not (folder / "step-3").exists()

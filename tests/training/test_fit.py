@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from genzoo.data.dataset import Split
 from genzoo.data.loader import Batches
+from genzoo.distributions.likelihoods import Gaussian
 from genzoo.families.vae import VAE
 from genzoo.model import GenerativeModel, Loss
 from genzoo.nn.mlp import MLP
-from genzoo.prob.likelihoods import Gaussian
-from genzoo.prob.random import generator
+from genzoo.numerics.random import generator
 from genzoo.runs import Run
 from genzoo.training import checkpoints
 from genzoo.training.budget import Budget, LearningRate
-from genzoo.training.callbacks import HandOvers, ProgressBar, fit, milestones
+from genzoo.training.callbacks import ProgressBar, StepRanges, fit, milestones
 from genzoo.training.module import GenerativeModule, NonFiniteError
 from tests.toys import Jittered, Mean, Relay
 
@@ -257,7 +257,7 @@ def test_hand_overs_cover_the_plan_once_and_stop_at_every_milestone():
     module = module_of(Mean(), images(5000))
     module.plan()
     ranges = []
-    for start, stop in HandOvers(module, lambda: {7, 1234, 5000}):
+    for start, stop in StepRanges(module, lambda: {7, 1234, 5000}):
         ranges.append((start, stop))
         module.steps, module.train_seconds = stop, stop * 1e-3  # a machine that does a thousand steps a second
     assert [start for start, _ in ranges] == [0, *(stop for _, stop in ranges[:-1])]

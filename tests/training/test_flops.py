@@ -16,7 +16,7 @@ from genzoo.commands.config import build
 from genzoo.data.dataset import Split
 from genzoo.data.loader import Batches
 from genzoo.model import Adversarial, GenerativeModel, Loss
-from genzoo.prob.random import generator
+from genzoo.numerics.random import generator
 from genzoo.training import flops
 from genzoo.training.budget import Budget
 from genzoo.training.flops import count, fake_weights

@@ -19,15 +19,15 @@ from torch import Tensor, nn
 
 from genzoo.data.dataset import Split
 from genzoo.data.loader import Batches
+from genzoo.distributions.likelihoods import DiscretizedLogistic, Gaussian
 from genzoo.families.gan import WGANGP
 from genzoo.families.vae import VAE
 from genzoo.model import GenerativeModel, Loss
 from genzoo.nn.mlp import MLP
-from genzoo.prob.likelihoods import DiscretizedLogistic, Gaussian
-from genzoo.prob.random import generator
+from genzoo.numerics.random import generator
 from genzoo.training import module as training
 from genzoo.training.budget import Budget, LearningRate
-from genzoo.training.callbacks import HandOvers
+from genzoo.training.callbacks import StepRanges
 from genzoo.training.module import PATIENCE, GenerativeModule, NonFiniteError
 from tests.toys import Duel, Jittered, Mean, Relay
 
@@ -394,7 +394,7 @@ def test_on_an_accelerator_seconds_are_those_of_computing(limits, monkeypatch):
     module = GenerativeModule(model, SGD, Batches(points(), BATCH, 0), Budget(**limits), LearningRate("cosine"))
     module.plan()
     module.on_step = queue.launch
-    for number, (start, stop) in enumerate(HandOvers(module, lambda: {10**9})):
+    for number, (start, stop) in enumerate(StepRanges(module, lambda: {10**9})):
         module.training_step((start, stop), number)
         queue.now += 1.0  # a grid is drawn
         queue.ready = max(queue.now, queue.ready)

@@ -1,0 +1,256 @@
+r"""The probability-flow ODE: the deterministic way between data and noise that every denoiser knows.
+
+The law of ``x_t = alpha(t) x + sigma(t) eps`` moves like a fluid whose velocity is ``v(x, t) = E[dx_t/dt | x_t]``. To follow
+``dx/dt = v(x, t)`` from the data to the noise is an invertible map, and the change of variables gives a density:
+
+    log p(x_0) = log p_1(x_1) + int_0^1 div v(x_t, t) dt.
+
+**Coordinates.** Where ``v`` is finite at both ends (flow matching's straight path) the ODE is integrated in time. Elsewhere it
+is integrated in the ratio ``r = sigma/alpha`` for ``z = x/alpha``, in which every schedule becomes the same smooth equation,
+
+    dz/dr = E[eps | x_t],
+
+and an Euler step of it is a step of DDIM. It runs from ``r(t_min)``, as good as data, to ``r(t_max)``. The ratio spans five
+orders of magnitude, and z changes over lengths in proportion to it: of normal data with variance lambda
+``z ~ sqrt(lambda + r^2)``, with branch points at ``r = +- i sqrt(lambda)``. The adaptive solver therefore works in log r, where
+these are pi/2 away from every real point whatever lambda is, and takes steps of at most one. In r itself it tries steps of the
+length of r again and again: most are rejected, and those whose estimated error is small by accident leave an error of several
+hundred tolerances.
+
+**Divergence.** Hutchinson's estimator takes ``e^T (dv/dx) e`` with random signs ``e``, fixed along one solve; with as many
+probes as there are dimensions the trace is computed exactly instead.
+
+References:
+    Song et al., "Score-Based Generative Modeling through SDEs", 2021, https://arxiv.org/abs/2011.13456 (eq. 13, appendix D).
+    Chen et al., "Neural Ordinary Differential Equations", 2018, https://arxiv.org/abs/1806.07366 (theorem 1).
+    Grathwohl et al., "FFJORD", 2019, https://arxiv.org/abs/1810.01367 (eq. 7-8: the estimator and its fixed noise).
+    Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
+    https://arxiv.org/abs/2206.00364 (eq. 81: one equation for all schedules).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from genzoo.diffusion.ode_solvers import Drift, dopri5, rms
+from genzoo.diffusion.path import Parameterization, batch_times, cast_like, expand
+from genzoo.model import Bijective, Bound, Continuous, Denoiser, Density, LogProb
+from genzoo.numerics.random import rand
+
+TIME_STEP, LOG_RATIO_STEP = 0.2, 1.0  # longest steps of the adaptive solver
+
+
+class ProbabilityFlowODE:
+    """The ODE of a denoiser in its natural coordinates: a variable ``u``, the time or the ratio, and a state ``z``.
+
+    Args:
+        denoiser: whose answers are the drift.
+        y: classes of the batch, (B,), or None.
+
+    Attributes:
+        nfe: evaluations of the network so far, for each sample.
+    """
+
+    def __init__(self, denoiser: Denoiser, y: Tensor | None = None):
+        self.denoiser, self.y = denoiser, y
+        self.schedule = denoiser.path.schedule
+        self.in_time = self.schedule.coordinates == "time"
+        self.slope: Parameterization = "velocity" if self.in_time else "eps"  # what dz/du is
+        self.nfe = 0
+        self._points: dict[float, tuple[Tensor, float]] = {}  # times and scales at values of u, of those visited so far
+
+    def variable(self, t: float) -> float:
+        """Return u at a time."""
+        return t if self.in_time else float(self.schedule.ratio(torch.tensor(t, dtype=torch.float64)))
+
+    def time(self, u: Tensor) -> Tensor:
+        """Return the time at u, float64."""
+        return u if self.in_time else self.schedule.time_of(u)
+
+    def time_at(self, u: float) -> float:
+        """Return the time at u, a number."""
+        return u if self.in_time else float(self.time(torch.tensor(u, dtype=torch.float64)))
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The variable at the data and at the noise."""
+        s = self.schedule
+        return (0.0, 1.0) if self.in_time else (self.variable(s.t_min), self.variable(s.t_max))
+
+    def scales(self, grid: Sequence[float]) -> list[float]:
+        """Return x/z at each value of u: alpha, or one where the state is x itself."""
+        return self._scales(self.time(torch.tensor(grid, dtype=torch.float64)))
+
+    def _scales(self, t: Tensor) -> list[float]:
+        return [1.0] * len(t) if self.in_time else self.schedule.at(t).alpha.tolist()
+
+    def visit(self, grid: Sequence[float], z: Tensor) -> list[float]:
+        """Return the scales of a grid, and remember them and its times for the drift of states like ``z``, (B, *shape)."""
+        t = self.time(torch.tensor(grid, dtype=torch.float64))
+        scales = self._scales(t)
+        self._points.update(zip(grid, zip(batch_times(t, z), scales, strict=True), strict=True))
+        return scales
+
+    def drift(self, u: Tensor | float, z: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return dz/du, for u a number or (B,) and z (B, *shape), the whole batch or some rows of it."""
+        y = self.y if self.y is None or rows is None else self.y[rows]
+        scale: Tensor | float
+        if isinstance(u, float):
+            if u not in self._points:
+                self.visit([u], z)
+            t, scale = self._points[u]
+        else:
+            t = self.time(u)
+            scale = 1.0 if self.in_time else expand(self.schedule.at(t).alpha, z)
+        drift, asked = self.denoiser.predict_as(self.slope, z if self.in_time else scale * z, t, y)
+        self.nfe += asked
+        return cast_like(drift, z)
+
+    def solve(self, z: Tensor, start: float, stop: float, rtol: float, atol: float) -> Tensor:
+        """Integrate from one value of u to another, with adaptive steps per sample; both positive where u is the ratio."""
+        return self._integrate(self.drift, z, start, stop, rtol, atol)
+
+    def _integrate(
+        self,
+        drift: Drift,
+        z: Tensor,
+        start: float,
+        stop: float,
+        rtol: float,
+        atol: float,
+        norm: Callable[[Tensor], Tensor] = rms,
+    ) -> Tensor:
+        """Integrate dz/du, in time itself or in the logarithm of the ratio."""
+        if self.in_time:
+            return dopri5(drift, start, stop, z, rtol=rtol, atol=atol, norm=norm, max_step=TIME_STEP)[0]
+
+        def of_logarithm(log_u: Tensor, z: Tensor, rows: Tensor) -> Tensor:
+            u = log_u.exp()
+            return expand(u, z) * drift(u, z, rows)
+
+        ends = math.log(start), math.log(stop)
+        return dopri5(of_logarithm, *ends, z, rtol=rtol, atol=atol, norm=norm, max_step=LOG_RATIO_STEP)[0]
+
+    def solve_with_divergence(
+        self, z: Tensor, start: float, stop: float, probes: Tensor | None, rtol: float, atol: float
+    ) -> tuple[Tensor, Tensor]:
+        """Follow the ODE and integrate its divergence beside it.
+
+        Args:
+            z: (B, *shape).
+            start, stop: of the variable.
+            probes: random signs, (k, B, *shape), each giving an estimate; None for the exact trace.
+            rtol, atol: of the solver.
+
+        Returns:
+            The states at the stop, and the integrals, (B, k), or (B, 1) where they are exact.
+        """
+        shape, D = self.denoiser.shape, self.denoiser.dim
+
+        def drift(u: Tensor, augmented: Tensor, rows: Tensor) -> Tensor:
+            with torch.enable_grad():
+                point = augmented[:, :D].reshape(-1, *shape).detach().requires_grad_()
+                slope = self.drift(u, point, rows).flatten(1)
+                along = self._jacobian_products(slope, point, None if probes is None else probes[:, rows].flatten(2))
+            return torch.cat([slope, along], dim=1).detach()
+
+        def norm(error: Tensor) -> Tensor:
+            return torch.maximum(rms(error[:, :D]), rms(error[:, D:]))
+
+        k = 1 if probes is None else len(probes)
+        augmented = torch.cat([z.flatten(1), z.new_zeros(len(z), k)], dim=1)
+        result = self._integrate(drift, augmented, start, stop, rtol, atol, norm)
+        return result[:, :D].reshape(z.shape), result[:, D:]
+
+    @staticmethod
+    def _jacobian_products(slope: Tensor, point: Tensor, probes: Tensor | None) -> Tensor:
+        """Return ``e^T J e`` for each probe, (n, k), or the trace of J, (n, 1)."""
+        if probes is not None:
+            products = [
+                torch.autograd.grad(slope, point, probe, retain_graph=True)[0].flatten(1).mul(probe).sum(1)
+                for probe in probes
+            ]
+            return torch.stack(products, dim=1)
+        columns = [
+            torch.autograd.grad(slope[:, i].sum(), point, retain_graph=True)[0].flatten(1)[:, i]
+            for i in range(slope.shape[1])
+        ]
+        return torch.stack(columns, dim=1).sum(1, keepdim=True)
+
+
+class ProbabilityFlow(Denoiser, Density, Bijective):
+    """A denoiser whose density and latents are those of its probability-flow ODE.
+
+    The latent is the noise at the end of the path, divided by the prior's standard deviation. Tolerances are those of
+    the adaptive solver.
+    """
+
+    bound = Bound.ESTIMATE
+    rtol: float = 1e-5
+    atol: float = 1e-5
+
+    @property
+    def latent(self) -> Continuous:  # type: ignore[override]
+        """Standard normal noise of the data's shape."""
+        return Continuous(self.shape)
+
+    def forward_and_log_det(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the latent and the log-determinant with the exact trace: D derivatives at each evaluation."""
+        self.check_labels(y, len(x))
+        z, log_det = self._forward(x, y, None)
+        return z, log_det[:, 0]
+
+    def _forward(self, x: Tensor, y: Tensor | None, probes: Tensor | None) -> tuple[Tensor, Tensor]:
+        ode = ProbabilityFlowODE(self, y)
+        scale_start, scale_stop = self._scales(ode)
+        state, divergence = ode.solve_with_divergence(x / scale_start, *ode.ends, probes, self.rtol, self.atol)
+        return state * scale_stop, divergence + self.dim * math.log(scale_stop / scale_start)
+
+    def _scales(self, ode: ProbabilityFlowODE) -> tuple[float, float]:
+        """Return x over the ODE's state at the data, and the latent over it at the noise."""
+        at_data, at_noise = ode.scales(ode.ends)
+        return at_data, at_noise / self.path.schedule.prior_std
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        self.check_labels(y, len(x))
+        ode = ProbabilityFlowODE(self, y)
+        scale_start, scale_stop = self._scales(ode)
+        return scale_stop * ode.solve(x / scale_start, *ode.ends, self.rtol, self.atol)
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        self.check_labels(y, len(z))
+        ode = ProbabilityFlowODE(self, y)
+        scale_stop, scale_start = self._scales(ode)
+        stop, start = ode.ends
+        return scale_stop * ode.solve(z / scale_start, start, stop, self.rtol, self.atol)
+
+    def log_prob(
+        self, x: Tensor, y: Tensor | None = None, *, num_samples: int = 1, rng: torch.Generator | None = None
+    ) -> LogProb:
+        """Estimate the log density from ``num_samples`` random probes of the divergence along one solve.
+
+        The standard error is that of the mean over probes, known with more than one. With as many probes as dimensions, the
+        exact trace costs less and has none.
+
+        Raises:
+            ValueError: for ``num_samples`` below 1.
+        """
+        self.check_labels(y, len(x))
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, not {num_samples}")
+        if num_samples >= self.dim:
+            z, log_dets = self._forward(x, y, None)
+            stderr: Tensor | None = torch.zeros_like(log_dets[:, 0])
+        else:
+            draws = [rand(x.shape, rng=rng, device=x.device, dtype=x.dtype) for _ in range(num_samples)]
+            signs = torch.stack(draws).lt(0.5).to(x.dtype).mul(2).sub(1)
+            z, log_dets = self._forward(x, y, signs)
+            stderr = log_dets.std(1) / math.sqrt(num_samples) if num_samples > 1 else None
+        log_prior = -0.5 * (z.flatten(1).square().sum(1) + self.dim * math.log(2 * math.pi))
+        return LogProb(log_prior + log_dets.mean(1), stderr)
