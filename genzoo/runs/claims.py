@@ -36,6 +36,7 @@ except ImportError:  # on Windows
 CLAIM = ".claim-"  # how the names of claims begin, which lie beside the folders of runs and not among the runs
 SCRATCH = ".sweep-"  # how the names of folders begin that a sweep works in
 _TAKEN = (errno.EACCES, errno.EAGAIN)
+ATTEMPTS = 1000  # to lock a file that others remove meanwhile
 
 
 class Claim:
@@ -82,7 +83,7 @@ def try_lock(path: Path) -> Claim | None:
         _without_locks("this system")
         return Claim()
     made: list[Path] = []
-    while True:
+    for _ in range(ATTEMPTS):
         made += [folder for folder in path.parents if folder not in made and not folder.exists()]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,6 +106,8 @@ def try_lock(path: Path) -> Claim | None:
         if current:
             break
         os.close(descriptor)  # of a file that was removed by whoever held it
+    else:  # nor can a folder be made, as in /proc, which whoever writes next says too
+        return Claim()
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     text = f"process {os.getpid()} on {socket.gethostname()} since {time}\n"
     with contextlib.suppress(OSError):  # on a full disk

@@ -223,3 +223,8 @@ def test_a_run_is_marked_as_dead_by_its_lock_and_on_its_own_machine_alone(here, 
         mark_dead_runs([dead.path])
         assert json.loads((dead.path / "status.json").read_text())["state"] == "running"
         live.kill()
+
+
+def test_a_folder_that_cannot_be_made_is_no_reason_to_wait():
+    claim = try_lock(Path("/proc/no folder/.claim"))
+    assert claim is not None and claim.descriptor is None
