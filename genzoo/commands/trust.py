@@ -21,7 +21,14 @@ from genzoo.commands.config import CONF, PACKAGE, UsageError, is_full_name
 from genzoo.runs import YAML_BYTES
 
 # Where the parts of models are defined: every public class of these files is one.
-PARTS = ("families/*.py", "nn/*.py", "samplers.py", "prob/schedules.py", "prob/likelihoods.py", "prob/noise_levels.py")
+PARTS = (
+    "families/*.py",
+    "nn/*.py",
+    "diffusion/samplers.py",
+    "diffusion/schedules.py",
+    "diffusion/noise_levels.py",
+    "distributions/likelihoods.py",
+)
 
 # What puts a model together out of parts that are built by these same rules.
 FROZEN = "genzoo.model.frozen"

@@ -105,7 +105,7 @@ def test_every_job_of_a_sweep_has_the_limits_that_it_names_and_is_found_again(mo
         done.append((words, config))
         return sweep.Ended("", 0, "", None)
 
-    monkeypatch.setattr(sweep, "do", do)
+    monkeypatch.setattr(sweep, "run_job", do)
     code, _, err = genzoo("-m", "model=vae", "budget.images=9,null,10")
     assert code == 0, err
     assert [config["budget"]["images"] for _, config in done] == [9, None, 10]

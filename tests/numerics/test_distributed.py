@@ -94,7 +94,7 @@ def found(tmp_path_factory) -> dict[str, list[list[dict[str, Any]]]]:
     given = {name: (model, *batch(model, RANKS * SHARE)) for name, model in subjects().items()}
     torch.save(given, folder / "models.pt")
     command = [sys.executable, "-m", "tests.shares", str(folder)]
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     processes = [
         subprocess.Popen([*command, str(rank), str(RANKS)], cwd=root, stderr=subprocess.PIPE, text=True)
         for rank in range(RANKS)

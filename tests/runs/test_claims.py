@@ -13,12 +13,12 @@ import pytest
 
 from genzoo.commands import sweep
 from genzoo.commands.train import claimed
-from genzoo.runs import Run, RunError, claims, job_id, mark_dead_runs, runs
+from genzoo.runs import Run, RunError, claims, job_id, mark_dead_runs
 from genzoo.runs.claims import remove_abandoned, scratch, try_lock
 from tests.commands import genzoo
 from tests.conftest import composed
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def one(words: list[str], started: list[str], monkeypatch, **how: bool) -> sweep
         return sweep.Outcome(0, "")
 
     monkeypatch.setattr(sweep, "run_process", run_process)
-    return sweep.do("sweep", "train", [], words, config, {"model": "vae"}, **how)
+    return sweep.run_job("sweep", "train", [], words, config, {"model": "vae"}, **how)
 
 
 def test_a_job_that_another_process_trains_is_left_to_it_and_its_run_is_taken(here, monkeypatch, capsys):
@@ -136,7 +136,7 @@ def test_a_finished_job_is_done_whatever_its_process_said_at_last(here, monkeypa
 
     monkeypatch.setattr(sweep, "run_process", run_process)
     assert genzoo("-m", "model=vae").code in (0, 2)  # of the comparison, which finds no scores
-    ended = sweep.do("sweep", "train", [], [], composed("model=vae"), {"model": "vae"})
+    ended = sweep.run_job("sweep", "train", [], [], composed("model=vae"), {"model": "vae"})
     assert ended is not None and ended.code == 0
 
 
@@ -203,7 +203,7 @@ def test_a_run_is_marked_as_dead_by_its_lock_and_on_its_own_machine_alone(here, 
     new = made("c", pid=os.getpid())  # about to be locked
     other = made("d", pid=dead_pid(), host="elsewhere")
     done = made("e", pid=dead_pid(), state="done")
-    monkeypatch.setattr(runs.os, "getuid", lambda: 12345)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
     mark_dead_runs(Path("outputs").glob("*/*"))
     assert dead.status["state"] == "running"  # another user's
     monkeypatch.undo()

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from genzoo import data, redact, runs
-from genzoo.runs import Run
+from genzoo import data, runs
+from genzoo.runs import Run, redact
 from genzoo.runs.redact import MARK, redact_words, remember
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 blot = redact.redact
 
 
