@@ -1,57 +1,47 @@
-r"""The interface of every family: what a generative model is, and the abilities that it may honestly have.
+r"""The interface of every family: what a generative model is, and the abilities that it may have.
 
 A family is a plain ``torch.nn.Module``: it needs no trainer and no configuration file.
 
-    model = VAE(...)
-    loss, terms = model.loss(x)
+    model = VAE((1, 28, 28), levels=256)
+    loss = model.loss(x).total
     images = model.sample(16).x
 
-What a family can do beyond that is said by the abstract classes that it inherits: ``isinstance(model, Density)`` is the
-only question that the rest of genzoo asks. What a family cannot do it does not inherit, and is shown as ``n/a``.
+A model is described by two values: its ``event``, the shape of one example and the number of its levels, and its
+``condition``, see ``genzoo.conditions``. Abilities are abstract classes that a family inherits: ``isinstance(model, Density)``.
+The rest of genzoo tests for nothing else; a figure that needs an ability which a family lacks is shown as ``n/a``.
 
-Data are points of [-1, 1] where they come from images with K levels (see ``genzoo.distributions.discretization``), any
-real vectors
-otherwise. The clock of noising families runs from ``t = 0``, data, to ``t = 1``, noise. Randomness comes from ``rng``, a
-``torch.Generator``; without one from torch's global generator.
+Public methods check their arguments here, once; families implement the methods of the same name with a leading underscore.
+
+Data are points of [-1, 1] where they come from images with K levels (see ``genzoo.distributions.discretization``), any real
+vectors otherwise. Time of diffusion and flow models runs from ``t = 0``, data, to ``t = 1``, noise. Randomness comes from
+``rng``, a ``torch.Generator``; without one from torch's global generator.
 """
 
 from __future__ import annotations
 
-import contextlib
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextvars import ContextVar
+import inspect
+from abc import ABC, ABCMeta, abstractmethod
+from collections.abc import Mapping, Sequence
 from enum import Flag, auto
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from genzoo.diffusion.path import GaussianPath, Parameterization, Prediction, cast_like
-from genzoo.numerics.random import categorical
-
-_LABELS_CHECKED: ContextVar[bool] = ContextVar("labels_checked", default=False)
-
-
-@contextlib.contextmanager
-def labels_checked() -> Iterator[None]:
-    """Take the values of classes as checked in this context, for calls from one model to another."""
-    token = _LABELS_CHECKED.set(True)
-    try:
-        yield
-    finally:
-        _LABELS_CHECKED.reset(token)
+from genzoo.conditions import Condition, Conditioner
+from genzoo.event import EventSpec
 
 
 class Loss(NamedTuple):
-    """What a training step minimises."""
+    """The objective of a training step."""
 
-    total: Tensor  # (), has a gradient
+    total: Tensor  # (), minimised
     terms: dict[str, Tensor]  # name -> (), detached; logged as train/<name>
+    aux: dict[str, Tensor] = {}  # noqa: RUF012  # detached, for ``after_step``
 
 
 class Diagnostic(NamedTuple):
-    """What a term of the loss says of the health of a training, for pages that know no family."""
+    """How a term of the loss is shown: label, unit, and which direction is better."""
 
     label: str
     unit: str
@@ -59,18 +49,18 @@ class Diagnostic(NamedTuple):
 
 
 class LogProb(NamedTuple):
-    """Log density of each event in nats, on the measure of the data."""
+    """Log density of each event in nats, with respect to Lebesgue measure on the data."""
 
     value: Tensor  # (B,)
     stderr: Tensor | None = None  # (B,), where the value is an estimate
 
 
 class Samples(NamedTuple):
-    """What a sampler made, and what it cost."""
+    """Samples and their cost."""
 
     x: Tensor  # (n, *shape)
-    nfe: int  # evaluations of the network for each sample; guidance and rejected steps count
-    trajectory: Tensor | None = None  # (steps, n, *shape), where it was asked for
+    nfe: int  # evaluations of the network for each sample, those of guidance and rejected steps included
+    trajectory: Tensor | None = None  # (steps, n, *shape), where requested
 
 
 class Bound(Flag):
@@ -107,258 +97,297 @@ class Stage(NamedTuple):
     share: float  # of the budget; the shares of all stages sum to 1
 
 
-class GenerativeModel(nn.Module, ABC):
+class _EventFirst(ABCMeta):
+    """Lets ``Model((1, 28, 28), levels=256)`` stand for ``Model(EventSpec((1, 28, 28), levels=256))``."""
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """The signature of ``__init__``, for whoever inspects the class."""
+        signature = inspect.signature(cls.__init__)  # type: ignore[misc]
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+    def __call__(cls, event: EventSpec | Sequence[int], *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(event, EventSpec) and isinstance(event, Sequence):
+            event = EventSpec(tuple(event), kwargs.pop("levels", None))
+        return super().__call__(event, *args, **kwargs)
+
+
+class GenerativeModel(nn.Module, ABC, metaclass=_EventFirst):
     """A model that can be trained on data and sampled from.
 
     Args:
-        shape: of one event, (channels, height, width) or (2,).
-        levels: how many levels the data have where they are integer images on [-1, 1]; None for other vectors.
-        num_classes: how many classes the model is conditioned on, 0 for none.
+        event: of the data; a shape may be given in its place, with ``levels=`` as a keyword.
+        condition: what the model is conditioned on, None for nothing.
+        condition_dropout: how often training replaces a condition by the null value, for classifier-free guidance.
     """
 
-    class_probs: Tensor
     diagnostics: Mapping[str, Diagnostic] = {}  # of terms of the loss, by their names
-    eager: tuple[str, ...] = ()  # networks of its own that torch.compile cannot take as a whole
+    eager: tuple[str, ...] = ()  # networks that torch.compile cannot take as a whole
 
-    def __init__(self, shape: Sequence[int], levels: int | None = None, num_classes: int = 0):
+    def __init__(self, event: EventSpec, condition: Condition | None = None, condition_dropout: float = 0.0):
         super().__init__()
-        if not shape or any(side < 1 for side in shape):
-            raise ValueError(f"shape must hold positive sizes, not {tuple(shape)}")
-        if levels is not None and levels < 2:
-            raise ValueError(f"levels must be at least 2, or null for data that are no integers, not {levels}")
-        if num_classes < 0:
-            raise ValueError(f"num_classes must be 0 (unconditional) or more, not {num_classes}")
-        self.shape = tuple(shape)
-        self.levels = levels
-        self.num_classes = num_classes
-        # How often each class occurs in training; the trainer fills it in.
-        self.register_buffer("class_probs", torch.full((num_classes,), 1 / max(num_classes, 1)))
+        self.event, self.condition = event, condition
+        self.conditioner = Conditioner(condition, condition_dropout)
+        # Of no elements: it has the device and dtype of the model, which may have no weights.
+        self.register_buffer("_placement", torch.empty(0), persistent=False)
+
+    _placement: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one event."""
+        return self.event.shape
+
+    @property
+    def levels(self) -> int | None:
+        """Number of levels of integer images, None for real vectors."""
+        return self.event.levels
 
     @property
     def dim(self) -> int:
         """Number of dimensions of one event."""
-        return int(torch.Size(self.shape).numel())
+        return self.event.dim
 
     @property
     def device(self) -> torch.device:
-        """Where the model lives."""
-        return self.class_probs.device
+        """Device of the model."""
+        return self._placement.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of its numbers."""
-        return self.class_probs.dtype
+        """Floating-point type of the model."""
+        return self._placement.dtype
 
-    @abstractmethod
-    def loss(
-        self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
-    ) -> Loss:
-        """Return what a training step minimises.
+    def loss(self, x: Tensor, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Loss:
+        """Compute the objective of a training step; it changes no state of the model.
 
         Args:
             x: a batch of data, (B, *shape).
-            y: classes, (B,) int64, for a conditional model.
-            turn: whose step it is, one of ``players()``, in adversarial families; None in others.
+            y: conditions, (B, *condition.shape), of a conditional model.
             rng: source of all noise.
 
         Raises:
-            ValueError: classes given to an unconditional model, or missing for a conditional one.
+            ValueError: conditions given to an unconditional model, missing for a conditional one, or out of their domain.
         """
+        self.conditioner.check(y, len(x))
+        return self._loss(x, y, rng)
 
     @abstractmethod
+    def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
+        """Compute the objective, see ``loss``."""
+
+    @torch.no_grad()
     def sample(self, n: int, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Samples:
         """Draw ``n`` events.
 
         Args:
-            n: how many.
-            y: classes wanted, (n,) int64; without them a conditional model draws classes as often as in training.
+            n: number of samples.
+            y: conditions, (n, *condition.shape); without them a conditional model draws conditions as often as in training.
             rng: source of all noise.
 
         Raises:
-            ValueError: classes given to an unconditional model.
+            ValueError: conditions given to an unconditional model, or out of their domain.
         """
+        return self._sample(n, self.conditioner.draw(n, y, rng), rng)
 
-    def check_labels(self, y: Tensor | None, n: int, *, wait: bool = False) -> None:
-        """Refuse classes where there are none, and missing or impossible ones where there are.
+    @abstractmethod
+    def _sample(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
+        """Draw events, see ``sample``; without gradients."""
 
-        In training on a GPU, values are checked by an assertion on the device, which ends the process's use of the GPU: to read
-        them would stall each step. Whoever trains checks them once on the host, as ``GenerativeModule`` does.
+    @torch.no_grad()
+    def initialize(self, x: Tensor, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> None:
+        """Initialise from the first training batch, such as activation norms; called once, before the first step.
 
         Args:
-            y: classes.
-            n: how many there must be.
-            wait: whether to read values in training on a GPU too.
-
-        Raises:
-            ValueError: saying which of these it was.
+            x, y, rng: as in ``loss``; the noise is that of the first step.
         """
-        if self.num_classes == 0:
-            if y is not None:
-                raise ValueError("this model is unconditional: y must be None")
-            return
-        if y is None:
-            raise ValueError(f"this model is conditional: y must hold {n} classes in 0..{self.num_classes - 1}")
-        valid = y.shape == (n,) and y.dtype == torch.int64
-        if valid and n and not _LABELS_CHECKED.get():
-            if y.device.type == "cuda" and self.training and not wait:
-                exist = ((y >= 0) & (y < self.num_classes)).all()
-                torch._assert_async(exist, f"y must be in 0..{self.num_classes - 1}")
-            else:
-                low, high = torch.stack(y.aminmax()).tolist()
-                valid = 0 <= low <= high < self.num_classes
-        if not valid:
-            raise ValueError(f"y must be ({n},) int64 in 0..{self.num_classes - 1}, not {tuple(y.shape)} {y.dtype}")
+        self.conditioner.check(y, len(x))
+        self._initialize(x, y, rng)
 
-    def draw_labels(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Tensor | None:
-        """Return the classes to sample: those wanted, or else drawn by their frequency in training."""
-        if self.num_classes and y is None:
-            return categorical(self.class_probs, n, rng=rng)
-        self.check_labels(y, n, wait=True)
-        return y
+    def _initialize(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> None:
+        """Initialise from the first batch, see ``initialize``; by default nothing."""
+
+    @torch.no_grad()
+    def after_step(
+        self, aux: Mapping[str, Tensor], batch_size: int, *, rng: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Update what training changes without a gradient, such as codebooks; called after each optimiser step.
+
+        Args:
+            aux: of the step's ``Loss``.
+            batch_size: examples of the step, on all ranks.
+            rng: source of noise, the one that the step's ``loss`` has drawn from.
+
+        Returns:
+            Further terms to log, as in ``Loss``.
+        """
+        return {}
 
 
 class Density(GenerativeModel):
-    """A model that knows the log density of an event, or bounds or estimates it."""
+    """A model with a log density, or a bound or an estimate of it."""
 
     bound: Bound
+    num_samples: int = 1  # by default, of a bound or an estimate
 
-    @abstractmethod
     def log_prob(
-        self, x: Tensor, y: Tensor | None = None, *, num_samples: int = 1, rng: torch.Generator | None = None
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        num_samples: int | None = None,
+        rng: torch.Generator | None = None,
     ) -> LogProb:
-        """Return the log density in nats on the measure of the data.
+        """Compute the log density in nats.
 
         Args:
             x: (B, *shape).
-            y: classes, (B,) int64, for a conditional model.
-            num_samples: how many draws an estimate or a bound may use for each event; ignored where it is exact.
+            y: conditions, (B, *condition.shape), of a conditional model.
+            num_samples: draws that an estimate or a bound uses for each event, not used where it is exact; None for
+                the family's default.
             rng: source of these draws.
 
         Raises:
-            ValueError: wrong classes, as for ``loss``.
+            ValueError: for wrong conditions, as in ``loss``, and for ``num_samples`` below 1.
         """
+        self.conditioner.check(y, len(x))
+        num_samples = self.num_samples if num_samples is None else num_samples
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, not {num_samples}")
+        return self._log_prob(x, y, num_samples, rng)
+
+    @abstractmethod
+    def _log_prob(self, x: Tensor, y: Tensor | None, num_samples: int, rng: torch.Generator | None) -> LogProb:
+        """Compute the log density, see ``log_prob``."""
 
 
 class Decoder(GenerativeModel):
-    """A model that turns a latent into an event."""
+    """A model that maps a latent to an event."""
 
     latent: Continuous | Discrete
 
-    @abstractmethod
     def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return the event of each latent, (B, *latent.shape) -> (B, *shape)."""
+        """Decode latents, (B, *latent.shape) -> (B, *shape)."""
+        self.conditioner.check(y, len(z))
+        return self._decode(z, y)
+
+    @abstractmethod
+    def _decode(self, z: Tensor, y: Tensor | None) -> Tensor:
+        """Decode latents, see ``decode``."""
 
 
 class Codec(Decoder):
-    """A decoder with a way back."""
+    """A decoder with an encoder."""
+
+    def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Encode events, (B, *shape) -> (B, *latent.shape)."""
+        self.conditioner.check(y, len(x))
+        return self._encode(x, y)
 
     @abstractmethod
-    def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return the latent of each event, (B, *shape) -> (B, *latent.shape)."""
+    def _encode(self, x: Tensor, y: Tensor | None) -> Tensor:
+        """Encode events, see ``encode``."""
 
 
 class Inferred(NamedTuple):
     """A latent drawn from q(z | x)."""
 
     z: Tensor  # (B, *latent.shape)
-    log_q: Tensor  # (B,), log q(z | x); zero where one latent is certain
+    log_q: Tensor  # (B,), log q(z | x); zero where q is a point mass
 
 
 class LatentVariable(Codec):
-    """A codec with a law each way, q(z | x) and p(x | z), so that any prior p(z) bounds the density of an event:
+    """A codec with distributions q(z | x) and p(x | z), so that any prior p(z) gives a bound:
 
     log p(x) >= E_q[log p(x | z) + log p(z) - log q(z | x)].
     """
 
-    @abstractmethod
     def infer(self, x: Tensor, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Inferred:
         """Draw a latent of each event, (B, *shape), from q(z | x)."""
+        self.conditioner.check(y, len(x))
+        return self._infer(x, y, rng)
 
     @abstractmethod
+    def _infer(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Inferred:
+        """Draw latents, see ``infer``."""
+
     def log_likelihood(self, x: Tensor, z: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return log p(x | z) in nats on the measure of the data, (B,)."""
+        """Compute log p(x | z) in nats, (B,)."""
+        self.conditioner.check(y, len(z))
+        return self._log_likelihood(x, z, y)
 
     @abstractmethod
+    def _log_likelihood(self, x: Tensor, z: Tensor, y: Tensor | None) -> Tensor:
+        """Compute log p(x | z), see ``log_likelihood``."""
+
     def generate(self, z: Tensor, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Tensor:
-        """Return an event of p(x | z) for each latent, (B, *shape), as ``sample`` would: a draw of it, or its mean."""
+        """Return an event of p(x | z) for each latent, (B, *shape), as ``sample`` does: a draw of it, or its mean."""
+        self.conditioner.check(y, len(z))
+        return self._generate(z, y, rng)
+
+    @abstractmethod
+    def _generate(self, z: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Tensor:
+        """Return events of p(x | z), see ``generate``."""
 
 
 class Bijective(Codec):
-    """A codec that loses nothing: ``decode(encode(x))`` is ``x``."""
+    """A codec without loss: ``decode(encode(x))`` is ``x``."""
 
     diagnostics: Mapping[str, Diagnostic] = {  # of flows that are trained on their likelihood
         "log_det_min": Diagnostic("least log |det dz/dx| in a batch", "nats/dim"),
         "log_det_max": Diagnostic("largest log |det dz/dx| in a batch", "nats/dim"),
     }
 
-    @abstractmethod
     def forward_and_log_det(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the latent, (B, *latent.shape), and log |det dz/dx|, (B,)."""
-
-
-class Denoiser(GenerativeModel):
-    """A model that undoes the noise of a Gaussian path.
-
-    On a conditional model ``y=None`` stands for the null label ``num_classes``.
-    """
-
-    path: GaussianPath
-    evaluations: int = 1  # of a network in one ``predict``; guidance takes two
+        self.conditioner.check(y, len(x))
+        return self._forward_and_log_det(x, y)
 
     @abstractmethod
-    def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
-        """Predict one of the five kinds of ``genzoo.diffusion.path`` from noisy data.
+    def _forward_and_log_det(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return latent and log determinant, see ``forward_and_log_det``."""
 
-        Args:
-            x_t: (B, *shape).
-            t: (B,) in [0, 1], 0 = data, 1 = noise.
-            y: classes, (B,) int64 in 0..num_classes, the last being the null label.
-        """
-
-    def predict_as(self, kind: Parameterization, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, int]:
-        """Estimate any kind, (B, *shape), and say how many evaluations of the network that took.
-
-        At an end point where the prediction cannot say what is asked, the network is asked again beside it.
-        """
-        prediction, asked = self.predict(x_t, t, y), self.evaluations
-        if prediction.kind != kind:
-            inside = self.path.conditioned(prediction.kind, kind, t)
-            if bool((inside != t).any()):
-                prediction, asked = self.predict(x_t, inside, y), 2 * asked
-            t = inside
-        return self.path.combine(prediction, x_t, t, kind), asked
-
-    def denoise(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """Estimate E[x | x_t]."""
-        return self.predict_as("x0", x_t, t, y)[0]
-
-    def eps(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """Estimate E[eps | x_t]."""
-        return self.predict_as("eps", x_t, t, y)[0]
-
-    def velocity(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """Estimate E[dx_t/dt | x_t], the velocity of the probability-flow ODE."""
-        return self.predict_as("velocity", x_t, t, y)[0]
-
-    def score(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """Estimate grad log p_t(x_t).
-
-        Raises:
-            ValueError: where the path pairs its noise with its data.
-        """
-        return self.predict_as("score", x_t, t, y)[0]
+    def _encode(self, x: Tensor, y: Tensor | None) -> Tensor:
+        return self._forward_and_log_det(x, y)[0]
 
 
 class Adversarial(GenerativeModel):
-    """A model whose players minimise different losses in turns."""
+    """A model whose networks minimise different losses in turns."""
 
     @abstractmethod
     def players(self) -> dict[str, nn.Module]:
-        """Name the players and the networks that each of them trains; they share no weights."""
+        """Return the networks that are trained in turns, by name; they share no weights."""
 
     @abstractmethod
     def turn(self, step: int) -> str:
-        """Say whose turn it is at a step, counted from 0."""
+        """Return the name of the network that is trained at a step, counted from 0."""
+
+    def loss(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        turn: str | None = None,
+        rng: torch.Generator | None = None,
+    ) -> Loss:
+        """Compute the objective of one network.
+
+        Args:
+            x, y, rng: as in ``GenerativeModel``.
+            turn: the network, one of ``players()``; by default that of the first step.
+
+        Raises:
+            ValueError: for another name, or wrong conditions.
+        """
+        self.conditioner.check(y, len(x))
+        turn = self.turn(0) if turn is None else turn
+        if turn not in self.players():
+            raise ValueError(f"turn must be one of {', '.join(self.players())}, not {turn!r}")
+        return self._loss(x, y, rng, turn)
+
+    @abstractmethod
+    def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None, turn: str = "") -> Loss:
+        """Compute the objective of one network, see ``loss``."""
 
 
 class Staged(GenerativeModel):
@@ -366,30 +395,30 @@ class Staged(GenerativeModel):
 
     @abstractmethod
     def stages(self) -> list[Stage]:
-        """List the stages in their order; a stage leaves the weights of the ones before it alone."""
+        """Return the stages in their order; a stage does not change the weights of earlier ones."""
 
 
 class Precomputed(GenerativeModel):
-    """A model whose loss reads tensors that are computed once, before the first step.
+    """A model whose loss uses tensors that are computed once, before the first step.
 
-    They follow from the model's arguments alone and are no part of its weights, nor of the average of these. A trainer has
-    them computed before its clock starts and keeps them beside its checkpoints.
+    They follow from the model's arguments alone and are not part of its weights, nor of the average of these. A trainer
+    computes them before its clock starts and keeps them beside its checkpoints.
     """
 
     @abstractmethod
     def precomputed_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the names and shapes of the tensors; none where the loss needs none."""
+        """Return the names and shapes of the tensors; empty where the loss needs none."""
 
     @abstractmethod
     def precompute(self) -> dict[str, Tensor]:
         """Compute the tensors, unless they are there, and return them by name.
 
-        Of several processes that train together each computes a share, and all of them have the whole in the end.
+        Of several processes that train together each computes a part, and all of them return all.
         """
 
     @abstractmethod
     def set_precomputed(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take tensors of these names and shapes, which ``precompute`` returned in another process.
+        """Set tensors of these names and shapes, which ``precompute`` returned in another process.
 
         Raises:
             ValueError: for values that it cannot have returned.
@@ -397,18 +426,13 @@ class Precomputed(GenerativeModel):
 
 
 class Composite(GenerativeModel):
-    """A model whose samples begin as those of another one, its prior, whose sampler may be exchanged."""
+    """A model that maps samples of another one, its prior, whose sampler may be exchanged."""
 
     prior: GenerativeModel
 
 
-def call_network(network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-    """Ask a network about noisy data, (B, ...), at their times, (B,) or (), for an answer in their type."""
-    return cast_like(network(x_t, t if t.ndim else t.expand(len(x_t)), y), x_t)
-
-
 def frozen(model: GenerativeModel) -> GenerativeModel:
-    """Fix the weights of a finished model, which others may build on but not train."""
+    """Exclude the weights of a finished model from training; others may build on them."""
     return model.requires_grad_(False)
 
 

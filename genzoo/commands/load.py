@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from genzoo.commands.config import REFUSALS, UsageError, build, misfit, pick_device
-from genzoo.model import Composite, Denoiser, GenerativeModel, frozen
+from genzoo.diffusion.denoiser import Denoiser
+from genzoo.model import Composite, GenerativeModel, frozen
 from genzoo.runs import Run
 from genzoo.training.checkpoints import latest, load_file, load_weights
 
@@ -115,7 +116,7 @@ def with_parents(
 
 
 def sampling_denoiser(model: GenerativeModel) -> GenerativeModel:
-    """Return the part of a model that a sampler walks with: of a composite its prior."""
+    """Return the part of a model that a sampler is called with: of a composite its prior."""
     while isinstance(model, Composite):
         model = model.prior
     return model
@@ -146,9 +147,9 @@ def check_sampler(model: GenerativeModel) -> None:
     sampler: Any = model.sampler
     trial = copy.copy(sampler)
     trial.steps = sampler.steps and 2
-    y = torch.zeros(1, dtype=torch.int64) if model.num_classes else None
     try:
-        next(sampler.states(model, torch.zeros(1, *model.shape), y, None))
-        trial(copy.deepcopy(model).eval(), 1, y, torch.Generator())
+        next(sampler.iterate(model, torch.zeros(1, *model.shape), None, None))
+        with torch.no_grad():
+            trial(copy.deepcopy(model).eval(), 1, None, torch.Generator())
     except REFUSALS as error:
         raise misfit("sampler", error) from error

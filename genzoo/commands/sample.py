@@ -32,6 +32,7 @@ def _sample(config: dict[str, Any]) -> None:
     import torch
 
     from genzoo.commands.load import load
+    from genzoo.conditions import ClassLabels
     from genzoo.data.pictures import CHANNELS, as_bytes, grid, save_png, save_scatter
     from genzoo.numerics.precision import full_float32
     from genzoo.numerics.random import SampleStreams
@@ -48,9 +49,12 @@ def _sample(config: dict[str, Any]) -> None:
         sampler=config.get("sampler"),
         trust=config["trust"],
     )
-    label = None if config["y"] is None else class_number(config["y"], model.num_classes, class_names(config["run"]))
-    if label is not None and model.class_probs[label] == 0:
-        raise UsageError(f"y={config['y']}: this model has seen no image of this class, of which it would draw noise")
+    label = None
+    if config["label"] is not None:
+        classes = model.condition.n if isinstance(model.condition, ClassLabels) else 0
+        label = class_number(config["label"], classes, class_names(config["run"]))
+        if model.conditioner.probs[label] == 0:
+            raise UsageError(f"label={config['label']}: no training image had this class")
     if model.levels is not None and out.suffix != ".npz" and model.shape[0] not in CHANNELS:
         raise UsageError(f"out={out}: images of {model.shape[0]} channels go into an .npz; a picture has 1 or 3")
     if model.levels is None and not out.suffix:
@@ -134,13 +138,13 @@ def class_names(run: str) -> list[str]:
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
 
 
-def class_number(y: int | str, num_classes: int, names: Sequence[str]) -> int:
+def class_number(label: int | str, num_classes: int, names: Sequence[str]) -> int:
     """Find the number of a class by its number or its name.
 
     A number that is no class's number is looked for among the names, as of folders 1995, 1996 and so on.
 
     Args:
-        y: what was asked for.
+        label: what was asked for.
         num_classes: of the model.
         names: of the classes, if they are known.
 
@@ -148,21 +152,24 @@ def class_number(y: int | str, num_classes: int, names: Sequence[str]) -> int:
         UsageError: for what is neither, and a number that is one class's number and another one's name.
     """
     if not num_classes:
-        raise UsageError(f"y={y}: this model has no classes")
+        raise UsageError(f"label={label}: this model has no classes")
     names = names if len(names) == num_classes else []
-    if isinstance(y, int) and y < num_classes:
-        if str(y) in names and names[y] != str(y):
+    if isinstance(label, int) and label < num_classes:
+        if str(label) in names and names[label] != str(label):
             raise UsageError(
-                f"y={y}: is the number of class {names[y]} and the name of class number {names.index(str(y))}: quote the "
-                f"name of the one that is meant, y={quoted(names[y])} or y={quoted(str(y))}"
+                f"label={label}: is the number of class {names[label]} and the name of class number {names.index(str(label))}: "
+                f"quote the "
+                f"name of the one that is meant, label={quoted(names[label])} or label={quoted(str(label))}"
             )
-        return y
-    if str(y) in names:
-        return names.index(str(y))
+        return label
+    if str(label) in names:
+        return names.index(str(label))
     if names:
-        raise UsageError(f"y={y}: this model has the classes 0..{num_classes - 1}, by name: {nearest(str(y), names)}")
-    by_name = "" if isinstance(y, int) else ", and its run does not keep their names"
-    raise UsageError(f"y={y}: this model has the classes 0..{num_classes - 1}{by_name}")
+        raise UsageError(
+            f"label={label}: this model has the classes 0..{num_classes - 1}, by name: {nearest(str(label), names)}"
+        )
+    by_name = "" if isinstance(label, int) else ", and its run does not keep their names"
+    raise UsageError(f"label={label}: this model has the classes 0..{num_classes - 1}{by_name}")
 
 
 def quoted(name: str) -> str:

@@ -178,6 +178,7 @@ class Data(Section):
     levels: Annotated[int, Field(ge=2, le=2**16)] | None
     num_classes: Annotated[int, Field(ge=0, le=2**20)] | None
     flip: bool
+    conditional: bool = False
     source: Node
     root: Place | None = None
     test_root: Place | None = None
@@ -246,17 +247,7 @@ class Train(Section):
             raise ValueError("metrics.max_nfe=training: a number, or null for no limit; training is for evaluate")
         if self.sampler and not any("sampler" in owner for owner in (self.model, self.model.get("prior", {}))):
             raise ValueError(f"sampler: {family} samples in one pass and takes no sampler; leave it out")
-        classes, known = self.model.get("num_classes", 0), self.data.num_classes
-        if known is not None and classes not in (0, known):
-            raise ValueError(wrong_classes(classes, known))
         return self
-
-
-def wrong_classes(asked: Any, known: int) -> str:
-    """Say which numbers of classes a model of these data may have."""
-    return f"model.num_classes={asked}: " + (
-        f"the data have {known} classes; say 0 or {known}" if known else "the data have no classes; say 0"
-    )
 
 
 class Sample(Section):
@@ -265,7 +256,7 @@ class Sample(Section):
     n: Annotated[int, Field(gt=0, le=2**24)]
     out: Place
     seed: Seed
-    y: ClassOrNumber
+    label: ClassOrNumber
     ema: bool
     batch_size: Count
     precision: Literal["32-true", "bf16-mixed"]

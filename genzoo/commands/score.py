@@ -171,8 +171,9 @@ def estimate(model: Any, data: Any, settings: dict[str, Any]) -> Estimate:
     import torch
 
     from genzoo.commands.load import sampling_denoiser
+    from genzoo.diffusion.denoiser import Denoiser
     from genzoo.distributions.discretization import bin_center
-    from genzoo.model import Denoiser, Density
+    from genzoo.model import Density
     from genzoo.numerics.random import SampleStreams
 
     def measured(work: Callable[[int], object], n: int) -> float:
@@ -195,12 +196,12 @@ def estimate(model: Any, data: Any, settings: dict[str, Any]) -> Estimate:
     def score_events(n: int) -> None:
         x = data.test.x[:n].to(model.device)
         x = (x if model.levels is None else bin_center(x, model.levels)).to(model.dtype)
-        y = data.test.y[:n].to(model.device) if model.num_classes else None
+        y = data.test.y[:n].to(model.device) if model.condition else None
         model.log_prob(x, y, num_samples=settings["num_samples"], rng=torch.Generator(model.device).manual_seed(0))
 
     def draw_samples(n: int) -> None:
         rng = SampleStreams(0, range(n), device=model.device)
-        model.sample(n, model.draw_labels(n, None, rng), rng=rng)
+        model.sample(n, rng=rng)
 
     density, words = 0.0, []
     with torch.no_grad():
@@ -239,7 +240,7 @@ def check_settings(model: Any, settings: dict[str, Any]) -> None:
     if not isinstance(model, Density):
         return
     x = torch.zeros(1, *model.shape, device=model.device, dtype=model.dtype)
-    y = torch.zeros(1, device=model.device, dtype=torch.int64) if model.num_classes else None
+    y = None if model.condition is None else model.condition.empty(1, model.device, model.dtype).zero_()
     try:
         with torch.no_grad():
             rng = torch.Generator(model.device)
@@ -342,7 +343,7 @@ def reconstruction(model: Any, data: Any, settings: dict[str, Any], setting: dic
     if isinstance(model, Bijective) or model.levels is None:
         return {}
     chosen = subset(len(data.test.x), settings["events"])
-    x, y = data.test.x[chosen], data.test.y[chosen] if model.num_classes else None
+    x, y = data.test.x[chosen], data.test.y[chosen] if model.condition else None
     parts = []
     with torch.no_grad():
         for rows in torch.arange(len(x)).split(settings["batch_size"]):
@@ -478,7 +479,7 @@ def draw(model: Any, n: int, batch_size: int, seed: int) -> tuple[Any, Any, int]
     for start in range(0, n, batch_size):
         rows = range(start, min(start + batch_size, n))
         rng = SampleStreams(seed, rows, device=model.device)
-        y = model.draw_labels(len(rows), None, rng)
+        y = model.conditioner.draw(len(rows), None, rng)
         x = model.sample(len(rows), y, rng=rng).x.float().cpu()
         broken += int((~x.isfinite().flatten(1).all(1)).sum())
         parts.append(x if model.levels is None else to_bytes(x, model.levels))
@@ -499,8 +500,8 @@ def within_evaluations(model: Any, limit: int | None) -> Iterator[dict[str, Any]
         The card of the sampler that was exchanged, None where it was not.
     """
     from genzoo.commands.load import sampling_denoiser
+    from genzoo.diffusion.denoiser import Denoiser
     from genzoo.diffusion.samplers import Heun
-    from genzoo.model import Denoiser
     from genzoo.numerics.random import SampleStreams
 
     part: Any = sampling_denoiser(model)
@@ -524,7 +525,7 @@ def sampler_card(model: Any) -> dict[str, Any] | None:
     """Describe the sampler of a denoiser: its name, its settings, and likewise all that it is made of."""
     from genzoo.commands.cards import describe
     from genzoo.commands.load import sampling_denoiser
-    from genzoo.model import Denoiser
+    from genzoo.diffusion.denoiser import Denoiser
 
     part = sampling_denoiser(model)
     return describe(part.sampler) if isinstance(part, Denoiser) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import io
@@ -12,7 +13,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -209,6 +210,9 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
 
     torch.manual_seed(seed_of("weights", seed))
     reseed(torch.default_generator, "weights", seed)  # of whose seed a CPU takes but 32 bits
+    data = None
+    if old is None:
+        data = describe_model(config, make)
     described, parents = with_parents(config["model"], "model", make, old.path / PARENTS if old else None)
     model = make(described, "model")
     if not isinstance(model, GenerativeModel):
@@ -224,7 +228,7 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
     budget = Budget(*(config["budget"][name] for name in ("images", "seconds", "flops")))
     optimizer = make(config["optimizer"], "optimizer")
     check_optimizer(optimizer, step=False)
-    data = make(config["data"]["source"], "data")
+    data = make(config["data"]["source"], "data") if data is None else data
     check_data(config["data"], data, model)
     if rank_of(devices) == 0:
         for line in [*data.notes, *unseen_classes(data)]:
@@ -235,8 +239,8 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
 
     from genzoo.training.module import GenerativeModule
 
-    if model.num_classes:
-        model.class_probs.copy_(torch.bincount(data.train.y, minlength=model.num_classes).float() / len(data.train.y))
+    if data.train.y is not None:
+        model.conditioner.fit(data.train.y)
     if settings["precision"] == "64-true":
         model.double()
     if settings.get("channels_last"):
@@ -255,6 +259,39 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
         settings.get("channels_last", False),
     )
     return Parts(module, subject, network, records, device, parents)
+
+
+def describe_model(config: dict[str, Any], make: Callable[[Any, str], Any]) -> Any:
+    """Write the event and the condition of the data into the configuration of the model.
+
+    Args:
+        config: of the run.
+        make: builds what a node describes, given the node and its key.
+
+    Returns:
+        The data, where they had to be read to know their condition; otherwise None.
+
+    Raises:
+        UsageError: for data without conditions.
+    """
+    section, data = config["data"], None
+    condition: dict[str, Any] | None = None
+    if section.get("conditional"):
+        classes = section["num_classes"]
+        if not classes:
+            data = make(section["source"], "data")
+            found = getattr(data, "condition", None)
+            if found is None:
+                raise UsageError("data.conditional=true: the data have no classes")
+            condition = {
+                "_target_": f"{type(found).__module__}.{type(found).__qualname__}",
+                **dataclasses.asdict(found),
+            }
+        else:
+            condition = {"_target_": "genzoo.conditions.ClassLabels", "n": classes}
+    event = {"_target_": "genzoo.event.EventSpec", "shape": list(section["shape"]), "levels": section["levels"]}
+    config["model"] = {**config["model"], "event": event, "condition": condition}
+    return data
 
 
 def check_parents(run: Run, model: Any, parents: dict[str, Any]) -> None:
@@ -605,7 +642,6 @@ def check_data(config: dict[str, Any], data: Any, model: Any) -> None:
     Raises:
         UsageError: saying what differs.
     """
-    from genzoo.commands.schema import wrong_classes
     from genzoo.data.dataset import DataSet
 
     if not isinstance(data, DataSet):
@@ -623,16 +659,14 @@ def check_data(config: dict[str, Any], data: Any, model: Any) -> None:
         said, found = config[name], getattr(data, name)
         if said != found and not (name == "num_classes" and said is None):  # a folder's are known once it is read
             raise UsageError(f"data.{name}={'null' if said is None else said}: the data have {found}")
-    if model.shape != data.shape or model.levels != data.levels:
-        raise UsageError(f"model.shape={list(model.shape)}, model.levels={model.levels}: leave both to the data")
-    if model.num_classes not in (0, data.num_classes):
-        raise UsageError(wrong_classes(model.num_classes, data.num_classes))
+    if model.event != data.event:
+        raise UsageError(f"model.event={model.event}: the data have {data.event}")
+    if model.condition not in (None, data.condition):
+        raise UsageError(f"model.condition={model.condition}: the data have {data.condition}")
 
 
 def draw_grid(model: Any, data: Any, path: Path, n: int = 64) -> None:
     """Draw samples of a model: a grid of images, or a cloud beside the data's."""
-    import torch
-
     from genzoo.data.pictures import as_bytes, grid, save_png, save_scatter
     from genzoo.numerics.random import SampleStreams
     from genzoo.runs import write_atomically
@@ -645,10 +679,7 @@ def draw_grid(model: Any, data: Any, path: Path, n: int = 64) -> None:
         save_scatter(file, model.sample(n, rng=rng).x, data.test.x[:n])
     else:
         rng = SampleStreams(0, range(n), device=model.device)
-        y = None
-        if model.num_classes:  # those that it has learned
-            known = model.class_probs.nonzero().flatten()
-            y = known[torch.arange(n, device=model.device) % len(known)]
+        y = model.conditioner.distinct(n)
         save_png(file, grid(as_bytes(model.sample(n, y, rng=rng).x.float(), data.levels), columns=8))
     write_atomically(path, file.getvalue())
     model.train(was_training)

@@ -22,11 +22,13 @@ from genzoo.runs import YAML_BYTES
 
 # Where the parts of models are defined: every public class of these files is one.
 PARTS = (
+    "conditions.py",
+    "event.py",
     "families/*.py",
     "nn/*.py",
-    "diffusion/samplers.py",
-    "diffusion/schedules.py",
     "diffusion/noise_levels.py",
+    "diffusion/samplers/*.py",
+    "diffusion/schedules.py",
     "distributions/likelihoods.py",
 )
 
@@ -89,7 +91,9 @@ def allowed(section: str) -> frozenset[str]:
 def _parts() -> Iterator[str]:
     for pattern in PARTS:
         for path in PACKAGE.glob(pattern):
-            module = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+            # Samplers are named by their package, which exports them.
+            place = path.parent if path.parent.name == "samplers" else path.with_suffix("")
+            module = ".".join(place.relative_to(PACKAGE.parent).parts)
             for node in ast.parse(path.read_bytes()).body:
                 if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                     yield f"{module}.{node.name}"

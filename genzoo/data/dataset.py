@@ -1,20 +1,18 @@
-"""What a data set is: two splits held in memory, and what is known about the law they come from.
+"""A data set: two splits held in memory, with their classes and, where it is known, their density.
 
-Images are kept as the integers they are, ``0..levels - 1`` in one byte each; ``genzoo.distributions.discretization``
-makes points of
-[-1, 1] of them at the moment of use, so that nothing is rounded twice. Points of the plane are floats, on the scale of
-their own density, which travels with them where it is known.
+Images are kept as integers, ``0..levels - 1`` in one byte each; ``genzoo.distributions.discretization`` maps them to [-1, 1]
+in each training step, so that nothing is rounded twice. Vectors are floats, on the scale of their own density.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from genzoo.data.densities import PlaneDensity
+from genzoo.conditions import ClassLabels, Condition
+from genzoo.event import EventSpec
 
 
 class DataError(ValueError):
@@ -26,13 +24,21 @@ class DataError(ValueError):
         super().__init__(" ".join(message.splitlines()))
 
 
+class KnownDensity(Protocol):
+    """A data distribution with a density in closed form."""
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Compute the log density in nats, (N, *shape) -> (N,)."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Events of a data set and their classes.
+    """Events of a data set and their conditions.
 
     Attributes:
         x: uint8 levels, (N, C, H, W), for images; float32, (N, 2), for points of the plane.
-        y: int64 class indices, (N,), or None where the data have no classes.
+        y: conditions, (N, *condition.shape), such as int64 class indices, (N,); None where the data have none.
     """
 
     x: Tensor
@@ -50,14 +56,26 @@ class DataSet:
         classes: the name of each class, in the order of the indices ``y``; empty where there are no classes.
         density: the law of the data where it is known exactly.
         notes: what was read and what was passed over, one line each, for whoever should know.
+        conditions: what ``y`` is, where it is no class.
     """
 
     train: Split
     test: Split
     levels: int | None
     classes: tuple[str, ...] = ()
-    density: PlaneDensity | None = None
+    density: KnownDensity | None = None
     notes: tuple[str, ...] = ()
+    conditions: Condition | None = None
+
+    @property
+    def event(self) -> EventSpec:
+        """Shape and levels of one example."""
+        return EventSpec(self.shape, self.levels)
+
+    @property
+    def condition(self) -> Condition | None:
+        """What ``y`` is: the condition of a conditional model of these data."""
+        return self.conditions or (ClassLabels(self.num_classes) if self.num_classes else None)
 
     @property
     def splits(self) -> dict[str, Split]:

@@ -29,7 +29,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple, TypeVar, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from genzoo.diffusion.schedules import Schedule
 
@@ -98,7 +98,7 @@ def _row(
             return 0.0, -1 / sigma, -alpha / sigma
 
 
-class GaussianPath:
+class GaussianPath(nn.Module):
     """The path of a schedule.
 
     Args:
@@ -107,6 +107,7 @@ class GaussianPath:
     """
 
     def __init__(self, schedule: Schedule, independent: bool = True):
+        super().__init__()
         self.schedule = schedule
         self.independent = independent
 

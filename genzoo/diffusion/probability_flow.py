@@ -36,9 +36,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from genzoo.diffusion.denoiser import Denoiser
 from genzoo.diffusion.ode_solvers import Drift, dopri5, rms
 from genzoo.diffusion.path import Parameterization, batch_times, cast_like, expand
-from genzoo.model import Bijective, Bound, Continuous, Denoiser, Density, LogProb
+from genzoo.model import Bijective, Bound, Continuous, Density, LogProb
 from genzoo.numerics.random import rand
 
 TIME_STEP, LOG_RATIO_STEP = 0.2, 1.0  # longest steps of the adaptive solver
@@ -48,8 +49,8 @@ class ProbabilityFlowODE:
     """The ODE of a denoiser in its natural coordinates: a variable ``u``, the time or the ratio, and a state ``z``.
 
     Args:
-        denoiser: whose answers are the drift.
-        y: classes of the batch, (B,), or None.
+        denoiser: whose predictions are the drift.
+        y: conditions of the batch, (B, *condition.shape), or None.
 
     Attributes:
         nfe: evaluations of the network so far, for each sample.
@@ -149,7 +150,7 @@ class ProbabilityFlowODE:
         Returns:
             The states at the stop, and the integrals, (B, k), or (B, 1) where they are exact.
         """
-        shape, D = self.denoiser.shape, self.denoiser.dim
+        shape, D = self.denoiser.event.shape, self.denoiser.event.dim
 
         def drift(u: Tensor, augmented: Tensor, rows: Tensor) -> Tensor:
             with torch.enable_grad():
@@ -182,7 +183,7 @@ class ProbabilityFlowODE:
         return torch.stack(columns, dim=1).sum(1, keepdim=True)
 
 
-class ProbabilityFlow(Denoiser, Density, Bijective):
+class ProbabilityFlow(Density, Bijective, Denoiser):
     """A denoiser whose density and latents are those of its probability-flow ODE.
 
     The latent is the noise at the end of the path, divided by the prior's standard deviation. Tolerances are those of
@@ -198,9 +199,8 @@ class ProbabilityFlow(Denoiser, Density, Bijective):
         """Standard normal noise of the data's shape."""
         return Continuous(self.shape)
 
-    def forward_and_log_det(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _forward_and_log_det(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the latent and the log-determinant with the exact trace: D derivatives at each evaluation."""
-        self.check_labels(y, len(x))
         z, log_det = self._forward(x, y, None)
         return z, log_det[:, 0]
 
@@ -216,34 +216,24 @@ class ProbabilityFlow(Denoiser, Density, Bijective):
         return at_data, at_noise / self.path.schedule.prior_std
 
     @torch.no_grad()
-    def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        self.check_labels(y, len(x))
+    def _encode(self, x: Tensor, y: Tensor | None) -> Tensor:
         ode = ProbabilityFlowODE(self, y)
         scale_start, scale_stop = self._scales(ode)
         return scale_stop * ode.solve(x / scale_start, *ode.ends, self.rtol, self.atol)
 
     @torch.no_grad()
-    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        self.check_labels(y, len(z))
+    def _decode(self, z: Tensor, y: Tensor | None) -> Tensor:
         ode = ProbabilityFlowODE(self, y)
         scale_stop, scale_start = self._scales(ode)
         stop, start = ode.ends
         return scale_stop * ode.solve(z / scale_start, start, stop, self.rtol, self.atol)
 
-    def log_prob(
-        self, x: Tensor, y: Tensor | None = None, *, num_samples: int = 1, rng: torch.Generator | None = None
-    ) -> LogProb:
+    def _log_prob(self, x: Tensor, y: Tensor | None, num_samples: int, rng: torch.Generator | None) -> LogProb:
         """Estimate the log density from ``num_samples`` random probes of the divergence along one solve.
 
         The standard error is that of the mean over probes, known with more than one. With as many probes as dimensions, the
         exact trace costs less and has none.
-
-        Raises:
-            ValueError: for ``num_samples`` below 1.
         """
-        self.check_labels(y, len(x))
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, not {num_samples}")
         if num_samples >= self.dim:
             z, log_dets = self._forward(x, y, None)
             stderr: Tensor | None = torch.zeros_like(log_dets[:, 0])

@@ -22,12 +22,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
-
-from genzoo.numerics.constants import Constant
+from torch import Tensor, nn
 
 
 class Coefficients(NamedTuple):
@@ -39,7 +38,7 @@ class Coefficients(NamedTuple):
     d_sigma: Tensor  # time derivative of sigma, inf where it has no limit
 
 
-class Schedule(ABC):
+class Schedule(nn.Module, ABC):
     """A pair of smooth functions ``alpha(t)`` and ``sigma(t)`` on [0, 1], whose ratio ``sigma/alpha`` rises strictly.
 
     ``coordinates`` says in which variable the probability-flow ODE is integrated: the time, where velocities are finite
@@ -51,6 +50,16 @@ class Schedule(ABC):
     t_first: float = 1.0  # where chains of steps begin, at most t_max
     t_last: float = 1e-5  # where they stop before they take the estimate of the data
     coordinates: Literal["time", "ratio"] = "ratio"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Schedule:
+        """Move buffers with the model, but keep their type: a schedule is float64 in a model of any precision."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            moved = self._buffers[name]
+            if buffer is not None and moved is not None and moved.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(moved.device)
+        return self
 
     @abstractmethod
     def at(self, t: Tensor) -> Coefficients:
@@ -113,6 +122,7 @@ class VESchedule(Schedule):
     t_max = 1.0
 
     def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0):
+        super().__init__()
         if not 0 < sigma_min < sigma_max:
             raise ValueError(f"sigma_min must lie between 0 and sigma_max, not {sigma_min} and {sigma_max}")
         self.sigma_min, self.rate = sigma_min, math.log(sigma_max / sigma_min)
@@ -137,6 +147,7 @@ class EDMSchedule(Schedule):
     t_max = 1.0
 
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0):
+        super().__init__()
         if not 0 < sigma_min < sigma_max or rho < 1:
             raise ValueError(
                 f"sigma_min must lie between 0 and sigma_max, and rho be at least 1, not {sigma_min}, {sigma_max}, {rho}"
@@ -191,6 +202,7 @@ class _LinearBeta(LogAlphaSchedule):
     t_last = 1e-3  # Song et al. 2021, appendix C
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0):
+        super().__init__()
         if not 0 < beta_min < beta_max:
             raise ValueError(f"beta_min must lie between 0 and beta_max, not {beta_min} and {beta_max}")
         self.beta_min, self.beta_max = beta_min, beta_max
@@ -234,28 +246,34 @@ class DiscreteSchedule(VariancePreserving):
         betas: (T,), each in (0, 1).
     """
 
+    betas: Tensor
+    _log_alpha: Tensor
+    _steps: Tensor
+
     def __init__(self, betas: Tensor):
+        super().__init__()
         if betas.ndim != 1 or not bool(((betas > 0) & (betas < 1)).all()):
             raise ValueError("betas must be a vector of numbers in (0, 1)")
         self.num_steps = len(betas)
         self.t_min = self.t_last = 1.0 / self.num_steps
         self.t_max = 1.0
-        self.betas = betas.double()
+        self.register_buffer("betas", betas.double(), persistent=False)
         steps = 0.5 * torch.log1p(-self.betas)
         log_alpha = torch.cat([torch.zeros(1, dtype=torch.float64), steps.cumsum(0)])
-        self._log_alpha, self._steps = Constant(log_alpha), Constant(log_alpha.diff())
+        self.register_buffer("_log_alpha", log_alpha, persistent=False)
+        self.register_buffer("_steps", log_alpha.diff(), persistent=False)
 
     def log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
         position = t * self.num_steps
-        # The table answers exactly on the grid: (i + 1)/T times T may miss an integer by one rounding.
+        # The table is exact on the grid: (i + 1)/T times T may miss an integer by one rounding.
         nearest = position.round()
         position = torch.where((position - nearest).abs() < 1e-9, nearest, position)
         left = position.floor().long().clamp_(0, self.num_steps - 1)
-        step = self._steps.on(t.device)[left]
-        return self._log_alpha.on(t.device)[left] + (position - left) * step, step * self.num_steps
+        step = self._steps.to(t.device)[left]
+        return self._log_alpha.to(t.device)[left] + (position - left) * step, step * self.num_steps
 
     def time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
-        table = self._log_alpha.on(log_alpha.device)
+        table = self._log_alpha.to(log_alpha.device)
         left = (torch.searchsorted(-table, -log_alpha, right=True) - 1).clamp_(0, self.num_steps - 1)
         share = (log_alpha - table[left]) / (table[left + 1] - table[left])
         return (left + share.clamp(max=1.0)) / self.num_steps

@@ -80,7 +80,7 @@ class RateCost(nn.Module):
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     def forward(self, *divergences: Tensor) -> Tensor:
-        """Charge for one batch, and count it in training mode.
+        """Return the cost of one batch, ().
 
         Args:
             divergences: KL of each latent, (B, groups, ...), from one or several layers.
@@ -91,6 +91,8 @@ class RateCost(nn.Module):
             rates = distributed.all_reduce_mean(rates)
         rate = rates.clamp(min=self.free_bits).sum()
         weight = (self.seen / self.warmup).clamp(max=1) if self.warmup else 1.0
-        if self.training:
-            self.seen += distributed.world_size() * len(divergences[0])
         return self.beta * weight * rate
+
+    def count(self, images: int) -> None:
+        """Advance the warm-up by the images of a training step."""
+        self.seen += images

@@ -424,3 +424,13 @@ def discretized_gaussian_log_mass(x: Tensor, mean: Tensor, log_var: Tensor, leve
     inner = log_hi + torch.log1p(-torch.exp((log_lo - log_hi).clamp(max=-least)))
     first, last = log_ndtr(upper), log_ndtr(-lower)
     return torch.where(k == 0, first, torch.where(k == levels - 1, last, inner))
+
+
+def default_likelihood(levels: int | None) -> Likelihood:
+    """Return the likelihood of autoencoders: a discretised logistic of integers, a normal of real numbers."""
+    return Gaussian() if levels is None else DiscretizedLogistic(levels)
+
+
+def default_pixel_likelihood(levels: int | None) -> Likelihood:
+    """Return the likelihood of a pixel given earlier ones: a mixture of logistics of integers, of normals of real numbers."""
+    return GaussianMixture(levels) if levels is None else LogisticMixture(levels)

@@ -23,16 +23,19 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genzoo.conditions import Condition
 from genzoo.distributions.discretization import quantize, to_bin_centers
-from genzoo.distributions.likelihoods import Likelihood
+from genzoo.distributions.likelihoods import Likelihood, default_pixel_likelihood
+from genzoo.event import EventSpec
 from genzoo.model import Bound, Density, LogProb, Loss, Samples
+from genzoo.nn import defaults
 from genzoo.nn.causal import CausalNetwork
 
 
@@ -40,9 +43,9 @@ class Autoregressive(Density):
     """A product of conditional laws in raster order.
 
     Args:
-        network: builds the causal network, called as ``network(in_shape, out_shape, num_classes)``, for ``(x, y)``.
+        network: builds the causal network, called as ``network(in_shape, out_shape, condition)``, for ``(x, y)``.
         likelihood: builds the law of a pixel, called as ``likelihood(levels=levels)``.
-        shape, levels, num_classes: of the data, as in ``GenerativeModel``.
+        event, condition: as in ``GenerativeModel``.
         inputs: how the network sees a pixel: its "values", or which of the levels, its "classes", one-hot.
         patch: side of the blocks of an image that count as one pixel.
 
@@ -54,18 +57,18 @@ class Autoregressive(Density):
 
     def __init__(
         self,
-        network: Callable[..., CausalNetwork],
-        likelihood: Callable[..., Likelihood],
-        shape: Sequence[int],
-        levels: int | None = None,
-        num_classes: int = 0,
+        event: EventSpec,
+        condition: Condition | None = None,
+        *,
+        network: Callable[..., CausalNetwork] = defaults.causal,
+        likelihood: Callable[..., Likelihood] = default_pixel_likelihood,
         inputs: Literal["values", "classes"] = "values",
         patch: int = 1,
     ):
-        super().__init__(shape, levels, num_classes)
+        super().__init__(event, condition)
         if inputs not in ("values", "classes"):
             raise ValueError(f"inputs must be values or classes, not {inputs!r}")
-        if inputs == "classes" and levels is None:
+        if inputs == "classes" and event.levels is None:
             raise ValueError("inputs=classes needs data with levels")
         C, H, W = self.shape if len(self.shape) == 3 else (1, self.dim, 1)
         if patch < 1 or (patch > 1 and (len(self.shape) != 3 or H % patch or W % patch)):
@@ -73,10 +76,10 @@ class Autoregressive(Density):
         self.inputs, self.patch = inputs, patch
         self.unpatched = C, H, W
         self.raster = C * patch**2, H // patch, W // patch
-        self.likelihood = likelihood(levels=levels)
+        self.likelihood = likelihood(levels=event.levels)
         channels, *sides = self.raster
-        seen = channels * levels if inputs == "classes" and levels is not None else channels
-        self.network = network((seen, *sides), (self.likelihood.num_params(channels), *sides), num_classes)
+        seen = channels * event.levels if inputs == "classes" and event.levels is not None else channels
+        self.network = network((seen, *sides), (self.likelihood.num_params(channels), *sides), condition)
 
     def _seen(self, pixels: Tensor) -> Tensor:
         """Return what the network sees of pixels, (B, C, ...) -> (B, C or C * levels, ...)."""
@@ -84,25 +87,19 @@ class Autoregressive(Density):
             return pixels
         return F.one_hot(quantize(pixels, self.levels), self.levels).movedim(-1, 2).flatten(1, 2).to(pixels.dtype)
 
-    def log_prob(
-        self, x: Tensor, y: Tensor | None = None, *, num_samples: int = 1, rng: torch.Generator | None = None
-    ) -> LogProb:
-        self.check_labels(y, len(x))
+    def _log_prob(self, x: Tensor, y: Tensor | None, num_samples: int, rng: torch.Generator | None) -> LogProb:
         x = x if self.levels is None else to_bin_centers(x, self.levels)
         pixels = F.pixel_unshuffle(x.view(-1, *self.unpatched), self.patch)
         params = self.network(self._seen(pixels), y).to(x.dtype)
         return LogProb(self.likelihood.log_prob(params, pixels))
 
-    def loss(
-        self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
-    ) -> Loss:
-        nll = -self.log_prob(x, y).value.mean()
+    def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
+        nll = -self._log_prob(x, y, 1, rng).value.mean()
         # In nats a dimension, so that one learning rate serves small and large images.
         return Loss(nll / self.dim, {"nll": nll.detach()})
 
-    @torch.no_grad()
-    def sample(self, n: int, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Samples:
-        walk = self.network.walk(n, self.draw_labels(n, y, rng))
+    def _sample(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
+        walk = self.network.walk(n, y)
         _, H, W = self.raster
         pixels: list[Tensor] = []
         for i in range(H * W):

@@ -33,22 +33,27 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from genzoo.conditions import Condition
+from genzoo.diffusion.denoiser import Denoiser, call_network
 from genzoo.diffusion.path import GaussianPath, Prediction
-from genzoo.diffusion.samplers import DDIM, Sampler, chain_coefficients
+from genzoo.diffusion.samplers import DDIM, Sampler
+from genzoo.diffusion.samplers.chain import chain_coefficients
 from genzoo.diffusion.schedules import DiscreteSchedule, LinearSchedule
 from genzoo.distributions.discretization import log_density, to_bin_centers
 from genzoo.distributions.divergences import kl_normal
 from genzoo.distributions.likelihoods import discretized_gaussian_log_mass
-from genzoo.model import Bound, Denoiser, Density, LogProb, Loss, Samples, call_network
+from genzoo.event import EventSpec
+from genzoo.model import Bound, Density, LogProb, Loss, Samples
+from genzoo.nn import defaults
 from genzoo.numerics import distributed
 from genzoo.numerics.constants import Constant
-from genzoo.numerics.random import categorical, rand, randint, randn
+from genzoo.numerics.random import categorical, randint, randn
 
 
 def geometric_strata(T: int, count: int) -> list[tuple[int, int]]:
@@ -63,34 +68,35 @@ class DDPM(Density, Denoiser):
     """A denoising diffusion model.
 
     Args:
-        network: builds the network, called as ``network(in_shape, out_shape, num_classes)``, for ``(x_t, t, y)``.
-        shape, levels, num_classes: of the data, as in ``GenerativeModel``.
+        network: builds the network, called as ``network(in_shape, out_shape, condition)``, for ``(x_t, t, y)``.
+        event, condition: as in ``GenerativeModel``.
         schedule: of the chain; the linear one of 1000 steps by default.
         prediction: what the network predicts.
         variance: v_t of a reverse step: "fixedlarge", beta_t, "fixedsmall", the posterior's, or "learned".
         objective: "simple", "hybrid", which a learned variance needs, or "vlb", the variational bound.
         importance: whether training draws its times by the losses seen there.
-        label_dropout: how often training replaces a class by the null label, so that guidance can be used.
+        condition_dropout: how often training replaces a condition by the null value, for classifier-free guidance.
         sampler: draws the samples; DDIM with 50 steps by default.
     """
 
     bound = Bound.LOWER
+    num_samples = 20
 
     def __init__(
         self,
-        network: Callable[..., nn.Module],
-        shape: Sequence[int],
-        levels: int | None = None,
-        num_classes: int = 0,
+        event: EventSpec,
+        condition: Condition | None = None,
+        *,
+        network: Callable[..., nn.Module] = defaults.denoiser,
         schedule: DiscreteSchedule | None = None,
         prediction: Literal["eps", "x0", "v"] = "eps",
         variance: Literal["fixedlarge", "fixedsmall", "learned"] = "fixedlarge",
         objective: Literal["simple", "hybrid", "vlb"] = "simple",
         importance: bool = False,
-        label_dropout: float = 0.1,
+        condition_dropout: float = 0.1,
         sampler: Sampler | None = None,
     ):
-        super().__init__(shape, levels, num_classes)
+        super().__init__(event, condition, condition_dropout)
         if prediction not in ("eps", "x0", "v"):
             raise ValueError(f"prediction must be eps, x0 or v, not {prediction!r}")
         if variance not in ("fixedlarge", "fixedsmall", "learned"):
@@ -101,13 +107,11 @@ class DDPM(Density, Denoiser):
             raise ValueError(
                 f"variance={variance} goes with another objective than {objective}: a learned one with hybrid or vlb"
             )
-        if not 0 <= label_dropout <= 1:
-            raise ValueError(f"label_dropout must be in [0, 1], not {label_dropout}")
         channels, *sides = self.shape
-        self.network = network(self.shape, ((2 if variance == "learned" else 1) * channels, *sides), num_classes)
+        self.network = network(self.shape, ((2 if variance == "learned" else 1) * channels, *sides), condition)
         self.schedule = schedule or LinearSchedule()
         self.path = GaussianPath(self.schedule)
-        self.prediction, self.variance, self.label_dropout = prediction, variance, label_dropout
+        self.prediction, self.variance = prediction, variance
         self.objective = objective
         self.history = LossHistory(self.schedule.num_steps) if importance else None
         self.sampler = sampler or DDIM()
@@ -124,14 +128,9 @@ class DDPM(Density, Denoiser):
         mean, place = output.chunk(2, dim=1)
         return Prediction(self.prediction, mean, (place + 1) / 2)
 
-    def loss(
-        self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
-    ) -> Loss:
-        self.check_labels(y, len(x))
+    def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
         x = x if self.levels is None else to_bin_centers(x, self.levels)
-        if y is not None:
-            dropped = rand(y.shape, rng=rng, device=x.device) < self.label_dropout
-            y = torch.where(dropped, self.num_classes, y)
+        y = self.conditioner.drop(y, rng)
         T = self.schedule.num_steps
         if self.history is None:
             index, weight = randint(T, (len(x),), rng=rng, device=x.device), None
@@ -149,20 +148,26 @@ class DDPM(Density, Denoiser):
                 prediction = prediction._replace(mean=prediction.mean.detach())
             terms["vlb"] = self._term(x, x_t, index, prediction, clip=False) / (self.dim * math.log(2))
             losses = terms["vlb"] * T / 1000 + (mse if self.objective == "hybrid" else 0.0)
-        if weight is not None and self.history is not None:
+        aux: dict[str, Tensor] = {}
+        if weight is not None:
+            seen = {"index": index, "losses": losses}
             if self.training:
-                self.history.update(
-                    distributed.all_gather(index).flatten(), distributed.all_gather(losses.detach()).flatten()
-                )
+                aux = {name: distributed.all_gather(value.detach()).flatten() for name, value in seen.items()}
             losses = weight.to(losses.dtype) * losses
-        return Loss(losses.mean(), {name: values.detach().mean() for name, values in terms.items()})
+        return Loss(losses.mean(), {name: values.detach().mean() for name, values in terms.items()}, aux)
 
-    def sample(self, n: int, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Samples:
-        return self.sampler(self, n, self.draw_labels(n, y, rng), rng)
+    @torch.no_grad()
+    def after_step(
+        self, aux: Mapping[str, Tensor], batch_size: int, *, rng: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        if self.history is not None:
+            self.history.update(aux["index"], aux["losses"])
+        return {}
 
-    def log_prob(
-        self, x: Tensor, y: Tensor | None = None, *, num_samples: int = 20, rng: torch.Generator | None = None
-    ) -> LogProb:
+    def _sample(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
+        return self.sampler(self, n, y, rng)
+
+    def _log_prob(self, x: Tensor, y: Tensor | None, num_samples: int, rng: torch.Generator | None) -> LogProb:
         """Estimate the variational bound without bias from ``num_samples`` of its T terms.
 
         The chain's indices are cut into strata: index 0, whose term is the largest by far, alone, and ``num_samples/2 - 1``
@@ -176,7 +181,6 @@ class DDPM(Density, Denoiser):
         Raises:
             ValueError: for another ``num_samples``.
         """
-        self.check_labels(y, len(x))
         if num_samples < 4 or num_samples % 2:
             raise ValueError(f"num_samples must be even and at least 4, not {num_samples}")
         x = x if self.levels is None else to_bin_centers(x, self.levels)
@@ -210,7 +214,7 @@ class DDPM(Density, Denoiser):
         loss, since a clamped pixel has no gradient (Nichol and Dhariwal's code does the same).
         """
         chain = self._chain.on(x.device)[index].to(x.dtype).view(len(x), -1, *[1] * (x.ndim - 1))
-        _, _, sigma_t, alpha_s, _, var_ts, posterior_var, _, _ = chain.unbind(1)  # the fields of a StepCoefficients
+        _, _, _, _, sigma_t, alpha_s, _, var_ts, posterior_var, _, _ = chain.unbind(1)  # the fields of StepCoefficients
         t = (index + 1).double() / self.schedule.num_steps
         x0 = self.path.convert(prediction, x_t, t, "x0")
         if clip:

@@ -32,7 +32,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import numpy as np
@@ -40,14 +40,18 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from genzoo.conditions import Condition
+from genzoo.diffusion.denoiser import Denoiser, call_network
 from genzoo.diffusion.noise_levels import NoiseLevels, UniformTime
 from genzoo.diffusion.path import GaussianPath, Prediction
 from genzoo.diffusion.probability_flow import ProbabilityFlow
 from genzoo.diffusion.samplers import AdaptiveODE, Heun, Sampler
 from genzoo.diffusion.schedules import CondOT, Schedule
-from genzoo.model import Denoiser, Loss, Precomputed, Samples, call_network
+from genzoo.event import EventSpec
+from genzoo.model import Loss, Precomputed, Samples
+from genzoo.nn import defaults
 from genzoo.numerics import distributed
-from genzoo.numerics.random import SampleStreams, rand, randint, randn
+from genzoo.numerics.random import SampleStreams, randint, randn
 
 
 def transport(x: Tensor, eps: Tensor, y: Tensor | None = None) -> Tensor:
@@ -66,7 +70,7 @@ def transport(x: Tensor, eps: Tensor, y: Tensor | None = None) -> Tensor:
     if y is None:
         order = linear_sum_assignment(cost)[1]
     else:
-        label = y.cpu().numpy()
+        label = np.unique(y.cpu().numpy(), axis=0, return_inverse=True)[1].reshape(-1)
         by_class = np.argsort(label, kind="stable")
         order = np.empty_like(by_class)
         for mine in np.split(by_class, np.flatnonzero(np.diff(label[by_class])) + 1):
@@ -96,7 +100,7 @@ class TeacherPairs:
         return self
 
     @torch.no_grad()
-    def simulate(self, model: Denoiser, chunk: int = CHUNK) -> dict[str, Tensor]:
+    def simulate(self, model: FlowMatching, chunk: int = CHUNK) -> dict[str, Tensor]:
         """Solve the teacher's ODE from noise to data for the whole pool, in chunks that several processes share.
 
         Args:
@@ -107,14 +111,14 @@ class TeacherPairs:
         teacher = self.teacher.to(device=device, dtype=dtype)
         solver = AdaptiveODE(rtol=1e-4, atol=1e-4)
         tensors = {name: torch.empty(self.size, *model.shape, device=device, dtype=dtype) for name in ("x", "eps")}
-        if model.num_classes:
-            tensors["y"] = torch.empty(self.size, device=device, dtype=torch.int64)
+        if model.condition is not None:
+            tensors["y"] = model.condition.empty(self.size, device, dtype)
         chunks = [range(start, min(start + chunk, self.size)) for start in range(0, self.size, chunk)]
         for own in chunks[distributed.rank() :: distributed.world_size()]:
             rng, rows = SampleStreams(0, own, device=device), slice(own.start, own.stop)
-            y = model.draw_labels(len(own), None, rng)
+            y = model.conditioner.draw(len(own), None, rng)
             eps = randn((len(own), *model.shape), rng=rng, device=device, dtype=dtype)
-            *_, (x, _) = solver.states(teacher, eps, y, None)
+            *_, (x, _) = solver.iterate(teacher, eps, y, None)
             tensors["x"][rows], tensors["eps"][rows] = x, eps
             if y is not None:
                 tensors["y"][rows] = y
@@ -129,15 +133,15 @@ class FlowMatching(ProbabilityFlow, Precomputed):
     """A model of the velocity that moves noise to data.
 
     Args:
-        network: builds the network, called as ``network(in_shape, out_shape, num_classes)``, for ``(x_t, t, y)``.
-        shape, levels, num_classes: of the data, as in ``GenerativeModel``.
+        network: builds the network, called as ``network(in_shape, out_shape, condition)``, for ``(x_t, t, y)``.
+        event, condition: as in ``GenerativeModel``.
         schedule: of the path; the straight one by default.
         pairing: "independent", or "optimal_transport" within each batch, and within each class of a conditional model. Where
             ranks share a batch, all of it is paired.
         teacher: a trained model whose pairs are learned instead of the data's (reflow), or None.
         pool: how many pairs the teacher makes, once, before the first step; the data are not used then.
         noise_levels: law of the training times; uniform by default.
-        label_dropout: how often training replaces a class by the null label, so that guidance can be used.
+        condition_dropout: how often training replaces a condition by the null value, for classifier-free guidance.
         sampler: draws the samples; Heun's method with 25 steps by default.
         tolerance: of the adaptive solver behind latents and densities, relative and absolute.
 
@@ -147,30 +151,28 @@ class FlowMatching(ProbabilityFlow, Precomputed):
 
     def __init__(
         self,
-        network: Callable[..., nn.Module],
-        shape: Sequence[int],
-        levels: int | None = None,
-        num_classes: int = 0,
+        event: EventSpec,
+        condition: Condition | None = None,
+        *,
+        network: Callable[..., nn.Module] = defaults.denoiser,
         schedule: Schedule | None = None,
         pairing: Literal["independent", "optimal_transport"] = "independent",
         teacher: Denoiser | None = None,
         pool: int = 10_000,
         noise_levels: NoiseLevels | None = None,
-        label_dropout: float = 0.1,
+        condition_dropout: float = 0.1,
         sampler: Sampler | None = None,
         tolerance: float = 1e-5,
     ):
-        super().__init__(shape, levels, num_classes)
+        super().__init__(event, condition, condition_dropout)
         if pairing not in ("independent", "optimal_transport"):
             raise ValueError(f"pairing must be independent or optimal_transport, not {pairing!r}")
-        if not 0 <= label_dropout <= 1:
-            raise ValueError(f"label_dropout must be in [0, 1], not {label_dropout}")
         if tolerance <= 0 or pool < 1:
             raise ValueError(f"tolerance and pool must be positive, not {tolerance} and {pool}")
-        self.network = network(self.shape, self.shape, num_classes)
+        self.network = network(self.shape, self.shape, condition)
         paired = pairing == "optimal_transport" or teacher is not None
         self.path = GaussianPath(schedule or CondOT(), independent=not paired)
-        self.pairing, self.label_dropout = pairing, label_dropout
+        self.pairing = pairing
         self.noise_levels = noise_levels or UniformTime()
         self.sampler = sampler or Heun(steps=25)
         self.rtol = self.atol = tolerance
@@ -179,9 +181,10 @@ class FlowMatching(ProbabilityFlow, Precomputed):
     def _checked(self, teacher: Denoiser) -> Denoiser:
         if not isinstance(teacher, Denoiser):
             raise ValueError(f"teacher: {type(teacher).__name__} has no ODE that could pair noise with data")
-        ours, theirs = (self.shape, self.levels, self.num_classes), (teacher.shape, teacher.levels, teacher.num_classes)
-        if ours != theirs:
-            raise ValueError(f"teacher: models shape, levels, classes {theirs}, not {ours}")
+        if (self.event, self.condition) != (teacher.event, teacher.condition):
+            raise ValueError(
+                f"teacher: models {teacher.event} with condition {teacher.condition}, not {self.event} with {self.condition}"
+            )
         if teacher.path.schedule.prior_std != 1:
             raise ValueError(f"teacher: its noise has standard deviation {teacher.path.schedule.prior_std:g}, not 1")
         return teacher
@@ -189,19 +192,14 @@ class FlowMatching(ProbabilityFlow, Precomputed):
     def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
         return Prediction("velocity", call_network(self.network, x_t, t, y))
 
-    def loss(
-        self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
-    ) -> Loss:
-        self.check_labels(y, len(x))
+    def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
         if self.pairs is not None:
             x, eps, y = self._rectified(self.pairs, len(x), x.dtype, rng)
         else:
             eps = randn(x.shape, rng=rng, device=x.device, dtype=x.dtype)
             if self.pairing == "optimal_transport":
                 eps = transport(x, eps, y)
-        if y is not None:
-            dropped = rand(y.shape, rng=rng, device=x.device) < self.label_dropout
-            y = torch.where(dropped, self.num_classes, y)
+        y = self.conditioner.drop(y, rng)
         t = self.noise_levels.sample(len(x), self.path.schedule, rng, x.device)
         x_t = self.path.sample(x, eps, t)
         target = self.path.target("velocity", x, eps, t)
@@ -229,13 +227,14 @@ class FlowMatching(ProbabilityFlow, Precomputed):
     def precomputed_shapes(self) -> dict[str, tuple[int, ...]]:
         if self.pairs is None:
             return {}
-        n, labels = self.pairs.size, {"y": (self.pairs.size,)} if self.num_classes else {}
-        return {"x": (n, *self.shape), "eps": (n, *self.shape), **labels}
+        n = self.pairs.size
+        shapes = {"x": (n, *self.shape), "eps": (n, *self.shape)}
+        return shapes if self.condition is None else {**shapes, "y": (n, *self.condition.shape)}
 
     def set_precomputed(self, tensors: Mapping[str, Tensor]) -> None:
         if self.pairs is not None:
-            self.check_labels(tensors.get("y"), self.pairs.size)
+            self.conditioner.check(tensors.get("y"), self.pairs.size)
             self.pairs.tensors = dict(tensors)
 
-    def sample(self, n: int, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Samples:
-        return self.sampler(self, n, self.draw_labels(n, y, rng), rng)
+    def _sample(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
+        return self.sampler(self, n, y, rng)

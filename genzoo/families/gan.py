@@ -35,27 +35,29 @@ References:
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from genzoo.conditions import Condition
 from genzoo.distributions.discretization import to_bin_centers
+from genzoo.event import EventSpec
 from genzoo.model import Adversarial, Continuous, Decoder, Diagnostic, Loss, Samples
+from genzoo.nn import defaults
 from genzoo.numerics.random import rand, randn
 
 
-class _TwoPlayers(Decoder, Adversarial):
+class GeneratorAndCritic(Decoder, Adversarial):
     """What every GAN shares: a generator, a critic and their turns.
 
     Args:
-        generator: builds the generator, called as ``generator(in_shape, out_shape, num_classes)``, for ``(z, y)``.
+        generator: builds the generator, called as ``generator(in_shape, out_shape, condition)``, for ``(z, y)``.
         critic: builds the critic, in the same way, for ``(x, y)``.
-        shape, levels, num_classes: of the data, as in ``GenerativeModel``; images leave the generator through a tanh.
+        event, condition: as in ``GenerativeModel``; images leave the generator through a tanh.
         latent_dim: size of z.
         n_critic: steps of the critic for each of the generator's.
     """
@@ -72,20 +74,19 @@ class _TwoPlayers(Decoder, Adversarial):
 
     def __init__(
         self,
+        event: EventSpec,
+        condition: Condition | None,
         generator: Callable[..., nn.Module],
         critic: Callable[..., nn.Module],
-        shape: Sequence[int],
-        levels: int | None,
-        num_classes: int,
         latent_dim: int,
         n_critic: int,
     ):
-        super().__init__(shape, levels, num_classes)
+        super().__init__(event, condition)
         if latent_dim < 1 or n_critic < 1:
             raise ValueError(f"latent_dim and n_critic must be at least 1, not {latent_dim} and {n_critic}")
         self.latent = Continuous((latent_dim,))
-        self.generator = generator((latent_dim,), self.shape, num_classes)
-        self.critic = critic(self.shape, (1,), num_classes)
+        self.generator = generator((latent_dim,), self.shape, condition)
+        self.critic = critic(self.shape, (1,), condition)
         self.n_critic = n_critic
 
     @abstractmethod
@@ -102,16 +103,11 @@ class _TwoPlayers(Decoder, Adversarial):
     def turn(self, step: int) -> str:
         return "generator" if step % (self.n_critic + 1) == self.n_critic else "critic"
 
-    def loss(
-        self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
-    ) -> Loss:
-        self.check_labels(y, len(x))
+    def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None, turn: str = "") -> Loss:
         z = randn((len(x), *self.latent.shape), rng=rng, device=x.device, dtype=x.dtype)
         if turn == "generator":
             loss = self.generator_loss(self._generate(z, y), y)
             return Loss(loss, {"generator": loss.detach()})
-        if turn != "critic":
-            raise ValueError(f"turn must be 'critic' or 'generator', not {turn!r}")
         x = x if self.levels is None else to_bin_centers(x, self.levels)
         with torch.no_grad():
             fake = self._generate(z, y)
@@ -121,37 +117,34 @@ class _TwoPlayers(Decoder, Adversarial):
         x = self.generator(z, y).to(z.dtype)
         return x if self.levels is None else x.tanh()
 
-    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        self.check_labels(y, len(z))
+    def _decode(self, z: Tensor, y: Tensor | None) -> Tensor:
         return self._generate(z, y)
 
-    @torch.no_grad()
-    def sample(self, n: int, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Samples:
-        y = self.draw_labels(n, y, rng)
+    def _sample(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
         z = randn((n, *self.latent.shape), rng=rng, device=self.device, dtype=self.dtype)
         return Samples(self._generate(z, y), nfe=1)
 
 
-class GAN(_TwoPlayers):
+class GAN(GeneratorAndCritic):
     """A GAN whose critic classifies: Goodfellow's, or the hinge GAN.
 
     Args:
         loss: "non_saturating" or "hinge".
-        generator, critic, shape, levels, num_classes, latent_dim, n_critic: as in every GAN, see ``_TwoPlayers``.
+        event, condition, generator, critic, latent_dim, n_critic: as in every GAN, see ``GeneratorAndCritic``.
     """
 
     def __init__(
         self,
-        generator: Callable[..., nn.Module],
-        critic: Callable[..., nn.Module],
-        shape: Sequence[int],
-        levels: int | None = None,
-        num_classes: int = 0,
+        event: EventSpec,
+        condition: Condition | None = None,
+        *,
+        generator: Callable[..., nn.Module] = defaults.generator,
+        critic: Callable[..., nn.Module] = defaults.critic,
         latent_dim: int = 128,
         loss: Literal["non_saturating", "hinge"] = "non_saturating",
         n_critic: int = 1,
     ):
-        super().__init__(generator, critic, shape, levels, num_classes, latent_dim, n_critic)
+        super().__init__(event, condition, generator, critic, latent_dim, n_critic)
         if loss not in ("non_saturating", "hinge"):
             raise ValueError(f"loss must be 'non_saturating' or 'hinge', not {loss!r}")
         self.hinge = loss == "hinge"
@@ -171,49 +164,52 @@ class GAN(_TwoPlayers):
         return -logits.mean() if self.hinge else F.softplus(-logits).mean()
 
 
-class WGAN(_TwoPlayers):
+class WGAN(GeneratorAndCritic):
     """A Wasserstein GAN whose critic has weights in [-c, c].
 
-    A critic's turn begins by clipping its weights in place, and a generator's turn, which may move no weight of the
-    critic, asks a clipped copy. Both players therefore only ever meet a clipped critic, as if each of its steps had ended
-    with the clipping (Arjovsky et al. 2017, algorithm 1); the weights that are stored may lie one step outside.
+    Weights are clipped before the first step and after each one (Arjovsky et al. 2017, algorithm 1).
 
     Args:
         clip: c, for all of the critic's parameters, those of batch norm included, as in the authors' code.
-        generator, critic, shape, levels, num_classes, latent_dim, n_critic: as in every GAN, see ``_TwoPlayers``.
+        event, condition, generator, critic, latent_dim, n_critic: as in every GAN, see ``GeneratorAndCritic``.
     """
-
-    eager = ("critic",)  # which the generator asks with other weights
 
     def __init__(
         self,
-        generator: Callable[..., nn.Module],
-        critic: Callable[..., nn.Module],
-        shape: Sequence[int],
-        levels: int | None = None,
-        num_classes: int = 0,
+        event: EventSpec,
+        condition: Condition | None = None,
+        *,
+        generator: Callable[..., nn.Module] = defaults.generator,
+        critic: Callable[..., nn.Module] = defaults.critic,
         latent_dim: int = 128,
         clip: float = 0.01,
         n_critic: int = 5,
     ):
-        super().__init__(generator, critic, shape, levels, num_classes, latent_dim, n_critic)
+        super().__init__(event, condition, generator, critic, latent_dim, n_critic)
         if clip <= 0:
             raise ValueError(f"clip must be positive, not {clip}")
         self.clip = clip
 
     def critic_loss(self, x: Tensor, fake: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
-        with torch.no_grad():
-            for parameter in self.critic.parameters():
-                parameter.clamp_(-self.clip, self.clip)
         distance = (self.critic(x, y).to(x.dtype) - self.critic(fake, y).to(x.dtype)).mean()
         return Loss(-distance, {"critic": -distance.detach(), "distance": distance.detach()})
 
     def generator_loss(self, fake: Tensor, y: Tensor | None) -> Tensor:
-        # The value is clipped, the gradient is the weight's own: clamp has none at its edges, where most weights end up.
-        clipped = {
-            name: p + (p.clamp(-self.clip, self.clip) - p).detach() for name, p in self.critic.named_parameters()
-        }
-        return -functional_call(self.critic, clipped, (fake, y)).to(fake.dtype).mean()
+        return -self.critic(fake, y).to(fake.dtype).mean()
+
+    def _initialize(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> None:
+        self._clip()
+
+    @torch.no_grad()
+    def after_step(
+        self, aux: Mapping[str, Tensor], batch_size: int, *, rng: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        self._clip()
+        return {}
+
+    def _clip(self) -> None:
+        for parameter in self.critic.parameters():
+            parameter.clamp_(-self.clip, self.clip)
 
 
 def gradient_penalty(
@@ -236,12 +232,12 @@ def gradient_penalty(
         return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
 
 
-class WGANGP(_TwoPlayers):
+class WGANGP(GeneratorAndCritic):
     """A Wasserstein GAN with gradient penalty.
 
     Args:
         penalty: lambda.
-        generator, critic, shape, levels, num_classes, latent_dim, n_critic: as in every GAN, see ``_TwoPlayers``; batch
+        event, condition, generator, critic, latent_dim, n_critic: as in every GAN, see ``GeneratorAndCritic``; batch
             norm is refused in the critic, since it would make one sample's slope depend on the others.
     """
 
@@ -249,16 +245,16 @@ class WGANGP(_TwoPlayers):
 
     def __init__(
         self,
-        generator: Callable[..., nn.Module],
-        critic: Callable[..., nn.Module],
-        shape: Sequence[int],
-        levels: int | None = None,
-        num_classes: int = 0,
+        event: EventSpec,
+        condition: Condition | None = None,
+        *,
+        generator: Callable[..., nn.Module] = defaults.generator,
+        critic: Callable[..., nn.Module] = defaults.critic_without_norm,
         latent_dim: int = 128,
         penalty: float = 10.0,
         n_critic: int = 5,
     ):
-        super().__init__(generator, critic, shape, levels, num_classes, latent_dim, n_critic)
+        super().__init__(event, condition, generator, critic, latent_dim, n_critic)
         if penalty < 0:
             raise ValueError(f"penalty must not be negative, not {penalty}")
         if any(isinstance(module, _BatchNorm) for module in self.critic.modules()):

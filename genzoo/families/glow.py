@@ -37,11 +37,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genzoo.conditions import ClassLabels, Condition, embed
 from genzoo.distributions.transforms import Logit
-from genzoo.model import Bijective, Bound, Continuous, Density, LogProb, Loss, Samples
+from genzoo.event import EventSpec
+from genzoo.families.flow import Flow
+from genzoo.model import Continuous
+from genzoo.nn import defaults
 from genzoo.nn.coupling import ActNorm, EdgeConv
-from genzoo.numerics import distributed
-from genzoo.numerics.random import randn
 
 
 class InvertibleConv(nn.Module):
@@ -86,24 +88,26 @@ class InvertibleConv(nn.Module):
         return self.factors.diag().sum()
 
 
-class Step(nn.Module):
+class FlowStep(nn.Module):
     """One step of the flow.
 
     Args:
-        network: builds the net of the coupling, called as ``network(in_shape, out_shape, num_classes)``; it should start as
+        network: builds the net of the coupling, called as ``network(in_shape, out_shape, condition)``; it should start as
             zero.
         shape: of the step's input, (C, H, W).
         affine: whether the coupling scales what it shifts.
-        num_classes: handed to the net.
+        condition: of the net.
     """
 
-    def __init__(self, network: Callable[..., nn.Module], shape: Sequence[int], affine: bool, num_classes: int):
+    def __init__(
+        self, network: Callable[..., nn.Module], shape: Sequence[int], affine: bool, condition: Condition | None
+    ):
         super().__init__()
         C, *self.sides = shape
         self.kept, self.affine = C // 2, affine
         self.norm, self.mix = ActNorm(C), InvertibleConv(C)
         moved = (C - self.kept) * (2 if affine else 1)
-        self.net = network((self.kept, *self.sides), (moved, *self.sides), num_classes)
+        self.net = network((self.kept, *self.sides), (moved, *self.sides), condition)
 
     def _coupling(self, a: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
         h = self.net(a, y).to(a.dtype)
@@ -115,7 +119,8 @@ class Step(nn.Module):
     def forward(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         # A rotation that was rounded to bfloat16 has another determinant: what must be inverted is computed in full.
         with torch.autocast(x.device.type, enabled=False):
-            self.norm.settle(x)
+            if self.norm.initializing:
+                self.norm.init_statistics(x)
             # Norm and convolution are one affine map of the channels, W (x + b) exp(s): one pass over the image.
             matrix = self.mix.matrix() * self.norm.log_scale.exp().view(-1)
             x = torch.einsum("ij,bjhw->bihw", matrix, x) + torch.einsum("ij,jhw->ihw", matrix, self.norm.bias)
@@ -138,32 +143,32 @@ class Step(nn.Module):
 
 
 class Split(nn.Module):
-    """Half of the channels leave, standardised by what the other half says of their law."""
+    """Half of the channels leave, standardised by moments that depend on the other half."""
 
     def __init__(self, channels: int):
         super().__init__()
-        self.law = EdgeConv(channels - channels // 2, 2 * (channels // 2), scaled=True)
+        self.moments = EdgeConv(channels - channels // 2, 2 * (channels // 2), scaled=True)
 
-    def _law(self, kept: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_std = self.law(kept).to(kept.dtype).chunk(2, dim=1)
+    def _moments(self, kept: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = self.moments(kept).to(kept.dtype).chunk(2, dim=1)
         return mean, log_std
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         kept, left = x.chunk(2, dim=1)
-        mean, log_std = self._law(kept)
+        mean, log_std = self._moments(kept)
         return kept, (left - mean) * torch.exp(-log_std), -log_std.flatten(1).sum(1)
 
     def inverse(self, kept: Tensor, z: Tensor) -> Tensor:
-        mean, log_std = self._law(kept)
+        mean, log_std = self._moments(kept)
         return torch.cat([kept, mean + z * log_std.exp()], dim=1)
 
 
-class Glow(Density, Bijective):
+class Glow(Flow):
     """A flow of activation norms, invertible 1x1 convolutions and affine couplings.
 
     Args:
-        network: builds the net of a coupling, called as ``network(in_shape, out_shape, num_classes)``, for ``(x, y)``.
-        shape, levels, num_classes: of the data, as in ``GenerativeModel``.
+        network: builds the net of a coupling, called as ``network(in_shape, out_shape, condition)``, for ``(x, y)``.
+        event, condition: as in ``GenerativeModel``.
         scales: of an image; each halves the sides. Vectors have one.
         steps: of the flow at each scale.
         affine: whether couplings scale what they shift.
@@ -173,24 +178,22 @@ class Glow(Density, Bijective):
         ValueError: for images whose sides cannot be halved ``scales`` times, and for vectors of one element.
     """
 
-    bound = Bound.EXACT
-
     def __init__(
         self,
-        network: Callable[..., nn.Module],
-        shape: Sequence[int],
-        levels: int | None = None,
-        num_classes: int = 0,
+        event: EventSpec,
+        condition: Condition | None = None,
+        *,
+        network: Callable[..., nn.Module] = defaults.coupling,
         scales: int = 2,
         steps: int = 8,
         affine: bool = True,
         logit: bool = True,
     ):
-        super().__init__(shape, levels, num_classes)
+        super().__init__(event, condition)
         if scales < 1 or steps < 1:
             raise ValueError(f"scales and steps must be at least 1, not {scales} and {steps}")
         self.latent = Continuous((self.dim,))
-        self.logit = Logit() if logit and levels is not None else None
+        self.logit = Logit() if logit and event.levels is not None else None
         is_image = len(self.shape) == 3
         self.pixels = C, H, W = self.shape if is_image else (self.dim, 1, 1)
         if is_image and (H % 2**scales or W % 2**scales):
@@ -205,20 +208,21 @@ class Glow(Density, Bijective):
                 splits.append(Split(C))
                 C //= 2
             C, H, W = C * self.block**2, H // self.block, W // self.block
-            flows.append(nn.ModuleList(Step(network, (C, H, W), affine, num_classes) for _ in range(steps)))
-        self.flows: Sequence[Sequence[Step]] = nn.ModuleList(flows)  # type: ignore[assignment]
+            flows.append(nn.ModuleList(FlowStep(network, (C, H, W), affine, condition) for _ in range(steps)))
+        self.flows: Sequence[Sequence[FlowStep]] = nn.ModuleList(flows)  # type: ignore[assignment]
         self.splits: Sequence[Split] = nn.ModuleList(splits)  # type: ignore[assignment]
         self.top = C, H, W
-        self.law = nn.Embedding(max(num_classes, 1), 2 * C)  # mean and log scale of the channels that never leave
-        nn.init.zeros_(self.law.weight)
+        # Mean and log scale of the channels that never leave; an unconditional flow has those of one class.
+        top = embed(condition or ClassLabels(1), 2 * C, constant=0.0)
+        assert top is not None
+        self.top_prior = top
 
-    def _top_law(self, n: int, y: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _top_moments(self, n: int, y: Tensor | None) -> tuple[Tensor, Tensor]:
         y = torch.zeros(n, dtype=torch.long, device=self.device) if y is None else y
-        mean, log_std = self.law(y)[:, :, None, None].chunk(2, dim=1)
+        mean, log_std = self.top_prior(y)[:, :, None, None].chunk(2, dim=1)
         return mean, log_std
 
-    def forward_and_log_det(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        self.check_labels(y, len(x))
+    def _forward_and_log_det(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         log_det = x.new_zeros(len(x))
         if self.logit is not None:
             x, log_det = self.logit(x)
@@ -233,16 +237,12 @@ class Glow(Density, Bijective):
             for step in steps:
                 x, ladj = step(x, y)
                 log_det = log_det + ladj
-        mean, log_std = self._top_law(len(x), y)
+        mean, log_std = self._top_moments(len(x), y)
         latents.append(((x - mean) * torch.exp(-log_std)).flatten(1))
         return torch.cat(latents, dim=1), log_det - math.prod(self.top[1:]) * log_std.flatten(1).sum(1)
 
-    def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        return self.forward_and_log_det(x, y)[0]
-
-    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        self.check_labels(y, len(z))
-        mean, log_std = self._top_law(len(z), y)
+    def _decode(self, z: Tensor, y: Tensor | None) -> Tensor:
+        mean, log_std = self._top_moments(len(z), y)
         z, last = z.split([z.shape[1] - math.prod(self.top), math.prod(self.top)], dim=1)
         x = mean + last.reshape(len(z), *self.top) * log_std.exp()
         for i, steps in reversed(list(enumerate(self.flows))):
@@ -255,28 +255,3 @@ class Glow(Density, Bijective):
                 x = self.splits[i - 1].inverse(x, left.reshape(x.shape))
         x = x.reshape(len(x), *self.shape)
         return x if self.logit is None else self.logit.inverse(x)
-
-    def log_prob(
-        self, x: Tensor, y: Tensor | None = None, *, num_samples: int = 1, rng: torch.Generator | None = None
-    ) -> LogProb:
-        return LogProb(self._log_prob(*self.forward_and_log_det(x, y)))
-
-    def _log_prob(self, z: Tensor, log_det: Tensor) -> Tensor:
-        return log_det - 0.5 * (z.square().sum(1) + self.dim * math.log(2 * math.pi))
-
-    def loss(
-        self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
-    ) -> Loss:
-        z, log_det = self.forward_and_log_det(x, y)
-        nll = -self._log_prob(z, log_det).mean()
-        low, high = (log_det.detach() / self.dim).aminmax()
-        if self.training:
-            low, high = distributed.all_reduce_minmax(low, high)
-        # In nats a dimension, so that one learning rate serves small and large images.
-        return Loss(nll / self.dim, {"nll": nll.detach(), "log_det_min": low, "log_det_max": high})
-
-    @torch.no_grad()
-    def sample(self, n: int, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Samples:
-        y = self.draw_labels(n, y, rng)
-        z = randn((n, self.dim), rng=rng, device=self.device, dtype=self.dtype)
-        return Samples(self.decode(z, y), nfe=1)

@@ -26,16 +26,28 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from genzoo.conditions import Condition
 from genzoo.distributions.bounds import RateCost, importance_weighted
 from genzoo.distributions.divergences import kl_normal
-from genzoo.distributions.likelihoods import Likelihood
-from genzoo.model import Bound, Continuous, Density, Diagnostic, Inferred, LatentVariable, LogProb, Loss, Samples
+from genzoo.distributions.likelihoods import Likelihood, default_likelihood
+from genzoo.event import EventSpec
+from genzoo.model import (
+    Bound,
+    Continuous,
+    Density,
+    Diagnostic,
+    Inferred,
+    LatentVariable,
+    LogProb,
+    Loss,
+    Samples,
+)
 from genzoo.nn.ladder import Ladder
 from genzoo.numerics.clamping import projected_clamp
 from genzoo.numerics.random import randn
@@ -83,9 +95,9 @@ class HVAE(Density, LatentVariable):
     """A variational autoencoder with a hierarchy of latents.
 
     Args:
-        network: builds the network, called as ``network(in_shape, out_shape, num_classes)``; see ``genzoo.nn.ladder``.
+        network: builds the network, called as ``network(in_shape, out_shape, condition)``; see ``genzoo.nn.ladder``.
         likelihood: p(x | z) given the network's output.
-        shape, levels, num_classes: of the data, as in ``GenerativeModel``.
+        event, condition: as in ``GenerativeModel``.
         beta, warmup, free_bits: what the loss charges for the KL terms, see ``RateCost``; the bound that ``log_prob``
             reports uses none of them.
         sample_likelihood: whether samples are draws of p(x | z), noise of each pixel included, or its mean.
@@ -98,21 +110,22 @@ class HVAE(Density, LatentVariable):
 
     def __init__(
         self,
-        network: Callable[..., Ladder],
-        likelihood: Likelihood,
-        shape: Sequence[int],
-        levels: int | None = None,
-        num_classes: int = 0,
+        event: EventSpec,
+        condition: Condition | None = None,
+        *,
+        network: Callable[..., Ladder] = Ladder,
+        likelihood: Likelihood | None = None,
         beta: float = 1.0,
         warmup: int = 0,
         free_bits: float = 0.0,
         sample_likelihood: bool = False,
     ):
-        super().__init__(shape, levels, num_classes)
-        likelihood.check(levels)
+        super().__init__(event, condition)
+        likelihood = default_likelihood(event.levels) if likelihood is None else likelihood
+        likelihood.check(event.levels)
         channels, *sides = self.shape
         self.likelihood, self.sample_likelihood = likelihood, sample_likelihood
-        self.network = network(self.shape, (likelihood.num_params(channels), *sides), num_classes)
+        self.network = network(self.shape, (likelihood.num_params(channels), *sides), condition)
         self.sizes = [math.prod(shape) for shape in self.network.latents]
         self.latent = Continuous((sum(self.sizes),))
         self.cost = RateCost(beta, warmup, free_bits)
@@ -156,10 +169,7 @@ class HVAE(Density, LatentVariable):
         """Return the noise by which the priors would have drawn these latents, (B, *latent.shape)."""
         return torch.cat([layer.prior.standardize(layer.z).flatten(1) for layer in layers], dim=1)
 
-    def loss(
-        self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
-    ) -> Loss:
-        self.check_labels(y, len(x))
+    def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
         seen = self.network.ascend(self.likelihood.init_statistics(x))
         params, layers = self._descend(self._noise(len(x), rng), y, seen)
         distortion = -self.likelihood.log_prob(params, x).mean()
@@ -170,13 +180,15 @@ class HVAE(Density, LatentVariable):
         terms = {"distortion": distortion.detach(), "rate": torch.stack(rates).sum()}
         return Loss(total, terms | {f"rate_{i}": rate for i, rate in enumerate(rates)})
 
-    def log_prob(
-        self, x: Tensor, y: Tensor | None = None, *, num_samples: int = 1, rng: torch.Generator | None = None
-    ) -> LogProb:
+    @torch.no_grad()
+    def after_step(
+        self, aux: Mapping[str, Tensor], batch_size: int, *, rng: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        self.cost.count(batch_size)
+        return {}
+
+    def _log_prob(self, x: Tensor, y: Tensor | None, num_samples: int, rng: torch.Generator | None) -> LogProb:
         """Return the ELBO, or with ``num_samples > 1`` the tighter importance-weighted bound and its standard error."""
-        self.check_labels(y, len(x))
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, not {num_samples}")
         seen = self.network.ascend(self.likelihood.init_statistics(x))
         log_weights = []
         for _ in range(num_samples):
@@ -192,36 +204,29 @@ class HVAE(Density, LatentVariable):
             return LogProb(log_weights[0])
         return LogProb(*importance_weighted(torch.stack(log_weights)))
 
-    def infer(self, x: Tensor, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Inferred:
-        self.check_labels(y, len(x))
+    def _infer(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Inferred:
         seen = self.network.ascend(self.likelihood.init_statistics(x))
         _, layers = self._descend(self._noise(len(x), rng), y, seen)
         # The density of the noise is that of z times the volume of a unit of noise, prod s_l.
         log_q = torch.stack([q.log_prob(z) + p.log_std.flatten(1).sum(1) for p, q, z in layers]).sum(0)
         return Inferred(self._noise_of(layers), log_q - 0.5 * sum(self.sizes) * math.log(2 * math.pi))
 
-    def log_likelihood(self, x: Tensor, z: Tensor, y: Tensor | None = None) -> Tensor:
-        self.check_labels(y, len(z))
+    def _log_likelihood(self, x: Tensor, z: Tensor, y: Tensor | None) -> Tensor:
         return self.likelihood.log_prob(self._descend(z, y)[0], x)
 
-    def generate(self, z: Tensor, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Tensor:
-        self.check_labels(y, len(z))
+    def _generate(self, z: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Tensor:
         params, _ = self._descend(z, y)
         return self.likelihood.sample(params, rng) if self.sample_likelihood else self.likelihood.mean(params)
 
-    def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def _encode(self, x: Tensor, y: Tensor | None) -> Tensor:
         """Return the noise that the priors would have needed to draw the means of the posteriors, (B, *latent.shape)."""
-        self.check_labels(y, len(x))
         silence = torch.zeros(len(x), *self.latent.shape, device=x.device, dtype=x.dtype)
         _, layers = self._descend(silence, y, self.network.ascend(self.likelihood.init_statistics(x)))
         return self._noise_of(layers)
 
-    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+    def _decode(self, z: Tensor, y: Tensor | None) -> Tensor:
         """Return the mean of p(x | z)."""
-        self.check_labels(y, len(z))
         return self.likelihood.mean(self._descend(z, y)[0])
 
-    @torch.no_grad()
-    def sample(self, n: int, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Samples:
-        y = self.draw_labels(n, y, rng)
-        return Samples(self.generate(self._noise(n, rng), y, rng=rng), nfe=1)
+    def _sample(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
+        return Samples(self._generate(self._noise(n, rng), y, rng), nfe=1)

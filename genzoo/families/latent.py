@@ -32,12 +32,14 @@ from __future__ import annotations
 import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from genzoo.conditions import Condition
 from genzoo.distributions.discretization import dequantize, quantize
+from genzoo.event import EventSpec
 from genzoo.model import (
     Adversarial,
     Bound,
@@ -53,13 +55,12 @@ from genzoo.model import (
     Samples,
     Stage,
     Staged,
-    labels_checked,
 )
 from genzoo.numerics import distributed
 
 
-class Measure(nn.Module, ABC):
-    """How latents become events of the prior and come back."""
+class LatentTransform(nn.Module, ABC):
+    """An invertible map from latents of the codec to events of the prior."""
 
     @abstractmethod
     def forward(self, z: Tensor, rng: torch.Generator | None = None) -> Tensor:
@@ -73,12 +74,11 @@ class Measure(nn.Module, ABC):
     def log_det(self) -> Tensor | float:
         """Return log p(z) - log p(event), the same for all latents."""
 
-    @abstractmethod
     def init_statistics(self, z: Tensor) -> None:
-        """Learn the scale of the latents from the first batch."""
+        """Estimate the scale of the latents from the first batch; by default nothing."""
 
 
-class Codes(Measure):
+class Codes(LatentTransform):
     """Integers in 0..levels-1, spread over the bins of [-1, 1]."""
 
     def __init__(self, latent: Discrete):
@@ -94,16 +94,12 @@ class Codes(Measure):
     def log_det(self) -> float:
         return -self.places * math.log(self.levels / 2)
 
-    def init_statistics(self, z: Tensor) -> None:
-        """Integers have no scale."""
 
-
-class Standardized(Measure):
+class Standardized(LatentTransform):
     """Real latents with zero mean and unit variance for each channel, known from the first batch; before it as they are."""
 
     mean: Tensor
     std: Tensor
-    known: Tensor
 
     def __init__(self, latent: Continuous):
         super().__init__()
@@ -111,7 +107,6 @@ class Standardized(Measure):
         self.places = math.prod(latent.shape[1:])  # that share a scale
         self.register_buffer("mean", torch.zeros(each))
         self.register_buffer("std", torch.ones(each))
-        self.register_buffer("known", torch.tensor(False))
 
     def forward(self, z: Tensor, rng: torch.Generator | None = None) -> Tensor:
         return (z - self.mean) / self.std
@@ -129,10 +124,8 @@ class Standardized(Measure):
         if distributed.world_size() > 1:
             variance, mean = distributed.pooled_moments(std.square(), mean)
             std = variance.sqrt()
-        # Selected and not branched upon: looking would stall an accelerator.
-        self.std.copy_(torch.where(self.known, self.std, std.clamp(min=1e-4).view(self.std.shape)))
-        self.mean.copy_(torch.where(self.known, self.mean, mean.view(self.mean.shape)))
-        self.known.fill_(True)
+        self.std.copy_(std.clamp(min=1e-4).view(self.std.shape))
+        self.mean.copy_(mean.view(self.mean.shape))
 
 
 @contextlib.contextmanager
@@ -147,50 +140,44 @@ def eval_mode(codec: Codec) -> Iterator[None]:
 
 
 class _Latent(Codec, Composite, Staged):
-    """What latent models share: a codec, a prior of its latents, and the measure between the two.
+    """What latent models share: a codec, a prior of its latents, and the transform between the two.
 
     The model is itself a codec, whose real latents are the standardised ones that the prior draws.
     """
 
     def __init__(self, codec: Codec, prior: GenerativeModel, codec_share: float):
-        super().__init__(codec.shape, codec.levels, prior.num_classes)
+        super().__init__(codec.event, prior.condition)
         self.codec, self.prior, self.latent = codec, prior, codec.latent
-        self.measure = Codes(codec.latent) if isinstance(codec.latent, Discrete) else Standardized(codec.latent)
+        self.transform = Codes(codec.latent) if isinstance(codec.latent, Discrete) else Standardized(codec.latent)
         # A codec whose weights are fixed is finished.
         self.codec_share = codec_share if any(p.requires_grad for p in codec.parameters()) else 0.0
 
     def stages(self) -> list[Stage]:
-        prior = PriorStage(self.codec, self.measure, self.prior)
+        prior = PriorStage(self.codec, self.transform, self.prior)
         if not self.codec_share:
             return [Stage("prior", prior, 1.0)]
         return [Stage("codec", self.codec, self.codec_share), Stage("prior", prior, 1 - self.codec_share)]
 
-    def _label(self, y: Tensor | None, n: int) -> Tensor | None:
-        """Return what the codec is to know of the classes."""
-        self.check_labels(y, n)
-        return y if self.codec.num_classes else None
+    def _codec_condition(self, y: Tensor | None) -> Tensor | None:
+        """Return the condition of the codec, None of an unconditional one."""
+        return y if self.codec.condition else None
 
-    def loss(
-        self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
-    ) -> Loss:
+    def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
         """Return the loss of the last stage, the prior's."""
-        return self.stages()[-1].module.loss(x, y, rng=rng)
+        return self.stages()[-1].module._loss(x, y, rng)
 
-    def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        z = self.codec.encode(x, self._label(y, len(x)))
-        return z if isinstance(self.latent, Discrete) else self.measure(z)
+    def _encode(self, x: Tensor, y: Tensor | None) -> Tensor:
+        z = self.codec._encode(x, self._codec_condition(y))
+        return z if isinstance(self.latent, Discrete) else self.transform(z)
 
-    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        z = z if isinstance(self.latent, Discrete) else self.measure.inverse(z)
-        return self.codec.decode(z, self._label(y, len(z)))
+    def _decode(self, z: Tensor, y: Tensor | None) -> Tensor:
+        z = z if isinstance(self.latent, Discrete) else self.transform.inverse(z)
+        return self.codec._decode(z, self._codec_condition(y))
 
-    @torch.no_grad()
-    def sample(self, n: int, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Samples:
-        y = self.draw_labels(n, y, rng)
-        event, nfe, _ = self.prior.sample(n, y, rng=rng)
-        z, label = self.measure.inverse(event), self._label(y, n)
-        codec = self.codec
-        x = codec.generate(z, label, rng=rng) if isinstance(codec, LatentVariable) else codec.decode(z, label)
+    def _sample(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
+        event, nfe, _ = self.prior._sample(n, y, rng)
+        z, c, codec = self.transform.inverse(event), self._codec_condition(y), self.codec
+        x = codec._generate(z, c, rng) if isinstance(codec, LatentVariable) else codec._decode(z, c)
         return Samples(x, nfe + 1)
 
 
@@ -208,9 +195,7 @@ class LatentDensity(_Latent, Density):
         super().__init__(codec, prior, codec_share)
         self.bound = Bound.LOWER | prior.bound
 
-    def log_prob(
-        self, x: Tensor, y: Tensor | None = None, *, num_samples: int = 20, rng: torch.Generator | None = None
-    ) -> LogProb:
+    def _log_prob(self, x: Tensor, y: Tensor | None, num_samples: int, rng: torch.Generator | None) -> LogProb:
         """Return the bound with one latent drawn for each event.
 
         It has no standard error: that of the prior's density is known, the spread over latents is not from one of them.
@@ -219,82 +204,88 @@ class LatentDensity(_Latent, Density):
             x, y, rng: as in ``Density``.
             num_samples: draws that the prior may use for each latent.
         """
-        label = self._label(y, len(x))
-        z, log_q = self.codec.infer(x, label, rng=rng)
-        event = self.measure(z, rng).to(x.dtype)
-        value = self.prior.log_prob(event, y, num_samples=num_samples, rng=rng).value
-        log_likelihood = self.codec.log_likelihood(x, z, label)
-        return LogProb(log_likelihood + value + self.measure.log_det() - log_q)
+        c = self._codec_condition(y)
+        z, log_q = self.codec._infer(x, c, rng)
+        event = self.transform(z, rng).to(x.dtype)
+        value = self.prior._log_prob(event, y, num_samples, rng).value
+        log_likelihood = self.codec._log_likelihood(x, z, c)
+        return LogProb(log_likelihood + value + self.transform.log_det() - log_q)
 
 
 class PriorStage(GenerativeModel):
     """The stage of the prior: its loss on the latents of data. It owns no weight of the codec."""
 
-    def __init__(self, codec: Codec, measure: Measure, prior: GenerativeModel):
-        super().__init__(codec.shape, codec.levels, prior.num_classes)
-        self.measure, self.prior = measure, prior
+    def __init__(self, codec: Codec, transform: LatentTransform, prior: GenerativeModel):
+        super().__init__(codec.event, prior.condition)
+        self.transform, self.prior = transform, prior
         self.diagnostics = prior.diagnostics
         self._finished = (codec,)  # a tuple hides it from ``parameters()``
 
-    def loss(
-        self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
-    ) -> Loss:
-        self.check_labels(y, len(x))
+    def _latents(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Tensor:
         (codec,) = self._finished
-        label = y if codec.num_classes else None
-        with torch.no_grad(), eval_mode(codec), labels_checked():
-            z = codec.infer(x, label, rng=rng).z if isinstance(codec, LatentVariable) else codec.encode(x, label)
-            if self.prior.training:
-                self.measure.init_statistics(z)
-            event = self.measure(z, rng).to(x.dtype)
-        return self.prior.loss(event, y, rng=rng)
+        c = y if codec.condition else None
+        with torch.no_grad(), eval_mode(codec):
+            return codec._infer(x, c, rng).z if isinstance(codec, LatentVariable) else codec._encode(x, c)
 
-    @torch.no_grad()
-    def sample(self, n: int, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Samples:
-        """Decode what the prior draws, to the mean of p(x | z)."""
+    def _initialize(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> None:
+        z = self._latents(x, y, rng)
+        self.transform.init_statistics(z)
+        self.prior._initialize(self.transform(z, rng).to(x.dtype), y, rng)
+
+    def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
+        z = self._latents(x, y, rng)
+        with torch.no_grad():
+            event = self.transform(z, rng).to(x.dtype)
+        return self.prior._loss(event, y, rng)
+
+    def after_step(
+        self, aux: Mapping[str, Tensor], batch_size: int, *, rng: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        return self.prior.after_step(aux, batch_size, rng=rng)
+
+    def _sample(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
+        """Decode samples of the prior to the mean of p(x | z)."""
         (codec,) = self._finished
-        y = self.draw_labels(n, y, rng)
-        event, nfe, _ = self.prior.sample(n, y, rng=rng)
-        return Samples(codec.decode(self.measure.inverse(event), y if codec.num_classes else None), nfe + 1)
+        event, nfe, _ = self.prior._sample(n, y, rng)
+        return Samples(codec._decode(self.transform.inverse(event), y if codec.condition else None), nfe + 1)
 
 
 def latent(
-    codec: GenerativeModel,
+    event: EventSpec,
+    condition: Condition | None = None,
+    *,
+    codec: GenerativeModel | Callable[..., GenerativeModel],
     prior: Callable[..., GenerativeModel],
-    shape: Sequence[int],
-    levels: int | None = None,
-    num_classes: int = 0,
     codec_share: float = 0.5,
 ) -> LatentModel | LatentDensity:
-    """Put a codec and a prior together; what the pair can do follows from what they can do.
+    """Build a latent model from a codec and a prior; its abilities follow from theirs.
 
     Args:
-        codec: a codec of the data, or a latent model, whose codec is taken; one whose weights are fixed is finished and has no
-            stage of its own.
-        prior: builds the prior, called as ``prior(shape=..., levels=..., num_classes=...)`` for events that are latents.
-        shape, levels, num_classes: of the data, as in ``GenerativeModel``; the codec may know of no classes.
+        event, condition: as in ``GenerativeModel``; a finished codec may be unconditional.
+        codec: builds the codec, called as ``codec(event, condition)``; or a codec of the data, or a latent model, whose codec
+            is taken. One whose weights are fixed is finished and has no stage of its own.
+        prior: builds the prior, called as ``prior(event, condition)`` for events that are latents.
         codec_share: of the budget that the codec is trained for; the rest is the prior's.
 
     Raises:
         ValueError: for parts that do not fit together.
     """
+    if not isinstance(codec, nn.Module):
+        codec = codec(event, condition)
     if isinstance(codec, _Latent):
         codec = codec.codec
     if not isinstance(codec, Codec):
         raise ValueError(f"codec: {type(codec).__name__} does not encode; choose one that does, such as vae or vqvae")
-    if (codec.shape, codec.levels) != (tuple(shape), levels):
-        raise ValueError(
-            f"codec: made for events of shape {list(codec.shape)} with levels {codec.levels}, "
-            f"but the data have shape {list(shape)} and levels {levels}"
-        )
-    if codec.num_classes not in (0, num_classes):
-        raise ValueError(f"codec: has {codec.num_classes} classes, but the model has {num_classes}")
+    if codec.event != event:
+        raise ValueError(f"codec: made for {codec.event}, but the data are {event}")
+    if codec.condition not in (None, condition):
+        raise ValueError(f"codec: has the condition {codec.condition}, but the model has {condition}")
     if not 0 < codec_share < 1:
         raise ValueError(f"codec_share must be between 0 and 1, not {codec_share}")
     space = codec.latent
     codes = space.levels if isinstance(space, Discrete) else None
     try:
-        built = prior(shape=space.shape, levels=codes, num_classes=num_classes)
+        built = prior(EventSpec(space.shape, codes), condition)
     except ValueError as error:
         what = "real numbers" if codes is None else f"{codes} codes"
         raise ValueError(f"prior: does not fit latents of shape {list(space.shape)} of {what}: {error}") from error

@@ -35,22 +35,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genzoo.conditions import Condition
 from genzoo.distributions.transforms import BatchNorm, Logit
-from genzoo.model import Bijective, Bound, Continuous, Density, LogProb, Loss, Samples
+from genzoo.event import EventSpec
+from genzoo.families.flow import Flow
+from genzoo.model import Continuous
+from genzoo.nn import defaults
 from genzoo.nn.coupling import FullResolution
-from genzoo.numerics import distributed
-from genzoo.numerics.random import randn
 
 
 class Coupling(nn.Module):
     """One affine coupling over dimension 1: the elements ``moved`` are scaled and shifted by a net of the others.
 
     Args:
-        network: builds the net, called as ``network(in_shape, out_shape, num_classes)``; it should start as zero, so that the
+        network: builds the net, called as ``network(in_shape, out_shape, condition)``; it should start as zero, so that the
             coupling starts as the identity.
         shape: of the coupling's input, (C, ...).
         moved: which of the C elements move.
-        num_classes: handed to the net.
+        condition: of the net.
         batch_norm: whether what moved is normalised.
     """
 
@@ -61,7 +63,7 @@ class Coupling(nn.Module):
         network: Callable[..., nn.Module],
         shape: Sequence[int],
         moved: Sequence[int],
-        num_classes: int,
+        condition: Condition | None,
         batch_norm: bool = False,
     ):
         super().__init__()
@@ -72,7 +74,7 @@ class Coupling(nn.Module):
         self.moved_first = [*moved, *kept] == every
         in_order = self.moved_first or [*kept, *moved] == every
         self.register_buffer("order", None if in_order else torch.tensor([*kept, *moved]), persistent=False)
-        self.net = network((len(kept), *shape[1:]), (2 * len(moved), *shape[1:]), num_classes)
+        self.net = network((len(kept), *shape[1:]), (2 * len(moved), *shape[1:]), condition)
         # The bound of the log scale: tanh keeps a coupling from exploding, its factor is learned (section 4.1).
         self.bound = nn.Parameter(torch.full((len(moved), *[1] * len(shape[1:])), 1.0))
         self.norm = BatchNorm(len(moved)) if batch_norm else None
@@ -118,7 +120,7 @@ class Scale(nn.Module):
     """One scale of an image flow: 2x2 blocks to channels, checkerboard couplings, channel couplings.
 
     Args:
-        network, num_classes, batch_norm: of the couplings.
+        network, condition, batch_norm: of the couplings.
         shape: of the scale's input, (C, H, W).
         checkerboards, halves: how many couplings of either kind.
         full_resolution: whether the nets of checkerboard couplings see whole images; then pixels on the diagonals of the
@@ -133,7 +135,7 @@ class Scale(nn.Module):
         shape: Sequence[int],
         checkerboards: int,
         halves: int,
-        num_classes: int,
+        condition: Condition | None,
         full_resolution: bool = False,
         batch_norm: bool = False,
     ):
@@ -147,9 +149,9 @@ class Scale(nn.Module):
         chain = []
         for moved in [(black, white)[i % 2] for i in range(checkerboards)]:
             net = functools.partial(FullResolution, network, shape, moved) if full_resolution else network
-            chain.append(Coupling(net, self.out_shape, moved, num_classes, batch_norm))
+            chain.append(Coupling(net, self.out_shape, moved, condition, batch_norm))
         for moved in [half[(i + 1) % 2] for i in range(halves)]:
-            chain.append(Coupling(network, self.out_shape, moved, num_classes, batch_norm))
+            chain.append(Coupling(network, self.out_shape, moved, condition, batch_norm))
         self.couplings: Sequence[Coupling] = nn.ModuleList(chain)  # type: ignore[assignment]
         diagonal_first = torch.tensor([4 * c + i for i in (0, 3, 1, 2) for c in range(C)])
         self.register_buffer("order", diagonal_first if full_resolution else None, persistent=False)
@@ -170,12 +172,12 @@ class Scale(nn.Module):
         return F.pixel_shuffle(z, 2)
 
 
-class RealNVP(Density, Bijective):
+class RealNVP(Flow):
     """A flow of affine couplings.
 
     Args:
-        network: builds the net of a coupling, called as ``network(in_shape, out_shape, num_classes)``, for ``(x, y)``.
-        shape, levels, num_classes: of the data, as in ``GenerativeModel``.
+        network: builds the net of a coupling, called as ``network(in_shape, out_shape, condition)``, for ``(x, y)``.
+        event, condition: as in ``GenerativeModel``.
         scales: of an image; each halves the sides.
         couplings: how many of each kind at a scale, or in all for vectors.
         full_resolution: whether checkerboard couplings see whole images, as in the paper; the last scale then has one of them
@@ -187,28 +189,26 @@ class RealNVP(Density, Bijective):
         ValueError: for images whose sides cannot be halved ``scales`` times, and for vectors of one element.
     """
 
-    bound = Bound.EXACT
-
     def __init__(
         self,
-        network: Callable[..., nn.Module],
-        shape: Sequence[int],
-        levels: int | None = None,
-        num_classes: int = 0,
+        event: EventSpec,
+        condition: Condition | None = None,
+        *,
+        network: Callable[..., nn.Module] = defaults.coupling,
         scales: int = 2,
         couplings: int = 3,
         full_resolution: bool = False,
         batch_norm: bool = False,
         scale_penalty: float = 0.0,
     ):
-        super().__init__(shape, levels, num_classes)
+        super().__init__(event, condition)
         if scales < 1 or couplings < 1:
             raise ValueError(f"scales and couplings must be at least 1, not {scales} and {couplings}")
         if scale_penalty < 0:
             raise ValueError(f"scale_penalty must not be negative, not {scale_penalty}")
         self.latent = Continuous((self.dim,))
         self.scale_penalty = scale_penalty
-        self.logit = Logit() if levels is not None else None
+        self.logit = Logit() if event.levels is not None else None
         if len(self.shape) == 3:
             C, H, W = self.shape
             if H % 2**scales or W % 2**scales:
@@ -217,18 +217,17 @@ class RealNVP(Density, Bijective):
             for i in range(scales):
                 last = full_resolution and i == scales - 1
                 count = (couplings + 1, 0) if last else (couplings, couplings)
-                blocks.append(Scale(network, (C, H, W), *count, num_classes, full_resolution, batch_norm))
+                blocks.append(Scale(network, (C, H, W), *count, condition, full_resolution, batch_norm))
                 C, H, W = 2 * C, H // 2, W // 2  # four times the channels, half of which go on
         else:
             if self.dim < 2:
                 raise ValueError("a coupling needs at least two dimensions")
             parts = list(range(self.dim // 2)), list(range(self.dim // 2, self.dim))
             moved = [parts[(i + 1) % 2] for i in range(couplings)]
-            blocks = [Coupling(network, self.shape, part, num_classes, batch_norm) for part in moved]
+            blocks = [Coupling(network, self.shape, part, condition, batch_norm) for part in moved]
         self.blocks: Sequence[Scale | Coupling] = nn.ModuleList(blocks)  # type: ignore[assignment]
 
-    def forward_and_log_det(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        self.check_labels(y, len(x))
+    def _forward_and_log_det(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         log_det = x.new_zeros(len(x))
         if self.logit is not None:
             x, log_det = self.logit(x)
@@ -241,11 +240,7 @@ class RealNVP(Density, Bijective):
                 latents.append(z.flatten(1))
         return torch.cat([*latents, x.flatten(1)], dim=1), log_det
 
-    def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        return self.forward_and_log_det(x, y)[0]
-
-    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        self.check_labels(y, len(z))
+    def _decode(self, z: Tensor, y: Tensor | None) -> Tensor:
         x = z
         for i, block in reversed(list(enumerate(self.blocks))):
             if isinstance(block, Scale):
@@ -257,31 +252,8 @@ class RealNVP(Density, Bijective):
             x = block.inverse(x, y)
         return x if self.logit is None else self.logit.inverse(x)
 
-    def log_prob(
-        self, x: Tensor, y: Tensor | None = None, *, num_samples: int = 1, rng: torch.Generator | None = None
-    ) -> LogProb:
-        return LogProb(self._log_prob(*self.forward_and_log_det(x, y)))
-
-    def _log_prob(self, z: Tensor, log_det: Tensor) -> Tensor:
-        return log_det - 0.5 * (z.square().sum(1) + self.dim * math.log(2 * math.pi))
-
-    def loss(
-        self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
-    ) -> Loss:
-        z, log_det = self.forward_and_log_det(x, y)
-        nll = -self._log_prob(z, log_det).mean()
-        total = nll
-        if self.scale_penalty:
-            scales = [p for name, p in self.named_parameters() if name.endswith(("bound", "magnitude"))]
-            total = nll + self.scale_penalty * torch.stack([p.square().sum() for p in scales]).sum()
-        low, high = (log_det.detach() / self.dim).aminmax()
-        if self.training:
-            low, high = distributed.all_reduce_minmax(low, high)
-        # In nats a dimension, so that one learning rate serves small and large images.
-        return Loss(total / self.dim, {"nll": nll.detach(), "log_det_min": low, "log_det_max": high})
-
-    @torch.no_grad()
-    def sample(self, n: int, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Samples:
-        y = self.draw_labels(n, y, rng)
-        z = randn((n, self.dim), rng=rng, device=self.device, dtype=self.dtype)
-        return Samples(self.decode(z, y), nfe=1)
+    def _penalized(self, nll: Tensor) -> Tensor:
+        if not self.scale_penalty:
+            return nll
+        scales = [p for name, p in self.named_parameters() if name.endswith(("bound", "magnitude"))]
+        return nll + self.scale_penalty * torch.stack([p.square().sum() for p in scales]).sum()

@@ -29,58 +29,60 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from genzoo.conditions import Condition
+from genzoo.diffusion.denoiser import call_network
 from genzoo.diffusion.noise_levels import NoiseLevels, UniformTime
 from genzoo.diffusion.path import GaussianPath, Prediction, expand
 from genzoo.diffusion.probability_flow import ProbabilityFlow
 from genzoo.diffusion.samplers import EulerMaruyama, Sampler
 from genzoo.diffusion.schedules import Schedule, VPSchedule
-from genzoo.model import Loss, Samples, call_network
-from genzoo.numerics.random import rand, randn
+from genzoo.event import EventSpec
+from genzoo.model import Loss, Samples
+from genzoo.nn import defaults
+from genzoo.numerics.random import randn
 
 
 class ScoreSDE(ProbabilityFlow):
     """A score-based model.
 
     Args:
-        network: builds the network, called as ``network(in_shape, out_shape, num_classes)``, for ``(x_t, t, y)``.
-        shape, levels, num_classes: of the data, as in ``GenerativeModel``.
+        network: builds the network, called as ``network(in_shape, out_shape, condition)``, for ``(x_t, t, y)``.
+        event, condition: as in ``GenerativeModel``.
         schedule: the SDE; VP by default.
         sigma_data: standard deviation of the data, for Karras et al.'s preconditioning; None for a network that
             estimates eps from x_t as they are.
         noise_levels: law of the training times; uniform by default.
-        label_dropout: how often training replaces a class by the null label, so that guidance can be used.
+        condition_dropout: how often training replaces a condition by the null value, for classifier-free guidance.
         sampler: draws the samples; Euler-Maruyama with 500 steps by default.
         tolerance: of the adaptive solver behind latents and densities, relative and absolute.
     """
 
     def __init__(
         self,
-        network: Callable[..., nn.Module],
-        shape: Sequence[int],
-        levels: int | None = None,
-        num_classes: int = 0,
+        event: EventSpec,
+        condition: Condition | None = None,
+        *,
+        network: Callable[..., nn.Module] = defaults.denoiser,
         schedule: Schedule | None = None,
         sigma_data: float | None = 0.5,
         noise_levels: NoiseLevels | None = None,
-        label_dropout: float = 0.1,
+        condition_dropout: float = 0.1,
         sampler: Sampler | None = None,
         tolerance: float = 1e-5,
     ):
-        super().__init__(shape, levels, num_classes)
+        super().__init__(event, condition, condition_dropout)
         if sigma_data is not None and sigma_data <= 0:
             raise ValueError(f"sigma_data must be positive, or null for no preconditioning, not {sigma_data}")
-        if not 0 <= label_dropout <= 1:
-            raise ValueError(f"label_dropout must be in [0, 1], not {label_dropout}")
         if tolerance <= 0:
             raise ValueError(f"tolerance must be positive, not {tolerance}")
-        self.network = network(self.shape, self.shape, num_classes)
+        self.network = network(self.shape, self.shape, condition)
         self.path = GaussianPath(schedule or VPSchedule())
-        self.sigma_data, self.label_dropout = sigma_data, label_dropout
+        self.sigma_data = sigma_data
         self.noise_levels = noise_levels or UniformTime()
         self.sampler = sampler or EulerMaruyama()
         self.rtol = self.atol = tolerance
@@ -97,13 +99,8 @@ class ScoreSDE(ProbabilityFlow):
         q = torch.sqrt((c.alpha * s) ** 2 + c.sigma**2)
         return expand(c.alpha * s**2 / q**2, x_t), expand(c.sigma * s / q, x_t), expand(1 / q, x_t)
 
-    def loss(
-        self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
-    ) -> Loss:
-        self.check_labels(y, len(x))
-        if y is not None:
-            dropped = rand(y.shape, rng=rng, device=x.device) < self.label_dropout
-            y = torch.where(dropped, self.num_classes, y)
+    def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
+        y = self.conditioner.drop(y, rng)
         t = self.noise_levels.sample(len(x), self.path.schedule, rng, x.device)
         eps = randn(x.shape, rng=rng, device=x.device, dtype=x.dtype)
         x_t = self.path.sample(x, eps, t)
@@ -115,5 +112,5 @@ class ScoreSDE(ProbabilityFlow):
         mse = (output.to(x.dtype) - target).square().mean()
         return Loss(mse, {"mse": mse.detach()})
 
-    def sample(self, n: int, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Samples:
-        return self.sampler(self, n, self.draw_labels(n, y, rng), rng)
+    def _sample(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
+        return self.sampler(self, n, y, rng)

@@ -24,10 +24,23 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from genzoo.conditions import Condition
 from genzoo.distributions.bounds import RateCost, importance_weighted
 from genzoo.distributions.divergences import kl_normal
-from genzoo.distributions.likelihoods import Likelihood
-from genzoo.model import Bound, Continuous, Density, Diagnostic, Inferred, LatentVariable, LogProb, Loss, Samples
+from genzoo.distributions.likelihoods import Likelihood, default_likelihood
+from genzoo.event import EventSpec
+from genzoo.model import (
+    Bound,
+    Continuous,
+    Density,
+    Diagnostic,
+    Inferred,
+    LatentVariable,
+    LogProb,
+    Loss,
+    Samples,
+)
+from genzoo.nn import defaults
 from genzoo.numerics.clamping import projected_clamp
 from genzoo.numerics.random import randn
 
@@ -36,10 +49,10 @@ class VAE(Density, LatentVariable):
     """A variational autoencoder with a diagonal normal posterior.
 
     Args:
-        encoder: builds the encoder, called as ``encoder(in_shape, out_shape, num_classes)``, for ``(x, y)``.
+        encoder: builds the encoder, called as ``encoder(in_shape, out_shape, condition)``, for ``(x, y)``.
         decoder: builds the decoder, in the same way, for ``(z, y)``.
-        likelihood: p(x | z) given the decoder's output.
-        shape, levels, num_classes: of the data, as in ``GenerativeModel``.
+        likelihood: p(x | z) given the decoder's output; by default a discretised logistic of integers, or a normal.
+        event, condition: as in ``GenerativeModel``.
         latent_dim: size of z, or its shape, (C, h, w), for networks that keep a grid.
         beta, warmup, free_bits: what the loss charges for the KL term, see ``RateCost``; the bound that ``log_prob``
             reports uses none of them.
@@ -57,28 +70,29 @@ class VAE(Density, LatentVariable):
 
     def __init__(
         self,
-        encoder: Callable[..., nn.Module],
-        decoder: Callable[..., nn.Module],
-        likelihood: Likelihood,
-        shape: Sequence[int],
-        levels: int | None = None,
-        num_classes: int = 0,
+        event: EventSpec,
+        condition: Condition | None = None,
+        *,
+        encoder: Callable[..., nn.Module] = defaults.encoder,
+        decoder: Callable[..., nn.Module] = defaults.decoder,
+        likelihood: Likelihood | None = None,
         latent_dim: int | Sequence[int] = 16,
         beta: float = 1.0,
         warmup: int = 0,
         free_bits: float = 0.0,
         sample_likelihood: bool = False,
     ):
-        super().__init__(shape, levels, num_classes)
+        super().__init__(event, condition)
         latent = (latent_dim,) if isinstance(latent_dim, int) else tuple(latent_dim)
         if not latent or min(latent) < 1:
             raise ValueError(f"latent_dim must be at least 1, not {latent_dim}")
-        likelihood.check(levels)
+        likelihood = default_likelihood(event.levels) if likelihood is None else likelihood
+        likelihood.check(event.levels)
         channels, *sides = self.shape
         self.latent = Continuous(latent)
         self.likelihood = likelihood
-        self.encoder = encoder(self.shape, (2 * latent[0], *latent[1:]), num_classes)
-        self.decoder = decoder(latent, (likelihood.num_params(channels), *sides), num_classes)
+        self.encoder = encoder(self.shape, (2 * latent[0], *latent[1:]), condition)
+        self.decoder = decoder(latent, (likelihood.num_params(channels), *sides), condition)
         self.cost = RateCost(beta, warmup, free_bits)
         self.sample_likelihood = sample_likelihood
 
@@ -87,10 +101,7 @@ class VAE(Density, LatentVariable):
         mean, log_var = self.encoder(self.likelihood.init_statistics(x), y).to(x.dtype).chunk(2, dim=1)
         return mean, projected_clamp(log_var, -20, 10)
 
-    def loss(
-        self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
-    ) -> Loss:
-        self.check_labels(y, len(x))
+    def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
         mean, log_var = self.posterior(x, y)
         z = mean + torch.exp(0.5 * log_var) * randn(mean.shape, rng=rng, device=x.device, dtype=x.dtype)
         distortion = -self.likelihood.log_prob(self.decoder(z, y).to(x.dtype), x).mean()
@@ -99,16 +110,18 @@ class VAE(Density, LatentVariable):
         total = (distortion + self.cost(divergence)) / self.dim
         return Loss(total, {"distortion": distortion.detach(), "rate": divergence.detach().flatten(1).sum(1).mean()})
 
-    def log_prob(
-        self, x: Tensor, y: Tensor | None = None, *, num_samples: int = 1, rng: torch.Generator | None = None
-    ) -> LogProb:
+    @torch.no_grad()
+    def after_step(
+        self, aux: Mapping[str, Tensor], batch_size: int, *, rng: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        self.cost.count(batch_size)
+        return {}
+
+    def _log_prob(self, x: Tensor, y: Tensor | None, num_samples: int, rng: torch.Generator | None) -> LogProb:
         """Return the ELBO, or with ``num_samples > 1`` the tighter importance-weighted bound.
 
         Its standard error is known with more than one draw.
         """
-        self.check_labels(y, len(x))
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, not {num_samples}")
         mean, log_var = self.posterior(x, y)
         log_weights = []
         for _ in range(num_samples):
@@ -121,34 +134,27 @@ class VAE(Density, LatentVariable):
             log_weights.append(log_likelihood + log_prior_over_posterior)
         return LogProb(*importance_weighted(torch.stack(log_weights)))
 
-    def infer(self, x: Tensor, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Inferred:
-        self.check_labels(y, len(x))
+    def _infer(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Inferred:
         mean, log_var = self.posterior(x, y)
         eps = randn(mean.shape, rng=rng, device=x.device, dtype=x.dtype)
         log_q = -0.5 * (eps**2 + log_var + math.log(2 * math.pi)).flatten(1).sum(1)
         return Inferred(mean + torch.exp(0.5 * log_var) * eps, log_q)
 
-    def log_likelihood(self, x: Tensor, z: Tensor, y: Tensor | None = None) -> Tensor:
-        self.check_labels(y, len(z))
+    def _log_likelihood(self, x: Tensor, z: Tensor, y: Tensor | None) -> Tensor:
         return self.likelihood.log_prob(self.decoder(z, y).to(z.dtype), x)
 
-    def generate(self, z: Tensor, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Tensor:
-        self.check_labels(y, len(z))
+    def _generate(self, z: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Tensor:
         params = self.decoder(z, y).to(z.dtype)
         return self.likelihood.sample(params, rng) if self.sample_likelihood else self.likelihood.mean(params)
 
-    def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def _encode(self, x: Tensor, y: Tensor | None) -> Tensor:
         """Return the mean of q(z | x), (B, *latent.shape)."""
-        self.check_labels(y, len(x))
         return self.posterior(x, y)[0]
 
-    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+    def _decode(self, z: Tensor, y: Tensor | None) -> Tensor:
         """Return the mean of p(x | z)."""
-        self.check_labels(y, len(z))
         return self.likelihood.mean(self.decoder(z, y).to(z.dtype))
 
-    @torch.no_grad()
-    def sample(self, n: int, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Samples:
-        y = self.draw_labels(n, y, rng)
+    def _sample(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
         z = randn((n, *self.latent.shape), rng=rng, device=self.device, dtype=self.dtype)
-        return Samples(self.generate(z, y, rng=rng), nfe=1)
+        return Samples(self._generate(z, y, rng), nfe=1)

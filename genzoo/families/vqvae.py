@@ -23,14 +23,17 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from genzoo.conditions import Condition
 from genzoo.distributions.discretization import to_bin_centers
-from genzoo.distributions.likelihoods import Likelihood
+from genzoo.distributions.likelihoods import Likelihood, default_likelihood
+from genzoo.event import EventSpec
 from genzoo.model import Diagnostic, Discrete, Inferred, LatentVariable, Loss, Samples
+from genzoo.nn import defaults
 from genzoo.nn.quantize import VectorQuantizer, perplexity, straight_through
 from genzoo.numerics.precision import cumulative_sum
 from genzoo.numerics.random import rand
@@ -40,10 +43,10 @@ class VQVAE(LatentVariable):
     """A vector-quantised autoencoder.
 
     Args:
-        encoder: builds the encoder, called as ``encoder(in_shape, out_shape, num_classes)``, for ``(x, y)``.
+        encoder: builds the encoder, called as ``encoder(in_shape, out_shape, condition)``, for ``(x, y)``.
         decoder: builds the decoder, in the same way, for ``(e, y)``.
         likelihood: p(x | z) given the decoder's output.
-        shape, levels, num_classes: of the data, as in ``GenerativeModel``.
+        event, condition: as in ``GenerativeModel``.
         codebook_size: K.
         embedding_dim: of a code.
         downsampling: of images: how many pixels a side of a code's patch has.
@@ -68,12 +71,12 @@ class VQVAE(LatentVariable):
 
     def __init__(
         self,
-        encoder: Callable[..., nn.Module],
-        decoder: Callable[..., nn.Module],
-        likelihood: Likelihood,
-        shape: Sequence[int],
-        levels: int | None = None,
-        num_classes: int = 0,
+        event: EventSpec,
+        condition: Condition | None = None,
+        *,
+        encoder: Callable[..., nn.Module] = defaults.grid_encoder,
+        decoder: Callable[..., nn.Module] = defaults.grid_decoder,
+        likelihood: Likelihood | None = None,
         codebook_size: int = 512,
         embedding_dim: int = 64,
         downsampling: int = 4,
@@ -83,7 +86,7 @@ class VQVAE(LatentVariable):
         revival: float = 0.1,
         sample_likelihood: bool = False,
     ):
-        super().__init__(shape, levels, num_classes)
+        super().__init__(event, condition)
         if downsampling < 1 or tokens < 1:
             raise ValueError(f"downsampling and tokens must be at least 1, not {downsampling} and {tokens}")
         if commitment < 0:
@@ -94,9 +97,9 @@ class VQVAE(LatentVariable):
         grid = tuple(side // downsampling for side in sides) or (tokens, 1)
         self.latent = Discrete((1, *grid), codebook_size)
         self.quantizer = VectorQuantizer(codebook_size, embedding_dim, decay, revival=revival)
-        self.likelihood = likelihood
-        self.encoder = encoder(self.shape, (embedding_dim, *grid), num_classes)
-        self.decoder = decoder((embedding_dim, *grid), (likelihood.num_params(channels), *sides), num_classes)
+        self.likelihood = default_likelihood(event.levels) if likelihood is None else likelihood
+        self.encoder = encoder(self.shape, (embedding_dim, *grid), condition)
+        self.decoder = decoder((embedding_dim, *grid), (self.likelihood.num_params(channels), *sides), condition)
         self.commitment, self.sample_likelihood = commitment, sample_likelihood
 
     def _vectors(self, x: Tensor, y: Tensor | None) -> Tensor:
@@ -107,14 +110,10 @@ class VQVAE(LatentVariable):
         e = self.quantizer.lookup(z[:, 0])
         return self.decoder(e, y).to(e.dtype)
 
-    def loss(
-        self, x: Tensor, y: Tensor | None = None, *, turn: str | None = None, rng: torch.Generator | None = None
-    ) -> Loss:
-        self.check_labels(y, len(x))
+    def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
         z = self._vectors(x, y)
         k = self.quantizer.nearest(z)
         e = self.quantizer.lookup(k)
-        dead = self.quantizer.update(z.detach(), k, rng) if self.training else None
         distortion = -self.likelihood.log_prob(self.decoder(straight_through(z, e), y).to(x.dtype), x).mean()
         commitment = (z - e).square().mean()
         exponential, usage = perplexity(k, self.latent.levels, self.training)
@@ -122,36 +121,36 @@ class VQVAE(LatentVariable):
         total = distortion / self.dim + self.commitment * commitment
         terms = {"distortion": distortion.detach(), "commitment": commitment.detach()}
         terms |= {"perplexity": exponential, "usage": usage}
-        return Loss(total, terms if dead is None else {**terms, "dead": dead})
+        return Loss(total, terms, {"z": z.detach(), "k": k})
 
-    def infer(self, x: Tensor, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Inferred:
+    @torch.no_grad()
+    def after_step(
+        self, aux: Mapping[str, Tensor], batch_size: int, *, rng: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        return {"dead": self.quantizer.update(aux["z"], aux["k"], rng)}
+
+    def _infer(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Inferred:
         """Return the one grid of codes of each event, (B, 1, h, w), whose log probability under q is 0."""
-        return Inferred(self.encode(x, y), x.new_zeros(len(x)))
+        return Inferred(self._encode(x, y), x.new_zeros(len(x)))
 
-    def log_likelihood(self, x: Tensor, z: Tensor, y: Tensor | None = None) -> Tensor:
-        self.check_labels(y, len(z))
+    def _log_likelihood(self, x: Tensor, z: Tensor, y: Tensor | None) -> Tensor:
         return self.likelihood.log_prob(self._params(z, y), x)
 
-    def generate(self, z: Tensor, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Tensor:
-        self.check_labels(y, len(z))
+    def _generate(self, z: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Tensor:
         params = self._params(z, y)
         return self.likelihood.sample(params, rng) if self.sample_likelihood else self.likelihood.mean(params)
 
-    def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def _encode(self, x: Tensor, y: Tensor | None) -> Tensor:
         """Return the index of the nearest code at each place of the grid, (B, 1, h, w) int64."""
-        self.check_labels(y, len(x))
         return self.quantizer.nearest(self._vectors(x, y)).unsqueeze(1)
 
-    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+    def _decode(self, z: Tensor, y: Tensor | None) -> Tensor:
         """Return the mean of p(x | z)."""
-        self.check_labels(y, len(z))
         return self.likelihood.mean(self._params(z, y))
 
-    @torch.no_grad()
-    def sample(self, n: int, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Samples:
+    def _sample(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
         """Decode codes that are drawn independently, as often as each is used."""
-        y = self.draw_labels(n, y, rng)
         cdf = cumulative_sum(self.quantizer.probs.double(), 0)
         u = rand((n, *self.latent.shape), rng=rng, device=self.device).double() * cdf[-1]
         z = torch.searchsorted(cdf, u, right=True).clamp_(max=self.latent.levels - 1)
-        return Samples(self.generate(z, y, rng=rng), nfe=1)
+        return Samples(self._generate(z, y, rng), nfe=1)

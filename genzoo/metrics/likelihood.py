@@ -66,7 +66,7 @@ def score_log_prob(
         rows = slice(start, min(start + batch_size, len(x)))
         rng = SampleStreams(seed, range(rows.start, rows.stop), device=model.device)
         batch = x[rows].to(model.device)
-        labels = y[rows].to(model.device) if y is not None and model.num_classes else None
+        labels = y[rows].to(model.device) if y is not None and model.condition else None
         batch = (batch if model.levels is None else dequantize(batch, model.levels, rng)).to(model.dtype)
         value = model.log_prob(batch, labels, num_samples=num_samples, rng=rng).value.double()
         metric.update((-value if model.levels is None else bits_per_dim(value, model.dim, model.levels)).cpu())

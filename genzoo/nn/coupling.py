@@ -13,45 +13,38 @@ References:
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genzoo.conditions import Condition, embed
 from genzoo.nn.layers import BatchNorm2d, zero_
 from genzoo.numerics import distributed
 
 
 class ActNorm(nn.Module):
-    """A scale and a shift of each channel, (B, C, H, W) -> (B, C, H, W), set by the first batch of training.
+    """A scale and a shift of each channel, (B, C, H, W) -> (B, C, H, W), initialised by the first batch of training.
 
         z = (x + bias) exp(3 scale)
 
-    The first batch in training mode leaves with mean 0 and variance 1 in every channel; from then on bias and scale are
-    weights like any other. The factor 3 is the authors': it lets the scales learn three times as fast.
+    Within ``data_dependent_init`` a batch sets bias and scale so that it leaves with mean 0 and variance 1 in every channel;
+    otherwise they are weights like any other. The factor 3 is the authors': it lets the scales learn three times as fast.
 
     Args:
         channels: C.
     """
 
-    initialized: Tensor
     SPEED = 3.0
 
     def __init__(self, channels: int):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(channels, 1, 1))
         self.scale = nn.Parameter(torch.zeros(channels, 1, 1))
-        self.register_buffer("initialized", torch.tensor(False))
-        # Reading the buffer stalls an accelerator: once it was seen set, it is read again only after other weights came.
-        self._settled = False
-        self.register_load_state_dict_post_hook(self._forget)
-
-    @staticmethod
-    def _forget(module: nn.Module, _: object) -> None:
-        assert isinstance(module, ActNorm)
-        module._settled = False
+        self.initializing = False
 
     @property
     def log_scale(self) -> Tensor:
@@ -59,32 +52,41 @@ class ActNorm(nn.Module):
         return self.SPEED * self.scale
 
     @torch.no_grad()
-    def settle(self, x_BCHW: Tensor) -> None:
-        """In training, fit mean and variance of the channels unless that was done before; elsewhere do nothing."""
-        if self._settled or not self.training:
-            return
-        if not self.initialized:
-            x_BCHW = x_BCHW.to(self.bias.dtype)
-            variance, mean = distributed.pooled_moments(*torch.var_mean(x_BCHW, dim=(0, 2, 3), correction=0))
-            self.bias.copy_(-mean[:, None, None])
-            # A constant channel has no scale to fit: its factor is at most a million.
-            self.scale.copy_(-(variance.sqrt() + 1e-6).log()[:, None, None] / self.SPEED)
-            self.initialized.fill_(True)
-        self._settled = True
+    def init_statistics(self, x_BCHW: Tensor) -> None:
+        """Fit mean and variance of the channels to a batch."""
+        x_BCHW = x_BCHW.to(self.bias.dtype)
+        variance, mean = distributed.pooled_moments(*torch.var_mean(x_BCHW, dim=(0, 2, 3), correction=0))
+        self.bias.copy_(-mean[:, None, None])
+        # A constant channel has no scale to fit: its factor is at most a million.
+        self.scale.copy_(-(variance.sqrt() + 1e-6).log()[:, None, None] / self.SPEED)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        self.settle(x_BCHW)
+        if self.initializing:
+            self.init_statistics(x_BCHW)
         return (x_BCHW + self.bias) * self.log_scale.exp()
 
     def inverse(self, z_BCHW: Tensor) -> Tensor:
         return z_BCHW * torch.exp(-self.log_scale) - self.bias
 
     def of_conv(self, x_BCHW: Tensor, weight: Tensor) -> Tensor:
-        """Normalise what a convolution without padding puts out: scale and shift are part of its weights."""
-        if self.training and not self._settled:
-            self.settle(F.conv2d(x_BCHW, weight))
+        """Normalise the output of a convolution without padding; scale and shift are part of its weights."""
+        if self.initializing:
+            self.init_statistics(F.conv2d(x_BCHW, weight))
         factor = self.log_scale.exp()
         return F.conv2d(x_BCHW, weight * factor[..., None], (self.bias * factor).flatten())
+
+
+@contextlib.contextmanager
+def data_dependent_init(model: nn.Module) -> Iterator[bool]:
+    """Let the batches of this context initialise all activation norms of a model; yield whether it has any."""
+    norms = [module for module in model.modules() if isinstance(module, ActNorm)]
+    for norm in norms:
+        norm.initializing = True
+    try:
+        yield bool(norms)
+    finally:
+        for norm in norms:
+            norm.initializing = False
 
 
 class EdgeConv(nn.Module):
@@ -124,22 +126,24 @@ class GlowNet(nn.Module):
 
     Args:
         in_shape, out_shape: (C, H, W) and (C', H, W).
-        num_classes: 0 for a network without classes.
+        condition: of the model; None for an unconditional network.
         width: of the hidden layers.
     """
 
-    def __init__(self, in_shape: Sequence[int], out_shape: Sequence[int], num_classes: int = 0, width: int = 512):
+    def __init__(
+        self, in_shape: Sequence[int], out_shape: Sequence[int], condition: Condition | None = None, width: int = 512
+    ):
         super().__init__()
         self.first, self.norm1 = EdgeConv(in_shape[0], width, scaled=False), ActNorm(width)
         self.second, self.norm2 = nn.Conv2d(width, width, 1, bias=False), ActNorm(width)
         nn.init.normal_(self.second.weight, std=0.05)
         self.last = EdgeConv(width, out_shape[0], scaled=True)
-        self.label = nn.Embedding(num_classes, width) if num_classes else None
+        self.embed_y = embed(condition, width)
 
     def forward(self, x_BCHW: Tensor, y: Tensor | None = None) -> Tensor:
         h = self.first(x_BCHW, self.norm1)
-        if self.label is not None:
-            h = h + self.label(y)[:, :, None, None]
+        if self.embed_y is not None:
+            h = h + self.embed_y(y)[:, :, None, None]
         return self.last(F.relu(self.norm2.of_conv(F.relu(h), self.second.weight)))
 
 
@@ -179,7 +183,7 @@ class RealNVPNet(nn.Module):
 
     Args:
         in_shape, out_shape: (C, H, W) and (C', H, W).
-        num_classes: 0 for a network without classes.
+        condition: of the model; None for an unconditional network.
         width: of the hidden layers where the image has ``side`` rows; it doubles whenever the rows are halved.
         side: see ``width``; null for the same width everywhere.
         blocks: residual blocks.
@@ -189,7 +193,7 @@ class RealNVPNet(nn.Module):
         self,
         in_shape: Sequence[int],
         out_shape: Sequence[int],
-        num_classes: int = 0,
+        condition: Condition | None = None,
         width: int = 64,
         side: int | None = None,
         blocks: int = 8,
@@ -199,7 +203,7 @@ class RealNVPNet(nn.Module):
             width = width * side // in_shape[1]
         self.norm_in = _batch_norm(in_shape[0])
         self.stem = NormalizedConv(2 * in_shape[0], width, 3, magnitude=False)
-        self.label = nn.Embedding(num_classes, width) if num_classes else None
+        self.embed_y = embed(condition, width)
         self.blocks = nn.ModuleList(
             nn.Sequential(
                 _batch_norm(width),
@@ -218,8 +222,8 @@ class RealNVPNet(nn.Module):
     def forward(self, x_BCHW: Tensor, y: Tensor | None = None) -> Tensor:
         x = self.norm_in(x_BCHW)
         h = self.stem(F.relu(torch.cat([x, -x], dim=1)))
-        if self.label is not None:
-            h = h + self.label(y)[:, :, None, None]
+        if self.embed_y is not None:
+            h = h + self.embed_y(y)[:, :, None, None]
         out = self.skips[0](h)
         for block, skip in zip(self.blocks, self.skips[1:], strict=True):
             h = h + block(h)
@@ -237,7 +241,7 @@ class FullResolution(nn.Module):
         shape: of the image, (C, H, W).
         moved: which of the 4 C elements of a block move.
         in_shape, out_shape: what the coupling asks for, which follows from the others.
-        num_classes: handed to the net.
+        condition: of the net.
     """
 
     kept: Tensor
@@ -251,7 +255,7 @@ class FullResolution(nn.Module):
         moved: Sequence[int],
         in_shape: Sequence[int],
         out_shape: Sequence[int],
-        num_classes: int,
+        condition: Condition | None,
     ):
         super().__init__()
         C, H, W = shape
@@ -260,7 +264,7 @@ class FullResolution(nn.Module):
         self.register_buffer("answers", torch.tensor([*moved, *(4 * C + i for i in moved)]), persistent=False)
         colours = torch.zeros(1, 4 * C, H // 2, W // 2).index_fill_(1, kept, 1.0)
         self.register_buffer("mask", F.pixel_shuffle(colours, 2)[:, :1], persistent=False)
-        self.net = network((C + 1, H, W), (2 * C, H, W), num_classes)
+        self.net = network((C + 1, H, W), (2 * C, H, W), condition)
 
     def forward(self, a: Tensor, y: Tensor | None) -> Tensor:
         blank = a.new_zeros(len(a), 2 * a.shape[1], *a.shape[2:])

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from genzoo.conditions import Condition, embed
 from genzoo.nn.layers import BatchNorm2d, bound_spectra
 from genzoo.nn.resnet import resolutions
 
@@ -37,18 +38,20 @@ class DCGANGenerator(nn.Module):
     Args:
         in_shape: of one input.
         out_shape: (C, H, W).
-        num_classes: 0 for a network without classes; an embedding of the class is added to the input.
+        condition: of the model, whose embedding is added to the input; None for an unconditional network.
         width: channels at full resolution; they double at each halving.
     """
 
-    def __init__(self, in_shape: Sequence[int], out_shape: Sequence[int], num_classes: int = 0, width: int = 64):
+    def __init__(
+        self, in_shape: Sequence[int], out_shape: Sequence[int], condition: Condition | None = None, width: int = 64
+    ):
         super().__init__()
         channels, *sides = out_shape
         sizes = resolutions(*sides)
         widths = [width * 2**i for i in reversed(range(len(sizes)))]
         features = math.prod(in_shape)
         self.start = (widths[0], *sizes[-1])
-        self.label = nn.Embedding(num_classes, features) if num_classes else None
+        self.embed_y = embed(condition, features)
         self.stem = nn.Linear(features, math.prod(self.start))
         layers: list[nn.Module] = [BatchNorm2d(widths[0]), nn.ReLU()]
         for before, w in itertools.pairwise(widths):
@@ -58,8 +61,8 @@ class DCGANGenerator(nn.Module):
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         z = z.flatten(1)
-        if self.label is not None:
-            z = z + self.label(y)
+        if self.embed_y is not None:
+            z = z + self.embed_y(y)
         return self.body(self.stem(z).view(-1, *self.start))
 
 
@@ -69,7 +72,7 @@ class DCGANCritic(nn.Module):
     Args:
         in_shape: (C, H, W).
         out_shape: of one output.
-        num_classes: 0 for a network without classes; an embedding of the class scales the last features.
+        condition: of the model, whose embedding scales the last features; None for an unconditional network.
         width: channels of the first convolution; they double with each further strided one.
         refine: whether a 3x3 convolution comes first and after each halving, as in Miyato's CNN; Radford's has none. An image
             that is halved less than twice gets them anyway: one convolution would be no critic.
@@ -82,7 +85,7 @@ class DCGANCritic(nn.Module):
         self,
         in_shape: Sequence[int],
         out_shape: Sequence[int],
-        num_classes: int = 0,
+        condition: Condition | None = None,
         width: int = 64,
         refine: bool = False,
         norm: bool = True,
@@ -110,13 +113,13 @@ class DCGANCritic(nn.Module):
         self.body = nn.Sequential(*layers, nn.Flatten())
         features = before * math.prod(sizes[-1])
         self.head = nn.Linear(features, math.prod(out_shape))
-        self.label = nn.Embedding(num_classes, features) if num_classes else None
+        self.embed_y = embed(condition, features)
         _initialise(self)
         if spectral_norm:
             bound_spectra(self)
 
     def forward(self, x_BCHW: Tensor, y: Tensor | None = None) -> Tensor:
         h = self.body(x_BCHW)
-        if self.label is not None:
-            h = h * (1 + self.label(y))
+        if self.embed_y is not None:
+            h = h * (1 + self.embed_y(y))
         return self.head(h).view(-1, *self.out_shape)

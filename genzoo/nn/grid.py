@@ -15,6 +15,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genzoo.conditions import Condition, embed
+
 
 def halvings(image: Sequence[int], grid: Sequence[int]) -> int:
     """Count the halvings from an image of (C, H, W) to a grid of (D, h, w).
@@ -48,7 +50,7 @@ class GridEncoder(nn.Module):
     Args:
         in_shape: (C, H, W).
         out_shape: (D, h, w), the sides halved some times.
-        num_classes: 0 for a network without classes.
+        condition: of the model; None for an unconditional network.
         width: of the hidden layers, the first of which has half of it.
         residual_width: inside residual layers.
         blocks: how many residual layers.
@@ -61,7 +63,7 @@ class GridEncoder(nn.Module):
         self,
         in_shape: Sequence[int],
         out_shape: Sequence[int],
-        num_classes: int = 0,
+        condition: Condition | None = None,
         width: int = 128,
         residual_width: int = 32,
         blocks: int = 2,
@@ -73,14 +75,14 @@ class GridEncoder(nn.Module):
             layers += [nn.Conv2d(channels, wider, 4, stride=2, padding=1), nn.ReLU()]
             channels = wider
         self.down = nn.Sequential(*layers, nn.Conv2d(channels, width, 3, padding=1))
-        self.label = nn.Embedding(num_classes, width) if num_classes else None
+        self.embed_y = embed(condition, width)
         self.stack = ResidualStack(width, residual_width, blocks)
         self.head = nn.Conv2d(width, out_shape[0], 1)
 
     def forward(self, x_BCHW: Tensor, y: Tensor | None = None) -> Tensor:
         h = self.down(x_BCHW)
-        if self.label is not None:
-            h = h + self.label(y)[:, :, None, None]
+        if self.embed_y is not None:
+            h = h + self.embed_y(y)[:, :, None, None]
         return self.head(self.stack(F.relu(h)))
 
 
@@ -91,14 +93,14 @@ class GridDecoder(nn.Module):
         self,
         in_shape: Sequence[int],
         out_shape: Sequence[int],
-        num_classes: int = 0,
+        condition: Condition | None = None,
         width: int = 128,
         residual_width: int = 32,
         blocks: int = 2,
     ):
         super().__init__()
         self.stem = nn.Conv2d(in_shape[0], width, 3, padding=1)
-        self.label = nn.Embedding(num_classes, width) if num_classes else None
+        self.embed_y = embed(condition, width)
         self.stack = ResidualStack(width, residual_width, blocks)
         count = halvings(out_shape, in_shape)
         layers: list[nn.Module] = []
@@ -112,6 +114,6 @@ class GridDecoder(nn.Module):
 
     def forward(self, z_BDHW: Tensor, y: Tensor | None = None) -> Tensor:
         h = self.stem(z_BDHW)
-        if self.label is not None:
-            h = h + self.label(y)[:, :, None, None]
+        if self.embed_y is not None:
+            h = h + self.embed_y(y)[:, :, None, None]
         return self.up(self.stack(h))

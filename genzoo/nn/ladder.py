@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genzoo.conditions import Condition, embed
 from genzoo.nn.resnet import resolutions
 
 Size = tuple[int, int]
@@ -65,14 +66,14 @@ def _bottleneck(inputs: int, inner: int, outputs: int, size: Size, scale: float 
 class Entry(nn.Module):
     """The first value of the stream at a size: a constant, the class, and the stream of the size before, stretched."""
 
-    def __init__(self, width: int, size: Size, num_classes: int):
+    def __init__(self, width: int, size: Size, condition: Condition | None):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(width, *size))
-        self.label = nn.Embedding(num_classes, width) if num_classes else None
+        self.embed_y = embed(condition, width)
 
     def forward(self, h_BCHW: Tensor, y_B: Tensor | None) -> Tensor:
         h_BCHW = self.bias + F.interpolate(h_BCHW, size=self.bias.shape[1:], mode="nearest")
-        return h_BCHW if self.label is None else h_BCHW + self.label(y_B)[:, :, None, None]
+        return h_BCHW if self.embed_y is None else h_BCHW + self.embed_y(y_B)[:, :, None, None]
 
 
 class Rung(nn.Module):
@@ -130,7 +131,7 @@ class Ladder(nn.Module):
     Args:
         in_shape: of the event, (C, H, W) or (D,).
         out_shape: of the output, alike.
-        num_classes: 0 for a network without classes.
+        condition: of the model; None for an unconditional network.
         width: of the streams both ways.
         latent_channels: Z, of every rung.
         up: residual blocks at each size, finest first, or one number for all; the last of each size but the coarsest
@@ -149,7 +150,7 @@ class Ladder(nn.Module):
         self,
         in_shape: Sequence[int],
         out_shape: Sequence[int],
-        num_classes: int = 0,
+        condition: Condition | None = None,
         width: int = 64,
         latent_channels: int = 16,
         up: int | Sequence[int] = 2,
@@ -181,7 +182,7 @@ class Ladder(nn.Module):
         rungs = []
         for size, count in zip(reversed(self.sizes), reversed(self.downs), strict=True):
             for i in range(count):
-                entry = None if i else Entry(width, size, num_classes)
+                entry = None if i else Entry(width, size, condition)
                 rungs.append(Rung(width, latent_channels, inner, size, scale, entry))
         self.rungs: Sequence[Rung] = nn.ModuleList(rungs)  # type: ignore[assignment]
         self.latents = [(latent_channels, *rung.size) for rung in rungs]

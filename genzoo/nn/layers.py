@@ -1,6 +1,6 @@
 """Layers that several networks share. Shapes: B batch, C channels, H height, W width, N tokens, E embedding.
 
-Every network of this package is built as ``Network(in_shape, out_shape, num_classes=0, **hyperparameters)``: a family
+Every network of this package is built as ``Network(in_shape, out_shape, condition=None, **hyperparameters)``: a family
 knows the shapes and hands over a class, or a ``functools.partial`` of it that fixes the hyperparameters.
 """
 
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from genzoo.conditions import Condition, embed
 from genzoo.numerics import distributed
 
 
@@ -106,29 +107,45 @@ class SinusoidalEmbedding(nn.Module):
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-class TimeAndClass(nn.Module):
-    """Embedding of a time and a class, (B,), (B,) -> (B, E); the class ``num_classes`` is the null label.
+class TimeAndCondition(nn.Module):
+    """Embedding of a time and a condition, (B,), (B, *condition.shape) -> (B, E).
 
     Args:
         features: E.
-        num_classes: 0 for a network without classes.
+        condition: of the model; None for an unconditional network.
         frequencies: how many sines and cosines stand for the time.
     """
 
-    def __init__(self, features: int, num_classes: int, frequencies: int):
+    def __init__(self, features: int, condition: Condition | None, frequencies: int):
         super().__init__()
         self.time = nn.Sequential(
             SinusoidalEmbedding(frequencies), nn.Linear(frequencies, features), nn.SiLU(), nn.Linear(features, features)
         )
-        self.null = num_classes
-        self.label = nn.Embedding(num_classes + 1, features) if num_classes else None
+        self.condition = NullableCondition(condition, features)
 
     def forward(self, t: Tensor, y: Tensor | None) -> Tensor:
-        h = self.time(t)
-        if self.label is not None:
-            y = torch.full(t.shape, self.null, device=t.device) if y is None else y
-            h = h + self.label(y)
-        return h
+        return self.condition(self.time(t), y)
+
+
+class NullableCondition(nn.Module):
+    """Adds the embedding of a condition, that of the null value where there is none, (B, E), (B, *condition.shape) -> (B, E).
+
+    Args:
+        condition: None for an unconditional network, which adds nothing.
+        features: E.
+    """
+
+    def __init__(self, condition: Condition | None, features: int):
+        super().__init__()
+        self.spec = condition
+        self.embed_y = embed(condition, features, null=True)
+
+    def forward(self, h_BE: Tensor, y: Tensor | None) -> Tensor:
+        if self.spec is None or self.embed_y is None:
+            return h_BE
+        if y is None:
+            y = self.spec.null(self.spec.empty(len(h_BE), h_BE.device, h_BE.dtype))
+        return h_BE + self.embed_y(y)
 
 
 class ResBlock(nn.Module):

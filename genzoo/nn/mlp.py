@@ -8,17 +8,18 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genzoo.nn.layers import TimeAndClass, zero_
+from genzoo.conditions import Condition, embed
+from genzoo.nn.layers import TimeAndCondition, zero_
 
 
 class MLP(nn.Module):
-    """A residual perceptron, (B, *in_shape) -> (B, *out_shape), with an optional class.
+    """A residual perceptron, (B, *in_shape) -> (B, *out_shape), with an optional condition.
 
         h <- h + W2 silu(W1 silu(h) + embedding)
 
     Args:
         in_shape, out_shape: of one input and one output.
-        num_classes: 0 for a network without classes.
+        condition: of the model; None for an unconditional network.
         width: of the hidden layers.
         depth: how many residual layers.
         zero_init: whether the network starts as zero.
@@ -28,7 +29,7 @@ class MLP(nn.Module):
         self,
         in_shape: Sequence[int],
         out_shape: Sequence[int],
-        num_classes: int = 0,
+        condition: Condition | None = None,
         width: int = 128,
         depth: int = 3,
         zero_init: bool = False,
@@ -36,7 +37,7 @@ class MLP(nn.Module):
         super().__init__()
         self.out_shape = tuple(out_shape)
         self.stem = nn.Linear(math.prod(in_shape), width)
-        self.label = nn.Embedding(num_classes, width) if num_classes else None
+        self.embed_y = embed(condition, width)
         self.first = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.second = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.head = nn.Linear(width, math.prod(out_shape))
@@ -51,17 +52,22 @@ class MLP(nn.Module):
         return self.head(F.silu(h)).view(-1, *self.out_shape)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        return self.trunk(x, None if self.label is None else self.label(y))
+        return self.trunk(x, None if self.embed_y is None else self.embed_y(y))
 
 
 class TimeMLP(nn.Module):
-    """The same perceptron for noisy points: (B, *in_shape), times (B,) and classes -> (B, *out_shape)."""
+    """The same perceptron for noisy points: (B, *in_shape), times (B,) and conditions -> (B, *out_shape)."""
 
     def __init__(
-        self, in_shape: Sequence[int], out_shape: Sequence[int], num_classes: int = 0, width: int = 128, depth: int = 3
+        self,
+        in_shape: Sequence[int],
+        out_shape: Sequence[int],
+        condition: Condition | None = None,
+        width: int = 128,
+        depth: int = 3,
     ):
         super().__init__()
-        self.embedding = TimeAndClass(width, num_classes, frequencies=64)
+        self.embedding = TimeAndCondition(width, condition, frequencies=64)
         self.mlp = MLP(in_shape, out_shape, width=width, depth=depth, zero_init=True)
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:

@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genzoo.nn.layers import Attention, Dropout, SinusoidalEmbedding, group_norm, zero_
+from genzoo.conditions import Condition
+from genzoo.nn.layers import Attention, Dropout, NullableCondition, SinusoidalEmbedding, group_norm, zero_
 
 SQRT_HALF = math.sqrt(0.5)
 
@@ -87,12 +88,12 @@ class Block(nn.Module):
 
 
 class NCSNpp(nn.Module):
-    """Noisy images, times and classes to images: (B, C, H, W), (B,), (B,) -> (B, C', H, W).
+    """Noisy images, times and conditions to images: (B, C, H, W), (B,), (B, *condition.shape) -> (B, C', H, W).
 
     Args:
         in_shape: (C, H, W); the sides must divide by 2 as often as there are further levels.
         out_shape: (C', H, W).
-        num_classes: 0 for a network without classes; the class ``num_classes`` is the null label.
+        condition: of the model, null values included; None for an unconditional network.
         channels: width of the stem.
         multipliers: width of each level in units of ``channels``; each level halves the side.
         blocks: residual blocks at each level.
@@ -109,7 +110,7 @@ class NCSNpp(nn.Module):
         self,
         in_shape: Sequence[int],
         out_shape: Sequence[int],
-        num_classes: int = 0,
+        condition: Condition | None = None,
         channels: int = 128,
         multipliers: Sequence[int] = (1, 2, 2, 2),
         blocks: int = 4,
@@ -126,8 +127,7 @@ class NCSNpp(nn.Module):
         features = 2 * channels if fourier else channels
         first = RandomFourierFeatures(features) if fourier else SinusoidalEmbedding(features)
         self.time = nn.Sequential(first, nn.Linear(features, E), nn.SiLU(), nn.Linear(E, E))
-        self.null = num_classes
-        self.label = nn.Embedding(num_classes + 1, E) if num_classes else None
+        self.condition = NullableCondition(condition, E)
         self.stem = nn.Conv2d(in_channels, channels, 3, padding=1)
 
         skips, c, side = [channels], channels, height
@@ -161,11 +161,8 @@ class NCSNpp(nn.Module):
                 side *= 2
         self.head = nn.Sequential(group_norm(c), nn.SiLU(), zero_(nn.Conv2d(c, out_shape[0], 3, padding=1)))
 
-    def forward(self, x_BCHW: Tensor, t_B: Tensor, y_B: Tensor | None = None) -> Tensor:
-        e_BE = self.time(t_B)
-        if self.label is not None:
-            y_B = torch.full(t_B.shape, self.null, device=t_B.device) if y_B is None else y_B
-            e_BE = e_BE + self.label(y_B)
+    def forward(self, x_BCHW: Tensor, t_B: Tensor, y: Tensor | None = None) -> Tensor:
+        e_BE = self.condition(self.time(t_B), y)
         h, copy = self.stem(x_BCHW), x_BCHW
         skips = [h]
         for i, level in enumerate(self.down):

@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genzoo.conditions import Condition, embed
 from genzoo.nn.causal import CausalNetwork, Walk
 from genzoo.nn.layers import Dropout
 
@@ -48,13 +49,15 @@ class GatedLayer(nn.Module):
     Args:
         in_channels: of either stack; there is a residual connection where they equal ``width``.
         width: E, the channels that leave.
-        num_classes: 0 for a network without classes.
+        condition: of the model; None for an unconditional network.
         kernel: odd side of the square of which the causal half is seen.
         dilation: distance of two elements of a kernel.
         dropout: of the horizontal stack before its last convolution.
     """
 
-    def __init__(self, in_channels: int, width: int, num_classes: int, kernel: int, dilation: int, dropout: float):
+    def __init__(
+        self, in_channels: int, width: int, condition: Condition | None, kernel: int, dilation: int, dropout: float
+    ):
         super().__init__()
         self.in_channels, self.dilation, self.reach = in_channels, dilation, dilation * (kernel // 2)
         half = kernel // 2 + 1
@@ -64,13 +67,13 @@ class GatedLayer(nn.Module):
         self.dropout = Dropout(dropout)
         self.out = nn.Conv2d(width, width, 1)
         self.residual = in_channels == width
-        self.label = nn.Embedding(num_classes, 4 * width) if num_classes else None
+        self.embed_y = embed(condition, 4 * width)
 
     def embed(self, y: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
         """Return what the class adds to the vertical and to the horizontal stack."""
-        if self.label is None:
+        if self.embed_y is None:
             return 0.0, 0.0
-        vertical, horizontal = self.label(y)[:, :, None, None].chunk(2, dim=1)
+        vertical, horizontal = self.embed_y(y)[:, :, None, None].chunk(2, dim=1)
         return vertical, horizontal
 
     def down(self, v: Tensor, e: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -91,12 +94,12 @@ class GatedLayer(nn.Module):
 
 
 class PixelCNN(CausalNetwork):
-    """A gated PixelCNN, (B, C, H, W) and classes -> (B, P, H, W).
+    """A gated PixelCNN, (B, C, H, W) and conditions -> (B, P, H, W).
 
     Args:
         in_shape: (C, H, W).
         out_shape: (P, H, W).
-        num_classes: 0 for a network without classes.
+        condition: of the model; None for an unconditional network.
         width: E, the channels of either stack.
         layers: how many.
         first_kernel: odd side of the first layer's kernels.
@@ -114,7 +117,7 @@ class PixelCNN(CausalNetwork):
         self,
         in_shape: Sequence[int],
         out_shape: Sequence[int],
-        num_classes: int = 0,
+        condition: Condition | None = None,
         width: int = 64,
         layers: int = 6,
         first_kernel: int = 7,
@@ -133,7 +136,7 @@ class PixelCNN(CausalNetwork):
         self.register_buffer("place", place, persistent=False)
         settings = [(channels + len(place), first_kernel, 1)]
         settings += [(width, kernel, dilations[i % len(dilations)]) for i in range(layers - 1)]
-        chain = [GatedLayer(c, width, num_classes, side, dilation, dropout) for c, side, dilation in settings]
+        chain = [GatedLayer(c, width, condition, side, dilation, dropout) for c, side, dilation in settings]
         self.layers: Sequence[GatedLayer] = nn.ModuleList(chain)  # type: ignore[assignment]
         self.head = nn.Sequential(nn.ReLU(), nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, out_shape[0], 1))
 

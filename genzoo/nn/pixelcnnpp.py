@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from genzoo.conditions import Condition, embed
 from genzoo.nn.causal import CausalNetwork, Walk
 from genzoo.nn.layers import Dropout
 
@@ -62,11 +63,11 @@ class GatedResnet(nn.Module):
         width: E.
         beside: channels of what is seen besides the stream itself, 0 for nothing.
         corner: which of the two streams.
-        num_classes: 0 for a network without classes.
+        condition: of the model; None for an unconditional network.
         dropout: between the convolutions.
     """
 
-    def __init__(self, width: int, beside: int, corner: bool, num_classes: int, dropout: float):
+    def __init__(self, width: int, beside: int, corner: bool, condition: Condition | None, dropout: float):
         super().__init__()
         self.first = ShiftedConv(2 * width, width, corner)
         self.beside = weight_norm(nn.Conv2d(2 * beside, width, 1)) if beside else None
@@ -74,28 +75,28 @@ class GatedResnet(nn.Module):
         self.second = ShiftedConv(2 * width, 2 * width, corner)
         with torch.no_grad():
             self.second.conv.parametrizations.weight.original0.mul_(0.1)  # blocks start near the identity
-        self.label = nn.Embedding(num_classes, 2 * width) if num_classes else None
+        self.embed_y = embed(condition, 2 * width)
 
     def forward(self, x: Tensor, s: Tensor | None, y: Tensor | None) -> Tensor:
         h = self.first(_concat_elu(x))
         if self.beside is not None and s is not None:
             h = h + self.beside(_concat_elu(s))
         h = self.second(self.dropout(_concat_elu(h)))
-        if self.label is not None:
-            h = h + self.label(y)[:, :, None, None]
+        if self.embed_y is not None:
+            h = h + self.embed_y(y)[:, :, None, None]
         a, b = h.chunk(2, dim=1)
         return x + a * torch.sigmoid(b)
 
 
 class PixelCNNPP(CausalNetwork):
-    """The network of PixelCNN++, (B, C, H, W) and classes -> (B, P, H, W).
+    """The network of PixelCNN++, (B, C, H, W) and conditions -> (B, P, H, W).
 
     Sampling looks at the whole image anew for every pixel.
 
     Args:
         in_shape: (C, H, W).
         out_shape: (P, H, W).
-        num_classes: 0 for a network without classes.
+        condition: of the model; None for an unconditional network.
         width: E.
         resolutions: how many, the image's own one of them.
         resnets: blocks of each stream at a resolution, on the way down; one more on the way up, as skips need.
@@ -109,7 +110,7 @@ class PixelCNNPP(CausalNetwork):
         self,
         in_shape: Sequence[int],
         out_shape: Sequence[int],
-        num_classes: int = 0,
+        condition: Condition | None = None,
         width: int = 160,
         resolutions: int = 3,
         resnets: int = 5,
@@ -129,8 +130,8 @@ class PixelCNNPP(CausalNetwork):
         self.left = ShiftedConv(inputs, width, corner=True, kernel=(2, 1))
 
         def blocks(skip: int) -> nn.ModuleList:
-            u = GatedResnet(width, skip, False, num_classes, dropout)
-            return nn.ModuleList([u, GatedResnet(width, width + skip, True, num_classes, dropout)])
+            u = GatedResnet(width, skip, False, condition, dropout)
+            return nn.ModuleList([u, GatedResnet(width, width + skip, True, condition, dropout)])
 
         def halving() -> nn.ModuleList:
             return nn.ModuleList(ShiftedConv(width, width, corner, stride=2) for corner in (False, True))

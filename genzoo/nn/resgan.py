@@ -5,7 +5,7 @@
 
 A block is two 3x3 convolutions around a skip, which has a 1x1 convolution where the size or the width changes. The
 generator's batch norm has gains and shifts for each class; the critic adds the product of its features with an embedding
-of the class to its output, as the log ratio of two class-conditional laws would have it.
+of the class to its output, as in the log ratio of two conditional densities.
 
 References:
     Gulrajani et al., "Improved Training of Wasserstein GANs", 2017, https://arxiv.org/abs/1704.00028 (appendix, the
@@ -24,6 +24,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genzoo.conditions import Condition, embed
 from genzoo.nn.layers import BatchNorm2d, DoublingConv2d, bound_spectra
 from genzoo.nn.resnet import resolutions
 
@@ -41,17 +42,14 @@ def _conv(in_channels: int, out_channels: int, kernel: int, gain: float) -> nn.C
     return _glorot(nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2), gain)
 
 
-class ClassBatchNorm(nn.Module):
-    """Batch norm whose gain and shift belong to the class, where there are any."""
+class ConditionalBatchNorm(nn.Module):
+    """Batch norm whose gain and shift depend on the condition, if there is one."""
 
-    def __init__(self, channels: int, num_classes: int = 0):
+    def __init__(self, channels: int, condition: Condition | None = None):
         super().__init__()
-        self.norm = BatchNorm2d(channels, affine=not num_classes)
-        self.gain = nn.Embedding(num_classes, channels) if num_classes else None
-        self.shift = nn.Embedding(num_classes, channels) if num_classes else None
-        if self.gain is not None and self.shift is not None:
-            nn.init.ones_(self.gain.weight)
-            nn.init.zeros_(self.shift.weight)
+        self.norm = BatchNorm2d(channels, affine=not condition)
+        self.gain = embed(condition, channels, constant=1.0)
+        self.shift = embed(condition, channels, constant=0.0)
 
     def forward(self, h_BCHW: Tensor, y: Tensor | None = None) -> Tensor:
         h = self.norm(h_BCHW)
@@ -63,9 +61,9 @@ class ClassBatchNorm(nn.Module):
 class _Doubling(nn.Module):
     """Residual block of the generator: it doubles the side by repeating each pixel."""
 
-    def __init__(self, width: int, num_classes: int):
+    def __init__(self, width: int, condition: Condition | None):
         super().__init__()
-        self.norm1, self.norm2 = ClassBatchNorm(width, num_classes), ClassBatchNorm(width, num_classes)
+        self.norm1, self.norm2 = ConditionalBatchNorm(width, condition), ConditionalBatchNorm(width, condition)
         self.conv1 = _glorot(DoublingConv2d(width, width), math.sqrt(2))
         self.conv2 = _conv(width, width, 3, math.sqrt(2))
         self.skip = _conv(width, width, 1, 1.0)
@@ -102,11 +100,13 @@ class ResNetGenerator(nn.Module):
     Args:
         in_shape: of one input.
         out_shape: (C, H, W).
-        num_classes: 0 for a network without classes.
+        condition: of the model; None for an unconditional network.
         width: channels at every resolution.
     """
 
-    def __init__(self, in_shape: Sequence[int], out_shape: Sequence[int], num_classes: int = 0, width: int = 128):
+    def __init__(
+        self, in_shape: Sequence[int], out_shape: Sequence[int], condition: Condition | None = None, width: int = 128
+    ):
         super().__init__()
         channels, *sides = out_shape
         sizes = resolutions(*sides)
@@ -114,8 +114,8 @@ class ResNetGenerator(nn.Module):
         self.stem = nn.Linear(math.prod(in_shape), math.prod(self.start))
         nn.init.xavier_uniform_(self.stem.weight)
         # With nothing to double, the classes need a place of their own.
-        self.blocks = nn.ModuleList(_Doubling(width, num_classes) for _ in sizes[1:])
-        self.norm = ClassBatchNorm(width, 0 if self.blocks else num_classes)
+        self.blocks = nn.ModuleList(_Doubling(width, condition) for _ in sizes[1:])
+        self.norm = ConditionalBatchNorm(width, None if self.blocks else condition)
         self.head = _conv(width, channels, 3, 1.0)
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
@@ -131,7 +131,7 @@ class ResNetCritic(nn.Module):
     Args:
         in_shape: (C, H, W).
         out_shape: of one output.
-        num_classes: 0 for a network without classes.
+        condition: of the model; None for an unconditional network.
         width: channels at every resolution.
         blocks: how many; the first two halve the image where it can be halved.
         spectral_norm: whether the largest singular value of every weight is held at one.
@@ -142,7 +142,7 @@ class ResNetCritic(nn.Module):
         self,
         in_shape: Sequence[int],
         out_shape: Sequence[int],
-        num_classes: int = 0,
+        condition: Condition | None = None,
         width: int = 128,
         blocks: int = 4,
         spectral_norm: bool = False,
@@ -161,9 +161,11 @@ class ResNetCritic(nn.Module):
         )
         self.head = nn.Linear(width, math.prod(out_shape))
         nn.init.xavier_uniform_(self.head.weight)
-        self.label = nn.Embedding(num_classes, width) if num_classes else None
-        if self.label is not None:
-            nn.init.xavier_uniform_(self.label.weight)
+        self.embed_y = embed(condition, width)
+        if self.embed_y is not None:
+            for parameter in self.embed_y.parameters():
+                if parameter.ndim > 1:
+                    nn.init.xavier_uniform_(parameter)
         if spectral_norm:
             bound_spectra(self)
 
@@ -171,6 +173,6 @@ class ResNetCritic(nn.Module):
         h_BCHW = F.relu(self.blocks(x_BCHW))
         h = h_BCHW.sum((2, 3)) if self.pool == "sum" else h_BCHW.mean((2, 3))
         out = self.head(h)
-        if self.label is not None:
-            out = out + (self.label(y) * h).sum(1, keepdim=True)
+        if self.embed_y is not None:
+            out = out + (self.embed_y(y) * h).sum(1, keepdim=True)
         return out.view(-1, *self.out_shape)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genzoo.conditions import Condition, embed
 from genzoo.nn.layers import DoublingConv2d, ResBlock, group_norm, zero_
 
 
@@ -52,7 +53,7 @@ class ConvEncoder(nn.Module):
     Args:
         in_shape: (C, H, W).
         out_shape: of one output.
-        num_classes: 0 for a network without classes.
+        condition: of the model; None for an unconditional network.
         width: channels after the first halving; they double at each further one up to ``max_width``.
         max_width: see ``width``.
         blocks: residual blocks at each resolution; 0 for plain strided convolutions.
@@ -64,7 +65,7 @@ class ConvEncoder(nn.Module):
         self,
         in_shape: Sequence[int],
         out_shape: Sequence[int],
-        num_classes: int = 0,
+        condition: Condition | None = None,
         width: int = 32,
         max_width: int = 128,
         blocks: int = 1,
@@ -85,12 +86,12 @@ class ConvEncoder(nn.Module):
         features = widths[-1] * sizes[-1][0] * sizes[-1][1]
         dense = [nn.Linear(features, hidden), nn.SiLU()] if hidden else []
         self.head = nn.Sequential(*dense, nn.Linear(hidden or features, math.prod(out_shape)))
-        self.label = nn.Embedding(num_classes, features) if num_classes else None
+        self.embed_y = embed(condition, features)
 
     def forward(self, x_BCHW: Tensor, y: Tensor | None = None) -> Tensor:
         h = self.body(x_BCHW)
-        if self.label is not None:
-            h = h * (1 + self.label(y))
+        if self.embed_y is not None:
+            h = h * (1 + self.embed_y(y))
         return self.head(h).view(-1, *self.out_shape)
 
 
@@ -108,7 +109,7 @@ class ConvDecoder(nn.Module):
         self,
         in_shape: Sequence[int],
         out_shape: Sequence[int],
-        num_classes: int = 0,
+        condition: Condition | None = None,
         width: int = 32,
         max_width: int = 128,
         blocks: int = 1,
@@ -121,7 +122,7 @@ class ConvDecoder(nn.Module):
         self.size, self.width = sizes[-1], widths[0]
         features = math.prod(in_shape)
         self.stem = nn.Linear(features, widths[0] * self.size[0] * self.size[1])
-        self.label = nn.Embedding(num_classes, features) if num_classes else None
+        self.embed_y = embed(condition, features)
         # An nn.Identity stands where doubling was a layer of its own: checkpoints name the weights by their places.
         layers: list[nn.Module] = []
         for i, w in enumerate(widths):
@@ -139,8 +140,8 @@ class ConvDecoder(nn.Module):
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         z = z.flatten(1)
-        if self.label is not None:
-            z = z + self.label(y)
+        if self.embed_y is not None:
+            z = z + self.embed_y(y)
         return self.body(self.stem(z).view(-1, self.width, *self.size))
 
 
@@ -151,21 +152,19 @@ class ConvNet(nn.Module):
         self,
         in_shape: Sequence[int],
         out_shape: Sequence[int],
-        num_classes: int = 0,
+        condition: Condition | None = None,
         width: int = 64,
         blocks: int = 2,
     ):
         super().__init__()
         self.stem = nn.Conv2d(in_shape[0], width, 3, padding=1)
-        self.label = nn.Embedding(num_classes, width) if num_classes else None
-        self.blocks = nn.ModuleList(
-            ResBlock(width, width, embedding=width if num_classes else 0) for _ in range(blocks)
-        )
+        self.embed_y = embed(condition, width)
+        self.blocks = nn.ModuleList(ResBlock(width, width, embedding=width if condition else 0) for _ in range(blocks))
         self.head = nn.Sequential(group_norm(width), nn.SiLU(), zero_(nn.Conv2d(width, out_shape[0], 3, padding=1)))
 
     def forward(self, x_BCHW: Tensor, y: Tensor | None = None) -> Tensor:
         h = self.stem(x_BCHW)
-        e = self.label(y) if self.label is not None else None
+        e = self.embed_y(y) if self.embed_y is not None else None
         for block in self.blocks:
             h = block(h, e)
         return self.head(h)

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genzoo.conditions import Condition, embed
 from genzoo.nn.causal import CausalNetwork, Walk
 from genzoo.nn.layers import Dropout, attend
 
@@ -72,12 +73,12 @@ class Block(nn.Module):
 
 
 class Transformer(CausalNetwork):
-    """A decoder-only transformer, (B, C, H, W) and classes -> (B, P, H, W).
+    """A decoder-only transformer, (B, C, H, W) and conditions -> (B, P, H, W).
 
     Args:
         in_shape: (C, H, W).
         out_shape: (P, H, W).
-        num_classes: 0 for a network without classes.
+        condition: of the model; None for an unconditional network.
         width: E.
         layers: how many.
         heads: of each layer.
@@ -91,7 +92,7 @@ class Transformer(CausalNetwork):
         self,
         in_shape: Sequence[int],
         out_shape: Sequence[int],
-        num_classes: int = 0,
+        condition: Condition | None = None,
         width: int = 128,
         layers: int = 4,
         heads: int = 4,
@@ -108,7 +109,7 @@ class Transformer(CausalNetwork):
         self.stem = nn.Sequential(nn.Linear(channels, width), nn.GELU(), nn.Linear(width, width))
         self.start = nn.Parameter(0.02 * torch.randn(width))
         self.positions = nn.Parameter(0.02 * torch.randn(self.tokens, width))
-        self.label = nn.Embedding(num_classes, width) if num_classes else None
+        self.embed_y = embed(condition, width)
         self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
@@ -116,7 +117,7 @@ class Transformer(CausalNetwork):
 
     def embed(self, y: Tensor | None) -> Tensor | float:
         """Return what the class adds to every token, (B, 1, E)."""
-        return self.label(y)[:, None] if self.label is not None else 0.0
+        return self.embed_y(y)[:, None] if self.embed_y is not None else 0.0
 
     def forward(self, x_BCHW: Tensor, y: Tensor | None = None) -> Tensor:
         tokens_BNE = self.stem(x_BCHW.flatten(2).transpose(1, 2)[:, :-1])

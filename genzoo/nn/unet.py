@@ -13,16 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genzoo.nn.layers import Attention, DoublingConv2d, ResBlock, TimeAndClass, group_norm, zero_
+from genzoo.conditions import Condition
+from genzoo.nn.layers import Attention, DoublingConv2d, ResBlock, TimeAndCondition, group_norm, zero_
 
 
 class UNet(nn.Module):
-    """Noisy images, times and classes to images: (B, C, H, W), (B,), (B,) -> (B, C', H, W).
+    """Noisy images, times and conditions to images: (B, C, H, W), (B,), (B, *condition.shape) -> (B, C', H, W).
 
     Args:
         in_shape: (C, H, W).
         out_shape: (C', H, W).
-        num_classes: 0 for a network without classes; the class ``num_classes`` is the null label.
+        condition: of the model, null values included; None for an unconditional network.
         channels: width of the first level.
         multipliers: width of each level in units of ``channels``; each level halves the side.
         blocks: residual blocks at each level.
@@ -41,7 +42,7 @@ class UNet(nn.Module):
         self,
         in_shape: Sequence[int],
         out_shape: Sequence[int],
-        num_classes: int = 0,
+        condition: Condition | None = None,
         channels: int = 64,
         multipliers: Sequence[int] = (1, 2, 2),
         blocks: int = 1,
@@ -57,7 +58,7 @@ class UNet(nn.Module):
             raise ValueError(f"patch={patch} does not divide the {height}x{width} image")
         self.patch = patch
         embedding = 4 * channels
-        self.embedding = TimeAndClass(embedding, num_classes, frequencies=channels)
+        self.embedding = TimeAndCondition(embedding, condition, frequencies=channels)
         self.stem = nn.Conv2d(in_channels * patch**2, channels, 3, padding=1)
 
         def level(inputs: int, outputs: int, side: int) -> nn.ModuleList:
@@ -94,8 +95,8 @@ class UNet(nn.Module):
                 self.up.append(DoublingConv2d(c, c))
         self.head = nn.Sequential(group_norm(c), nn.SiLU(), zero_(nn.Conv2d(c, out_shape[0] * patch**2, 3, padding=1)))
 
-    def forward(self, x_BCHW: Tensor, t_B: Tensor, y_B: Tensor | None = None) -> Tensor:
-        e_BE = self.embedding(t_B, y_B)
+    def forward(self, x_BCHW: Tensor, t_B: Tensor, y: Tensor | None = None) -> Tensor:
+        e_BE = self.embedding(t_B, y)
         h = self.stem(F.pixel_unshuffle(x_BCHW, self.patch))
         skips = [h]
         for layer in self.down:

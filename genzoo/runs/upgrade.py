@@ -1,10 +1,12 @@
-"""Configurations of runs of earlier releases, in the words of this one."""
+"""Configurations and weights of runs of earlier releases, in the words of this one."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
-# Dotted names that have moved, the longest prefix first.
+# Modules that have moved.
 MOVED = {
     "genzoo.prob.paths": "genzoo.diffusion.path",
     "genzoo.prob.schedules": "genzoo.diffusion.schedules",
@@ -12,17 +14,70 @@ MOVED = {
     "genzoo.prob.likelihoods": "genzoo.distributions.likelihoods",
     "genzoo.samplers": "genzoo.diffusion.samplers",
 }
+RENAMED = {"label_dropout": "condition_dropout"}  # arguments
+# Weights that are called otherwise, and buffers that are no more, by the ends of their names.
+WEIGHTS = (
+    (r"(^|\.)class_probs$", r"\1conditioner.probs"),
+    (r"(^|\.)embedding\.label\.", r"\1embedding.condition.embed_y."),
+    (r"(^|\.)network\.label\.(?=weight$)", r"\1network.condition.embed_y."),
+    (r"(^|\.)label\.", r"\1embed_y."),
+    (r"(^|\.)law\.weight$", r"\1top_prior.weight"),
+    (r"(^|\.)splits\.(\d+)\.law\.", r"\1splits.\2.moments."),
+    (r"(^|\.)measure\.", r"\1transform."),
+)
+DROPPED = re.compile(r"(^|\.)(initialized|known)$")
 
 
-def upgraded(node: Any) -> Any:
-    """Return a configuration, plain types, with every ``_target_`` that has moved since it was written renamed."""
+def upgraded(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration of a run, plain types, as this release would have written it."""
+    new = _moved(config)
+    if isinstance(model := new.get("model"), dict):
+        new["model"] = _described(model)
+    return new
+
+
+def _moved(node: Any) -> Any:
+    """Rename every ``_target_`` and argument that is called otherwise now."""
     if isinstance(node, list):
-        return [upgraded(item) for item in node]
+        return [_moved(item) for item in node]
     if not isinstance(node, dict):
         return node
-    new = {key: upgraded(value) for key, value in node.items()}
+    new = {RENAMED.get(key, key): _moved(value) for key, value in node.items()}
     target = node.get("_target_")
     if isinstance(target, str):
         module, _, name = target.rpartition(".")
         new["_target_"] = f"{MOVED.get(module, module)}.{name}" if module else target
     return new
+
+
+def _described(node: Any) -> Any:
+    """Replace shape, levels and number of classes of a model, also one inside another, by its event and condition."""
+    if not isinstance(node, dict):
+        return node
+    new = {key: _described(value) for key, value in node.items()}
+    if str(new.get("_target_")).startswith("genzoo.families.") and "shape" in new:
+        shape, levels, classes = new.pop("shape"), new.pop("levels", None), new.pop("num_classes", 0)
+        new["event"] = {"_target_": "genzoo.event.EventSpec", "shape": shape, "levels": levels}
+        new["condition"] = {"_target_": "genzoo.conditions.ClassLabels", "n": classes} if classes else None
+    return new
+
+
+def upgraded_names(found: Iterable[str], wanted: Iterable[str]) -> dict[str, str | None]:
+    """Map the names of weights in a file to those of this release, None for what is no more.
+
+    Args:
+        found: names in the file.
+        wanted: names of the model; where all of them are in the file, nothing is renamed.
+    """
+    found, wanted = list(found), set(wanted)
+    names: dict[str, str | None] = {}
+    for name in found:
+        new = name
+        if name not in wanted:
+            for pattern, replacement in WEIGHTS:
+                candidate = re.sub(pattern, replacement, name)
+                if candidate in wanted:
+                    new = candidate
+                    break
+        names[name] = None if new not in wanted and DROPPED.search(name) else new
+    return names

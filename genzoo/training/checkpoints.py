@@ -38,7 +38,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from genzoo.runs import SCHEMA, RunError, read_file, read_json, storing, sync
-from genzoo.training.state_checks import check_weights
+from genzoo.training.state_checks import check_weights, upgraded_weights
 
 _NAME = re.compile(r"step-(\d+)")
 # What torch's and safetensors' readers raise for files that are damaged or made up.
@@ -222,7 +222,7 @@ def load_file(folder: Path, name: str, model: nn.Module) -> None:
     # Twice, for weights in double precision; and the names, which safetensors writes before them.
     limit = 2 * sum(tensor.nbytes for tensor in own.values()) + 2**10 * len(own) + 2**16
     try:
-        weights = load_safetensors(read(folder, name, limit))
+        weights = upgraded_weights(load_safetensors(read(folder, name, limit)), own)
         check_weights(weights, own)
         model.load_state_dict(weights)
     except (RuntimeError, LookupError, ValueError, SafetensorError) as error:

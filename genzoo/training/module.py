@@ -55,7 +55,13 @@ from genzoo.numerics.random import batch_generator, reseed, seed_of
 from genzoo.training.budget import Budget, LearningRate
 from genzoo.training.ema import EMA
 from genzoo.training.flops import count_step
-from genzoo.training.state_checks import StateError, check_optimizer_state, check_progress, check_weights
+from genzoo.training.state_checks import (
+    StateError,
+    check_optimizer_state,
+    check_progress,
+    check_weights,
+    upgraded_weights,
+)
 
 # Fractions of a stage's plan or seconds after which the plan is fitted to the clock.
 CORRECTIONS = (0.03, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8)
@@ -213,8 +219,8 @@ class GenerativeModule(pl.LightningModule):
         super().__init__()
         if clip is not None and clip <= 0:
             raise ValueError(f"clip must be positive, or null for none, not {clip}")
-        if model.num_classes and batches.y is not None:
-            model.check_labels(batches.y, len(batches.y))  # once, on the host: no step on a GPU reads their values
+        if model.condition and batches.y is not None:
+            model.conditioner.check(batches.y, len(batches.y))  # once, on the host: no step on a GPU reads their values
         self.automatic_optimization = False
         self.model = model
         self.batches = batches
@@ -301,8 +307,11 @@ class GenerativeModule(pl.LightningModule):
         turn = module.turn(number) if isinstance(module, Adversarial) else None
         player = players[turn or "model"]
 
+        if number == 0:
+            x, y, rng = self._batch()
+            module.initialize(x, y if module.condition else None, rng=rng)
         with self._only(player, players):
-            loss = self._backward(module, turn)
+            loss, rng = self._backward(module, turn)
         self.flops += self.cost(stage.name, turn)
         if distributed.world_size() > 1:
             loss = self._average(player, loss)
@@ -323,10 +332,11 @@ class GenerativeModule(pl.LightningModule):
             else:
                 step_unless(bad, player.optimizer)
             player.optimizer.zero_grad()
+            terms = module.after_step(loss.aux, batch, rng=rng)
             self.ema.update(f"{stage.name}/{player.name}")
             prefix = "" if turn is None else f"{turn}_"
             if distributed.rank() == 0:  # which alone writes
-                self.window.add({**loss.terms, f"{prefix}grad_norm": norm})
+                self.window.add({**loss.terms, **terms, f"{prefix}grad_norm": norm})
         self.steps += 1
         if self.steps in self.boundaries:
             for name in players:
@@ -368,7 +378,7 @@ class GenerativeModule(pl.LightningModule):
         if facts.device.type == "cpu":
             self._read_shared()
         total, *terms = facts[2:]
-        return Loss(total, dict(zip(loss.terms, terms, strict=True)))
+        return Loss(total, dict(zip(loss.terms, terms, strict=True)), loss.aux)
 
     def _read_shared(self) -> None:
         """Read what all processes have agreed on since the last time: whether to stop, and their seconds.
@@ -382,24 +392,30 @@ class GenerativeModule(pl.LightningModule):
         self._all_stop = stop > 0
         self.train_seconds += elapsed
 
-    def _backward(self, module: GenerativeModel, turn: str | None) -> Loss:
-        """Compute the loss of the present step and its gradients."""
+    def _batch(self) -> tuple[Tensor, Tensor | None, torch.Generator]:
+        """Return data and conditions of the present step, and its source of noise."""
+        rng = batch_generator("noise", self.seed, self.steps, device=self.batches.device)
+        x, y = self.batches(self.steps)
+        x = (x if self.model.levels is None else dequantize(x, self.model.levels, rng)).to(self.model.dtype)
+        if self.channels_last and x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return x, y, rng
+
+    def _backward(self, module: GenerativeModel, turn: str | None) -> tuple[Loss, torch.Generator]:
+        """Compute the loss of the present step and its gradients; return the source of noise too."""
         # Dropout draws from the global generator. torch.manual_seed would ask for every kind of device at each step.
         device = self.batches.device
         reseed(torch.default_generator, "layers", self.seed, self.steps)
         if device.type == "cuda":
             torch.cuda.manual_seed(seed_of("layers", self.seed, self.steps))
-        rng = batch_generator("noise", self.seed, self.steps, device=device)
-        x, y = self.batches(self.steps)
-        x = (x if self.model.levels is None else dequantize(x, self.model.levels, rng)).to(self.model.dtype)
-        if self.channels_last and x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
+        x, y, rng = self._batch()
+        y = y if module.condition else None
         if self.compiled:  # what the graphs of the last step hold may be overwritten
             torch.compiler.cudagraph_mark_step_begin()
-        loss = module.loss(x, y if module.num_classes else None, turn=turn, rng=rng)
+        loss = module.loss(x, y, turn=turn, rng=rng) if isinstance(module, Adversarial) else module.loss(x, y, rng=rng)
         with torch.autocast(device.type, enabled=False):  # gradients have the types of what they are gradients of
             (self.scaler.scale(loss.total) if self.scaler else loss.total).backward()
-        return loss
+        return loss, rng
 
     def cost(self, stage: str, turn: str | None) -> int:
         """Return the FLOPs of a step, counted the first time, which is no part of training."""
@@ -697,6 +713,8 @@ class GenerativeModule(pl.LightningModule):
             RuntimeError, ValueError: where the weights are another model's.
             StateError: where the state is not that of a training of this configuration.
         """
+        weights = upgraded_weights(weights, self.model.state_dict())
+        average = upgraded_weights(average, self.model.state_dict())
         for name, found, model in (("weights", weights, self.model), ("ema", average, self.ema.model)):
             try:
                 check_weights(found, model.state_dict())

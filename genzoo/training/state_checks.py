@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genzoo.runs.upgrade import upgraded_names
+
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 MOST = 2**53  # steps, updates and the like: integers that a float holds
 
@@ -226,7 +228,7 @@ def check_weights(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> N
         if found.is_floating_point():
             if not bool(torch.isfinite(found).all()):
                 raise ValueError(f"{name} holds NaN or infinity")
-            if name.rpartition(".")[2] == "class_probs" and not (bool((found >= 0).all()) and float(found.sum()) > 0):
+            if name.rpartition(".")[2] == "probs" and not (bool((found >= 0).all()) and float(found.sum()) > 0):
                 raise ValueError(f"{name} holds no probabilities")
         elif found.dtype == torch.int64:
             order = torch.arange(found.numel())
@@ -254,3 +256,14 @@ def _mapping(state: Mapping[str, Any], name: str) -> Mapping[Any, Any]:
 def _shown(value: Any) -> str:
     text = repr(value) if isinstance(value, int | float | str | list | tuple | None) else type(value).__name__
     return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def upgraded_weights(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename weights that an earlier release has written.
+
+    Args:
+        found: by the names of the file.
+        own: of the model.
+    """
+    names = upgraded_names(found, own)
+    return {new: found[old] for old, new in names.items() if new is not None}

@@ -1,0 +1,391 @@
+r"""What a model is conditioned on, described by one small value, and everything that depends on it.
+
+A condition says what ``y`` is in ``p(x | y)``: a class, a vector, a sequence of tokens or an image; ``None`` stands for an
+unconditional model. This module alone checks conditions, draws them from their training distribution, drops them for
+classifier-free guidance and embeds them. Networks and families only pass ``y`` on.
+
+Every condition has a **null value** outside its domain, which stands for "no condition": class n of n classes, token V of a
+vocabulary of V, NaN in vectors and images. A denoiser that was trained with dropped conditions is unconditional there.
+
+References:
+    Ho, Salimans, "Classifier-Free Diffusion Guidance", 2022, https://arxiv.org/abs/2207.12598 (algorithm 1: the null value
+    and dropping).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genzoo.numerics.random import categorical, rand, randint
+
+EXAMPLES_BYTES = 2**22  # of training conditions that a model keeps to draw from, where they are no classes
+
+
+class Condition(ABC):
+    """A description of the conditions of one example, (B, *shape) in a batch."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None  # None for that of the model
+
+    @abstractmethod
+    def null(self, like: Tensor) -> Tensor:
+        """Return the null value with the shape, device and dtype of a batch of conditions."""
+
+    @abstractmethod
+    def valid(self, y: Tensor, *, allow_null: bool = False) -> Tensor:
+        """Return whether all values are in the domain, () bool, without waiting for the device."""
+
+    @abstractmethod
+    def embedding(self, features: int, *, null: bool, constant: float | None) -> Embedding:
+        """Build the embedding, see ``embed``."""
+
+    @property
+    @abstractmethod
+    def domain(self) -> str:
+        """The values that are accepted, in words."""
+
+    def empty(self, n: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Return memory for n conditions."""
+        return torch.empty(n, *self.shape, device=device, dtype=self.dtype or dtype)
+
+
+@dataclass(frozen=True)
+class ClassLabels(Condition):
+    """One of n classes, (B,) int64 in 0..n-1; n is the null value."""
+
+    n: int
+    shape = ()
+    dtype = torch.int64
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"ClassLabels needs at least 1 class, not {self.n}")
+
+    @property
+    def domain(self) -> str:
+        return f"classes 0..{self.n - 1}"
+
+    def null(self, like: Tensor) -> Tensor:
+        return torch.full_like(like, self.n)
+
+    def valid(self, y: Tensor, *, allow_null: bool = False) -> Tensor:
+        return ((y >= 0) & (y < self.n + allow_null)).all()
+
+    def embedding(self, features: int, *, null: bool, constant: float | None) -> Embedding:
+        return ClassEmbedding(self.n, features, null, constant)
+
+
+@dataclass(frozen=True)
+class Vector(Condition):
+    """A vector of d real numbers, (B, d); NaN is the null value."""
+
+    d: int
+    dtype = None
+
+    def __post_init__(self) -> None:
+        if self.d < 1:
+            raise ValueError(f"Vector needs at least 1 dimension, not {self.d}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (self.d,)
+
+    @property
+    def domain(self) -> str:
+        return "finite numbers"
+
+    def null(self, like: Tensor) -> Tensor:
+        return torch.full_like(like, torch.nan)
+
+    def valid(self, y: Tensor, *, allow_null: bool = False) -> Tensor:
+        return (y.isfinite() | _null_rows(y)).all() if allow_null else y.isfinite().all()
+
+    def embedding(self, features: int, *, null: bool, constant: float | None) -> Embedding:
+        return VectorEmbedding(self.d, features, null, constant)
+
+
+@dataclass(frozen=True)
+class Image(Condition):
+    """An image, (B, C, H, W) on [-1, 1]; NaN is the null value."""
+
+    shape: tuple[int, ...]
+    dtype = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        if len(self.shape) != 3 or min(self.shape) < 1:
+            raise ValueError(f"Image needs a shape (channels, height, width), not {self.shape}")
+
+    @property
+    def domain(self) -> str:
+        return "finite numbers"
+
+    def null(self, like: Tensor) -> Tensor:
+        return torch.full_like(like, torch.nan)
+
+    def valid(self, y: Tensor, *, allow_null: bool = False) -> Tensor:
+        return (y.isfinite() | _null_rows(y)).all() if allow_null else y.isfinite().all()
+
+    def embedding(self, features: int, *, null: bool, constant: float | None) -> Embedding:
+        return ImageEmbedding(self.shape, features, null, constant)
+
+
+@dataclass(frozen=True)
+class Tokens(Condition):
+    """A sequence of tokens, (B, length) int64 in 0..vocabulary-1; the token ``vocabulary`` is the null value.
+
+    Shorter sequences are padded with a token of the vocabulary that is set aside for it.
+    """
+
+    length: int
+    vocabulary: int
+    dtype = torch.int64
+
+    def __post_init__(self) -> None:
+        if self.length < 1 or self.vocabulary < 1:
+            raise ValueError(f"Tokens needs a positive length and vocabulary, not {self.length} and {self.vocabulary}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (self.length,)
+
+    @property
+    def domain(self) -> str:
+        return f"tokens 0..{self.vocabulary - 1}"
+
+    def null(self, like: Tensor) -> Tensor:
+        return torch.full_like(like, self.vocabulary)
+
+    def valid(self, y: Tensor, *, allow_null: bool = False) -> Tensor:
+        return ((y >= 0) & (y < self.vocabulary + allow_null)).all()
+
+    def embedding(self, features: int, *, null: bool, constant: float | None) -> Embedding:
+        return TokensEmbedding(self.length, self.vocabulary, features, null, constant)
+
+
+def _null_rows(y: Tensor) -> Tensor:
+    """Return which rows are null, (B, 1, ...), of conditions whose null value is NaN."""
+    return y.flatten(1).isnan().all(1).view(-1, *[1] * (y.ndim - 1))
+
+
+# Embeddings
+
+
+def embed(
+    condition: Condition | None, features: int, *, null: bool = False, constant: float | None = None
+) -> Embedding | None:
+    """Build the embedding of a condition, (B, *condition.shape) -> (B, features), or None without a condition.
+
+    Args:
+        condition: what is embedded.
+        features: of the embedding.
+        null: whether the null value has an embedding too, as in networks that classifier-free guidance calls.
+        constant: the first output, whatever the condition; None for a random one.
+    """
+    return None if condition is None else condition.embedding(features, null=null, constant=constant)
+
+
+class Embedding(nn.Module, ABC):
+    """A map from conditions to features, (B, *condition.shape) -> (B, features)."""
+
+
+class ClassEmbedding(nn.Embedding, Embedding):
+    """A learned vector for each class, and one for the null value where ``null``."""
+
+    def __init__(self, n: int, features: int, null: bool, constant: float | None):
+        super().__init__(n + null, features)
+        if constant is not None:
+            nn.init.constant_(self.weight, constant)
+
+
+def _perceptron(inputs: int, features: int, constant: float | None) -> nn.Sequential:
+    last = nn.Linear(features, features)
+    if constant is not None:
+        nn.init.zeros_(last.weight)
+        nn.init.constant_(last.bias, constant)
+    return nn.Sequential(nn.Linear(inputs, features), nn.SiLU(), last)
+
+
+def _null_features(features: int, null: bool, constant: float | None) -> nn.Parameter | None:
+    return nn.Parameter(torch.full((features,), constant or 0.0)) if null else None
+
+
+class VectorEmbedding(Embedding):
+    """A perceptron with one hidden layer; the null value has features of its own."""
+
+    def __init__(self, d: int, features: int, null: bool, constant: float | None):
+        super().__init__()
+        self.layers = _perceptron(d, features, constant)
+        self.null = _null_features(features, null, constant)
+
+    def forward(self, y: Tensor) -> Tensor:
+        weight: Tensor = self.layers[0].weight  # type: ignore[assignment]
+        y = y.to(weight.dtype)
+        if self.null is None:
+            return self.layers(y)
+        return torch.where(_null_rows(y), self.null, self.layers(y.nan_to_num()))
+
+
+class ImageEmbedding(Embedding):
+    """Strided convolutions down to one vector; the null value has features of its own."""
+
+    def __init__(self, shape: Sequence[int], features: int, null: bool, constant: float | None):
+        super().__init__()
+        channels, height, width = shape
+        layers: list[nn.Module] = []
+        while max(height, width) > 4:
+            layers += [nn.Conv2d(channels, features, 3, stride=2, padding=1), nn.SiLU()]
+            channels, height, width = features, -(-height // 2), -(-width // 2)
+        self.convolutions = nn.Sequential(*layers)
+        self.layers = _perceptron(channels * height * width, features, constant)
+        self.null = _null_features(features, null, constant)
+
+    def forward(self, y: Tensor) -> Tensor:
+        weight: Tensor = self.layers[0].weight  # type: ignore[assignment]
+        y = y.to(weight.dtype)
+        if self.null is None:
+            return self.layers(self.convolutions(y).flatten(1))
+        h = self.layers(self.convolutions(y.nan_to_num()).flatten(1))
+        return torch.where(_null_rows(y).flatten(1), self.null, h)
+
+
+class TokensEmbedding(Embedding):
+    """A mean over positions of features of each token and its position; order matters, since they are mixed before it."""
+
+    def __init__(self, length: int, vocabulary: int, features: int, null: bool, constant: float | None):
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary + null, features)
+        self.positions = nn.Parameter(torch.randn(length, features))
+        self.mix = nn.Linear(features, features)
+        self.layers = _perceptron(features, features, constant)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.layers(F.silu(self.mix(self.tokens(y) + self.positions)).mean(1))
+
+
+# The conditions of one model
+
+
+class Conditioner(nn.Module):
+    """Checks, draws and drops the conditions of one model.
+
+    Args:
+        condition: None for an unconditional model.
+        dropout: how often training replaces a condition by the null value.
+
+    Attributes:
+        probs: of classes, how often each occurs in training, (n,).
+        examples: of other conditions, some that occur in training, (m, *shape).
+    """
+
+    probs: Tensor
+    examples: Tensor
+
+    def __init__(self, condition: Condition | None, dropout: float = 0.0):
+        super().__init__()
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"condition_dropout must be in [0, 1], not {dropout}")
+        self.condition, self.dropout = condition, dropout
+        if condition is None or isinstance(condition, ClassLabels):
+            n = condition.n if condition else 0
+            self.register_buffer("probs", torch.full((n,), 1 / max(n, 1)))
+        else:
+            self.register_buffer("examples", condition.empty(0, torch.device("cpu"), torch.get_default_dtype()))
+
+    def fit(self, y: Tensor) -> None:
+        """Take the training distribution of conditions from those of all training examples, (N, *shape).
+
+        Raises:
+            ValueError: for values outside the domain.
+        """
+        if self.condition is None:
+            return
+        self.check(y, len(y), wait=True)
+        if isinstance(self.condition, ClassLabels):
+            counts = torch.bincount(y.cpu(), minlength=self.condition.n).float()
+            self.probs.copy_(counts / len(y))
+        else:
+            kept = max(EXAMPLES_BYTES // max(y[:1].nbytes, 1), 1)
+            chosen = torch.linspace(0, len(y) - 1, min(kept, len(y))).round().long()
+            self.examples = y.cpu()[chosen].to(self.examples.device, self.examples.dtype)
+
+    def check(self, y: Tensor | None, n: int, *, allow_null: bool = False, wait: bool = False) -> None:
+        """Reject conditions of an unconditional model, and missing or impossible ones of a conditional model.
+
+        In training on a GPU, values are checked by an assertion on the device, which ends the process's use of the GPU: to
+        read them would stall each step. ``GenerativeModule`` therefore checks all of a data set once, on the host.
+
+        Args:
+            y: the conditions.
+            n: how many there must be.
+            allow_null: whether the null value is accepted.
+            wait: whether values are read on a GPU in training too.
+
+        Raises:
+            ValueError: naming what was given and what is accepted.
+        """
+        condition = self.condition
+        if condition is None:
+            if y is not None:
+                raise ValueError("this model is unconditional: y must be None")
+            return
+        wanted = f"{n} {condition.domain}"
+        if y is None:
+            raise ValueError(f"this model is conditional: y must hold {wanted}")
+        right_type = y.dtype == condition.dtype if condition.dtype else y.is_floating_point()
+        valid = y.shape == (n, *condition.shape) and right_type
+        if valid and n:
+            within = condition.valid(y, allow_null=allow_null)
+            if y.device.type == "cuda" and self.training and not wait:
+                torch._assert_async(within, f"y must hold {wanted}")
+            else:
+                valid = bool(within)
+        if not valid:
+            kind = str(condition.dtype or "floating point").removeprefix("torch.")
+            raise ValueError(
+                f"y must be {(n, *condition.shape)} {kind} of {condition.domain}, not {tuple(y.shape)} {y.dtype}"
+            )
+
+    def draw(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Tensor | None:
+        """Return the conditions to sample: ``y``, or without it n draws from the training distribution.
+
+        Raises:
+            ValueError: for impossible ``y``, and where no training distribution is known.
+        """
+        if self.condition is None or y is not None:
+            self.check(y, n, wait=True)
+            return y
+        if isinstance(self.condition, ClassLabels):
+            return categorical(self.probs, n, rng=rng)
+        if not len(self.examples):
+            raise ValueError("this model has seen no training conditions to draw from: y must be given")
+        return self.examples[randint(len(self.examples), (n,), rng=rng, device=self.examples.device)]
+
+    def drop(self, y: Tensor | None, rng: torch.Generator | None) -> Tensor | None:
+        """Replace each condition by the null value with the probability ``dropout``."""
+        if y is None or self.condition is None:
+            return y
+        dropped = rand((len(y),), rng=rng, device=y.device) < self.dropout
+        return torch.where(dropped.view(-1, *[1] * (y.ndim - 1)), self.condition.null(y), y)
+
+    def distinct(self, n: int) -> Tensor | None:
+        """Return n conditions to look at side by side: of classes each that occurs, in turn."""
+        if self.condition is None:
+            return None
+        if isinstance(self.condition, ClassLabels):
+            known = self.probs.nonzero().flatten()
+        elif not len(known := self.examples):
+            raise ValueError("this model has seen no training conditions to draw from: y must be given")
+        return known[torch.arange(n, device=known.device) % len(known)]
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: object) -> None:
+        found = state.get(f"{prefix}examples")
+        if found is not None and "examples" in self._buffers and found.shape[1:] == self.examples.shape[1:]:
+            self.examples = self.examples.new_empty(found.shape)
+        super()._load_from_state_dict(state, prefix, *rest)

@@ -1,0 +1,186 @@
+r"""Chains: samplers that follow a list of times, ``t -> s`` with ``s < t``, from noise to data.
+
+Every step is written in the path's own coefficients, so that a chain may be thinned out and any schedule may be used:
+
+    alpha_ts = alpha_t / alpha_s,      var_ts = sigma_t^2 - alpha_ts^2 sigma_s^2          (the noise added from s to t)
+    q(x_s | x_t, x) = N(alpha_ts sigma_s^2/sigma_t^2 x_t + alpha_s var_ts/sigma_t^2 x,  var_ts sigma_s^2/sigma_t^2 I)
+
+which for a variance-preserving chain is eq. 6-7 of Ho et al. 2020, and in this general form eq. 32 of Kingma et al. 2021.
+Each arrives at the data by taking the estimate of it.
+
+A sampler of this kind is one method, ``step``. RePaint, for example, repeats the step of ``Ancestral`` on a state whose known
+pixels it replaces:
+
+    class RePaint(Ancestral):
+        def step(self, denoise, x_t, c, rng):
+            x_s = super().step(denoise, x_t, c, rng)
+            known = c.alpha_s * self.known + c.sigma_s * torch.randn_like(x_s)
+            return torch.where(self.mask, known, x_s)
+
+References:
+    Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", 2020, https://arxiv.org/abs/2006.11239 (algorithm 2).
+    Kingma, Salimans, Poole, Ho, "Variational Diffusion Models", 2021, https://arxiv.org/abs/2107.00630 (appendix A).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from genzoo.diffusion.denoiser import Denoiser
+from genzoo.diffusion.path import GaussianPath, Prediction, batch_times, cast_like, conversion_coefficients
+from genzoo.diffusion.samplers.sampler import RATIO_MAX, Sampler, Trajectory, initial_state, karras_sigmas
+from genzoo.diffusion.schedules import Schedule
+
+ZERO = torch.zeros(())  # to which a x is added: a product with a number would make a tensor of the number first
+
+
+def axpby(a: float, x: Tensor, b: float, y: Tensor) -> Tensor:
+    """Return ``a x + b y``."""
+    return torch.add(ZERO, x, alpha=a).add_(y, alpha=b)
+
+
+class StepCoefficients(NamedTuple):
+    """Coefficients of one step ``t -> s`` of a chain, as numbers."""
+
+    number: int  # of the step, from 0
+    t: float
+    s: float
+    alpha_t: float
+    sigma_t: float
+    alpha_s: float
+    sigma_s: float
+    var_ts: float  # variance of the noise between s and t
+    posterior_var: float  # variance of q(x_s | x_t, x)
+    d_alpha_t: float  # time derivatives at t
+    d_sigma_t: float
+
+    @property
+    def last(self) -> bool:
+        """Whether this step arrives at the data."""
+        return self.sigma_s == 0.0
+
+    @property
+    def h(self) -> float:
+        """Step of ``lambda = log(alpha/sigma)``, infinite for the last one."""
+        if self.last:
+            return math.inf
+        return math.log(self.alpha_s / self.sigma_s) - math.log(self.alpha_t / self.sigma_t)
+
+    def posterior_mean(self, x_t: Tensor, x0: Tensor) -> Tensor:
+        """Mean of q(x_s | x_t, x)."""
+        of_x_t = self.alpha_t / self.alpha_s * self.sigma_s**2 / self.sigma_t**2
+        return axpby(of_x_t, x_t, self.alpha_s * self.var_ts / self.sigma_t**2, x0)
+
+    def eps(self, x_t: Tensor, x0: Tensor) -> Tensor:
+        """Return the noise in ``x_t = alpha_t x0 + sigma_t eps``."""
+        return axpby(1 / self.sigma_t, x_t, -self.alpha_t / self.sigma_t, x0)
+
+    def renoised(self, x_t: Tensor, x0: Tensor, std: float) -> Tensor:
+        """Return ``alpha_s x0 + std eps`` with the noise that is in ``x_t``."""
+        return axpby(std / self.sigma_t, x_t, self.alpha_s - std * self.alpha_t / self.sigma_t, x0)
+
+    def diffuse(self, x_s: Tensor, z: Tensor) -> Tensor:
+        """Draw from q(x_t | x_s), back from s to t, with standard normal z."""
+        return axpby(self.alpha_t / self.alpha_s, x_s, self.var_ts**0.5, z)
+
+
+def chain_coefficients(path: GaussianPath, times: Tensor) -> list[StepCoefficients]:
+    """Compute all steps of a chain once, in float64."""
+    alpha, sigma, d_alpha, d_sigma = (values.tolist() for values in path.schedule.at(times))
+    chain, t = [], times.tolist()
+    for i in range(len(t) - 1):
+        var_ts = sigma[i] ** 2 - (alpha[i] / alpha[i + 1] * sigma[i + 1]) ** 2
+        posterior_var = var_ts * (sigma[i + 1] / sigma[i]) ** 2
+        ends = alpha[i], sigma[i], alpha[i + 1], sigma[i + 1]
+        chain.append(StepCoefficients(i, t[i], t[i + 1], *ends, var_ts, posterior_var, d_alpha[i], d_sigma[i]))
+    return chain
+
+
+class Estimate(NamedTuple):
+    """The estimate of the data at the beginning of a step."""
+
+    x0: Tensor
+    step: StepCoefficients
+
+
+class CountedDenoiser:
+    """A denoiser along one trajectory, with its conditions, its number of evaluations and its last estimate.
+
+    Args:
+        denoiser: any.
+        y: conditions of the batch, (B, *condition.shape), or None.
+        clip: whether estimates of the data are clamped to [-1, 1] where the data are images.
+        chain: the steps.
+        batch: a state, (B, *shape).
+
+    Attributes:
+        nfe: evaluations of the network for each sample.
+        previous: the latest estimate, for multistep methods.
+    """
+
+    def __init__(self, denoiser: Denoiser, y: Tensor | None, clip: bool, chain: list[StepCoefficients], batch: Tensor):
+        self.denoiser, self.y, self.chain = denoiser, y, chain
+        self.clip = clip and denoiser.event.levels is not None
+        self.nfe = 0
+        self.previous: Estimate | None = None
+        times = [step.t for step in chain]
+        self.times = dict(zip(times, batch_times(torch.tensor(times, dtype=torch.float64), batch), strict=True))
+
+    def __call__(self, x_t: Tensor, step: StepCoefficients) -> tuple[Tensor, Prediction]:
+        """Estimate the data from ``x_t`` at the beginning of a step; return the estimate and the whole prediction."""
+        prediction = self.denoiser.predict(x_t, self.times[step.t], self.y)
+        self.nfe += self.denoiser.evaluations
+        if prediction.kind == "x0":
+            x0 = cast_like(prediction.mean, x_t)
+            x0 = x0.clamp(-1.0, 1.0) if self.clip else x0
+        else:
+            at_t = step.alpha_t, step.sigma_t, step.d_alpha_t, step.d_sigma_t
+            of_x_t, of_mean = conversion_coefficients(prediction.kind, "x0", *at_t)
+            x0 = axpby(of_x_t, x_t, of_mean, prediction.mean)
+            x0 = x0.clamp_(-1.0, 1.0) if self.clip else x0
+        self.previous = Estimate(x0, step)
+        return x0, prediction
+
+    def following(self, step: StepCoefficients) -> StepCoefficients:
+        """Return the step after one that is not the last."""
+        return self.chain[step.number + 1]
+
+
+class ChainSampler(Sampler):
+    """A sampler that follows a list of times, by default the schedule's own, from the prior to the data."""
+
+    rho: float | None = None  # where given, the times are spread over the rho-th root of sigma/alpha instead
+
+    def times(self, schedule: Schedule) -> Tensor:
+        """Return the times of the chain, from noise to data, float64."""
+        if self.rho is None or self.steps is None:
+            return schedule.times(self.steps)
+        sigmas = karras_sigmas(schedule, self.steps, self.rho, RATIO_MAX)
+        return torch.cat([schedule.time_of(sigmas), torch.zeros(1).double()])
+
+    def iterate(self, denoiser: Denoiser, noise: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Trajectory:
+        schedule = denoiser.path.schedule
+        chain = chain_coefficients(denoiser.path, self.times(schedule))
+        denoise = CountedDenoiser(denoiser, y, self.clip, chain, noise)
+        # A thinned chain begins somewhat before the prior, and takes its noise all the same, as is usual.
+        x = initial_state(schedule, noise, min(schedule.t_first, schedule.t_max) if self.rho is None else chain[0].t)
+        yield x, 0
+        for step in chain:
+            x = self.step(denoise, x, step, rng)
+            yield x, denoise.nfe
+
+    @abstractmethod
+    def step(self, denoise: CountedDenoiser, x_t: Tensor, c: StepCoefficients, rng: torch.Generator | None) -> Tensor:
+        """Return the state at s.
+
+        Args:
+            denoise: called as ``denoise(x_t, c)``, estimates the data.
+            x_t: the state at t, (n, *shape).
+            c: t, s and the coefficients of the path at both.
+            rng: source of noise.
+        """

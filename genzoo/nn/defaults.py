@@ -1,0 +1,83 @@
+"""The networks that a family builds where none is given, by the shape of the event: an image or a vector.
+
+Each is called as ``network(in_shape, out_shape, condition)``, as every network of this package is. They are those of
+``conf/network`` with their own default sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from genzoo.conditions import Condition
+from genzoo.nn.causal import CausalNetwork
+from genzoo.nn.dcgan import DCGANCritic, DCGANGenerator
+from genzoo.nn.grid import GridDecoder, GridEncoder
+from genzoo.nn.mlp import MLP, TimeMLP
+from genzoo.nn.pixelcnn import PixelCNN
+from genzoo.nn.resnet import ConvDecoder, ConvEncoder, ConvNet
+from genzoo.nn.transformer import Transformer
+from genzoo.nn.unet import UNet
+
+Shape = Sequence[int]
+
+
+def _is_image(shape: Shape) -> bool:
+    return len(shape) == 3
+
+
+def encoder(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> nn.Module:
+    """Build the encoder of an autoencoder with a vector as its latent."""
+    return (ConvEncoder if _is_image(in_shape) else MLP)(in_shape, out_shape, condition)
+
+
+def decoder(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> nn.Module:
+    """Build the decoder of an autoencoder with a vector as its latent."""
+    return (ConvDecoder if _is_image(out_shape) else MLP)(in_shape, out_shape, condition)
+
+
+def grid_encoder(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> nn.Module:
+    """Build the encoder of an autoencoder with a grid as its latent."""
+    return (GridEncoder if _is_image(in_shape) else MLP)(in_shape, out_shape, condition)
+
+
+def grid_decoder(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> nn.Module:
+    """Build the decoder of an autoencoder with a grid as its latent."""
+    return (GridDecoder if _is_image(out_shape) else MLP)(in_shape, out_shape, condition)
+
+
+def denoiser(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> nn.Module:
+    """Build the network of a diffusion or flow model."""
+    if _is_image(in_shape):
+        return UNet(in_shape, out_shape, condition, channels=32, multipliers=(1, 2))
+    return TimeMLP(in_shape, out_shape, condition)
+
+
+def generator(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> nn.Module:
+    """Build the generator of a GAN."""
+    return (DCGANGenerator if _is_image(out_shape) else MLP)(in_shape, out_shape, condition)
+
+
+def critic(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> nn.Module:
+    """Build the critic of a GAN."""
+    return (DCGANCritic if _is_image(in_shape) else MLP)(in_shape, out_shape, condition)
+
+
+def critic_without_norm(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> nn.Module:
+    """Build a critic whose output for one example does not depend on the rest of the batch."""
+    if _is_image(in_shape):
+        return ConvEncoder(in_shape, out_shape, condition, width=64, blocks=0, norm=False, hidden=256)
+    return MLP(in_shape, out_shape, condition)
+
+
+def causal(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> CausalNetwork:
+    """Build the network of an autoregressive model; a vector is an image of one column."""
+    return (Transformer if in_shape[2] == 1 else PixelCNN)(in_shape, out_shape, condition)
+
+
+def coupling(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> nn.Module:
+    """Build the network of a coupling layer, which starts as zero."""
+    if _is_image(in_shape) and tuple(in_shape[1:]) != (1, 1):
+        return ConvNet(in_shape, out_shape, condition)
+    return MLP(in_shape, out_shape, condition, width=64, depth=1, zero_init=True)
