@@ -106,10 +106,10 @@ class _EventFirst(ABCMeta):
         signature = inspect.signature(cls.__init__)  # type: ignore[misc]
         return signature.replace(parameters=list(signature.parameters.values())[1:])
 
-    def __call__(cls, event: EventSpec | Sequence[int], *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(event, EventSpec) and isinstance(event, Sequence):
-            event = EventSpec(tuple(event), kwargs.pop("levels", None))
-        return super().__call__(event, *args, **kwargs)
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if args and isinstance(args[0], Sequence):
+            args = EventSpec(tuple(args[0]), kwargs.pop("levels", None)), *args[1:]
+        return super().__call__(*args, **kwargs)
 
 
 class GenerativeModel(nn.Module, ABC, metaclass=_EventFirst):

@@ -24,7 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from genzoo.diffusion import samplers
+from genzoo.diffusion.denoiser import Denoiser
 from genzoo.diffusion.path import GaussianPath, Parameterization, Prediction
+from genzoo.diffusion.samplers import ancestral, ddim, euler_maruyama, predictor_corrector
+from genzoo.diffusion.samplers import sampler as sampler_module
 from genzoo.diffusion.schedules import (
     CondOT,
     CosineSchedule,
@@ -35,7 +38,8 @@ from genzoo.diffusion.schedules import (
     VESchedule,
     VPSchedule,
 )
-from genzoo.model import Denoiser, Loss, Samples
+from genzoo.event import EventSpec
+from genzoo.model import Loss, Samples
 from genzoo.numerics.random import rand, randint, randn
 
 SCHEDULES: dict[str, Schedule] = {
@@ -54,7 +58,21 @@ MU = [1.0, -2.0, 0.5]
 SIGMA = [[1.0, 0.6, -0.2], [0.6, 2.0, 0.3], [-0.2, 0.3, 0.5]]
 
 
-class GaussianDenoiser(Denoiser):
+class ExactDenoiser(Denoiser):
+    """What the exact denoisers share."""
+
+    condition = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.event.shape
+
+    @property
+    def dim(self) -> int:
+        return self.event.dim
+
+
+class GaussianDenoiser(ExactDenoiser):
     """The exact denoiser of N(mu, Sigma) data, float64.
 
     Args:
@@ -78,9 +96,10 @@ class GaussianDenoiser(Denoiser):
         levels: int | None = None,
         independent: bool = True,
     ):
-        super().__init__((len(mean),), levels)
+        super().__init__()
+        self.event = EventSpec((len(mean),), levels)
         self.path = GaussianPath(schedule, independent)
-        self.mu = torch.tensor(mean, dtype=torch.float64)
+        self.register_buffer("mu", torch.tensor(mean, dtype=torch.float64))
         sigma = torch.as_tensor(covariance, dtype=torch.float64)
         self.lam, self.axes = (sigma, torch.eye(len(mean)).double()) if sigma.ndim == 1 else torch.linalg.eigh(sigma)
         self.covariance = self.axes @ self.lam.diag() @ self.axes.T
@@ -135,7 +154,7 @@ class GaussianDenoiser(Denoiser):
         return Samples(self.mu + (z * self.lam.sqrt()) @ self.axes.T, nfe=0)
 
 
-class MixtureDenoiser(Denoiser):
+class MixtureDenoiser(ExactDenoiser):
     r"""The exact denoiser of a mixture of isotropic normal laws, float64: nothing about it is linear.
 
         E[x | x_t] = sum_k P(k | x_t) (m_k + alpha s_k/c_k (x_t - alpha m_k)),    c_k = alpha^2 s_k + sigma^2
@@ -147,9 +166,10 @@ class MixtureDenoiser(Denoiser):
     """
 
     def __init__(self, schedule: Schedule, means: Sequence, variances: Sequence[float]):
-        super().__init__((len(means[0]),))
+        super().__init__()
+        self.event = EventSpec((len(means[0]),))
         self.path = GaussianPath(schedule)
-        self.means = torch.tensor(means, dtype=torch.float64)
+        self.register_buffer("means", torch.tensor(means, dtype=torch.float64))
         self.variances = torch.tensor(variances, dtype=torch.float64)
         self.calls = 0
         self.double()
@@ -195,12 +215,18 @@ class Network(nn.Module):
 
 def network(function: Callable[..., Tensor]) -> Callable[..., nn.Module]:
     """Build a network, as families do, that computes ``function`` whatever shapes they ask for."""
-    return lambda in_shape, out_shape, num_classes: Network(function)
+    return lambda in_shape, out_shape, condition: Network(function)
 
 
 def exact_network(denoiser: GaussianDenoiser) -> Callable[..., nn.Module]:
     """Build the network of a perfectly trained diffusion model, called with ``(x_t, t, y)``."""
     return network(lambda x_t, t, y: denoiser.exact(denoiser.kind, x_t, t))
+
+
+def set_randn(patch: pytest.MonkeyPatch, randn: Callable[..., Tensor]) -> None:
+    """Let every sampler draw its noise from a function."""
+    for module in (ancestral, ddim, euler_maruyama, predictor_corrector, sampler_module):
+        patch.setattr(module, "randn", randn)
 
 
 def law(sampler: samplers.Sampler, denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
@@ -218,7 +244,7 @@ def law(sampler: samplers.Sampler, denoiser: Denoiser, monkeypatch: pytest.Monke
         return torch.zeros(shape, dtype=torch.float64)
 
     with monkeypatch.context() as patch:
-        patch.setattr(samplers, "randn", silence)
+        set_randn(patch, silence)
         mean = sampler(denoiser, 1).x[0]
 
     draw, D = iter(range(draws)), denoiser.dim
@@ -230,6 +256,6 @@ def law(sampler: samplers.Sampler, denoiser: Denoiser, monkeypatch: pytest.Monke
         return noise
 
     with monkeypatch.context() as patch:
-        patch.setattr(samplers, "randn", impulse)
+        set_randn(patch, impulse)
         columns = sampler(denoiser, draws * D).x - mean
     return mean, columns.T @ columns

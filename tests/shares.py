@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from genzoo.model import Adversarial, GenerativeModel, Staged
+from genzoo.numerics import distributed
 from genzoo.numerics.random import batch_generator, reseed
 
 TIMEOUT = 60  # seconds that a rank waits for another, so that a hang is a failure
@@ -37,8 +38,12 @@ def examine(model: GenerativeModel, x: Tensor, y: Tensor | None) -> list[dict[st
                 for p in own.values():
                     p.requires_grad_(True)
                 reseed(torch.default_generator, "layers", repetition)
-                total, terms = part.loss(x, y, turn=turn, rng=batch_generator("noise", repetition))
+                if repetition == 0 and turn in (None, "critic"):
+                    part.initialize(x, y, rng=batch_generator("noise", repetition))
+                rng, of_turn = batch_generator("noise", repetition), {} if turn is None else {"turn": turn}
+                total, terms, aux = part.loss(x, y, rng=rng, **of_turn)
                 total.backward()
+                terms = {**terms, **part.after_step(aux, distributed.world_size() * len(x), rng=rng)}
                 gradients = {name: p.grad for name, p in own.items()}
                 state = {name: value.clone() for name, value in model.state_dict().items()}
                 found.append({"gradients": gradients, "terms": {"total": total.detach(), **terms}, "state": state})

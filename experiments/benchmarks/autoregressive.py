@@ -50,7 +50,7 @@ def side(network: type[Transformer | PixelCNN], n: int, ours: bool) -> Callable[
 
     def build() -> Callable[[], Tensor]:
         torch.manual_seed(0)
-        model = Autoregressive(network, Categorical, (1, SIDE, SIDE), LEVELS).eval()
+        model = Autoregressive((1, SIDE, SIDE), network=network, likelihood=Categorical, levels=LEVELS).eval()
         parameters = of_last_token if network is Transformer else of_grid
         ways = [
             lambda rng: model.sample(n, rng=rng).x,

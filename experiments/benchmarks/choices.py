@@ -34,11 +34,11 @@ ADAM = functools.partial(torch.optim.Adam, lr=1e-4, fused=True)
 
 
 def vae() -> GenerativeModel:
-    return VAE(ConvEncoder, ConvDecoder, DiscretizedLogistic(256), SHAPE, 256)
+    return VAE(SHAPE, encoder=ConvEncoder, decoder=ConvDecoder, likelihood=DiscretizedLogistic(256), levels=256)
 
 
 def ddpm() -> GenerativeModel:
-    return DDPM(functools.partial(UNet, channels=32, multipliers=(1, 2), attention=[14]), SHAPE, 256)
+    return DDPM(SHAPE, network=functools.partial(UNet, channels=32, multipliers=(1, 2), attention=[14]), levels=256)
 
 
 def step(

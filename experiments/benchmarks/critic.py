@@ -31,7 +31,7 @@ def images() -> Tensor:
 def players() -> WGANGP:
     torch.manual_seed(0)
     critic = functools.partial(DCGANCritic, norm=False)  # the penalty is per sample
-    return WGANGP(DCGANGenerator, critic, SHAPE, levels=256, latent_dim=LATENT, penalty=WEIGHT)
+    return WGANGP(SHAPE, generator=DCGANGenerator, critic=critic, levels=256, latent_dim=LATENT, penalty=WEIGHT)
 
 
 def by_genzoo(bf16: bool) -> Callable[[], Go]:

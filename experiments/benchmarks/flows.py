@@ -40,12 +40,12 @@ def images() -> Tensor:
 
 def vector_flow(width: int) -> RealNVP:
     """The flow of vectors, whose number of weights is that of the peers' to 1%."""
-    return RealNVP(functools.partial(MLP, width=width, depth=1, zero_init=True), (D,), couplings=COUPLINGS)
+    return RealNVP((D,), network=functools.partial(MLP, width=width, depth=1, zero_init=True), couplings=COUPLINGS)
 
 
 def image_flow() -> Glow:
     """The flow of images, whose number of weights is that of the peer's to 5%."""
-    return Glow(functools.partial(GlowNet, width=CHANNELS), SHAPE, 256, scales=SCALES, steps=STEPS, logit=False)
+    return Glow(SHAPE, network=functools.partial(GlowNet, width=CHANNELS), levels=256, scales=SCALES, steps=STEPS, logit=False)
 
 
 def count(model: nn.Module) -> int:

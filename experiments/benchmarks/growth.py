@@ -54,7 +54,7 @@ def denoiser(side: int, width: int) -> Any:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     network = functools.partial(UNet, channels=width, multipliers=(1, 2), blocks=1)
-    return DDPM(network, (3, side, side), 256, schedule=LinearSchedule(1000), sampler=DDIM(10))
+    return DDPM((3, side, side), network=network, levels=256, schedule=LinearSchedule(1000), sampler=DDIM(10))
 
 
 def step(batch: int = 16, width: int = 32, side: int = 32) -> dict[str, float]:

@@ -38,7 +38,7 @@ def points() -> torch.Tensor:
 def flow() -> FlowMatching:
     """The tiny model."""
     torch.manual_seed(0)
-    return FlowMatching(functools.partial(TimeMLP, width=32, depth=1), (2,))
+    return FlowMatching((2,), network=functools.partial(TimeMLP, width=32, depth=1))
 
 
 def by_genzoo(steps: int, folder: str) -> None:

@@ -31,7 +31,7 @@ Sample = Callable[[torch.Generator], Tensor]
 
 
 def by_genzoo(sampler: Chain) -> Sample:
-    model = DDPM(Network, SHAPE, levels=256, sampler=sampler)
+    model = DDPM(SHAPE, network=Network, levels=256, sampler=sampler)
     return lambda rng: model.sample(N, rng=rng).x
 
 

@@ -32,7 +32,7 @@ class Network(nn.Module):
 
 
 def by_genzoo(sampler: Sampler) -> Sample:
-    model = FlowMatching(Network, SHAPE, sampler=sampler)
+    model = FlowMatching(SHAPE, network=Network, sampler=sampler)
 
     def sample(rng: torch.Generator) -> tuple[Tensor, int]:
         x, nfe, _ = model.sample(N, rng=rng)

@@ -54,7 +54,7 @@ def by_genzoo(precision: str) -> Callable[[], Go]:
         optimizer = functools.partial(torch.optim.Adam, lr=RATE, fused=True)
 
         def train() -> None:
-            model = VAE(encoder, decoder, Gaussian(), SHAPE, levels=256, latent_dim=LATENT)
+            model = VAE(SHAPE, encoder=encoder, decoder=decoder, likelihood=Gaussian(), levels=256, latent_dim=LATENT)
             assert weights(model) == weights(its_model()) + 1, "genzoo learns the variance of a pixel"
             batches, budget = Batches(split, BATCH, seed=0), Budget(images=EPOCHS * N)
             module = GenerativeModule(model, optimizer, batches, budget, clip=1.0)
@@ -107,7 +107,7 @@ def its_parts() -> tuple[type[nn.Module], type[nn.Module]]:
 def its_model() -> nn.Module:
     from pythae.models import VAE, VAEConfig
 
-    return VAE(VAEConfig(input_dim=SHAPE, latent_dim=LATENT), *(part() for part in its_parts()))
+    return VAE(encoder=VAEConfig(input_dim=SHAPE, latent_dim=LATENT), *(part() for part in its_parts()))
 
 
 def by_pythae() -> Go:

@@ -176,7 +176,7 @@ def test_the_least_loss_of_ddpm_is_the_closed_form(schedule, kind):
     alpha^2 lambda/c for the noise, sigma^2 lambda/c for the data and lambda/c for v."""
     lam = torch.tensor([1.0, 0.25, 4.0]).double()
     denoiser = GaussianDenoiser(schedule, MU, lam, kind)
-    model = DDPM(exact_network(denoiser), (3,), schedule=schedule, prediction=kind).double()
+    model = DDPM((3,), network=exact_network(denoiser), schedule=schedule, prediction=kind).double()
     x = denoiser.sample(200_000).x
     t = (torch.arange(schedule.num_steps) + 1).double() / schedule.num_steps
     alpha2, sigma2 = (schedule.at(t).alpha ** 2)[:, None], (schedule.at(t).sigma ** 2)[:, None]

@@ -63,7 +63,7 @@ def test_only_training_counts_and_the_count_is_saved_with_the_weights():
 
 def test_the_trainer_counts_its_steps_and_forgets_those_that_measured_its_speed():
     small = functools.partial(MLP, width=8, depth=1)
-    model = VAE(small, small, Gaussian(), (2,), latent_dim=2, warmup=1000).train()
+    model = VAE((2,), encoder=small, decoder=small, likelihood=Gaussian(), latent_dim=2, warmup=1000).train()
     batches = Batches(Split(torch.randn(32, 2), None), 8, seed=0)
     module = GenerativeModule(model, functools.partial(torch.optim.Adam, lr=1e-3), batches, Budget(seconds=1.0))
     module.plan()

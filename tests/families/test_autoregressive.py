@@ -27,7 +27,7 @@ either = pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 def built(network, likelihood, shape, levels=None, scale: float = 0.5, **settings) -> Autoregressive:
     """Build a model in float64 with weights far from where they start."""
     torch.manual_seed(0)
-    model = Autoregressive(network, likelihood, shape, levels, **settings).double().eval()
+    model = Autoregressive(shape, network=network, likelihood=likelihood, levels=levels, **settings).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += scale * torch.randn_like(parameter)
@@ -181,7 +181,7 @@ def test_training_learns_the_conditional_law_of_a_curve():
     x1 = torch.randn(1024)
     x = torch.stack([x1, torch.sin(2 * x1) + std * torch.randn(1024)], dim=1)
     network = functools.partial(Transformer, width=32, layers=1, heads=2)
-    model = Autoregressive(network, functools.partial(GaussianMixture, components=4), (2,))
+    model = Autoregressive((2,), network=network, likelihood=functools.partial(GaussianMixture, components=4))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 160)
     for step in range(160):
@@ -221,4 +221,4 @@ def test_a_sample_is_the_same_whatever_its_batch_and_costs_one_evaluation_a_pixe
 def test_what_makes_no_sense_is_refused(settings, message):
     arguments = {"likelihood": Categorical, "shape": (1, 4, 4), "levels": 4, **settings}
     with pytest.raises(ValueError, match=message):
-        Autoregressive(NETWORKS["pixelcnn"], **arguments)
+        Autoregressive(network=NETWORKS["pixelcnn"], **arguments)

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from genzoo.conditions import ClassLabels
 from genzoo.diffusion.samplers import DDIM, Ancestral
 from genzoo.diffusion.schedules import DiscreteSchedule, LinearSchedule
 from genzoo.distributions.discretization import bin_center, bits_per_dim
@@ -32,7 +33,9 @@ both = pytest.mark.parametrize("variance", VARIANCES)
 def exact_model(T: int, variance: str = "fixedlarge", kind: str = "eps", mu=MU, lam=LAM) -> DDPM:
     schedule = LinearSchedule(T)
     denoiser = GaussianDenoiser(schedule, mu, lam, kind)
-    return DDPM(exact_network(denoiser), (len(mu),), schedule=schedule, prediction=kind, variance=variance).double()
+    return DDPM(
+        (len(mu),), network=exact_network(denoiser), schedule=schedule, prediction=kind, variance=variance
+    ).double()
 
 
 def kl(mean_gap2, var_q, var_p):
@@ -78,7 +81,7 @@ def learned_model(T: int, **kwargs) -> DDPM:
         return torch.cat([eps, 2 * share - 1], dim=1)
 
     kwargs.setdefault("objective", "hybrid")
-    return DDPM(network(answer), (2,), schedule=schedule, variance="learned", **kwargs).double()
+    return DDPM((2,), network=network(answer), schedule=schedule, variance="learned", **kwargs).double()
 
 
 EVENTS = torch.tensor([[0.3, 0.2], [1.4, -3.0]], dtype=torch.float64)
@@ -196,7 +199,7 @@ def constant_model(levels: int, shape: tuple[int, ...], variance: str, guess: fl
     """A chain of two steps whose network always guesses the same data: its bound holds no chance at all."""
     schedule = DiscreteSchedule(torch.tensor([0.3, 0.6], dtype=torch.float64))
     answer = network(lambda x_t, t, y: torch.full_like(x_t, guess))
-    return DDPM(answer, shape, levels, schedule=schedule, prediction="x0", variance=variance).double()
+    return DDPM(shape, network=answer, levels=levels, schedule=schedule, prediction="x0", variance=variance).double()
 
 
 @both
@@ -254,7 +257,9 @@ def test_uniform_data_cost_their_entropy_and_a_little_more(levels, variance):
         return (posterior @ points).view_as(x_t)
 
     answer = network(expected_data)
-    model = DDPM(answer, (1, 1, 1), levels, schedule=schedule, prediction="x0", variance=variance).double()
+    model = DDPM(
+        (1, 1, 1), network=answer, levels=levels, schedule=schedule, prediction="x0", variance=variance
+    ).double()
     x = points.repeat(3000 // levels).view(-1, 1, 1, 1)
     value, stderr = model.log_prob(x, num_samples=60)
     bits = float(bits_per_dim(value, 1, levels).mean())
@@ -273,7 +278,7 @@ def test_the_loss_is_least_at_the_exact_network():
     losses = {}
     for factor in (0.95, 1.0, 1.05):
         answer = network(lambda x_t, t, y, factor=factor: factor * exact.exact("eps", x_t, t))
-        losses[factor] = float(DDPM(answer, (2,), schedule=schedule).double().loss(x, rng=generator(0)).total)
+        losses[factor] = float(DDPM((2,), network=answer, schedule=schedule).double().loss(x, rng=generator(0)).total)
     assert losses[1.0] < min(losses[0.95], losses[1.05])
 
 
@@ -284,7 +289,7 @@ def test_the_loss_draws_all_times_of_the_chain_equally_often():
         seen.append(t)
         return torch.zeros_like(x_t)
 
-    DDPM(network(watch), (1,), schedule=LinearSchedule(10)).double().loss(torch.zeros(50_000, 1).double())
+    DDPM((1,), network=network(watch), schedule=LinearSchedule(10)).double().loss(torch.zeros(50_000, 1).double())
     index = (seen[0] * 10).round().long() - 1
     assert torch.equal(seen[0], (index + 1).double() / 10)
     assert ((index.bincount(minlength=10) - 5000).abs() < 5 * math.sqrt(5000)).all()
@@ -295,7 +300,7 @@ def conditional(seen: list, **kwargs) -> DDPM:
         seen.append(y)
         return torch.zeros_like(x_t)
 
-    return DDPM(network(watch), (2,), num_classes=4, schedule=LinearSchedule(10), **kwargs)
+    return DDPM((2,), ClassLabels(4), network=network(watch), schedule=LinearSchedule(10), **kwargs)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1, 1.0])
@@ -331,7 +336,7 @@ def test_the_bound_is_computed_with_coefficients_in_double_precision():
     schedule = LinearSchedule(1000)
     denoiser = GaussianDenoiser(schedule, MU, LAM)
     answer = network(lambda x_t, t, y: denoiser.exact("eps", x_t.double(), t).to(x_t.dtype))
-    value, stderr = DDPM(answer, (2,), schedule=schedule).log_prob(x, num_samples=40)
+    value, stderr = DDPM((2,), network=answer, schedule=schedule).log_prob(x, num_samples=40)
     error = stderr.view(2, -1).square().mean(1).sqrt() / math.sqrt(4000)
     expected = torch.from_numpy(exact_bound(EVENTS, 1000, "fixedlarge"))
     assert ((value.view(2, -1).mean(1) - expected).abs() < 4 * error + 1e-3).all()
@@ -357,9 +362,9 @@ class Wired(torch.nn.Module):
 def wired(objective: str, T: int = 10, levels: int | None = None, shape: tuple[int, ...] = (3,)) -> DDPM:
     learned = objective != "simple"
     return DDPM(
-        lambda *shapes: Wired(learned),
         shape,
-        levels,
+        network=lambda *shapes: Wired(learned),
+        levels=levels,
         schedule=LinearSchedule(T),
         variance="learned" if learned else "fixedlarge",
         objective=objective,
@@ -437,7 +442,13 @@ def test_almost_every_pixel_of_an_image_has_a_gradient_at_every_time(objective, 
     at t = .8 if the network predicts the noise. The pixels without are those whose level is as good as certain."""
     T, n = 50, 40
     model = DDPM(
-        Table, (1, 6, 6), 17, schedule=LinearSchedule(T), prediction=prediction, objective=objective, variance=variance
+        (1, 6, 6),
+        network=Table,
+        levels=17,
+        schedule=LinearSchedule(T),
+        prediction=prediction,
+        objective=objective,
+        variance=variance,
     )
     x = bin_center(torch.randint(17, (n, 1, 6, 6), generator=generator(1)), 17)
     flowing: dict[int, list[float]] = {}
@@ -490,7 +501,7 @@ def test_a_learned_variance_lies_between_the_fixed_ones_in_its_logarithm(place):
     T, x = 10, torch.randn(40, 2, dtype=torch.float64)
     denoiser = GaussianDenoiser(LinearSchedule(T), MU, LAM)
     answer = network(lambda x_t, t, y: torch.cat([denoiser.exact("eps", x_t, t), torch.full_like(x_t, place)], dim=1))
-    model = DDPM(answer, (2,), schedule=LinearSchedule(T), variance="learned", objective="hybrid").double()
+    model = DDPM((2,), network=answer, schedule=LinearSchedule(T), variance="learned", objective="hybrid").double()
     share = model.predict(x, torch.full((40,), 0.5)).variance_share
     torch.testing.assert_close(share, torch.full_like(x, (place + 1) / 2))
     index = torch.arange(40) % (T - 1) + 1
@@ -541,7 +552,7 @@ def test_two_losses_of_one_time_in_one_batch_are_both_remembered():
 def importance_model(T: int = 20, **kwargs) -> DDPM:
     denoiser = GaussianDenoiser(LinearSchedule(T), MU, LAM)
     return DDPM(
-        exact_network(denoiser), (2,), schedule=LinearSchedule(T), objective="vlb", importance=True, **kwargs
+        (2,), network=exact_network(denoiser), schedule=LinearSchedule(T), objective="vlb", importance=True, **kwargs
     ).double()
 
 
@@ -585,7 +596,7 @@ def test_the_history_travels_with_the_weights():
 )
 def test_settings_that_make_no_sense_are_refused(setting, what):
     with pytest.raises(ValueError, match=what):
-        DDPM(network(lambda x_t, t, y: x_t), (2,), **setting)
+        DDPM((2,), network=network(lambda x_t, t, y: x_t), **setting)
 
 
 def test_a_learned_variance_is_sampled_with():

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from genzoo.conditions import ClassLabels
 from genzoo.diffusion.noise_levels import LogitNormalTime
 from genzoo.diffusion.samplers import Ancestral, Euler, Heun
 from genzoo.diffusion.schedules import CondOT, VESchedule, VPSchedule
@@ -33,7 +34,7 @@ LAM = [1.0, 0.25, 4.0]
 def exact_model(schedule, covariance=SIGMA, **kwargs) -> tuple[FlowMatching, GaussianDenoiser]:
     denoiser = GaussianDenoiser(schedule, MU, covariance, "velocity")
     answer = network(lambda x_t, t, y: denoiser.exact("velocity", x_t, t))
-    return FlowMatching(answer, (3,), schedule=schedule, **{"tolerance": 1e-7, **kwargs}).double(), denoiser
+    return FlowMatching((3,), network=answer, schedule=schedule, **{"tolerance": 1e-7, **kwargs}).double(), denoiser
 
 
 def zero(x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
@@ -71,7 +72,7 @@ def test_any_other_velocity_costs_more():
     x = denoiser.sample(50_000).x
     for k in (0.9, 1.0, 1.1):
         answer = network(lambda x_t, t, y, k=k: k * denoiser.exact("velocity", x_t, t))
-        losses[k] = float(FlowMatching(answer, (3,)).double().loss(x, rng=generator(0)).total)
+        losses[k] = float(FlowMatching((3,), network=answer).double().loss(x, rng=generator(0)).total)
     assert losses[1.0] < min(losses[0.9], losses[1.1])
 
 
@@ -128,7 +129,9 @@ def test_pairing_by_transport_lowers_the_paths_energy_and_keeps_data_and_classes
     x = y[:, None] + torch.randn(256, 2, dtype=torch.float64)
     energy = {}
     for pairing in ("independent", "optimal_transport"):
-        model = FlowMatching(network(zero), (2,), num_classes=4, pairing=pairing, label_dropout=0.0).double()
+        model = FlowMatching(
+            (2,), ClassLabels(4), network=network(zero), pairing=pairing, condition_dropout=0.0
+        ).double()
         data, eps, labels = pairs_of(model, x, y)
         assert torch.equal(data, x)
         assert torch.equal(labels, y)
@@ -143,7 +146,7 @@ def test_pairing_by_transport_lowers_the_paths_energy_and_keeps_data_and_classes
 def test_pairing_leaves_the_noise_itself_normal():
     x = 5 + torch.randn(512, 2, dtype=torch.float64)
     same = [
-        pairs_of(FlowMatching(network(zero), (2,), pairing=p).double(), x)[1]
+        pairs_of(FlowMatching((2,), network=network(zero), pairing=p).double(), x)[1]
         for p in ("independent", "optimal_transport")
     ]
     torch.testing.assert_close(*(eps.sort(0).values for eps in same))
@@ -156,7 +159,7 @@ def test_a_class_is_paired_with_its_own_noise_in_the_best_way(counts):
     y = y[torch.randperm(len(y))]
     x = (3.0 * y[:, None] - 1.5 + 0.1 * torch.randn(len(y), 2)).double()
     models = [
-        FlowMatching(network(zero), (2,), num_classes=len(counts), pairing=p).double()
+        FlowMatching((2,), ClassLabels(len(counts)) if len(counts) else None, network=network(zero), pairing=p).double()
         for p in ("independent", "optimal_transport")
     ]
     (_, drawn, before), (_, eps, after) = (pairs_of(model, x, y) for model in models)
@@ -168,7 +171,7 @@ def test_a_class_is_paired_with_its_own_noise_in_the_best_way(counts):
 
 
 def test_the_noise_of_each_class_is_standard_normal():
-    model = FlowMatching(network(zero), (2,), num_classes=2, pairing="optimal_transport").double()
+    model = FlowMatching((2,), ClassLabels(2), network=network(zero), pairing="optimal_transport").double()
     n = 1024
     y = torch.arange(n) % 2
     x = (3.0 * y[:, None] - 1.5 + 0.1 * torch.randn(n, 2)).double()
@@ -183,7 +186,7 @@ def test_samples_of_a_class_have_its_law_where_training_pairs_by_transport():
     """Two narrow classes at +-1.5: paired across classes the samples came out at +-0.36."""
     torch.manual_seed(0)
     network = functools.partial(TimeMLP, width=32, depth=2)
-    model = FlowMatching(network, (2,), num_classes=2, pairing="optimal_transport", label_dropout=0.1)
+    model = FlowMatching((2,), ClassLabels(2), network=network, pairing="optimal_transport", condition_dropout=0.1)
     y = torch.arange(64) % 2
     steps = 1200
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3, fused=True)
@@ -208,7 +211,7 @@ def test_a_paired_path_has_no_score_and_takes_no_stochastic_sampler(paired):
         if paired == "optimal_transport"
         else {"teacher": MixtureDenoiser(CondOT(), [[0.0, 0.0]], [1.0])}
     )
-    model = FlowMatching(network(zero), (2,), sampler=Ancestral(steps=5), **setting).double()
+    model = FlowMatching((2,), network=network(zero), sampler=Ancestral(steps=5), **setting).double()
     assert not model.path.independent
     with pytest.raises(ValueError, match="no score"):
         model.score(torch.zeros(1, 2).double(), torch.tensor([0.5]))
@@ -216,7 +219,7 @@ def test_a_paired_path_has_no_score_and_takes_no_stochastic_sampler(paired):
         model.sample(2)
     model.sampler = Heun(2)
     assert model.sample(2).nfe == 4
-    assert FlowMatching(network(zero), (2,)).path.independent
+    assert FlowMatching((2,), network=network(zero)).path.independent
 
 
 # Reflow
@@ -225,7 +228,7 @@ def test_a_paired_path_has_no_score_and_takes_no_stochastic_sampler(paired):
 @pytest.mark.parametrize("schedule", [CondOT(), VPSchedule()], ids=["cond_ot", "vp"])
 def test_pairs_of_a_teacher_lie_on_its_ode(schedule):
     teacher = GaussianDenoiser(schedule, MU, SIGMA, "velocity")
-    model = FlowMatching(network(zero), (3,), teacher=teacher, pool=700).double()
+    model = FlowMatching((3,), network=network(zero), teacher=teacher, pool=700).double()
     x, eps, _ = pairs_of(model, torch.full((64, 3), math.nan, dtype=torch.float64))  # the data are not used
     last = 0.0 if schedule.coordinates == "time" else schedule.t_last
     expected = teacher.carry(eps, 1.0, last)
@@ -242,7 +245,7 @@ def test_the_pool_does_not_depend_on_how_it_is_cut():
     teacher = GaussianDenoiser(CondOT(), MU, SIGMA, "velocity")
     whole, cut = (
         model.pairs.simulate(model, chunk)
-        for model in [FlowMatching(network(zero), (3,), teacher=teacher, pool=30).double()]
+        for model in [FlowMatching((3,), network=network(zero), teacher=teacher, pool=30).double()]
         for chunk in (500, 7)
     )
     for name in whole:
@@ -255,16 +258,18 @@ def test_pairs_of_a_conditional_teacher_keep_the_class_that_made_them():
     def velocity(x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         return (x_t - centre.to(x_t)[y]) / t.clamp(min=1e-3)[:, None]  # all of a class are one point
 
-    teacher = FlowMatching(network(velocity), (2,), num_classes=3).double()
-    model = FlowMatching(network(zero), (2,), num_classes=3, teacher=teacher, pool=200, label_dropout=0.0).double()
+    teacher = FlowMatching((2,), ClassLabels(3), network=network(velocity)).double()
+    model = FlowMatching(
+        (2,), ClassLabels(3), network=network(zero), teacher=teacher, pool=200, condition_dropout=0.0
+    ).double()
     x, _, y = pairs_of(model, torch.zeros(128, 2).double(), torch.zeros(128, dtype=torch.int64))
     assert set(y.tolist()) == {0, 1, 2}
     torch.testing.assert_close(x, centre.double()[y], atol=0.05, rtol=0)
 
 
 def test_a_teacher_is_no_part_of_its_pupil_and_is_left_as_it_is():
-    teacher = FlowMatching(lambda *shapes: TimeMLP(*shapes, width=8, depth=1), (2,))
-    model = FlowMatching(lambda *shapes: TimeMLP(*shapes, width=8, depth=1), (2,), teacher=teacher, pool=8)
+    teacher = FlowMatching((2,), network=lambda *shapes: TimeMLP(*shapes, width=8, depth=1))
+    model = FlowMatching((2,), network=lambda *shapes: TimeMLP(*shapes, width=8, depth=1), teacher=teacher, pool=8)
     before = copy.deepcopy(teacher.state_dict())
     assert len(list(model.parameters())) == len(list(teacher.parameters()))
     assert not any("teacher" in name for name in (*model.state_dict(), *dict(model.named_modules())))
@@ -279,8 +284,8 @@ def test_a_teacher_is_no_part_of_its_pupil_and_is_left_as_it_is():
 
 
 def test_pairs_that_a_teacher_cannot_have_made_are_refused():
-    teacher = FlowMatching(network(zero), (2,), num_classes=3)
-    model = FlowMatching(network(zero), (2,), num_classes=3, teacher=teacher, pool=4)
+    teacher = FlowMatching((2,), ClassLabels(3), network=network(zero))
+    model = FlowMatching((2,), ClassLabels(3), network=network(zero), teacher=teacher, pool=4)
     assert model.precomputed_shapes() == {"x": (4, 2), "eps": (4, 2), "y": (4,)}
     pairs = model.precompute()
     assert {name: tuple(t.shape) for name, t in pairs.items()} == model.precomputed_shapes()
@@ -302,7 +307,7 @@ def test_pairs_that_a_teacher_cannot_have_made_are_refused():
 )
 def test_a_teacher_of_something_else_is_refused(teacher, what):
     with pytest.raises(ValueError, match=what):
-        FlowMatching(network(zero), (3,), teacher=teacher())
+        FlowMatching((3,), network=network(zero), teacher=teacher())
 
 
 def bend(denoiser, n: int = 500, steps: int = 40) -> float:
@@ -315,7 +320,7 @@ def bend(denoiser, n: int = 500, steps: int = 40) -> float:
 def test_reflow_straightens_the_teachers_trajectories():
     """The exact flow to four blobs bends; a small network that learns its pairs bends far less, and so takes fewer steps."""
     teacher = MixtureDenoiser(CondOT(), [[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0], [0.0, -2.0]], [0.05] * 4)
-    pupil = FlowMatching(lambda *shapes: TimeMLP(*shapes, width=64, depth=2), (2,), teacher=teacher, pool=2000)
+    pupil = FlowMatching((2,), network=lambda *shapes: TimeMLP(*shapes, width=64, depth=2), teacher=teacher, pool=2000)
     teacher.double()
     optimizer = torch.optim.Adam(pupil.parameters(), lr=5e-3)
     for step in range(300):
@@ -332,7 +337,7 @@ def test_reflow_straightens_the_teachers_trajectories():
 @pytest.mark.parametrize("dropout", [0.0, 0.1, 1.0])
 def test_classes_become_the_null_label_as_often_as_asked(dropout):
     y = torch.arange(4).repeat(10_000)
-    model = FlowMatching(network(zero), (2,), num_classes=4, label_dropout=dropout)
+    model = FlowMatching((2,), ClassLabels(4), network=network(zero), condition_dropout=dropout)
     labels = pairs_of(model, torch.zeros(40_000, 2), y)[2]
     dropped = labels != y
     assert (labels[dropped] == 4).all()
@@ -350,4 +355,4 @@ def test_classes_become_the_null_label_as_often_as_asked(dropout):
 )
 def test_settings_that_make_no_sense_are_refused(setting, what):
     with pytest.raises(ValueError, match=what):
-        FlowMatching(network(zero), (2,), **setting)
+        FlowMatching((2,), network=network(zero), **setting)

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genzoo.conditions import ClassLabels
 from genzoo.data.densities import GaussianMixture
 from genzoo.distributions.discretization import bin_center
 from genzoo.families.gan import GAN, WGAN, WGANGP, gradient_penalty
@@ -76,7 +77,7 @@ identity = network(lambda x, y: x)  # its input is its output: of a critic, data
 
 def classifier(loss: str) -> GAN:
     """A GAN of the line whose critic and generator are the identity."""
-    return GAN(identity, identity, (1,), latent_dim=1, loss=loss).double()  # type: ignore[arg-type]
+    return GAN((1,), generator=identity, critic=identity, latent_dim=1, loss=loss).double()  # type: ignore[arg-type]
 
 
 LOGITS = torch.tensor([[-3.0], [-0.4], [0.2], [0.9], [2.5]], dtype=torch.float64)
@@ -156,7 +157,7 @@ def test_the_best_classifier_is_the_log_ratio_and_its_value_twice_the_jensen_sha
     """Data N(0, 1) and samples N(1, 1.5^2), as the midpoints of 20,000 slices of equal mass."""
     p, q = torch.distributions.Normal(0.0, 1.0), torch.distributions.Normal(1.0, 1.5)
     slices = ((torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000)[:, None]
-    model = GAN(identity, Parabola, (1,), latent_dim=1).double()
+    model = GAN((1,), generator=identity, critic=Parabola, latent_dim=1).double()
     optimizer = torch.optim.LBFGS(model.critic.parameters(), max_iter=100, tolerance_grad=1e-9)
 
     def closure() -> Tensor:
@@ -188,7 +189,7 @@ def test_on_two_points_the_best_critic_and_its_loss_are_known(loss):
         def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
             return self.w[x.long()]
 
-    model = GAN(identity, Table, (1,), latent_dim=1, loss=loss).double()
+    model = GAN((1,), generator=identity, critic=Table, latent_dim=1, loss=loss).double()
     x, fake = (torch.tensor([0] * n + [1] * (10 - n))[:, None].double() for n in (7, 2))
     optimizer = torch.optim.SGD(model.critic.parameters(), lr=0.05)
     for _ in range(1200):
@@ -232,7 +233,9 @@ def test_a_turn_leaves_no_trace_in_the_other_players_state(family):
 
 
 def test_a_clipped_linear_critic_ends_in_a_corner_where_the_distance_is_that_of_the_city_block():
-    model = WGAN(network(lambda z, y: torch.zeros(len(z), *SHAPE).double()), Linear, SHAPE, clip=0.01).double()
+    model = WGAN(
+        SHAPE, generator=network(lambda z, y: torch.zeros(len(z), *SHAPE).double()), critic=Linear, clip=0.01
+    ).double()
     shift = torch.randn(SHAPE, dtype=torch.float64)
     optimizer = torch.optim.RMSprop(model.critic.parameters(), lr=5e-4)
     for _ in range(100):
@@ -298,7 +301,9 @@ def test_the_turns_are_the_steps_of_the_papers_algorithm():
 
 def test_a_linear_critic_of_a_shift_of_two_has_slope_1_1():
     """The generator gives 0 and the data are 2: the least critic loss is at w = 1 + 2/(2*10)."""
-    model = WGANGP(network(lambda z, y: torch.zeros(len(z), 1).double()), Linear, (1,), latent_dim=1).double()
+    model = WGANGP(
+        (1,), generator=network(lambda z, y: torch.zeros(len(z), 1).double()), critic=Linear, latent_dim=1
+    ).double()
     x = torch.full((64, 1), 2.0, dtype=torch.float64)
     optimizer = torch.optim.SGD(model.critic.parameters(), lr=0.03)
     for _ in range(200):
@@ -310,7 +315,9 @@ def test_a_linear_critic_of_a_shift_of_two_has_slope_1_1():
 
 @pytest.mark.parametrize("penalty", [10.0, 2.0])
 def test_in_many_dimensions_the_critic_points_along_the_shift(penalty):
-    model = WGANGP(network(lambda z, y: torch.zeros(len(z), *SHAPE).double()), Linear, SHAPE, penalty=penalty).double()
+    model = WGANGP(
+        SHAPE, generator=network(lambda z, y: torch.zeros(len(z), *SHAPE).double()), critic=Linear, penalty=penalty
+    ).double()
     shift = torch.randn(SHAPE, dtype=torch.float64)
     optimizer = torch.optim.LBFGS(model.critic.parameters(), max_iter=200, tolerance_grad=1e-12, tolerance_change=0)
 
@@ -358,7 +365,7 @@ def test_the_gradient_of_the_penalty_reaches_the_critics_weights():
 
 def test_the_places_are_uniform_between_data_and_samples():
     """With the critic x^2/2, data at 3 and samples at 1 the penalty is E (3a + (1 - a) - 1)^2 = E (2a)^2 = 4/3."""
-    model = WGANGP(network(lambda z, y: torch.ones(len(z), 1).double()), Quadratic, (1,)).double()
+    model = WGANGP((1,), generator=network(lambda z, y: torch.ones(len(z), 1).double()), critic=Quadratic).double()
     nn.init.ones_(model.critic.w)
     n = 100_000
     penalty = float(model.loss(torch.full((n, 1), 3.0).double(), turn="critic").terms["penalty"])
@@ -432,7 +439,7 @@ def test_images_leave_the_generator_through_a_tanh_and_meet_the_critic_as_snappe
         seen.append(x.detach())
         return x.flatten(1).sum(1, keepdim=True)
 
-    model = WGANGP(Shift, network(critic), (1, 2, 2), levels=17, latent_dim=4).double()
+    model = WGANGP((1, 2, 2), generator=Shift, critic=network(critic), levels=17, latent_dim=4).double()
     centre = bin_center(torch.randint(17, (6, 1, 2, 2)), 17, torch.float64)
     model.loss(centre + 0.9 / 17, turn="critic", rng=generator(0))
     z = torch.randn(6, 4, generator=generator(0), dtype=torch.float64)
@@ -450,7 +457,7 @@ def test_classes_go_with_their_own_data_and_samples():
         return x.sum(1, keepdim=True)
 
     generate = network(lambda z, y: 10.0 + y[:, None].double())
-    model = WGANGP(generate, network(critic), (1,), num_classes=5, latent_dim=1).double()
+    model = WGANGP((1,), ClassLabels(5), generator=generate, critic=network(critic), latent_dim=1).double()
     y = torch.tensor([4, 0, 2])
     model.loss(y[:, None].double(), y, turn="critic")
     (both, labels), (between, given) = seen
@@ -490,7 +497,7 @@ def test_a_gan_covers_all_of_eight_gaussians():
     law = GaussianMixture()
     data = law.sample(20_000, generator("data"))
     small = lambda *shapes: MLP(*shapes, width=64, depth=2)  # noqa: E731
-    model = GAN(small, small, (2,), latent_dim=2)
+    model = GAN((2,), generator=small, critic=small, latent_dim=2)
     optimizers = {
         name: torch.optim.Adam(part.parameters(), lr=1e-3, betas=(0.0, 0.9), fused=True)
         for name, part in model.players().items()

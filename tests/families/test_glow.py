@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from genzoo.conditions import ClassLabels
 from genzoo.data.dataset import Split
 from genzoo.data.loader import Batches
 from genzoo.distributions.discretization import bits_per_dim, dequantize
@@ -35,14 +36,14 @@ def randomised(module: nn.Module, gain: float = 0.07) -> nn.Module:
 
 
 CASES = {
-    "one channel": lambda: Glow(conv, (1, 8, 8), levels=17, steps=2),
-    "three channels": lambda: Glow(conv, (3, 4, 4), levels=256, steps=3),
-    "three scales": lambda: Glow(conv, (1, 8, 8), levels=256, scales=3, steps=2),
-    "not square": lambda: Glow(conv, (1, 4, 12), levels=2, steps=2),
-    "additive": lambda: Glow(conv, (1, 8, 8), levels=17, steps=3, affine=False),
-    "no logit": lambda: Glow(conv, (1, 8, 8), levels=17, steps=2, logit=False),
-    "plane": lambda: Glow(small, (2,), steps=4),
-    "odd vector": lambda: Glow(small, (5,), steps=3),
+    "one channel": lambda: Glow((1, 8, 8), network=conv, levels=17, steps=2),
+    "three channels": lambda: Glow((3, 4, 4), network=conv, levels=256, steps=3),
+    "three scales": lambda: Glow((1, 8, 8), network=conv, levels=256, scales=3, steps=2),
+    "not square": lambda: Glow((1, 4, 12), network=conv, levels=2, steps=2),
+    "additive": lambda: Glow((1, 8, 8), network=conv, levels=17, steps=3, affine=False),
+    "no logit": lambda: Glow((1, 8, 8), network=conv, levels=17, steps=2, logit=False),
+    "plane": lambda: Glow((2,), network=small, steps=4),
+    "odd vector": lambda: Glow((5,), network=small, steps=3),
 }
 every = pytest.mark.parametrize("name", CASES)
 
@@ -108,7 +109,7 @@ def grid(n: int, reach: float) -> tuple[Tensor, float]:
 
 @torch.no_grad()
 def test_the_density_of_the_plane_integrates_to_one_for_each_class():
-    model = randomised(Glow(small, (2,), num_classes=3, steps=4))
+    model = randomised(Glow((2,), ClassLabels(3), network=small, steps=4))
     points, area = grid(500, 16.0)
     densities = [model.log_prob(points, torch.full((len(points),), c)).value.exp() for c in range(3)]
     for p in densities:
@@ -119,7 +120,7 @@ def test_the_density_of_the_plane_integrates_to_one_for_each_class():
 @torch.no_grad()
 def test_samples_of_the_plane_follow_the_density():
     """Moments of the samples against those of the density on a grid."""
-    model = randomised(Glow(small, (2,), steps=4))
+    model = randomised(Glow((2,), network=small, steps=4))
     points, area = grid(600, 16.0)
     p = model.log_prob(points).value.exp() * area
     x = model.sample(100_000).x
@@ -132,7 +133,7 @@ def test_samples_of_the_plane_follow_the_density():
 @torch.no_grad()
 def test_uniform_bytes_score_8_bits_under_an_identity():
     """Without a logit, and with a uniform base: the fresh flow turns pixels alone, and log det W of a rotation is 0."""
-    model = Glow(conv, (3, 8, 8), levels=256, steps=2, affine=False, logit=False).double().eval()
+    model = Glow((3, 8, 8), network=conv, levels=256, steps=2, affine=False, logit=False).double().eval()
     x = dequantize(torch.randint(256, (20, 3, 8, 8)), 256).double()
     z, log_det = model.forward_and_log_det(x)
     assert not torch.equal(z, x.flatten(1))
@@ -143,7 +144,7 @@ def test_uniform_bytes_score_8_bits_under_an_identity():
 
 def test_a_fresh_flow_shrinks_what_an_affine_coupling_moves_by_sigmoid_2():
     """Half of the elements in each of the steps; all else is a rotation."""
-    model = Glow(functools.partial(small, zero_init=True), (4,), steps=3).double().eval()
+    model = Glow((4,), network=functools.partial(small, zero_init=True), steps=3).double().eval()
     log_det = model.forward_and_log_det(torch.randn(5, 4, dtype=torch.float64))[1]
     expected = 3 * 2 * math.log(1 / (1 + math.exp(-2)))
     torch.testing.assert_close(log_det, torch.full_like(log_det, expected), atol=1e-6, rtol=0)
@@ -216,7 +217,7 @@ def test_half_of_the_channels_leave_standardised_by_the_other_half():
 
 @torch.no_grad()
 def test_what_never_leaves_is_standardised_by_its_class():
-    model = randomised(Glow(conv, (1, 4, 4), levels=17, num_classes=3, scales=1, steps=1))
+    model = randomised(Glow((1, 4, 4), ClassLabels(3), network=conv, levels=17, scales=1, steps=1))
     x, y = torch.tanh(torch.randn(6, 1, 4, 4)).double(), torch.arange(6) % 3
     with_law = model.forward_and_log_det(x, y)
     mean, log_std = model.law.weight[y].view(6, 8, 1, 1).chunk(2, dim=1)
@@ -294,7 +295,7 @@ def training(model: Glow) -> GenerativeModule:
 
 
 def test_the_first_step_of_training_initialises_every_actnorm_by_its_own_input_and_the_average_follows():
-    model = Glow(conv, (1, 4, 4), levels=17, scales=1, steps=2)
+    model = Glow((1, 4, 4), network=conv, levels=17, scales=1, steps=2)
     module = training(model)
     module.cost("train", None)
     norms = {name: layer for name, layer in model.named_modules() if isinstance(layer, ActNorm)}
@@ -314,7 +315,7 @@ def test_the_first_step_of_training_initialises_every_actnorm_by_its_own_input_a
 
 
 def test_the_average_of_a_trained_flow_is_one_too():
-    model = Glow(conv, (1, 4, 4), levels=17, scales=1, steps=1).double()
+    model = Glow((1, 4, 4), network=conv, levels=17, scales=1, steps=1).double()
     ema = EMA(model, 0.9)
     ema.watch("model", model)
     for _ in range(4):
@@ -341,9 +342,9 @@ def test_half_precision_networks_leave_the_flow_invertible():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Glow(conv, (1, 6, 8)), "divide by 4, not 6x8"),
-        (lambda: Glow(small, (1,)), "at least two dimensions"),
-        (lambda: Glow(small, (2,), steps=0), "at least 1, not 2 and 0"),
+        (lambda: Glow((1, 6, 8), network=conv), "divide by 4, not 6x8"),
+        (lambda: Glow((1,), network=small), "at least two dimensions"),
+        (lambda: Glow((2,), network=small, steps=0), "at least 1, not 2 and 0"),
     ],
 )
 def test_what_cannot_be_built_is_refused(build, message):

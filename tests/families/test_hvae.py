@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, kl_divergence
 from torch.distributions import Normal as TorchNormal
 
+from genzoo.conditions import ClassLabels
 from genzoo.distributions.discretization import bin_center
 from genzoo.distributions.likelihoods import DiscretizedLogistic, Gaussian, LogisticMixture
 from genzoo.families import hvae
@@ -107,7 +108,7 @@ class Chain(nn.Module):
 
 
 def chain(shift: float = 0.0, spread: float = 1.0, **settings) -> HVAE:
-    model = HVAE(lambda *shapes: Chain(shift, spread), Gaussian(), (3,), **settings).double()
+    model = HVAE((3,), network=lambda *shapes: Chain(shift, spread), likelihood=Gaussian(), **settings).double()
     nn.init.constant_(model.likelihood.log_var, math.log(V))
     return model.requires_grad_(False)
 
@@ -252,7 +253,14 @@ SMALL = functools.partial(Ladder, width=8, latent_channels=2, up=2, down=[2, 1, 
 
 def moved(likelihood, levels: int | None = 17, num_classes: int = 0, **settings) -> HVAE:
     """A model of 8x8 images with random weights: fresh ones hide much, their priors being N(0, 1)."""
-    model = HVAE(SMALL, likelihood, (1, 8, 8), levels, num_classes, **settings).double()
+    model = HVAE(
+        (1, 8, 8),
+        ClassLabels(num_classes) if num_classes else None,
+        network=SMALL,
+        likelihood=likelihood,
+        levels=levels,
+        **settings,
+    ).double()
     rng = generator("moved")
     for parameter in model.parameters():
         parameter.data += 0.2 * torch.randn(parameter.shape, generator=rng, dtype=torch.float64)
@@ -323,7 +331,7 @@ def test_the_bound_is_made_of_the_laws_that_torch_knows():
 
 
 def test_a_fresh_hierarchy_starts_at_standard_normal_priors():
-    model = HVAE(SMALL, DiscretizedLogistic(17), (1, 8, 8), 17)
+    model = HVAE((1, 8, 8), network=SMALL, likelihood=DiscretizedLogistic(17), levels=17)
     for layer in model._descend(torch.randn(2, *model.latent.shape), None)[1]:
         assert not layer.prior.mean.any() and not layer.prior.log_std.any()
     assert 0 < float(model.loss(torch.rand(4, 1, 8, 8)).terms["rate"]) < 50
@@ -376,7 +384,7 @@ def test_bfloat16_networks_leave_the_bound_in_float32():
 
 def test_refusals():
     with pytest.raises(ValueError, match="integers with 17 levels, the data have levels=256"):
-        HVAE(SMALL, DiscretizedLogistic(17), (1, 8, 8), 256)
+        HVAE((1, 8, 8), network=SMALL, likelihood=DiscretizedLogistic(17), levels=256)
     with pytest.raises(ValueError, match="num_samples must be at least 1, not 0"):
         chain().log_prob(data(2), num_samples=0)
     with pytest.raises(ValueError, match="free_bits must not be negative"):

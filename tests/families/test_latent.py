@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from genzoo.commands.load import set_sampler
+from genzoo.conditions import ClassLabels
 from genzoo.data.dataset import Split
 from genzoo.data.loader import Batches
 from genzoo.distributions.discretization import bin_center, quantize
 from genzoo.distributions.likelihoods import Gaussian
+from genzoo.event import EventSpec
 from genzoo.families.ddpm import DDPM
 from genzoo.families.gan import WGANGP
 from genzoo.families.latent import Codes, LatentDensity, LatentModel, Standardized, latent
@@ -107,7 +109,9 @@ def linear(in_shape, out_shape, num_classes) -> nn.Module:
 
 def ppca() -> VAE:
     """The codec, whose q(z | x) is the posterior under the prior N(M, diag V)."""
-    codec = VAE(linear, linear, Gaussian(), (5,), latent_dim=2, sample_likelihood=True).double()
+    codec = VAE(
+        (5,), encoder=linear, decoder=linear, likelihood=Gaussian(), latent_dim=2, sample_likelihood=True
+    ).double()
     C = 1 / ((W.T @ W).diag() / NOISE + 1 / V)
     with torch.no_grad():
         codec.likelihood.log_var.fill_(math.log(NOISE))
@@ -122,7 +126,7 @@ def ppca() -> VAE:
 def exact(mean: Tensor, std: Tensor) -> LatentDensity:
     """The latent model whose latents are standardised by ``mean`` and ``std``, its prior expressed in them."""
     prior = functools.partial(Normal, mean=(M - mean) / std, var=V / std**2)
-    model = latent(ppca(), prior, (5,)).double()
+    model = latent(EventSpec((5,)), codec=ppca(), prior=prior).double()
     model.measure.mean.copy_(mean)
     model.measure.std.copy_(std)
     return model.eval()
@@ -144,7 +148,7 @@ def test_with_exact_parts_the_bound_is_the_likelihood_at_every_draw(mean, std):
 def test_a_wrong_prior_costs_its_divergence_from_the_exact_posterior():
     """With the prior N(0, I) and q unchanged, bound = log p(x | N(0, I)) - KL(q || its posterior), in closed form."""
     x = LAW.sample((1,)).repeat(100_000, 1)
-    model = latent(ppca(), Normal, (5,)).double().eval()
+    model = latent(EventSpec((5,)), codec=ppca(), prior=Normal).double().eval()
     values = model.log_prob(x).value.detach()
     mean, log_var = model.codec.posterior(x[:1])
     q, prior = mean[0].detach(), log_var[0].exp().detach()
@@ -215,11 +219,20 @@ def test_codes_come_back_from_anywhere_in_their_bins():
 
 def vq(num_classes: int = 0, **settings) -> VQVAE:
     torch.manual_seed(0)
-    return VQVAE(small, small, Gaussian(), (2,), num_classes=num_classes, codebook_size=5, embedding_dim=3, **settings)
+    return VQVAE(
+        (2,),
+        ClassLabels(num_classes) if num_classes else None,
+        encoder=small,
+        decoder=small,
+        likelihood=Gaussian(),
+        codebook_size=5,
+        embedding_dim=3,
+        **settings,
+    )
 
 
 def test_the_bound_of_codes_is_their_probability_and_the_likelihood_of_what_they_decode_to():
-    model, x = latent(vq(), Dice, (2,)).double().eval(), torch.randn(40, 2).double()
+    model, x = latent(EventSpec((2,)), codec=vq(), prior=Dice).double().eval(), torch.randn(40, 2).double()
     k = model.codec.encode(x)
     log_P = model.prior.logits.log_softmax(0)[k].flatten(1).sum(1)
     mean, log_var = model.codec.decode(k), model.codec.likelihood.log_var
@@ -231,7 +244,9 @@ def test_the_bound_of_codes_is_their_probability_and_the_likelihood_of_what_they
 
 def test_a_continuous_prior_bounds_the_probability_of_codes():
     """On spread codes a density of [-1, 1]^D bounds the sum over its bins (Theis et al. 2016)."""
-    model = latent(vq(tokens=1), functools.partial(Normal, mean=0.2, var=0.3), (2,)).double().eval()
+    model = (
+        latent(EventSpec((2,)), codec=vq(tokens=1), prior=functools.partial(Normal, mean=0.2, var=0.3)).double().eval()
+    )
     k = torch.arange(5).view(5, 1, 1, 1).repeat_interleave(20_000, 0)
     event = model.measure(k, generator("spread"))
     bound = (model.prior.log_prob(event).value + model.measure.log_det()).detach().view(5, -1).mean(1)
@@ -241,7 +256,7 @@ def test_a_continuous_prior_bounds_the_probability_of_codes():
 
 
 def test_samples_are_draws_of_the_prior_decoded():
-    model = latent(vq(tokens=1), Dice, (2,)).double().eval()
+    model = latent(EventSpec((2,)), codec=vq(tokens=1), prior=Dice).double().eval()
     x = model.sample(20_000, rng=generator("codes")).x
     events = model.codec.decode(torch.arange(5).view(5, 1, 1, 1))
     k = torch.cdist(x, events.detach()).argmin(1)
@@ -254,7 +269,10 @@ def test_samples_are_draws_of_the_prior_decoded():
 
 
 def test_the_stage_of_the_prior_owns_no_weight_of_the_codec_and_leaves_its_codebook_alone():
-    model, x = latent(vq(), Dice, (2,), codec_share=0.3).double().train(), torch.randn(40, 2).double()
+    model, x = (
+        latent(EventSpec((2,)), codec=vq(), prior=Dice, codec_share=0.3).double().train(),
+        torch.randn(40, 2).double(),
+    )
     first, second = model.stages()
     assert (first.name, first.share, second.name, second.share) == ("codec", 0.3, "prior", 0.7)
     assert {id(p) for p in second.module.parameters()} == {id(p) for p in model.prior.parameters()}
@@ -275,8 +293,8 @@ def test_the_prior_learns_from_draws_of_the_posterior_of_a_codec_at_rest():
         def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
             return self.dropout(torch.cat([x[:, :2], 0 * x[:, :2] - 4], 1))
 
-    codec = VAE(Forgetful, linear, Gaussian(), (5,), latent_dim=2).double()
-    model = latent(codec, Normal, (5,)).double().train()
+    codec = VAE((5,), encoder=Forgetful, decoder=linear, likelihood=Gaussian(), latent_dim=2).double()
+    model = latent(EventSpec((5,)), codec=codec, prior=Normal).double().train()
     x = torch.full((20_000, 5), 3.0).double()
     stage = model.stages()[-1].module
     model.measure.known.fill_(True)
@@ -287,7 +305,7 @@ def test_the_prior_learns_from_draws_of_the_posterior_of_a_codec_at_rest():
 
 
 def test_the_scale_is_learned_in_training_alone():
-    model, x = latent(ppca(), Normal, (5,)).double(), LAW.sample((256,))
+    model, x = latent(EventSpec((5,)), codec=ppca(), prior=Normal).double(), LAW.sample((256,))
     model.eval().loss(x, rng=generator(0))
     assert not model.measure.known
     model.train().loss(x, rng=generator(0))
@@ -295,14 +313,14 @@ def test_the_scale_is_learned_in_training_alone():
 
 
 def test_a_codec_whose_weights_are_fixed_is_finished():
-    model = latent(frozen(vq()), Dice, (2,), codec_share=0.3)
+    model = latent(EventSpec((2,)), codec=frozen(vq()), prior=Dice, codec_share=0.3)
     assert [(stage.name, stage.share) for stage in model.stages()] == [("prior", 1.0)]
     assert {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in model.prior.parameters()}
 
 
 def test_the_codec_of_a_latent_model_may_get_another_prior():
-    first = latent(vq(), Dice, (2,))
-    second = latent(first, functools.partial(Normal, mean=0.1), (2,))
+    first = latent(EventSpec((2,)), codec=vq(), prior=Dice)
+    second = latent(EventSpec((2,)), codec=first, prior=functools.partial(Normal, mean=0.1))
     assert second.codec is first.codec and isinstance(second.prior, Normal)
 
 
@@ -310,7 +328,12 @@ def test_the_codec_of_a_latent_model_may_get_another_prior():
 
 
 def ddpm(shape, levels=None, num_classes=0) -> DDPM:
-    return DDPM(functools.partial(TimeMLP, width=8, depth=1), shape, levels, num_classes)
+    return DDPM(
+        shape,
+        ClassLabels(num_classes) if num_classes else None,
+        network=functools.partial(TimeMLP, width=8, depth=1),
+        levels=levels,
+    )
 
 
 class Guess(Normal):
@@ -319,21 +342,23 @@ class Guess(Normal):
 
 def test_abilities_follow_from_the_parts():
     vae = functools.partial(VAE, small, small, Gaussian(), (2,), latent_dim=2)
-    assert latent(vae(), Normal, (2,)).bound == Bound.LOWER
-    assert latent(vae(), ddpm, (2,)).bound == Bound.LOWER
-    assert latent(vae(), Guess, (2,)).bound == Bound.LOWER | Bound.ESTIMATE
-    flow = latent(RealNVP(small, (2,)), ddpm, (2,))
+    assert latent(EventSpec((2,)), codec=vae(), prior=Normal).bound == Bound.LOWER
+    assert latent(EventSpec((2,)), codec=vae(), prior=ddpm).bound == Bound.LOWER
+    assert latent(EventSpec((2,)), codec=vae(), prior=Guess).bound == Bound.LOWER | Bound.ESTIMATE
+    flow = latent(EventSpec((2,)), codec=RealNVP((2,), network=small), prior=ddpm)
     assert type(flow) is LatentModel and not isinstance(flow, Density)
     flow.stages()[-1].module.loss(torch.randn(4, 2))
     assert flow.sample(3).x.shape == (3, 2)
 
 
 def test_a_sampler_is_the_prior_s():
-    model = latent(VAE(small, small, Gaussian(), (2,), latent_dim=2), ddpm, (2,)).eval()
+    model = latent(
+        EventSpec((2,)), codec=VAE((2,), encoder=small, decoder=small, likelihood=Gaussian(), latent_dim=2), prior=ddpm
+    ).eval()
     set_sampler(model, {"_target_": "genzoo.diffusion.samplers.DDIM", "steps": 7})
     assert model.prior.sampler.steps == 7 and model.sample(2).nfe == 7 + 1
     with pytest.raises(ValueError, match="Dice samples in one pass and takes no sampler"):
-        set_sampler(latent(vq(), Dice, (2,)), {"_target_": "genzoo.diffusion.samplers.DDIM"})
+        set_sampler(latent(EventSpec((2,)), codec=vq(), prior=Dice), {"_target_": "genzoo.diffusion.samplers.DDIM"})
 
 
 def test_the_draws_of_a_bound_are_the_prior_s():
@@ -343,7 +368,7 @@ def test_the_draws_of_a_bound_are_the_prior_s():
 
 
 def test_a_codec_may_know_of_no_classes():
-    model = latent(vq(), Dice, (2,), num_classes=3).double().train()
+    model = latent(EventSpec((2,)), ClassLabels(3), codec=vq(), prior=Dice).double().train()
     x, y = torch.randn(6, 2).double(), torch.arange(6) % 3
     first, second = (stage.module for stage in model.stages())
     assert (first.num_classes, second.num_classes) == (0, 3)
@@ -360,8 +385,11 @@ def test_a_codec_may_know_of_no_classes():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"codec": lambda: WGANGP(small, small, (2,))}, "codec: WGANGP does not encode"),
-        ({"codec": lambda: VAE(small, small, Gaussian(), (3,))}, r"codec: made for events of shape \[3\]"),
+        ({"codec": lambda: WGANGP((2,), generator=small, critic=small)}, "codec: WGANGP does not encode"),
+        (
+            {"codec": lambda: VAE((3,), encoder=small, decoder=small, likelihood=Gaussian())},
+            r"codec: made for events of shape \[3\]",
+        ),
         ({"codec": lambda: vq(num_classes=3)}, "codec: has 3 classes, but the model has 0"),
         ({"levels": 17}, "codec: made for events of shape .* levels None, but the data have .* levels 17"),
         ({"prior": functools.partial(WGANGP, small, small)}, "prior: WGANGP is not trained by one loss"),

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genzoo.conditions import ClassLabels
 from genzoo.distributions.discretization import bits_per_dim, dequantize
 from genzoo.distributions.transforms import BatchNorm
 from genzoo.families.realnvp import Coupling, RealNVP, Scale
@@ -36,7 +37,11 @@ class Conv(nn.Module):
 
 def zero(in_shape, out_shape, num_classes) -> nn.Module:
     """A net that starts as zero, as those of the configurations do."""
-    net = Conv(in_shape, out_shape, num_classes) if len(in_shape) == 3 else MLP(in_shape, out_shape, num_classes, 16, 1)
+    net = (
+        Conv(in_shape, out_shape, num_classes)
+        if len(in_shape) == 3
+        else MLP(in_shape, out_shape, ClassLabels(num_classes) if num_classes else None, 16, 1)
+    )
     last = net.second if isinstance(net, Conv) else net.head
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
@@ -44,7 +49,7 @@ def zero(in_shape, out_shape, num_classes) -> nn.Module:
 
 
 def small(in_shape, out_shape, num_classes) -> nn.Module:
-    return MLP(in_shape, out_shape, num_classes, width=16, depth=1)
+    return MLP(in_shape, out_shape, ClassLabels(num_classes) if num_classes else None, width=16, depth=1)
 
 
 def randomised(model: RealNVP, gain: float = 1.5) -> RealNVP:
@@ -66,16 +71,16 @@ def settled(model: RealNVP) -> RealNVP:
 
 
 CASES = {
-    "one channel": lambda: RealNVP(Conv, (1, 8, 8), levels=17),
-    "three channels": lambda: RealNVP(Conv, (3, 8, 8), levels=256),
-    "three scales": lambda: RealNVP(Conv, (2, 8, 8), levels=256, scales=3, couplings=2),
-    "MNIST": lambda: RealNVP(Conv, (1, 28, 28), levels=256),
-    "not square": lambda: RealNVP(Conv, (1, 4, 12), levels=2),
-    "full resolution": lambda: RealNVP(Conv, (3, 4, 8), levels=256, full_resolution=True),
-    "batch norm": lambda: settled(RealNVP(Conv, (1, 8, 8), levels=17, full_resolution=True, batch_norm=True)),
-    "plane": lambda: RealNVP(small, (2,), couplings=4),
-    "normalised plane": lambda: settled(RealNVP(small, (2,), couplings=4, batch_norm=True)),
-    "odd vector": lambda: RealNVP(small, (5,), couplings=3),
+    "one channel": lambda: RealNVP((1, 8, 8), network=Conv, levels=17),
+    "three channels": lambda: RealNVP((3, 8, 8), network=Conv, levels=256),
+    "three scales": lambda: RealNVP((2, 8, 8), network=Conv, levels=256, scales=3, couplings=2),
+    "MNIST": lambda: RealNVP((1, 28, 28), network=Conv, levels=256),
+    "not square": lambda: RealNVP((1, 4, 12), network=Conv, levels=2),
+    "full resolution": lambda: RealNVP((3, 4, 8), network=Conv, levels=256, full_resolution=True),
+    "batch norm": lambda: settled(RealNVP((1, 8, 8), network=Conv, levels=17, full_resolution=True, batch_norm=True)),
+    "plane": lambda: RealNVP((2,), network=small, couplings=4),
+    "normalised plane": lambda: settled(RealNVP((2,), network=small, couplings=4, batch_norm=True)),
+    "odd vector": lambda: RealNVP((5,), network=small, couplings=3),
 }
 every = pytest.mark.parametrize("name", CASES)
 
@@ -128,7 +133,7 @@ def test_log_prob_is_the_change_of_variables(name):
 
 @torch.no_grad()
 def test_the_density_of_the_plane_integrates_to_one():
-    model, n, reach = randomised(RealNVP(small, (2,), couplings=4)), 500, 14.0
+    model, n, reach = randomised(RealNVP((2,), network=small, couplings=4)), 500, 14.0
     axis = reach * (2 * (torch.arange(n, dtype=torch.float64) + 0.5) / n - 1)
     mass = model.log_prob(torch.cartesian_prod(axis, axis)).value.exp().sum() * (2 * reach / n) ** 2
     assert float(mass) == pytest.approx(1.0, abs=1e-4)
@@ -137,7 +142,7 @@ def test_the_density_of_the_plane_integrates_to_one():
 @torch.no_grad()
 def test_samples_of_the_plane_follow_the_density():
     """Moments of the samples against those of the density on a grid."""
-    model, n, reach = randomised(RealNVP(small, (2,), couplings=4)), 600, 14.0
+    model, n, reach = randomised(RealNVP((2,), network=small, couplings=4)), 600, 14.0
     axis = reach * (2 * (torch.arange(n, dtype=torch.float64) + 0.5) / n - 1)
     points = torch.cartesian_prod(axis, axis)
     p = model.log_prob(points).value.exp() * (2 * reach / n) ** 2
@@ -155,7 +160,7 @@ def test_samples_of_the_plane_follow_the_density():
 def test_uniform_bytes_score_8_bits_under_the_law_that_the_logit_gives_them():
     """A fresh flow is the logit alone. Swap its normal base for the law of logit(p), p uniform on [.05, .95]: then the
     flow's density is that of uniform data, 2^-D, and every image scores 8.000 bits/dim."""
-    model = RealNVP(zero, (3, 8, 8), levels=256).double()
+    model = RealNVP((3, 8, 8), network=zero, levels=256).double()
     x = dequantize(torch.randint(256, (20, 3, 8, 8)), 256).double()
     z, log_det = model.forward_and_log_det(x)
     base = (-F.softplus(z) - F.softplus(-z) - math.log(0.9)).sum(1)
@@ -166,7 +171,7 @@ def test_uniform_bytes_score_8_bits_under_the_law_that_the_logit_gives_them():
 @torch.no_grad()
 def test_a_fresh_image_flow_gives_the_interval_the_mass_of_its_normal_base():
     """By the change of variables, P(|N| < logit .95) in each dimension."""
-    model = RealNVP(zero, (1, 2, 2), levels=256, scales=1).double()
+    model = RealNVP((1, 2, 2), network=zero, levels=256, scales=1).double()
     n = 12
     axis = 2 * (torch.arange(n, dtype=torch.float64) + 0.5) / n - 1
     x = torch.cartesian_prod(axis, axis, axis, axis).view(-1, 1, 2, 2)
@@ -177,7 +182,7 @@ def test_a_fresh_image_flow_gives_the_interval_the_mass_of_its_normal_base():
 def test_a_fresh_flow_of_points_is_the_normal_law():
     x = torch.randn(9, 4, dtype=torch.float64)
     expected = torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(1)
-    torch.testing.assert_close(RealNVP(zero, (4,)).double().log_prob(x).value, expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(RealNVP((4,), network=zero).double().log_prob(x).value, expected, atol=1e-12, rtol=0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -258,14 +263,14 @@ def test_half_of_the_channels_leave_at_each_scale_but_the_last():
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 4, 6)])
 def test_at_full_resolution_the_colours_alternate_and_the_last_scale_has_one_checkerboard_more(shape):
-    model = RealNVP(Conv, shape, levels=256, scales=1, full_resolution=True).double()
+    model = RealNVP(shape, network=Conv, levels=256, scales=1, full_resolution=True).double()
     (scale,) = model.blocks
     rows, columns = torch.arange(shape[1]), torch.arange(shape[2])
     odd = ((rows[:, None] + columns) % 2 == 1).expand(shape)
     assert len(scale.couplings) == 4
     for i, coupling in enumerate(scale.couplings):
         assert torch.equal(pixels_moved(scale, coupling, shape), odd if i % 2 == 0 else ~odd)
-    first, last = RealNVP(Conv, (1, 8, 8), levels=256, full_resolution=True).blocks
+    first, last = RealNVP((1, 8, 8), network=Conv, levels=256, full_resolution=True).blocks
     assert [isinstance(c.net, FullResolution) for c in first.couplings] == [True] * 3 + [False] * 3
     assert [isinstance(c.net, FullResolution) for c in last.couplings] == [True] * 4
 
@@ -321,19 +326,19 @@ def test_a_batch_norm_uses_the_batch_in_training_and_its_averages_elsewhere():
 
 
 def test_the_running_averages_are_learned_travel_and_score_alike():
-    model = RealNVP(small, (2,), couplings=3, batch_norm=True).double()
+    model = RealNVP((2,), network=small, couplings=3, batch_norm=True).double()
     x = 3 + torch.randn(256, 2, dtype=torch.float64)
     for _ in range(80):
         trained = model.loss(x).total
     torch.testing.assert_close(model.eval().loss(x).total, trained, rtol=1e-3, atol=0)
-    other = RealNVP(small, (2,), couplings=3, batch_norm=True).double().eval()
+    other = RealNVP((2,), network=small, couplings=3, batch_norm=True).double().eval()
     other.load_state_dict(model.state_dict())
     assert torch.equal(other.log_prob(x).value, model.log_prob(x).value)
 
 
 def test_the_penalty_is_of_bounds_and_magnitudes():
     net = functools.partial(RealNVPNet, width=4, blocks=1)
-    model = RealNVP(net, (1, 4, 4), levels=17, scales=1, couplings=1, scale_penalty=0.5).double().eval()
+    model = RealNVP((1, 4, 4), network=net, levels=17, scales=1, couplings=1, scale_penalty=0.5).double().eval()
     x = torch.tanh(torch.randn(3, 1, 4, 4)).double()
     bounds = 2 * 2.0  # two couplings move two elements each, by at most a factor e
     magnitudes = 2 * (
@@ -357,7 +362,9 @@ def test_a_normalised_convolution_does_not_care_for_the_length_of_its_filters():
 
 @pytest.mark.parametrize("num_classes", [0, 3])
 def test_every_weight_of_the_paper_s_net_works_and_in_evaluation_no_image_sees_another(num_classes):
-    net = RealNVPNet((2, 4, 4), (4, 4, 4), num_classes, width=6, blocks=2).double()
+    net = RealNVPNet(
+        (2, 4, 4), (4, 4, 4), ClassLabels(num_classes) if num_classes else None, width=6, blocks=2
+    ).double()
     x, y = torch.randn(4, 2, 4, 4, dtype=torch.float64), torch.arange(4) % 3 if num_classes else None
     (net(x, y) * torch.randn(4, 4, 4, 4)).sum().backward()
     assert not [key for key, p in net.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
@@ -382,7 +389,7 @@ def test_widths_double_when_rows_halve():
 @torch.no_grad()
 def test_each_class_has_a_density_of_its_own_that_integrates_to_one():
     torch.manual_seed(3)
-    model, n, reach = randomised(RealNVP(small, (2,), num_classes=3)), 400, 14.0
+    model, n, reach = randomised(RealNVP((2,), ClassLabels(3), network=small)), 400, 14.0
     axis = reach * (2 * (torch.arange(n, dtype=torch.float64) + 0.5) / n - 1)
     points = torch.cartesian_prod(axis, axis)
     densities = [model.log_prob(points, torch.full((n * n,), c)).value.exp() for c in range(3)]
@@ -393,7 +400,7 @@ def test_each_class_has_a_density_of_its_own_that_integrates_to_one():
 
 @torch.no_grad()
 def test_a_class_is_undone_by_the_same_class():
-    model = randomised(RealNVP(Conv, (1, 4, 4), levels=17, num_classes=4))
+    model = randomised(RealNVP((1, 4, 4), ClassLabels(4), network=Conv, levels=17))
     x, y = torch.tanh(torch.randn(8, 1, 4, 4)).double(), torch.arange(8) % 4
     z = model.encode(x, y)
     torch.testing.assert_close(model.decode(z, y), x, atol=1e-10, rtol=0)
@@ -403,4 +410,4 @@ def test_a_class_is_undone_by_the_same_class():
 @pytest.mark.parametrize(("shape", "message"), [((1, 6, 8), "divide by 4, not 6x8"), ((1,), "at least two dimensions")])
 def test_shapes_that_cannot_be_split_are_refused(shape, message):
     with pytest.raises(ValueError, match=message):
-        RealNVP(Conv, shape)
+        RealNVP(shape, network=Conv)

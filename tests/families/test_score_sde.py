@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from genzoo.conditions import ClassLabels
 from genzoo.diffusion.noise_levels import LogNormalRatio, UniformTime
 from genzoo.diffusion.path import PARAMETERIZATIONS, expand
 from genzoo.diffusion.samplers import EulerMaruyama, Heun
@@ -42,7 +43,7 @@ def exact_model(schedule: Schedule, covariance=SIGMA, sigma_data: float | None =
         return gain * (denoiser.exact("x0", x_t, t) - alpha * s**2 / q**2 * x_t) * q / (sigma * s)
 
     kwargs.setdefault("tolerance", 1e-6)
-    model = ScoreSDE(network(answer), (3,), schedule=schedule, sigma_data=sigma_data, **kwargs)
+    model = ScoreSDE((3,), network=network(answer), schedule=schedule, sigma_data=sigma_data, **kwargs)
     return model.double(), denoiser
 
 
@@ -93,7 +94,7 @@ def test_preconditioning_hands_the_network_inputs_and_targets_of_unit_variance(s
         seen.append((x, t))
         return torch.zeros_like(x)
 
-    model = ScoreSDE(network(watch), (1,), schedule=schedule, sigma_data=S).double()
+    model = ScoreSDE((1,), network=network(watch), schedule=schedule, sigma_data=S).double()
     x = S * torch.randn(100_000, 1, dtype=torch.float64)
     loss = float(model.loss(x, rng=generator(0)).total)
     assert loss == pytest.approx(1.0, abs=0.02)
@@ -105,7 +106,7 @@ def test_preconditioning_hands_the_network_inputs_and_targets_of_unit_variance(s
 def test_on_karras_noise_the_coefficients_are_those_of_karras():
     """Table 1: c_skip = s^2/(sigma^2 + s^2), c_out = sigma s/sqrt(sigma^2 + s^2), c_in = 1/sqrt(sigma^2 + s^2)."""
     schedule, s = EDMSchedule(), 0.5
-    model = ScoreSDE(network(lambda x, t, y: torch.sin(3 * x)), (2,), schedule=schedule, sigma_data=s).double()
+    model = ScoreSDE((2,), network=network(lambda x, t, y: torch.sin(3 * x)), schedule=schedule, sigma_data=s).double()
     x_t, t = 3 * torch.randn(7, 2, dtype=torch.float64), torch.linspace(0.3, 1, 7).double()
     sigma = 80 * t[:, None] ** 7
     root = (sigma**2 + s**2).sqrt()
@@ -147,7 +148,7 @@ def watched(seen: list, **kwargs) -> ScoreSDE:
         seen.append(y)
         return torch.zeros_like(x_t)
 
-    return ScoreSDE(network(watch), (2,), num_classes=4, **kwargs)
+    return ScoreSDE((2,), ClassLabels(4), network=network(watch), **kwargs)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1, 1.0])
@@ -184,4 +185,4 @@ def test_a_model_samples_with_the_sampler_that_it_was_given_and_by_default_as_it
 )
 def test_settings_that_make_no_sense_are_refused(setting, what):
     with pytest.raises(ValueError, match=what):
-        ScoreSDE(network(lambda x, t, y: x), (2,), **setting)
+        ScoreSDE((2,), network=network(lambda x, t, y: x), **setting)

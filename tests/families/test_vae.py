@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
+from genzoo.conditions import ClassLabels
 from genzoo.distributions.discretization import bin_center
 from genzoo.distributions.likelihoods import DiscretizedLogistic, Gaussian
 from genzoo.families.vae import VAE
@@ -42,7 +43,9 @@ def linear(in_shape, out_shape, num_classes) -> nn.Module:
 
 def ppca(shift: float = 0.0, spread: float = 1.0, **kwargs) -> VAE:
     """The VAE at the optimum, its posterior then moved by ``shift`` and widened by ``spread``."""
-    model = VAE(linear, linear, Gaussian(log_var=math.log(VARIANCE)), (5,), latent_dim=2, **kwargs).double()
+    model = VAE(
+        (5,), encoder=linear, decoder=linear, likelihood=Gaussian(log_var=math.log(VARIANCE)), latent_dim=2, **kwargs
+    ).double()
     M = W.T @ W + VARIANCE * torch.eye(2).double()
     encode = torch.linalg.solve(M, W.T)
     with torch.no_grad():
@@ -119,7 +122,7 @@ def test_training_reaches_the_greatest_likelihood_from_a_random_start():
     residual = eigenvalues[2:].mean()
     best = -0.5 * (5 * math.log(2 * math.pi) + eigenvalues[:2].log().sum() + 3 * residual.log() + 5)
 
-    model = VAE(linear, linear, Gaussian(), (5,), latent_dim=2).double()
+    model = VAE((5,), encoder=linear, decoder=linear, likelihood=Gaussian(), latent_dim=2).double()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1500)
     for _ in range(1500):
@@ -159,7 +162,7 @@ def test_warm_up_and_free_bits_change_the_loss_and_never_touch_the_bound():
 def test_a_density_of_images_sees_and_scores_their_values_as_they_are():
     """A Gaussian likelihood knows no levels: the bound is that of the density of the dequantised values."""
     plain, x = ppca(), data(30)
-    model = VAE(linear, linear, Gaussian(), (5, 1, 1), levels=256, latent_dim=2).double()
+    model = VAE((5, 1, 1), encoder=linear, decoder=linear, likelihood=Gaussian(), levels=256, latent_dim=2).double()
     flat = network(lambda x, y: plain.encoder(x.flatten(1)))
     model.encoder, model.decoder = flat((), (), 0), network(lambda z, y: plain.decoder(z)[:, :, None, None])((), (), 0)
     model.likelihood = plain.likelihood
@@ -170,7 +173,7 @@ def test_a_density_of_images_sees_and_scores_their_values_as_they_are():
 def test_a_likelihood_of_other_data_is_refused():
     for levels in (256, None):
         with pytest.raises(ValueError, match=f"integers with 17 levels, the data have levels={levels}"):
-            VAE(linear, linear, DiscretizedLogistic(17), (1, 4, 4), levels)
+            VAE((1, 4, 4), encoder=linear, decoder=linear, likelihood=DiscretizedLogistic(17), levels=levels)
 
 
 def test_samples_follow_the_law_of_the_model():
@@ -193,7 +196,7 @@ def test_codes_are_posterior_means_and_decode_to_the_mean_of_the_event():
 def test_a_grid_of_latents_is_the_vector_of_its_elements():
     """The same model with latents of shape (1, 1, 2), drawn from the same noise."""
     flat, x = ppca(0.2, 1.5), data(20)
-    model = VAE(linear, linear, Gaussian(), (5,), latent_dim=[1, 1, 2]).double()
+    model = VAE((5,), encoder=linear, decoder=linear, likelihood=Gaussian(), latent_dim=[1, 1, 2]).double()
     model.encoder = network(lambda x, y: flat.encoder(x).view(-1, 2, 1, 2))((), (), 0)
     model.decoder = network(lambda z, y: flat.decoder(z.flatten(1)))((), (), 0)
     model.likelihood = flat.likelihood
@@ -206,14 +209,16 @@ def test_a_grid_of_latents_is_the_vector_of_its_elements():
     torch.testing.assert_close(model.infer(x, rng=generator(0)).log_q, flat.infer(x, rng=generator(0)).log_q)
     for wrong in ([], [4, 0, 2], 0):
         with pytest.raises(ValueError, match="latent_dim must be at least 1, not"):
-            VAE(linear, linear, Gaussian(), (5,), latent_dim=wrong)
+            VAE((5,), encoder=linear, decoder=linear, likelihood=Gaussian(), latent_dim=wrong)
 
 
 def test_images_are_snapped_to_their_levels_before_they_are_encoded():
     """The posterior of a discrete event may not depend on the noise of its dequantisation: the bound would be none."""
     encoder = network(lambda x, y: x.flatten(1)[:, :6])
     decoder = network(lambda z, y: z.mean(1).view(-1, 1, 1, 1).expand(-1, 2, 4, 4))
-    model = VAE(encoder, decoder, DiscretizedLogistic(17), (1, 4, 4), levels=17, latent_dim=3)
+    model = VAE(
+        (1, 4, 4), encoder=encoder, decoder=decoder, likelihood=DiscretizedLogistic(17), levels=17, latent_dim=3
+    )
     k = torch.randint(17, (8, 1, 4, 4))
     centre = bin_center(k, 17)
     for place in (-0.9 / 17, 0.9 / 17):
@@ -232,7 +237,9 @@ def test_the_discrete_bound_of_a_latent_that_is_ignored_is_the_probability_itsel
     params = torch.tensor([[0.2, -0.5], [-1.0, 0.3]]).double().view(1, 4, 1, 1)  # two channels: means, log scales
     encoder = network(lambda x, y: torch.zeros(len(x), 4).double())
     decoder = network(lambda z, y: params.expand(len(z), -1, 1, 1))
-    model = VAE(encoder, decoder, DiscretizedLogistic(3), (2, 1, 1), levels=3, latent_dim=2).double()
+    model = VAE(
+        (2, 1, 1), encoder=encoder, decoder=decoder, likelihood=DiscretizedLogistic(3), levels=3, latent_dim=2
+    ).double()
     k = torch.cartesian_prod(torch.arange(3), torch.arange(3)).view(9, 2, 1, 1)
     for num_samples in (1, 5):
         log_p = model.log_prob(bin_center(k, 3, torch.float64), num_samples=num_samples).value
@@ -244,7 +251,9 @@ def test_classes_reach_both_networks():
         return torch.stack([y.double(), 0 * y], 1)
 
     decoder = network(lambda z, y: (10 * y)[:, None].expand(-1, 2).double())
-    model = VAE(network(class_only), decoder, Gaussian(), (2,), num_classes=3, latent_dim=1).double()
+    model = VAE(
+        (2,), ClassLabels(3), encoder=network(class_only), decoder=decoder, likelihood=Gaussian(), latent_dim=1
+    ).double()
     y = torch.tensor([0, 2, 1])
     assert model.encode(torch.zeros(3, 2).double(), y).flatten().tolist() == [0, 2, 1]
     assert model.sample(3, y).x[:, 0].tolist() == [0, 20, 10]

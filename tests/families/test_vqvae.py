@@ -28,7 +28,7 @@ small = functools.partial(MLP, width=16, depth=1)
 def plane(**settings) -> VQVAE:
     torch.manual_seed(0)
     settings = {"codebook_size": 6, "embedding_dim": 3, "tokens": 2, **settings}
-    return VQVAE(small, small, Gaussian(log_var=-1.0), (2,), **settings)
+    return VQVAE((2,), encoder=small, decoder=small, likelihood=Gaussian(log_var=-1.0), **settings)
 
 
 def points(n: int) -> Tensor:
@@ -39,7 +39,15 @@ def test_the_encoder_gets_the_gradient_of_the_codes_and_that_of_its_commitment()
     """d loss/d z = d distortion/d e / D + 2 beta (z - e)/n, and the codebook has no gradient at all."""
     z = torch.randn(7, 3, 2, 1, dtype=torch.float64, requires_grad=True)
     x, beta = points(7), 0.25
-    model = VQVAE(network(lambda x, y: z), small, Gaussian(), (2,), codebook_size=6, embedding_dim=3, commitment=beta)
+    model = VQVAE(
+        (2,),
+        encoder=network(lambda x, y: z),
+        decoder=small,
+        likelihood=Gaussian(),
+        codebook_size=6,
+        embedding_dim=3,
+        commitment=beta,
+    )
     model.double().eval()
     total, terms = model.loss(x)
     total.backward()
@@ -75,7 +83,14 @@ def test_the_posterior_is_certain_and_the_likelihood_is_that_of_the_decoded_code
 
 def test_samples_draw_each_code_as_often_as_it_is_used():
     """A decoder that shows the first coordinate of each code, on codes that are their own numbers."""
-    model = VQVAE(small, network(lambda e, y: e[:, 0, :, 0]), Gaussian(), (2,), codebook_size=4, embedding_dim=1)
+    model = VQVAE(
+        (2,),
+        encoder=small,
+        decoder=network(lambda e, y: e[:, 0, :, 0]),
+        likelihood=Gaussian(),
+        codebook_size=4,
+        embedding_dim=1,
+    )
     model.quantizer.codes.copy_(torch.arange(4.0)[:, None])
     model.quantizer.counts.copy_(torch.tensor([1.0, 5.0, 0.0, 4.0]))
     n = 20_000
@@ -88,7 +103,13 @@ def test_samples_draw_each_code_as_often_as_it_is_used():
 
 
 def test_samples_may_hold_the_noise_of_the_likelihood():
-    model = VQVAE(small, network(lambda e, y: 0 * e[:, 0, :, 0]), Gaussian(log_var=-2.0), (2,), sample_likelihood=True)
+    model = VQVAE(
+        (2,),
+        encoder=small,
+        decoder=network(lambda e, y: 0 * e[:, 0, :, 0]),
+        likelihood=Gaussian(log_var=-2.0),
+        sample_likelihood=True,
+    )
     assert float(model.sample(20_000, rng=generator(0)).x.var()) == pytest.approx(math.exp(-2), rel=0.03)
     model.sample_likelihood = False
     assert not model.sample(4).x.any()
@@ -96,8 +117,7 @@ def test_samples_may_hold_the_noise_of_the_likelihood():
 
 def test_images_are_snapped_to_their_levels_before_they_are_encoded():
     model = VQVAE(
-        functools.partial(GridEncoder, width=8), functools.partial(GridDecoder, width=8), DiscretizedLogistic(17),
-        (1, 8, 8), levels=17, codebook_size=8, embedding_dim=4, downsampling=2,
+        (1, 8, 8), encoder=functools.partial(GridEncoder, width=8), decoder=functools.partial(GridDecoder, width=8), likelihood=DiscretizedLogistic(17), levels=17, codebook_size=8, embedding_dim=4, downsampling=2,
     ).eval()  # fmt: skip
     centre = bin_center(torch.randint(17, (8, 1, 8, 8)), 17)
     assert model.latent.shape == (1, 4, 4) and model.encode(centre).shape == (8, 1, 4, 4)
@@ -135,7 +155,7 @@ def test_impossible_settings_are_refused(settings, message):
 
 def test_patches_must_tile_the_image():
     with pytest.raises(ValueError, match="downsampling=4 does not divide the sides of 10x8 pixels"):
-        VQVAE(small, small, DiscretizedLogistic(4), (1, 10, 8), levels=4)
+        VQVAE((1, 10, 8), encoder=small, decoder=small, likelihood=DiscretizedLogistic(4), levels=4)
     with pytest.raises(ValueError, match="no number of halvings leads from 9x9 to 3x3"):
         GridEncoder((1, 9, 9), (4, 3, 3))
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from genzoo.conditions import ClassLabels
 from genzoo.nn.dcgan import DCGANCritic, DCGANGenerator
 from genzoo.nn.resgan import ClassBatchNorm, ResNetCritic, ResNetGenerator
 from genzoo.training.ema import EMA
@@ -193,7 +194,7 @@ def test_conditional_batch_norm_is_a_gain_and_a_shift_for_each_class():
 @pytest.mark.parametrize("pool", ["mean", "sum"])
 def test_the_class_enters_the_residual_critic_by_a_projection(pool):
     """Miyato, Koyama 2018, eq. 3: D(x, y) = y^T V phi(x) + psi(phi(x))."""
-    critic = ResNetCritic(IMAGE, (1,), CLASSES, width=6, pool=pool).double()
+    critic = ResNetCritic(IMAGE, (1,), ClassLabels(CLASSES) if CLASSES else None, width=6, pool=pool).double()
     x, y = torch.randn(4, *IMAGE, dtype=torch.float64), torch.tensor([0, 2, 1, 1])
     phi = critic.blocks(x).relu().flatten(2)
     phi = phi.sum(2) if pool == "sum" else phi.mean(2)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from genzoo.conditions import ClassLabels
 from genzoo.distributions.transforms import BatchNorm, Logit
 from genzoo.families.glow import InvertibleConv, Step
 from genzoo.families.realnvp import Coupling
@@ -27,7 +28,7 @@ def nflows_transforms():
 
 
 def small(in_shape, out_shape, num_classes) -> nn.Module:
-    return MLP(in_shape, out_shape, num_classes, width=16, depth=1)
+    return MLP(in_shape, out_shape, ClassLabels(num_classes) if num_classes else None, width=16, depth=1)
 
 
 class Renamed(nn.Module):

@@ -43,8 +43,8 @@ def learned(x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
 
 def model(schedule, prediction="eps", variance="fixedlarge") -> DDPM:
     return DDPM(
-        network(learned if variance == "learned" else answer),
         SHAPE,
+        network=network(learned if variance == "learned" else answer),
         schedule=schedule,
         prediction=prediction,
         variance=variance,
@@ -237,7 +237,7 @@ def test_densities_and_samples_are_those_of_a_solve_by_torchdiffeq():
     """The ODE in the ratio and its exact divergence, written down anew and solved by the other library."""
     odeint = pytest.importorskip("torchdiffeq").odeint
     flow = ScoreSDE(
-        network(lambda x, t, y: torch.tanh(x.flip(1)) * t.to(x)[:, None] + 0.3 * x), (2,), tolerance=1e-7
+        (2,), network=network(lambda x, t, y: torch.tanh(x.flip(1)) * t.to(x)[:, None] + 0.3 * x), tolerance=1e-7
     ).double()
     schedule = flow.path.schedule
     start, stop = (
@@ -271,7 +271,7 @@ def test_densities_and_samples_are_those_of_a_solve_by_torchdiffeq():
 def test_samples_of_the_adaptive_solver_are_torchdiffeqs(monkeypatch):
     odeint = pytest.importorskip("torchdiffeq").odeint
     schedule, start = CondOT(), torch.randn(3, 2, dtype=torch.float64)
-    flow = ScoreSDE(network(lambda x, t, y: torch.sin(2 * x.flip(1))), (2,), schedule=schedule).double()
+    flow = ScoreSDE((2,), network=network(lambda x, t, y: torch.sin(2 * x.flip(1))), schedule=schedule).double()
     monkeypatch.setattr(samplers, "randn", lambda *_, **__: start)
     ours = AdaptiveODE(1e-8, 1e-8)(flow, 3).x
 

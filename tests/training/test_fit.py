@@ -42,7 +42,7 @@ def images(steps: int) -> Budget:
 def vae() -> VAE:
     torch.manual_seed(0)
     small = functools.partial(MLP, width=8, depth=1)
-    return VAE(small, small, Gaussian(), (2,), latent_dim=2)
+    return VAE((2,), encoder=small, decoder=small, likelihood=Gaussian(), latent_dim=2)
 
 
 @pytest.fixture

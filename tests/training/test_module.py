@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from genzoo.conditions import ClassLabels
 from genzoo.data.dataset import Split
 from genzoo.data.loader import Batches
 from genzoo.distributions.likelihoods import DiscretizedLogistic, Gaussian
@@ -59,12 +60,12 @@ def module_of(
 
 def vae(seed: int = 0) -> VAE:
     torch.manual_seed(seed)
-    return VAE(small, small, Gaussian(), (2,), latent_dim=2)
+    return VAE((2,), encoder=small, decoder=small, likelihood=Gaussian(), latent_dim=2)
 
 
 def wgan() -> WGANGP:
     torch.manual_seed(0)
-    return WGANGP(small, small, (2,), latent_dim=2, n_critic=5)
+    return WGANGP((2,), generator=small, critic=small, latent_dim=2, n_critic=5)
 
 
 def everything(module: GenerativeModule) -> list[Tensor]:
@@ -207,7 +208,18 @@ def test_integer_images_reach_the_loss_as_points_inside_their_bins():
 def test_classes_reach_a_conditional_model_alone():
     data = Split(points(32).x, torch.arange(32) % 2)
     for num_classes in (0, 2):
-        module = module_of(VAE(small, small, Gaussian(), (2,), num_classes=num_classes, latent_dim=2), 2, data=data)
+        module = module_of(
+            VAE(
+                (2,),
+                ClassLabels(num_classes) if num_classes else None,
+                encoder=small,
+                decoder=small,
+                likelihood=Gaussian(),
+                latent_dim=2,
+            ),
+            2,
+            data=data,
+        )
         module.step()
 
 
@@ -504,7 +516,7 @@ def test_off_the_cpu_every_optimiser_defers(optimizer):
 
 @pytest.mark.parametrize("wrong", [-1, 2])
 def test_classes_that_do_not_exist_are_refused_before_the_first_step(wrong):
-    model = VAE(small, small, Gaussian(), (2,), num_classes=2, latent_dim=2)
+    model = VAE((2,), ClassLabels(2), encoder=small, decoder=small, likelihood=Gaussian(), latent_dim=2)
     y = torch.tensor([0, 1, wrong, 1])
     with pytest.raises(ValueError, match=r"^y must be \(4,\) int64 in 0\.\.1"):
         GenerativeModule(model, ADAM, Batches(Split(torch.zeros(4, 2), y), 4, seed=0), Budget(images=4))
