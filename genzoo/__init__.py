@@ -6,7 +6,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from genzoo.commands.load import load as load
     from genzoo.families.autoregressive import Autoregressive as Autoregressive
     from genzoo.families.ddpm import DDPM as DDPM
     from genzoo.families.flow_matching import FlowMatching as FlowMatching
@@ -22,12 +21,13 @@ if TYPE_CHECKING:
     from genzoo.families.score_sde import ScoreSDE as ScoreSDE
     from genzoo.families.vae import VAE as VAE
     from genzoo.families.vqvae import VQVAE as VQVAE
+    from genzoo.loading import load as load
 
 __version__ = "0.1.0"
 
 # Names are imported when they are asked for, so that `python -m genzoo --help` need not wait for torch.
 _HOME = {
-    "load": "genzoo.commands.load",
+    "load": "genzoo.loading",
     "Autoregressive": "genzoo.families.autoregressive",
     "DDPM": "genzoo.families.ddpm",
     "FlowMatching": "genzoo.families.flow_matching",

@@ -45,7 +45,10 @@ def command() -> None:
     """Read the words of the command line and do what they say."""
     from hydra._internal.utils import get_args_parser
 
-    from genzoo.commands.config import VERBS, UsageError, help_text, nearest, one_budget, one_comparison, preflight
+    from genzoo.config.budgets import one_budget
+    from genzoo.config.compose import VERBS, help_text, preflight
+    from genzoo.config.overrides import one_comparison
+    from genzoo.errors import UsageError, nearest
 
     words = sys.argv[1:]
     if "--version" in words:  # which Hydra would answer with its own
@@ -94,8 +97,12 @@ def by_hydra(verb: str, options: list[str], overrides: list[str], config_dir: st
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig, OmegaConf
 
-    from genzoo.commands.config import COMPOSING, CONF, UsageError, names_sampler, one_budget, one_line, validate
-    from genzoo.commands.sweep import JobResult, finish, name_of, objective, run_job, run_jobs
+    from genzoo.cli.sweep import JobResult, finish, name_of, objective, run_job, run_jobs
+    from genzoo.config.budgets import one_budget
+    from genzoo.config.compose import names_sampler, validate
+    from genzoo.config.loader import COMPOSING
+    from genzoo.config.paths import CONF
+    from genzoo.errors import UsageError, one_line
     from genzoo.runs import claims
 
     typed, sweep_name = sys.argv, name_of(verb, overrides)
@@ -182,26 +189,26 @@ def _is_basic(plugin: Any) -> bool:
 
 def run(verb: str, config: dict, choices: dict[str, str]) -> None:
     """Do the work of a command; heavy imports happen here."""
-    from genzoo.commands.allocator import tune
+    from genzoo.cli.allocator import tune
     from genzoo.environment import ensure_home
 
     ensure_home()
     tune()  # before torch allocates anything
     if verb == "train":
-        from genzoo.commands.train import train
+        from genzoo.cli.train import train
 
         train(config, choices)
     elif verb == "sample":
-        from genzoo.commands.sample import sample
+        from genzoo.cli.sample import sample
 
         with writing(Path(config["out"])):
             sample(config)
     elif verb == "compare":
-        from genzoo.commands.compare import compare
+        from genzoo.cli.compare import compare
 
         compare(config)
     else:
-        from genzoo.commands.evaluate import evaluate
+        from genzoo.cli.evaluate import evaluate
 
         evaluate(config)
 

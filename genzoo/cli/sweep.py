@@ -204,7 +204,7 @@ def finish(verb: str, ended: Sequence[JobResult]) -> None:
     Raises:
         ValueError: in one line, where nothing can be read or written.
     """
-    from genzoo.commands.compare import write
+    from genzoo.cli.compare import write
 
     runs = list(dict.fromkeys(job.run for job in ended if job.run))
     if runs and any(not job.code for job in ended):

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from genzoo.commands.config import UsageError, build
+from genzoo.config.instantiate import build
+from genzoo.errors import UsageError
 
 
 def compare(config: dict[str, Any]) -> Path:

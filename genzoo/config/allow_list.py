@@ -17,7 +17,9 @@ from typing import Any
 
 import yaml
 
-from genzoo.commands.config import CONF, PACKAGE, UsageError, is_full_name
+from genzoo.config.names import is_full_name
+from genzoo.config.paths import CONF, PACKAGE
+from genzoo.errors import UsageError
 from genzoo.runs import YAML_BYTES
 
 # Where the parts of models are defined: every public class of these files is one.
@@ -36,7 +38,7 @@ PARTS = (
 FROZEN = "genzoo.model.frozen"
 
 # Commands read other runs, and are told themselves whom to trust.
-_NEVER = ("genzoo.commands.", "genzoo.load")
+_NEVER = ("genzoo.cli.", "genzoo.config.", "genzoo.load")
 
 
 def check_names(node: Any, key: str, trust: Sequence[str] = ()) -> None:

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from genzoo.commands.config import REFUSALS, UsageError, misfit
-from genzoo.commands.devices import device_name
 from genzoo.console import log_stderr, stderr
+from genzoo.devices import device_name
+from genzoo.errors import REFUSALS, UsageError, misfit
 from genzoo.runs import ResourceError
 
 EVALUATIONS = 50  # of the network that a sample may take where a configuration does not say metrics.max_nfe
@@ -170,9 +170,9 @@ def estimate(model: Any, data: Any, settings: dict[str, Any]) -> Estimate:
     """
     import torch
 
-    from genzoo.commands.load import sampling_denoiser
     from genzoo.diffusion.denoiser import Denoiser
     from genzoo.distributions.discretization import bin_center
+    from genzoo.loading import sampling_denoiser
     from genzoo.model import Density
     from genzoo.numerics.random import SampleStreams
 
@@ -289,7 +289,7 @@ def pick_network(settings: dict[str, Any], data: dict[str, Any], *, needed: bool
 
 def likelihood(model: Any, data: Any, settings: dict[str, Any], setting: dict[str, Any]) -> dict[str, Any]:
     """Score the log density of the test split, beside that of the law that made the data where it is known."""
-    from genzoo.metrics.evaluator import subset
+    from genzoo.evaluation.samples import subset
     from genzoo.metrics.likelihood import mean_with_error, score_log_prob
     from genzoo.model import Bound
 
@@ -336,7 +336,7 @@ def reconstruction(model: Any, data: Any, settings: dict[str, Any], setting: dic
     import torch
 
     from genzoo.distributions.discretization import bin_center, to_bytes
-    from genzoo.metrics.evaluator import stored, subset
+    from genzoo.evaluation.samples import stored, subset
     from genzoo.metrics.reconstruction import reconstruction_error
     from genzoo.model import Bijective, reconstruct
 
@@ -414,7 +414,7 @@ def compare(
     Returns:
         The scores, and warnings.
     """
-    from genzoo.metrics import evaluator
+    from genzoo.evaluation import samples as evaluator
     from genzoo.metrics.features import cache_folder
     from genzoo.metrics.reference import reference
     from genzoo.metrics.sample_size import too_small
@@ -499,9 +499,9 @@ def within_evaluations(model: Any, limit: int | None) -> Iterator[dict[str, Any]
     Yields:
         The card of the sampler that was exchanged, None where it was not.
     """
-    from genzoo.commands.load import sampling_denoiser
     from genzoo.diffusion.denoiser import Denoiser
     from genzoo.diffusion.samplers import Heun
+    from genzoo.loading import sampling_denoiser
     from genzoo.numerics.random import SampleStreams
 
     part: Any = sampling_denoiser(model)
@@ -523,9 +523,9 @@ def within_evaluations(model: Any, limit: int | None) -> Iterator[dict[str, Any]
 
 def sampler_card(model: Any) -> dict[str, Any] | None:
     """Describe the sampler of a denoiser: its name, its settings, and likewise all that it is made of."""
-    from genzoo.commands.cards import describe
-    from genzoo.commands.load import sampling_denoiser
     from genzoo.diffusion.denoiser import Denoiser
+    from genzoo.evaluation.describe import describe
+    from genzoo.loading import sampling_denoiser
 
     part = sampling_denoiser(model)
     return describe(part.sampler) if isinstance(part, Denoiser) else None

@@ -6,12 +6,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from genzoo.commands.config import UsageError, build, check_section, pick_device
-from genzoo.commands.notes import note
-from genzoo.commands.score import EVALUATIONS, EvalData, NotKept, check_settings, compare, kept, pick_network, score
-from genzoo.commands.train import resources
+from genzoo.cli.notes import note
+from genzoo.cli.train import resources
+from genzoo.config.check import check_section
+from genzoo.config.instantiate import build
 from genzoo.console import log_stderr
+from genzoo.devices import pick_device
 from genzoo.environment import usable_cores
+from genzoo.errors import UsageError
+from genzoo.evaluation.scores import EVALUATIONS, EvalData, NotKept, check_settings, compare, kept, pick_network, score
 
 
 def evaluate(config: dict[str, Any]) -> None:
@@ -39,9 +42,9 @@ def evaluate(config: dict[str, Any]) -> None:
 
 def evaluate_run(config: dict[str, Any]) -> None:
     """Score a run on its own data."""
-    from genzoo.commands.load import load
-    from genzoo.commands.train import sha256_of
+    from genzoo.cli.train import sha256_of
     from genzoo.data import DataSet
+    from genzoo.loading import load
     from genzoo.metrics.sample_size import check_references
     from genzoo.runs import Run
 
@@ -96,7 +99,7 @@ def evaluate_samples(config: dict[str, Any]) -> None:
     import torch
 
     from genzoo.data.pictures import check_range, read_samples
-    from genzoo.metrics.evaluator import stored
+    from genzoo.evaluation.samples import stored
     from genzoo.metrics.reference import sha256_of
     from genzoo.metrics.sample_size import check_references
     from genzoo.runs import now, to_json, write_atomically

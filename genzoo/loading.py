@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
-from genzoo.commands.config import REFUSALS, UsageError, build, misfit, pick_device
+from genzoo.config.instantiate import build
+from genzoo.devices import pick_device
 from genzoo.diffusion.denoiser import Denoiser
+from genzoo.errors import REFUSALS, UsageError, misfit
 from genzoo.model import Composite, GenerativeModel, frozen
 from genzoo.runs import Run
 from genzoo.training.checkpoints import latest, load_file, load_weights

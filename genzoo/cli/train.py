@@ -17,22 +17,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from genzoo.commands.allocator import tune
-from genzoo.commands.config import (
-    REFUSALS,
-    UsageError,
-    build,
-    check,
-    check_section,
-    one_line,
-    pick_device,
-    pick_precision,
-    targets,
-)
-from genzoo.commands.devices import gpu_facts
-from genzoo.commands.notes import note
+from genzoo.cli.allocator import tune
+from genzoo.cli.notes import note
+from genzoo.config.check import check, check_section
+from genzoo.config.instantiate import build, targets
 from genzoo.console import log_stderr
+from genzoo.devices import gpu_facts, pick_device, pick_precision
 from genzoo.environment import usable_cores
+from genzoo.errors import REFUSALS, UsageError, one_line
 from genzoo.runs import UNHASHED_KEYS, ResourceError, Run, RunError, claims, job_id, now, provenance, writing
 
 CLASS_BYTES = 2**16  # of the names of all classes that a run keeps
@@ -128,7 +120,7 @@ def find_resumable(config: dict[str, Any], choices: dict[str, str]) -> Run | Non
     Raises:
         RunError: where the named one is none.
     """
-    from genzoo.commands.sweep import best_of, runs_of
+    from genzoo.cli.sweep import best_of, runs_of
 
     resume = config.get("resume")
     if resume == "auto":
@@ -188,9 +180,9 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
     """
     import torch
 
-    from genzoo.commands.load import PARENTS, check_sampler, with_parents
-    from genzoo.commands.score import EvalData, check_settings, pick_network
     from genzoo.data.loader import Batches
+    from genzoo.evaluation.scores import EvalData, check_settings, pick_network
+    from genzoo.loading import PARENTS, check_sampler, with_parents
     from genzoo.model import GenerativeModel
     from genzoo.numerics.precision import deterministic
     from genzoo.numerics.random import reseed, seed_of
@@ -305,7 +297,7 @@ def check_parents(run: Run, model: Any, parents: dict[str, Any]) -> None:
     Raises:
         RunError: naming the folder and the key.
     """
-    from genzoo.commands.load import PARENTS
+    from genzoo.loading import PARENTS
     from genzoo.training.checkpoints import find
 
     if (run.path / PARENTS).is_dir():
@@ -328,9 +320,9 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
     """
     import torch
 
-    from genzoo.commands.evaluate import show
-    from genzoo.commands.load import PARENTS, inline_runs
-    from genzoo.commands.score import NotKept, interim, score
+    from genzoo.cli.evaluate import show
+    from genzoo.evaluation.scores import NotKept, interim, score
+    from genzoo.loading import PARENTS, inline_runs
 
     job = job_id(config)
     module, subject, network, records, device, parents = prepare(config, old, list(trust))

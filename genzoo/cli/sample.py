@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from genzoo.commands.config import UsageError, nearest, pick_device
-from genzoo.commands.train import resources
+from genzoo.cli.train import resources
+from genzoo.devices import pick_device
 from genzoo.environment import usable_cores
+from genzoo.errors import UsageError, nearest
 
 OURS = re.compile(r"\d{6,}\.png")  # names of pictures in a folder of samples
 
@@ -31,9 +32,9 @@ def _sample(config: dict[str, Any]) -> None:
     import numpy as np
     import torch
 
-    from genzoo.commands.load import load
     from genzoo.conditions import ClassLabels
     from genzoo.data.pictures import CHANNELS, as_bytes, grid, save_png, save_scatter
+    from genzoo.loading import load
     from genzoo.numerics.precision import full_float32
     from genzoo.numerics.random import SampleStreams
     from genzoo.runs import write_atomically

@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from genzoo.commands.config import is_full_name
+from genzoo.config.names import is_full_name
 
 
 def _is_path(text: str) -> str:

@@ -1,0 +1,65 @@
+"""Validation of values against the schema, with the full key in each message."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import ValidationError
+
+from genzoo.config.schema import SCHEMAS, SECTIONS, Section
+from genzoo.errors import UsageError, nearest
+
+
+def unknown_key(key: str, known: Iterable[str]) -> UsageError:
+    """Say which of the known keys, ``trainer.batch_size``, was probably meant: one beside it, or one anywhere."""
+    known = set(known)
+    parent, dot, leaf = key.rpartition(".")
+    beside = {k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent}
+    if not beside:
+        return UsageError(f"unknown key '{key}': {nearest(key, known)}")
+    hint = nearest(leaf, beside - {"_target_", "_partial_"}).replace("mean '", f"mean '{parent}{dot}")
+    if "_target_" in beside and hint.startswith("choose"):
+        hint += f"; an argument that the configuration leaves out is added by +{key}=..."
+    return UsageError(f"unknown key '{key}': {hint}")
+
+
+def check(verb: str, plain: Any) -> dict[str, Any]:
+    """Check the values of a configuration of plain types.
+
+    Raises:
+        UsageError: naming the full key.
+    """
+
+    return _checked(SCHEMAS[verb], plain)
+
+
+def check_section(name: str, section: Any) -> dict[str, Any]:
+    """Check one section of a run's configuration like one that was typed, and return it.
+
+    Raises:
+        UsageError: naming the full key.
+    """
+
+    return _checked(SECTIONS[name], section, name)
+
+
+def _checked(schema: type[Section], plain: Any, name: str = "") -> dict[str, Any]:
+    try:
+        return schema.model_validate(plain).model_dump(exclude_unset=True)
+    except ValidationError as error:
+        raise _refusal(error, name, schema.known_keys(f"{name}." if name else "")) from error
+
+
+def _refusal(error: ValidationError, section: str, known: Iterable[str]) -> UsageError:
+    """Say in one line what pydantic found, with the full key."""
+    first = error.errors()[0]
+    key, given, message = ".".join(filter(None, [section, *map(str, first["loc"])])), first["input"], first["msg"]
+    if first["type"] == "extra_forbidden":
+        return unknown_key(key, known)
+    if first["type"] == "missing":
+        return UsageError(f"{key} is missing: say {key}=...")
+    if first["type"] == "value_error":  # raised by a check of ours, which names the keys itself
+        return UsageError(str(first["ctx"]["error"]))
+    shown = "null" if given is None else str(given)[:100]
+    return UsageError(f"{key}={shown}: {message[0].lower()}{message[1:]}")

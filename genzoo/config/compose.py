@@ -1,0 +1,287 @@
+"""Composition of a command line into a validated configuration."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from string import Template
+from typing import Any, NamedTuple, cast
+
+from hydra import compose
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from genzoo.config.budgets import one_budget
+from genzoo.config.check import check, unknown_key
+from genzoo.config.loader import COMPOSING, hydra_loader, is_finite, leaves, searching
+from genzoo.config.names import is_full_name
+from genzoo.config.overrides import MOST_JOBS, Options, count, first, parse
+from genzoo.config.paths import CONF
+from genzoo.config.schema import SCHEMAS
+from genzoo.errors import UsageError, nearest, one_line
+from genzoo.runs import UNHASHED_KEYS
+from genzoo.runs.redact import remember
+
+MAY_CHANGE = (
+    "resume",
+    "trust",
+    "timeout",
+    *(key for key in UNHASHED_KEYS if "." in key),
+)  # where a run is gone on with
+
+
+VERBS = ("train", "sample", "evaluate", "compare")
+
+
+class Job(NamedTuple):
+    """What a command line asks for."""
+
+    config: dict[str, Any]  # plain types; with resume=DIR under "said" the keys that were typed
+    choices: dict[str, str]  # what was chosen of each group
+
+
+def _known(verb: str, overrides: Sequence[str]) -> set[str]:
+    """List the keys of a command, those included that its configuration may leave out."""
+
+    config = OmegaConf.to_container(compose(verb, list(overrides)), resolve=False)
+    return {*(key for key, _ in leaves(config)), *SCHEMAS[verb].known_keys()}
+
+
+def preflight(
+    verb: str,
+    overrides: Sequence[str],
+    config_dir: str | None = None,
+    *,
+    values: bool = True,
+    sweep: bool = False,
+) -> Job | None:
+    """Compose a command line and check it, without importing torch.
+
+    Args:
+        verb: the command.
+        overrides: the rest of the command line.
+        config_dir: a further directory of configurations.
+        values: whether the values are checked too, or the keys alone.
+        sweep: whether a key may have several values; all choices are checked then, and the values of the first job.
+
+    Returns:
+        What is to be done, if the values were checked.
+
+    Raises:
+        UsageError: naming the key, what is wrong and the nearest valid choice.
+    """
+    if config_dir and not Path(config_dir).is_dir():
+        raise UsageError(f"--config-dir {config_dir}: no such directory")
+    search = searching(config_dir)
+    parsed = [parse(text) for text in overrides]
+    with hydra_loader() as loader:
+        for override in parsed:
+            if override.is_sweep_override() and not sweep:
+                raise UsageError(f"{override.input_line}: several values need -m, which trains one run for each")
+            _check_choice(verb, loader, override, config_dir)
+        if (jobs := math.prod(map(count, parsed))) > MOST_JOBS:
+            raise UsageError(f"a sweep of {jobs:,} jobs: at most {MOST_JOBS:,} are started at a time")
+        _check_resume(verb, parsed, sweep)
+        try:
+            firsts = list(map(first, parsed))
+            cleared = one_budget(verb, firsts, config_dir)
+            config = compose(verb, [*search, *firsts, *cleared], return_hydra_config=True)
+        except COMPOSING as error:
+            raise _explain(verb, parsed, search, error) from error
+    choices, named = dict(config.hydra.runtime.choices), names_sampler(config.hydra)
+    if sweep:
+        _check_sweeper(config.hydra, parsed)
+    with open_dict(config):
+        del config["hydra"]
+    if not values:
+        return None
+    plain = validate(verb, config, named)
+    if config_dir and "trust" in plain:
+        from genzoo.config.allow_list import named_in
+
+        plain["trust"] = sorted({*plain["trust"], *named_in(config_dir, plain.get("run") or plain.get("resume"))})
+    if plain.get("resume") not in (None, "auto"):
+        plain["said"] = [override.key_or_group for override in parsed]
+    return Job(plain, choices)
+
+
+def help_text(verb: str, overrides: Sequence[str], config_dir: str | None = None) -> str:
+    """Say what a command is, what there is to choose from, and its configuration: what Hydra would say, sooner.
+
+    Hydra copies the whole composition for each group that it lists.
+    """
+    homes = [CONF, *([Path(config_dir)] if config_dir else [])]
+    choices: dict[str, set[str]] = {}
+    for home in homes:
+        for path in home.glob("*/**/*.yaml"):
+            choices.setdefault(path.parent.relative_to(home).as_posix(), set()).add(path.stem)
+    groups = [f"{group}: {', '.join(sorted(names))}" for group, names in sorted(choices.items())]
+    with hydra_loader():
+        cleared = one_budget(verb, overrides, config_dir)
+        config = compose(verb, [*searching(config_dir), *overrides, *cleared], return_hydra_config=True)
+    template = Template(config.hydra.help.template)
+    with open_dict(config):
+        del config["hydra"]
+    listed = "\n".join(line for line in groups if not line.startswith("hydra"))
+    return template.substitute(APP_CONFIG_GROUPS=f"{listed}\n", CONFIG=OmegaConf.to_yaml(config))
+
+
+def _check_resume(verb: str, overrides: Sequence[Override], sweep: bool) -> None:
+    """Refuse what would change a run that is gone on with."""
+    said = {override.key_or_group: override for override in overrides}
+    asked = said.get("resume")
+    if verb != "train" or asked is None or (not asked.is_sweep_override() and asked.value() in (None, "auto")):
+        return
+    if sweep:
+        raise UsageError(f"{asked.input_line}: goes on with one run; in a sweep say resume=auto")
+    for key, override in said.items():
+        if key not in MAY_CHANGE:
+            raise UsageError(f"{override.input_line}: {asked.input_line} goes on as the run began; leave it out")
+
+
+def _check_choice(verb: str, loader: ConfigLoader, override: Override, config_dir: str | None) -> None:
+    """Refuse a choice that its group does not have."""
+
+    group = override.key_or_group
+    options = loader.get_group_options(group, results_filter=ObjectType.CONFIG)
+    options += [path.stem for path in Path(config_dir, group).glob("*.yaml")] if config_dir else []
+    override.config_loader = cast(Any, Options(sorted(set(options))))
+    if not options or override.is_delete():
+        return
+    value = override.value()
+    if override.is_interval_sweep():
+        raise UsageError(f"{override.input_line}: choose from {', '.join(options)}")
+    if isinstance(value, list) and not override.is_sweep_override():
+        raise UsageError(f"{override.input_line}: one choice, not a list; with -m several, {group}=a,b")
+    if count(override) > MOST_JOBS:  # of a range, which is no choice
+        raise UsageError(f"{override.input_line}: choose from {', '.join(options)}")
+    several = [value]
+    if override.is_sweep_override():
+        key = override.get_key_element()
+        several = [parse(f"{key}={text}").value() for text in override.sweep_string_iterator()]
+    for choice in several:
+        field = SCHEMAS[verb].model_fields.get(group)
+        if choice is None and field is not None and not field.is_required():
+            raise UsageError(f"{group}=null: say ~{group} to leave it out")
+        name = "null" if choice is None else str(choice)
+        if name not in options:
+            raise UsageError(f"unknown {group} '{name}': {nearest(name, options)}")
+
+
+def _check_sweeper(hydra: DictConfig, overrides: Sequence[Override]) -> None:
+    """Refuse what the chosen sweeper cannot do, before Hydra or a library below it raises.
+
+    Raises:
+        UsageError: naming the override.
+    """
+    target = str(hydra.sweeper.get("_target_") if isinstance(hydra.sweeper, DictConfig) else hydra.sweeper)
+    if not is_full_name(target):
+        raise UsageError(f"hydra.sweeper={target}: choose one by hydra/sweeper=basic or hydra/sweeper=optuna")
+    if target.endswith(".BasicSweeper"):
+        for override in overrides:
+            if override.is_interval_sweep():
+                raise UsageError(
+                    f"{override.input_line}: an interval is for a search, hydra/sweeper=optuna; else say several values"
+                )
+    storage = hydra.sweeper.get("storage")
+    if "optuna" in target and storage is not None:
+        raise UsageError(
+            f"hydra.sweeper.storage={storage}: the sweeper for Optuna keeps no search in a file or a data base; leave it out"
+        )
+
+
+def _explain(verb: str, overrides: Sequence[Override], search: list[str], error: Exception) -> UsageError:
+    """Find the override that does not compose, and say what was probably meant."""
+    good = list(search)
+    for override in sorted(overrides, key=lambda o: "." in o.key_or_group):  # choices decide which keys there are
+        try:
+            compose(verb, [*good, first(override)])
+        except COMPOSING as cause:
+            key, known = override.key_or_group, _known(verb, good)
+            if key not in known and not override.is_add():
+                return unknown_key(key, known)
+            nothing = "Could not override" in str(cause)  # a group that the configuration names, and that has no files
+            return UsageError(
+                f"{override.input_line}: {'there is nothing to choose from' if nothing else one_line(cause)}"
+            )
+        good.append(first(override))
+    return UsageError(one_line(error))
+
+
+def names_sampler(hydra: Any) -> bool:
+    """Whether the command line, or the experiment that it chooses, names a sampler or a setting of one.
+
+    Such a sampler scores the run, however many evaluations it takes, where ``metrics.max_nfe`` is not said too.
+
+    Args:
+        hydra: its section of a composed configuration.
+    """
+    words = OmegaConf.to_container(hydra.overrides.task, resolve=False)  # "seed=${nothing}" is a word like any other
+    assert isinstance(words, list)
+    keys = [parse(str(word)).get_key_element().lstrip("+~") for word in words]
+    if "metrics.max_nfe" in keys:
+        return False
+    if any("sampler" in re.split(r"[/.@]", key) for key in keys):
+        return True
+    homes = [Path(source.path) for source in hydra.runtime.config_sources if source.provider != "hydra" and source.path]
+    left, seen = [str(hydra.runtime.choices.get("experiment"))], set[str]()
+    while left:
+        name = left.pop()
+        for path in (home / "experiment" / f"{name}.yaml" for home in homes):
+            if name in seen or not path.is_file():
+                continue
+            plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+            if any("sampler" in key.split(".") for key, _ in leaves(plain)):
+                return True
+            for entry in plain.get("defaults") or [] if isinstance(plain, dict) else []:
+                groups = entry if isinstance(entry, dict) else {"experiment": entry}  # the group of the file itself
+                words = {
+                    word: str(choice) for group, choice in groups.items() for word in re.split(r"[ /.@]", str(group))
+                }
+                if "sampler" in words:
+                    return True
+                left += [words["experiment"].rpartition("/")[2]] if "experiment" in words else []
+        seen.add(name)
+    return False
+
+
+def validate(verb: str, config: DictConfig, named: bool = False) -> dict[str, Any]:
+    """Check the values of a composed configuration and return it as plain types.
+
+    Args:
+        verb: the command.
+        config: composed.
+        named: whether a sampler was named, which then scores a training's run without a limit on its evaluations.
+
+    Raises:
+        UsageError: naming the full key.
+    """
+    if named and verb == "train" and "metrics" in config:
+        with open_dict(config):
+            config.metrics.max_nfe = None
+    for key, value in leaves(OmegaConf.to_container(config, resolve=False)):
+        if value == "???":
+            example = "outputs/vae-digits/20260101-120000-000000-abcdef" if key == "run" else "..."
+            raise UsageError(f"{key} is missing: say {key}={example}")
+        if not is_finite(value):
+            raise UsageError(f"{key}={value}: must be finite")
+    try:
+        plain = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UsageError(f"{_culprit(config, str(error.full_key))}: {str(error).splitlines()[0]}") from error
+    remember(plain)  # for the messages that quote them
+    return check(verb, plain)
+
+
+def _culprit(config: DictConfig, key: str) -> str:
+    """Follow a key that cannot be resolved, and only names another, to the one where it was said."""
+    raw, seen = dict(leaves(OmegaConf.to_container(config, resolve=False))), set()
+    while key not in seen and (named := re.fullmatch(r"\$\{([\w.]+)\}", str(raw.get(key)))) and named[1] in raw:
+        seen.add(key)
+        key = named[1]
+    return key

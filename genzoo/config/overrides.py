@@ -1,0 +1,86 @@
+"""Overrides of the command line, ``key=value``: parsing, counting and first values of sweeps."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override, RangeSweep
+from hydra.errors import HydraException
+
+from genzoo.errors import UsageError
+
+MOST_JOBS = 10_000  # of a sweep; Hydra lists all of them before the first
+
+
+def parse(text: str) -> Override:
+    try:
+        override = OverridesParser.create().parse_overrides([text])[0]
+        if not override.key_or_group:
+            raise UsageError(f"cannot read '{text[:200]}': it names no key")
+        return override
+    except (HydraException, RecursionError) as error:
+        raise UsageError(
+            f"cannot read '{text[:200]}': write key=value, with quotes around special characters"
+        ) from error
+
+
+class Options:
+    """The choices of groups, as ``glob(...)`` looks for them: those of ``--config-dir`` are known to Hydra later.
+
+    Args:
+        names: of the choices of one group.
+    """
+
+    def __init__(self, names: list[str]):
+        self.names = names
+
+    def get_group_options(self, group: str, results_filter: Any = None) -> list[str]:
+        return self.names
+
+
+def count(override: Override) -> int:
+    """Return how many values an override has, without listing them.
+
+    Raises:
+        UsageError: where it has none.
+    """
+    if not override.is_sweep_override() or override.is_interval_sweep():
+        return 1
+    value: Any = override.value()
+    if isinstance(value, RangeSweep):
+        start, stop, step = (Decimal(str(number)) for number in (value.start, value.stop, value.step))
+        count = max(0, math.ceil((stop - start) / step)) if step and (stop - start).is_finite() else 0
+    elif isinstance(value, Glob):
+        options = override.config_loader.get_group_options(override.key_or_group) if override.config_loader else []
+        if not options:
+            raise UsageError(f"{override.input_line}: glob(...) chooses among the files of a group, which this is not")
+        count = len(value.filter(options))
+        if not count:
+            raise UsageError(f"{override.input_line}: matches none of {', '.join(options)}")
+    else:
+        count = len(value.list)
+    if not count:
+        raise UsageError(f"{override.input_line}: has no values")
+    return count
+
+
+def first(override: Override) -> str:
+    """Return one override of a sweep, as text: the first of its choices, or where an interval begins."""
+    if not override.is_sweep_override():
+        return override.input_line or ""
+    if override.is_interval_sweep():
+        interval: Any = override.value()
+        start = int(interval.start) if "int" in interval.tags or isinstance(interval.start, int) else interval.start
+        return f"{override.get_key_element()}={start}"
+    return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"
+
+
+def one_comparison(verb: str, overrides: Sequence[str]) -> list[str]:
+    """Take ``compare runs=a,b`` for one list of folders, not for a sweep."""
+    pattern = re.compile(r"^runs=([^\[{'\"]*,.*)$")
+    return [pattern.sub(r"runs=[\1]", word) if verb == "compare" else word for word in overrides]
