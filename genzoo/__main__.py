@@ -1,4 +1,4 @@
-"""``python -m genzoo [train|sample|evaluate|compare] key=value ...``
+"""``python -m genzoo [train|sample|evaluate|compare|explain] key=value ...``
 
 Exit codes: 0 done, 2 bad input, 3 not finite, 4 resources (disk, memory, time, another process), 129, 130 or 143 stopped by a
 signal, after a checkpoint where it trained, 141 done but nobody read the results, 1 a bug of ours.
@@ -46,8 +46,9 @@ def command() -> None:
     from hydra._internal.utils import get_args_parser
 
     from genzoo.config.budgets import one_budget
-    from genzoo.config.compose import VERBS, help_text, preflight
+    from genzoo.config.help import help_text
     from genzoo.config.overrides import one_comparison
+    from genzoo.config.paths import VERBS
     from genzoo.errors import UsageError, nearest
 
     words = sys.argv[1:]
@@ -64,8 +65,11 @@ def command() -> None:
     verb = "train"
     if overrides and overrides[0].isidentifier():
         verb, *overrides = overrides
+        if verb == "explain":
+            verb, *overrides = overrides if overrides and overrides[0] in VERBS else ("train", *overrides)
+            return explain(verb, overrides, flags.config_dir)
         if verb not in VERBS:
-            fail(f"unknown command '{verb}': {nearest(verb, VERBS)}")
+            fail(f"unknown command '{verb}': {nearest(verb, [*VERBS, 'explain'])}")
     if not flags.multirun:
         overrides = one_comparison(verb, overrides)
 
@@ -75,6 +79,8 @@ def command() -> None:
     try:
         with Signals():
             if not of_hydra and (overrides or not shows):
+                from genzoo.config.compose import preflight  # and with it the schema, which --help alone does not need
+
                 job = preflight(verb, overrides, flags.config_dir, values=not shows, sweep=flags.multirun)
             if job and verb == "train" and not shows:
                 clear(job.config["outputs"])
@@ -89,6 +95,19 @@ def command() -> None:
         fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         fail("interrupted", INTERRUPTED)
+
+
+def explain(verb: str, words: list[str], config_dir: str | None) -> None:
+    """Print where the values of some keys come from."""
+    from genzoo.config.compose import preflight
+    from genzoo.config.help import explain_text
+    from genzoo.errors import UsageError
+
+    try:
+        preflight(verb, [word for word in words if "=" in word], config_dir, values=False)
+        print(explain_text(verb, words, config_dir))
+    except UsageError as error:
+        fail(str(error))
 
 
 def by_hydra(verb: str, options: list[str], overrides: list[str], config_dir: str | None, *, sweep: bool) -> None:

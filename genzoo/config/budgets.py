@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from hydra.types import RunMode
 
-from genzoo.config.loader import COMPOSING, hydra_loader, leaves, searching
+from genzoo.config.loader import COMPOSING, leaves
+from genzoo.config.origins import files
 from genzoo.config.overrides import parse
-from genzoo.config.paths import CONF
 from genzoo.errors import UsageError
 
 LIMITS = ("images", "seconds", "flops")  # of a budget
@@ -59,35 +55,19 @@ def _limits_of(keys: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _budgets_of_files(verb: str, overrides: Sequence[str], config_dir: str | None) -> list[dict[str, Any]]:
-    """Read what each file of a composition says of the budget's limits, in the order in which they are merged."""
-    typed: list[Any] = [o.value() for o in map(parse, overrides) if o.key_or_group == "hydra.searchpath"]
-    places = [str(place).removeprefix("file://") for value in typed for place in (value or [])]
-    homes = [CONF, *map(Path, [*([config_dir] if config_dir else []), *places])]
+    """Read the limits that each file of a composition sets, in the order in which they are merged."""
+    found = []
     try:
-        with _open_loader() as loader:
-            words = [*searching(config_dir), *overrides]
-            files = loader.compute_defaults_list(verb, words, RunMode.RUN).defaults
+        composition = list(files(verb, overrides, config_dir))
     except COMPOSING:
         return []
-    found = []
-    for file in files:
-        path = next((path for home in homes if (path := home / f"{file.config_path}.yaml").is_file()), None)
-        package = [part for part in (file.package or "").split(".") if part not in ("", "_global_")]
-        if path is None or "budget" not in (package or [path.read_text(errors="replace")])[0]:
+    for path, package in composition:
+        parts = package.split(".") if package else []
+        if "budget" not in (parts or [path.read_text(errors="replace")])[0]:
             continue
         with contextlib.suppress(yaml.YAMLError, OSError):  # which Hydra refuses
             content = yaml.safe_load(path.read_bytes())
-            for part in reversed(package):
+            for part in reversed(parts):
                 content = {part: content}
             found.append(_limits_of(dict(leaves(content))))
     return found
-
-
-@contextlib.contextmanager
-def _open_loader() -> Iterator[ConfigLoader]:
-    """Return the loader of configurations that Hydra has at work, or open one."""
-    if GlobalHydra.instance().is_initialized():
-        yield GlobalHydra.instance().config_loader()
-        return
-    with hydra_loader() as loader:
-        yield loader

@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from string import Template
 from typing import Any, NamedTuple, cast
 
 from hydra import compose
@@ -21,7 +20,6 @@ from genzoo.config.check import check, unknown_key
 from genzoo.config.loader import COMPOSING, hydra_loader, is_finite, leaves, searching
 from genzoo.config.names import is_full_name
 from genzoo.config.overrides import MOST_JOBS, Options, count, first, parse
-from genzoo.config.paths import CONF
 from genzoo.config.schema import SCHEMAS
 from genzoo.errors import UsageError, nearest, one_line
 from genzoo.runs import UNHASHED_KEYS
@@ -33,9 +31,6 @@ MAY_CHANGE = (
     "timeout",
     *(key for key in UNHASHED_KEYS if "." in key),
 )  # where a run is gone on with
-
-
-VERBS = ("train", "sample", "evaluate", "compare")
 
 
 class Job(NamedTuple):
@@ -108,27 +103,6 @@ def preflight(
     if plain.get("resume") not in (None, "auto"):
         plain["said"] = [override.key_or_group for override in parsed]
     return Job(plain, choices)
-
-
-def help_text(verb: str, overrides: Sequence[str], config_dir: str | None = None) -> str:
-    """Say what a command is, what there is to choose from, and its configuration: what Hydra would say, sooner.
-
-    Hydra copies the whole composition for each group that it lists.
-    """
-    homes = [CONF, *([Path(config_dir)] if config_dir else [])]
-    choices: dict[str, set[str]] = {}
-    for home in homes:
-        for path in home.glob("*/**/*.yaml"):
-            choices.setdefault(path.parent.relative_to(home).as_posix(), set()).add(path.stem)
-    groups = [f"{group}: {', '.join(sorted(names))}" for group, names in sorted(choices.items())]
-    with hydra_loader():
-        cleared = one_budget(verb, overrides, config_dir)
-        config = compose(verb, [*searching(config_dir), *overrides, *cleared], return_hydra_config=True)
-    template = Template(config.hydra.help.template)
-    with open_dict(config):
-        del config["hydra"]
-    listed = "\n".join(line for line in groups if not line.startswith("hydra"))
-    return template.substitute(APP_CONFIG_GROUPS=f"{listed}\n", CONFIG=OmegaConf.to_yaml(config))
 
 
 def _check_resume(verb: str, overrides: Sequence[Override], sweep: bool) -> None:
