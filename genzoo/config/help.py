@@ -7,6 +7,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import yaml
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -72,11 +73,7 @@ def _commented(node: dict[Any, Any], comments: dict[str, str], prefix: str = "",
 def _scalar(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_scalar, value))}]"
-    return (
-        {None: "null", True: "true", False: "false"}[value]
-        if value is None or value is True or value is False
-        else str(value)
-    )
+    return yaml.safe_dump(value).split("\n")[0] if value is None or isinstance(value, bool) else str(value)
 
 
 def explain_text(verb: str, words: Sequence[str], config_dir: str | None = None) -> str:
@@ -112,13 +109,11 @@ def _explained(
     yield f"{key} = {_scalar(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)}"
     if key in typed:
         yield f"  command line: {typed[key].input_line}"
-    for i, origin in enumerate(reversed(found.get(key, []))):
+    lines = found.get(key, [])
+    cleared = key.startswith("budget.") and value is None and key not in typed and lines and lines[-1].text != "null"
+    if cleared:
+        yield "  cleared: another limit of the budget was named"
+    for i, origin in enumerate(reversed(lines)):
         comment = f"  # {origin.comment}" if origin.comment else ""
-        overridden = " (overridden)" if i or key in typed else ""
+        overridden = " (overridden)" if i or key in typed or cleared else ""
         yield f"  {shown(origin.file)}:{origin.line}: {origin.text or 'a section'}{overridden}{comment}"
-    if key not in typed and key not in found:
-        yield (
-            "  cleared, since another limit of the budget was named"
-            if key.startswith("budget.")
-            else "  from its section"
-        )
