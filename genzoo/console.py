@@ -119,3 +119,10 @@ def _discard(stream: FaultTolerantStream) -> None:
         os.dup2(null, descriptor)
         os.close(null)
         stream.flush()
+
+
+def status_line(text: str) -> None:
+    """Show on the terminal what is being computed, in one line that is overwritten; nothing where there is no terminal."""
+    stream = stderr()
+    if stream.isatty():
+        print(f"\r\x1b[K{text}", end="", file=stream, flush=True)

@@ -12,9 +12,9 @@ import torch
 
 from genzoo.config.instantiate import build
 from genzoo.devices import pick_device
-from genzoo.diffusion.denoiser import Denoiser
+from genzoo.diffusion.denoiser import sampling_denoiser
 from genzoo.errors import REFUSALS, UsageError, misfit
-from genzoo.model import Composite, GenerativeModel, frozen
+from genzoo.model import GenerativeModel, frozen
 from genzoo.runs import Run
 from genzoo.training.checkpoints import latest, load_file, load_weights
 
@@ -117,23 +117,16 @@ def with_parents(
     return list(whole.values()) if isinstance(node, list) else whole, parents
 
 
-def sampling_denoiser(model: GenerativeModel) -> GenerativeModel:
-    """Return the part of a model that a sampler is called with: of a composite its prior."""
-    while isinstance(model, Composite):
-        model = model.prior
-    return model
-
-
 def set_sampler(model: GenerativeModel, config: dict[str, Any]) -> None:
     """Give a model another sampler.
 
     Raises:
         UsageError: for a family that has none, and for a sampler that cannot walk along its path.
     """
-    model = sampling_denoiser(model)
-    if not isinstance(model, Denoiser):
+    denoiser: Any = sampling_denoiser(model)
+    if denoiser is None:
         raise UsageError(f"sampler: {type(model).__name__} samples in one pass and takes no sampler; leave it out")
-    model.sampler = build(config, "sampler")
+    denoiser.sampler = build(config, "sampler")
     check_sampler(model)
 
 
@@ -143,15 +136,15 @@ def check_sampler(model: GenerativeModel) -> None:
     Raises:
         UsageError: in the sampler's own words.
     """
-    model = sampling_denoiser(model)
-    if not isinstance(model, Denoiser):
+    denoiser: Any = sampling_denoiser(model)
+    if denoiser is None:
         return
-    sampler: Any = model.sampler
+    sampler = denoiser.sampler
     trial = copy.copy(sampler)
     trial.steps = sampler.steps and 2
     try:
-        next(sampler.iterate(model, torch.zeros(1, *model.shape), None, None))
+        next(sampler.iterate(denoiser, torch.zeros(1, *denoiser.event.shape), None, None))
         with torch.no_grad():
-            trial(copy.deepcopy(model).eval(), 1, None, torch.Generator())
+            trial(copy.deepcopy(denoiser).eval(), 1, None, torch.Generator())
     except REFUSALS as error:
         raise misfit("sampler", error) from error

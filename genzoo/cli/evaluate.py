@@ -14,7 +14,11 @@ from genzoo.console import log_stderr
 from genzoo.devices import pick_device
 from genzoo.environment import usable_cores
 from genzoo.errors import UsageError
-from genzoo.evaluation.scores import EVALUATIONS, EvalData, NotKept, check_settings, compare, kept, pick_network, score
+from genzoo.evaluation.density import check_settings
+from genzoo.evaluation.records import NotKept, kept
+from genzoo.evaluation.scores import compare, evaluate_run, pick_network
+from genzoo.evaluation.settings import MAX_NFE, EvalData, EvalSettings
+from genzoo.event import EventSpec
 
 
 def evaluate(config: dict[str, Any]) -> None:
@@ -32,15 +36,15 @@ def evaluate(config: dict[str, Any]) -> None:
     try:
         with resources(Path(evaluated), config["metrics"]["batch_size"], "metrics.batch_size"):
             if config["samples"] is not None:
-                evaluate_samples(config)
+                score_samples(config)
             else:
-                evaluate_run(config)
+                score_run(config)
     except NotKept as error:
         show(error.result)
         raise
 
 
-def evaluate_run(config: dict[str, Any]) -> None:
+def score_run(config: dict[str, Any]) -> None:
     """Score a run on its own data."""
     from genzoo.cli.train import sha256_of
     from genzoo.data import DataSet
@@ -60,7 +64,7 @@ def evaluate_run(config: dict[str, Any]) -> None:
     unsaid = {name: at_training.get(name, default) for name, default in (("n", 0), ("num_samples", 1))}
     settings = {**config["metrics"], **{key: value for key, value in unsaid.items() if config["metrics"][key] is None}}
     if settings.get("max_nfe") == "training":
-        settings["max_nfe"] = at_training.get("max_nfe", EVALUATIONS)
+        settings["max_nfe"] = at_training.get("max_nfe", MAX_NFE)
     try:
         section, settings = check_section("data", own["data"]), check_section("metrics", settings)
     except UsageError as error:
@@ -68,8 +72,9 @@ def evaluate_run(config: dict[str, Any]) -> None:
     device = pick_device(config["device"])
     sampler = config.get("sampler")
     model = load(run.path, ema=config["ema"], device=device, sampler=sampler, trust=config["trust"])
-    check_settings(model, settings)
-    network = pick_network(settings, section, needed=True)
+    options = EvalSettings(**settings)
+    check_settings(model, options)
+    network = pick_network(options, section["name"], EventSpec(section["shape"], section["levels"]), needed=True)
     data = build(section["source"], "data", trusted=False, trust=config["trust"])
     if not isinstance(data, DataSet):
         raise UsageError(
@@ -79,12 +84,12 @@ def evaluate_run(config: dict[str, Any]) -> None:
         note(line)
     if run.status.get("data_sha256") not in (None, sha256_of(data)):
         note(f"warning: run={run.path}: its data or their split have changed; it may have been trained on test images")
-    check_references({name: len(split.x) for name, split in data.splits.items()}, network, settings["force"])
-    result = score(
+    check_references({name: len(split.x) for name, split in data.splits.items()}, network, options.force)
+    result = evaluate_run(
         model,
         EvalData(data, section["name"], bool(section.get("flip"))),
         run,
-        settings,
+        options,
         network and network.to(model.device),
         seed=config["seed"],
         ema=config["ema"],
@@ -94,7 +99,7 @@ def evaluate_run(config: dict[str, Any]) -> None:
     print(f"run: {run.path}")
 
 
-def evaluate_samples(config: dict[str, Any]) -> None:
+def score_samples(config: dict[str, Any]) -> None:
     """Score a folder of pictures or an array that any program has made."""
     import torch
 
@@ -115,11 +120,11 @@ def evaluate_samples(config: dict[str, Any]) -> None:
     for line in data.notes:
         note(line)
     x = read_samples(path, data.shape, data.levels, note)
-    settings = {**config["metrics"], "n": len(x)}
-    network = pick_network(settings, section, needed=True)
-    check_references({name: len(split.x) for name, split in data.splits.items()}, network, settings["force"])
+    settings = EvalSettings(**{**config["metrics"], "n": len(x)})
+    network = pick_network(settings, section["name"], data.event, needed=True)
+    check_references({name: len(split.x) for name, split in data.splits.items()}, network, settings.force)
     odd = check_range(x, stored(next(iter(data.splits.values())).x, data.levels), data.levels)
-    if odd and odd.certain and not settings["force"]:
+    if odd and odd.certain and not settings.force:
         raise UsageError(f"samples={path}: {odd.text}; metrics.force=true scores them all the same, with a mark")
     setting = {"samples": path.name, "samples_sha256": sha256_of(x), **({"range": odd.text} if odd else {})}
     device = torch.device(pick_device(config["device"]))

@@ -181,7 +181,10 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
     import torch
 
     from genzoo.data.loader import Batches
-    from genzoo.evaluation.scores import EvalData, check_settings, pick_network
+    from genzoo.evaluation.density import check_settings
+    from genzoo.evaluation.scores import pick_network
+    from genzoo.evaluation.settings import EvalData, EvalSettings
+    from genzoo.event import EventSpec
     from genzoo.loading import PARENTS, check_sampler, with_parents
     from genzoo.model import GenerativeModel
     from genzoo.numerics.precision import deterministic
@@ -213,9 +216,11 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
         check_parents(old, model, parents)
     check_sampler(model)
     learning_rate = make(settings["learning_rate"], "trainer.learning_rate")
-    check_settings(model, config["metrics"])
+    metrics = EvalSettings(**config["metrics"])
+    check_settings(model, metrics)
     records = make(config["logger"], "logger") if config.get("logger") else None
-    pick = functools.partial(pick_network, config["metrics"], config["data"], needed=False)
+    event = EventSpec(config["data"]["shape"], config["data"]["levels"])
+    pick = functools.partial(pick_network, metrics, config["data"]["name"], event, needed=False)
     network = pick() if config["metrics"]["features"] != "auto" else None
     budget = Budget(*(config["budget"][name] for name in ("images", "seconds", "flops")))
     optimizer = make(config["optimizer"], "optimizer")
@@ -321,7 +326,9 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
     import torch
 
     from genzoo.cli.evaluate import show
-    from genzoo.evaluation.scores import NotKept, interim, score
+    from genzoo.evaluation.records import NotKept
+    from genzoo.evaluation.scores import evaluate_run, interim
+    from genzoo.evaluation.settings import EvalSettings
     from genzoo.loading import PARENTS, inline_runs
 
     job = job_id(config)
@@ -333,11 +340,11 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
 
     quiet()
     config = {**config, "model": inline_runs(config["model"])}
-    settings, metrics, seed = config["trainer"], config["metrics"], config["seed"]
+    settings, metrics, seed = config["trainer"], EvalSettings(**config["metrics"]), config["seed"]
     devices, nodes = settings.get("devices", 1), settings.get("nodes", 1)
 
     def scoring(model: Any) -> dict[str, float | None]:
-        with resources(old.path if old else Path(config["outputs"]), metrics["batch_size"], "metrics.batch_size"):
+        with resources(old.path if old else Path(config["outputs"]), metrics.batch_size, "metrics.batch_size"):
             return interim(model, subject, metrics, settings["score_samples"], network, seed)
 
     training = functools.partial(
@@ -398,9 +405,11 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
             logger = records.open(run, config) if records else None
             with resources(run.path, settings["batch_size"]):
                 training(run=run, loggers=[logger] if logger else [], signals=signals)
-            with resources(run.path, metrics["batch_size"], "metrics.batch_size"):
+            with resources(run.path, metrics.batch_size, "metrics.batch_size"):
                 network = network and network.to(module.ema.model.device)
-                result = score(module.ema.model, subject, run, metrics, network, seed=seed, ema=True, note=log_line)
+                result = evaluate_run(
+                    module.ema.model, subject, run, metrics, network, seed=seed, ema=True, note=log_line
+                )
             if logger:
                 values = {name: entry["value"] for name, entry in result["metrics"].items()}
                 logger.log_metrics({**values, "images": module.images}, step=module.images)

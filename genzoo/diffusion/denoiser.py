@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from genzoo.conditions import Condition
 from genzoo.diffusion.path import GaussianPath, Parameterization, Prediction, cast_like
 from genzoo.event import EventSpec
+from genzoo.model import Composite, GenerativeModel
 
 
 class Denoiser(nn.Module, ABC):
@@ -113,3 +114,10 @@ class DenoiserWrapper(Denoiser):
 def call_network(network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
     """Call the network on x_t, (B, ...), at times t, (B,) or (); cast the output to x_t.dtype."""
     return cast_like(network(x_t, t if t.ndim else t.expand(len(x_t)), y), x_t)
+
+
+def sampling_denoiser(model: GenerativeModel) -> Denoiser | None:
+    """Return the denoiser that a model is sampled with, of a composite its prior; None of a model without a sampler."""
+    while isinstance(model, Composite):
+        model = model.prior
+    return model if isinstance(model, Denoiser) else None

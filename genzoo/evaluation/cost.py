@@ -1,0 +1,134 @@
+"""The cost of samples and of training, and the time that an evaluation will take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from genzoo.console import log_stderr, status_line
+from genzoo.devices import device_name
+from genzoo.diffusion.denoiser import sampling_denoiser
+from genzoo.distributions.discretization import bin_center
+from genzoo.evaluation.records import to_record
+from genzoo.evaluation.settings import EvalSettings
+from genzoo.model import Density, GenerativeModel
+from genzoo.numerics.random import SampleStreams
+from genzoo.training.flops import COUNTED
+
+
+class Estimate(NamedTuple):
+    """Seconds that scoring is expected to take, without features and distances."""
+
+    density: float
+    samples: float
+    shorter: str  # what would shorten it
+
+
+def estimate(model: GenerativeModel, data: Any, settings: EvalSettings) -> Estimate:
+    """Measure a few events and samples, and say what scoring all of them will take.
+
+    Args:
+        model: in evaluation mode, with the sampler that will be used.
+        data: whose test split is scored.
+        settings: what is computed.
+    """
+
+    def measured(work: Callable[[int], object], n: int) -> float:
+        """Return the seconds of ``n`` pieces in batches, by what a batch of 2 and one of 8 take."""
+        if n == 0:
+            return 0.0
+        seconds = []
+        for size in (2, 8) if n >= 8 else (n,):
+            start = time.perf_counter()
+            work(size)
+            if model.device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+        if len(seconds) == 1:
+            return seconds[0]
+        each = max((seconds[1] - seconds[0]) / 6, 0.0)
+        batches = -(-n // settings.batch_size)
+        return n * each + batches * max(seconds[1] - 8 * each, 0.0)
+
+    def score_events(n: int) -> None:
+        x = data.test.x[:n].to(model.device)
+        x = (x if model.levels is None else bin_center(x, model.levels)).to(model.dtype)
+        y = data.test.y[:n].to(model.device) if model.condition else None
+        assert isinstance(model, Density)
+        model.log_prob(x, y, num_samples=settings.num_samples, rng=torch.Generator(model.device).manual_seed(0))
+
+    def draw_samples(n: int) -> None:
+        rng = SampleStreams(0, range(n), device=model.device)
+        model.sample(n, rng=rng)
+
+    density, words = 0.0, []
+    with torch.no_grad():
+        samples = measured(draw_samples, settings.n + settings.throughput)
+        if isinstance(model, Density):
+            density = measured(score_events, min(settings.events or len(data.test.x), len(data.test.x)))
+            words.append("metrics.events=")
+    words += ["metrics.n="] if settings.n else []
+    words += ["sampler.steps="] if sampling_denoiser(model) else []
+    return Estimate(density, samples, ", ".join(words))
+
+
+def announce(expected: Estimate, settings: EvalSettings, train_seconds: Any) -> None:
+    """Say how long scoring will take where that is more than a minute, or more than training took."""
+    whole = expected.density + expected.samples
+    trained = train_seconds if type(train_seconds) in (int, float) else 0.0
+    if whole > min(60, max(trained, 10)):
+        parts = [f"{settings.n + settings.throughput:,} samples {expected.samples:.0f} s"]
+        parts += [f"density {expected.density:.0f} s"] if expected.density else []
+        log_stderr(
+            f"scoring will take about {whole:.0f} s ({', '.join(parts)}), after {trained:.0f} s of training; "
+            f"less with lower {expected.shorter or 'metrics.throughput='}"
+        )
+
+
+def cost(
+    model: GenerativeModel, settings: EvalSettings, setting: dict[str, Any], status: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Measure what samples cost, and say what training took."""
+    status_line("measuring the speed of sampling")
+    speed, nfe = throughput(model, settings.throughput)
+    threads = None if model.device.type == "cuda" else torch.get_num_threads()
+    machine = {"device": device_name(model.device), "threads": threads}
+    protocol = {"unit": "samples/s", "batch": settings.throughput, **machine}
+    metrics = {
+        "sampling/samples_per_second": to_record(speed, None, "higher", protocol, {**setting, "nfe": nfe}),
+        "sampling/nfe": to_record(nfe, None, "lower", {"unit": "evaluations"}, setting),
+        "model/parameters": to_record(
+            sum(p.numel() for p in model.parameters()), None, "lower", {"unit": "weights"}, {}
+        ),
+    }
+    # What was computed before the clock started, such as the pairs of a teacher.
+    before = {name: status[name] for name in ("precompute_seconds",) if name in status}
+    spent: dict[str, tuple[Any, str, dict[str, Any]]] = {
+        "images": (status.get("images"), "images", {}),
+        "seconds": (status.get("train_seconds"), "s", {"threads": status.get("threads"), **before}),
+        "flops": (status.get("train_flops"), "FLOPs", {"counted": COUNTED}),
+    }
+    for name, (value, unit, how) in spent.items():
+        if value and type(value) in (int, float):
+            metrics[f"training/{name}"] = to_record(value, None, "lower", {"unit": unit, **how}, {})
+    return metrics
+
+
+def throughput(model: GenerativeModel, n: int) -> tuple[float, int]:
+    """Return samples a second and evaluations a sample, after one warm-up where that costs less than a second."""
+
+    def once() -> tuple[float, int]:
+        rng = SampleStreams(0, range(n), device=model.device)
+        start = time.perf_counter()
+        nfe = model.sample(n, rng=rng).nfe
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start, nfe
+
+    seconds, nfe = once()
+    if seconds < 1:
+        seconds, nfe = min(once() for _ in range(3))
+    return n / seconds, nfe

@@ -1,0 +1,101 @@
+"""Scores of densities and reconstructions of the test split."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from typing import Any
+
+import torch
+
+from genzoo.console import status_line
+from genzoo.distributions.discretization import bin_center, to_bytes
+from genzoo.errors import REFUSALS, misfit
+from genzoo.evaluation.records import to_record
+from genzoo.evaluation.samples import stored, subset
+from genzoo.evaluation.settings import EvalSettings
+from genzoo.metrics.likelihood import mean_with_error, score_log_prob
+from genzoo.metrics.reconstruction import reconstruction_error
+from genzoo.model import Bijective, Bound, Codec, Density, GenerativeModel, reconstruct
+
+
+def likelihood(model: Density, data: Any, settings: EvalSettings, setting: dict[str, Any]) -> dict[str, Any]:
+    """Score the log density of the test split, beside that of the law that made the data where it is known."""
+    chosen = subset(len(data.test.x), settings.events)
+    x, y = data.test.x[chosen], None if data.test.y is None else data.test.y[chosen]
+    name, result = score_log_prob(
+        model,
+        x,
+        y,
+        num_samples=settings.num_samples,
+        batch_size=settings.batch_size,
+        seed=setting["seed"],
+        progress=lambda done: status_line(f"scoring {done}/{len(x)}"),
+    )
+    protocol = {
+        "unit": "nats" if model.levels is None else "bits/dim",
+        "bound": str(model.bound.name or model.bound),
+        "split": "test",
+        "split_sha256": split_sha256(x),
+        "n": result.n,
+        "levels": model.levels,
+        "dequantization": None if model.levels is None else "uniform, one draw",
+    }
+    draws = {"num_samples": settings.num_samples} if model.bound else {}
+    # A lower bound rises with the draws that it is made of; an estimate without bias does not.
+    of_bound = draws if Bound.LOWER in model.bound else {}
+    metrics = {
+        f"test/{name}": to_record(result.value, result.stderr, "lower", {**protocol, **of_bound}, {**setting, **draws})
+    }
+    if data.density is not None:
+        truth = mean_with_error(-data.density.log_prob(x))
+        protocol = {**protocol, "bound": "EXACT", "model": "the law that made the data"}
+        metrics["test/nll_truth"] = to_record(truth.value, truth.stderr, "lower", protocol, {})
+    return metrics
+
+
+def split_sha256(x: Any) -> str:
+    """Name the events of a split, as the data have them, by the SHA-256 of their bytes."""
+    return hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest()
+
+
+def reconstruction(model: Codec, data: Any, settings: EvalSettings, setting: dict[str, Any]) -> dict[str, Any]:
+    """Score what a codec gives back of test images; a bijection loses nothing, and is not asked."""
+    if isinstance(model, Bijective) or model.levels is None:
+        return {}
+    chosen = subset(len(data.test.x), settings.events)
+    x, y = data.test.x[chosen], data.test.y[chosen] if model.condition else None
+    parts = []
+    with torch.no_grad():
+        for rows in torch.arange(len(x)).split(settings.batch_size):
+            batch = bin_center(x[rows].to(model.device), model.levels).to(model.dtype)
+            labels = None if y is None else y[rows].to(model.device)
+            parts.append(to_bytes(reconstruct(model, batch, labels), model.levels).cpu())
+    errors = reconstruction_error(stored(x, model.levels), torch.cat(parts))
+    units = {"mse": "on [0, 1]", "psnr": "dB", "ssim": "1 is alike"}
+    better = {"mse": "lower", "psnr": "higher", "ssim": "higher"}
+    protocol = {"split": "test", "split_sha256": split_sha256(x)}
+    return {
+        f"reconstruction/{name}": to_record(
+            error.value, error.stderr, better[name], {"unit": units[name], **protocol, "n": error.n}, setting
+        )
+        for name, error in errors.items()
+    }
+
+
+def check_settings(model: GenerativeModel, settings: EvalSettings) -> None:
+    """Score one made-up event, so that what a density does not accept is said before anything takes long.
+
+    Raises:
+        UsageError: in the model's own words.
+    """
+    if not isinstance(model, Density):
+        return
+    x = torch.zeros(1, *model.shape, device=model.device, dtype=model.dtype)
+    y = None if model.condition is None else model.condition.empty(1, model.device, model.dtype).zero_()
+    try:
+        with torch.no_grad():
+            rng = torch.Generator(model.device)
+            copy.deepcopy(model).eval().log_prob(x, y, num_samples=settings.num_samples, rng=rng)
+    except REFUSALS as error:
+        raise misfit("metrics", error) from error
