@@ -6,6 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from genzoo.conditions import ClassLabels as ClassLabels
+    from genzoo.conditions import Image as Image
+    from genzoo.conditions import Tokens as Tokens
+    from genzoo.conditions import Vector as Vector
+    from genzoo.event import EventSpec as EventSpec
     from genzoo.families.autoregressive import Autoregressive as Autoregressive
     from genzoo.families.ddpm import DDPM as DDPM
     from genzoo.families.flow_matching import FlowMatching as FlowMatching
@@ -21,12 +26,25 @@ if TYPE_CHECKING:
     from genzoo.families.score_sde import ScoreSDE as ScoreSDE
     from genzoo.families.vae import VAE as VAE
     from genzoo.families.vqvae import VQVAE as VQVAE
+    from genzoo.library import compare as compare
+    from genzoo.library import evaluate as evaluate
+    from genzoo.library import sample as sample
+    from genzoo.library import train as train
     from genzoo.loading import load as load
 
 __version__ = "0.1.0"
 
 # Names are imported when they are asked for, so that `python -m genzoo --help` need not wait for torch.
 _HOME = {
+    "train": "genzoo.library",
+    "sample": "genzoo.library",
+    "evaluate": "genzoo.library",
+    "compare": "genzoo.library",
+    "EventSpec": "genzoo.event",
+    "ClassLabels": "genzoo.conditions",
+    "Image": "genzoo.conditions",
+    "Tokens": "genzoo.conditions",
+    "Vector": "genzoo.conditions",
     "load": "genzoo.loading",
     "Autoregressive": "genzoo.families.autoregressive",
     "DDPM": "genzoo.families.ddpm",
@@ -45,6 +63,15 @@ _HOME = {
     "latent": "genzoo.families.latent",
 }
 __all__ = [
+    "train",
+    "sample",
+    "evaluate",
+    "compare",
+    "EventSpec",
+    "ClassLabels",
+    "Vector",
+    "Tokens",
+    "Image",
     "Autoregressive",
     "DDPM",
     "FlowMatching",

@@ -1,0 +1,298 @@
+"""The library: train, sample, evaluate and compare from Python, as the command line does.
+
+    import genzoo
+    run = genzoo.train(model="ddpm", data=images, budget="minute")     # images: an array, a tensor, a Dataset or a folder
+    x = genzoo.sample(run, 16)
+    scores = genzoo.evaluate(run)
+    genzoo.compare([run, other], out="comparison")
+
+Every run is a directory, whether it was made here or by ``python -m genzoo``: what one writes the other reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genzoo.cli.compare import write
+from genzoo.cli.sample import class_names, class_number
+from genzoo.cli.train import sha256_of
+from genzoo.cli.train import train as train_config
+from genzoo.conditions import ClassLabels
+from genzoo.config.check import check_section
+from genzoo.config.compose import preflight
+from genzoo.config.instantiate import build
+from genzoo.data import DataSet
+from genzoo.data.from_arrays import as_dataset, as_examples
+from genzoo.devices import pick_device
+from genzoo.errors import UsageError
+from genzoo.evaluation.density import check_settings
+from genzoo.evaluation.scores import Trained, evaluate_model, pick_network
+from genzoo.evaluation.settings import EvalData, EvalSettings
+from genzoo.event import EventSpec
+from genzoo.loading import load
+from genzoo.model import GenerativeModel
+from genzoo.numerics.precision import full_float32
+from genzoo.numerics.random import SampleStreams
+from genzoo.runs import Run, write_atomically
+
+Data = Any  # an array, a tensor, a torch Dataset, a folder, or the name of a file of conf/data
+
+
+def train(
+    model: str = "vae",
+    data: Data = "digits",
+    *,
+    y: Any = None,
+    conditional: bool = False,
+    budget: str | Mapping[str, float] | None = None,
+    seed: int = 0,
+    outputs: str | os.PathLike[str] = "outputs",
+    test_fraction: float = 0.1,
+    overrides: Sequence[str] = (),
+) -> Run:
+    """Train a model into a new run directory and score it, with the recipe of the command line.
+
+        >>> import numpy as np
+        >>> x = np.random.default_rng(0).normal(size=(200, 2)).astype("float32")
+        >>> run = train("realnvp", x, budget={"images": 1024}, outputs="runs", overrides=["metrics.n=0"])
+        >>> run.status["state"]
+        'done'
+
+    Args:
+        model: a file of ``conf/model``, such as "ddpm".
+        data: images or vectors as an array or tensor, see ``genzoo.data.from_arrays.as_examples``; a torch ``Dataset`` of ``x``
+            or ``(x, y)``; a folder of pictures; or a file of ``conf/data``, such as "fashion_mnist".
+        y: conditions of an array: classes as integers (N,), other conditions as floats (N, d).
+        conditional: whether the model is conditioned on the data's conditions.
+        budget: a file of ``conf/budget``, or limits: ``{"seconds": 60}``, ``{"images": 1e6}``, ``{"flops": 1e15}``.
+        seed: of weights, order and noise.
+        outputs: folder of run directories.
+        test_fraction: of an array that is held out.
+        overrides: further words of the command line, ``["optimizer.lr=1e-4"]``.
+
+    Returns:
+        The run.
+
+    Raises:
+        ValueError: in one line, for what is wrong with the arguments; nothing was written then.
+    """
+    words = [f"model={model}", *_data_words(data, y, Path(outputs), test_fraction), f"seed={seed}"]
+    words += [f"outputs={_quoted(outputs)}", *(["data.conditional=true"] if conditional else [])]
+    if isinstance(budget, str):
+        words.append(f"budget={budget}")
+    elif budget is not None:
+        words += [
+            f"budget.{name}={limit:g}" if limit % 1 else f"budget.{name}={int(limit)}" for name, limit in budget.items()
+        ]
+    job = preflight("train", [*words, *overrides])
+    assert job is not None
+    path = train_config(job.config, job.choices)
+    assert path is not None, "of several processes the first one alone returns"
+    return Run(path)
+
+
+def sample(
+    run: Run | str | os.PathLike[str] | GenerativeModel,
+    n: int = 64,
+    *,
+    label: int | str | None = None,
+    y: Tensor | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    sampler: Mapping[str, Any] | None = None,
+    ema: bool = True,
+    device: str = "auto",
+) -> Tensor:
+    """Draw samples of a run or a model; sample i depends on the seed and on i alone.
+
+        >>> sample("runs-of-the-example", 4).shape        # doctest: +SKIP
+        torch.Size([4, 2])
+
+    Args:
+        run: a run directory, or a model.
+        n: number of samples.
+        label: class of all samples, by number or by name.
+        y: conditions, (n, *condition.shape); not with ``label``.
+        seed: of all noise.
+        batch_size: samples drawn at once; it changes no sample.
+        sampler: configuration of another sampler, of a run.
+        ema: whether averaged weights are used, of a run.
+        device: "cpu", "cuda" or "auto", of a run.
+
+    Returns:
+        (n, *shape): images on [-1, 1], or vectors.
+
+    Raises:
+        ValueError: in one line, for wrong arguments.
+    """
+    model = _model(run, ema=ema, device=device, sampler=sampler)
+    if label is not None:
+        if y is not None:
+            raise UsageError("label, y: give one of the two")
+        classes = model.condition.n if isinstance(model.condition, ClassLabels) else 0
+        names = [] if isinstance(run, GenerativeModel) else class_names(str(_path(run)))
+        number = class_number(label, classes, names)
+        y = torch.full((n,), number)
+    if y is not None and len(y) != n:
+        raise UsageError(f"y: {len(y)} conditions of {n} samples")
+    parts = []
+    for start in range(0, n, batch_size):
+        rows = range(start, min(start + batch_size, n))
+        own = None if y is None else y[rows.start : rows.stop].to(model.device)
+        with full_float32():
+            parts.append(model.sample(len(rows), own, rng=SampleStreams(seed, rows, device=model.device)).x.cpu())
+    return torch.cat(parts)
+
+
+def evaluate(
+    run: Run | str | os.PathLike[str] | GenerativeModel,
+    data: Data = None,
+    *,
+    y: Any = None,
+    seed: int = 0,
+    ema: bool = True,
+    device: str = "auto",
+    sampler: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Score a run on its own data, or a model on data.
+
+        >>> scores = evaluate("runs-of-the-example", n=500)     # doctest: +SKIP
+        >>> scores["test/nll"]["value"]                         # doctest: +SKIP
+        2.84
+
+    Args:
+        run: a run directory, or a model.
+        data: of a model: as in ``train``; None for that of the run.
+        y: conditions of an array.
+        seed: of all noise.
+        ema, device, sampler: as in ``sample``.
+        settings: of ``genzoo.evaluation.settings.EvalSettings``, such as ``n=10_000``.
+
+    Returns:
+        ``{name: {"value", "stderr", "better", "card"}}``; the card says how the number was made. Nothing is written.
+
+    Raises:
+        ValueError: in one line, for wrong arguments.
+    """
+    unknown = settings.keys() - {field.name for field in fields(EvalSettings)}
+    if unknown:
+        raise UsageError(f"{', '.join(sorted(unknown))}: no setting of an evaluation")
+    model = _model(run, ema=ema, device=device, sampler=sampler)
+    trained = None
+    if isinstance(run, GenerativeModel):
+        if data is None:
+            raise UsageError("data: is needed to evaluate a model")
+        subject = _dataset(data, y)
+    else:
+        opened = Run(_path(run))
+        trained = Trained.of_run(opened, ema=ema)
+        section = check_section("data", opened.config.get("data"))
+        found = build(section["source"], "data", trusted=False)
+        if not isinstance(found, DataSet):
+            raise UsageError(f"{opened.path / 'config.yaml'}: names no data")
+        if opened.status.get("data_sha256") not in (None, sha256_of(found)):
+            raise UsageError(f"{opened.path}: the data have changed since it was trained")
+        own = opened.config.get("metrics")
+        settings = {**(check_section("metrics", own) if own else {}), **settings}
+        subject = EvalData(found, section["name"], bool(section.get("flip")))
+    options = EvalSettings(**settings)
+    if model.event != subject.data.event:
+        raise UsageError(f"data: {subject.data.event}, but the model is of {model.event}")
+    check_settings(model, options)
+    network = pick_network(options, subject.name, subject.data.event, needed=False)
+    network = network and network.to(model.device)
+    result = evaluate_model(model, subject, options, network, seed=seed, trained=trained, chosen=sampler is not None)
+    return result["metrics"]
+
+
+def compare(
+    runs: Iterable[Run | str | os.PathLike[str]],
+    out: str | os.PathLike[str] = "comparison",
+    title: str | None = None,
+) -> Path:
+    """Write the comparison of runs: a web page, and the leaderboard as Markdown and CSV.
+
+    Args:
+        runs: run directories, or folders of them.
+        out: folder of the comparison.
+        title: heading of the page.
+
+    Returns:
+        The page.
+
+    Raises:
+        ValueError: in one line, where there is no run, or nothing can be written.
+    """
+    return write([str(_path(run)) for run in runs], Path(out), title)
+
+
+def _path(run: Run | str | os.PathLike[str]) -> Path:
+    return run.path if isinstance(run, Run) else Path(run)
+
+
+def _model(
+    run: Run | str | os.PathLike[str] | GenerativeModel, *, ema: bool, device: str, sampler: Mapping[str, Any] | None
+) -> GenerativeModel:
+    if isinstance(run, GenerativeModel):
+        if sampler is not None:
+            raise UsageError("sampler: set model.sampler of a model")
+        return run.eval()
+    return load(_path(run), ema=ema, device=pick_device(device), sampler=None if sampler is None else dict(sampler))
+
+
+def _quoted(value: object) -> str:
+    """Quote a value for Hydra's grammar."""
+    return json.dumps(str(value), ensure_ascii=False)
+
+
+def _data_words(data: Data, y: Any, outputs: Path, test_fraction: float) -> list[str]:
+    """Return the overrides that name some data; arrays are written beside the runs first, by their hash."""
+    if isinstance(data, str | os.PathLike):
+        if y is not None:
+            raise UsageError("y: goes with an array; a folder and a named data set have their own conditions")
+        if isinstance(data, os.PathLike) or os.sep in data or Path(data).is_dir():
+            return ["data=folder", f"data.root={_quoted(Path(data).absolute())}"]
+        return [f"data={data}"]
+    examples = as_examples(data, y)
+    as_dataset(examples, test_fraction)  # so that nothing is written of data that cannot be split
+    file = io.BytesIO()
+    np.savez(file, x=examples.x, **({} if examples.y is None else {"y": examples.y}))
+    digest = hashlib.sha256(examples.x.tobytes() + (b"" if examples.y is None else examples.y.tobytes())).hexdigest()
+    path = (outputs / "data" / f"{digest[:16]}.npz").absolute()
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, file.getvalue())
+    kind: Literal["array", "vectors"] = "array" if examples.x.ndim == 4 else "vectors"
+    shape = ",".join(map(str, examples.x.shape[1:]))
+    return [
+        f"data={kind}",
+        f"data.root={_quoted(path)}",
+        f"data.shape=[{shape}]",
+        f"data.test_fraction={test_fraction}",
+    ]
+
+
+def _dataset(data: Data, y: Any) -> EvalData:
+    """Make the data that a model is evaluated on."""
+    if isinstance(data, DataSet):
+        return EvalData(data, "data", False)
+    if isinstance(data, str | os.PathLike):
+        job = preflight("train", _data_words(data, y, Path(), 0.1))
+        assert job is not None
+        section = job.config["data"]
+        return EvalData(build(section["source"], "data"), section["name"], bool(section["flip"]))
+    found = as_dataset(as_examples(data, y))
+    EventSpec(found.shape, found.levels)
+    return EvalData(found, "data", False)
