@@ -116,12 +116,12 @@ def by_hydra(verb: str, options: list[str], overrides: list[str], config_dir: st
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig, OmegaConf
 
-    from genzoo.cli.sweep import JobResult, finish, name_of, objective, run_job, run_jobs
     from genzoo.config.budgets import one_budget
     from genzoo.config.compose import names_sampler, validate
     from genzoo.config.loader import COMPOSING
     from genzoo.config.paths import CONF
     from genzoo.errors import UsageError, one_line
+    from genzoo.jobs.sweep import JobResult, finish, name_of, objective, run_job, run_jobs
     from genzoo.runs import claims
 
     typed, sweep_name = sys.argv, name_of(verb, overrides)
@@ -208,13 +208,13 @@ def _is_basic(plugin: Any) -> bool:
 
 def run(verb: str, config: dict, choices: dict[str, str]) -> None:
     """Do the work of a command; heavy imports happen here."""
-    from genzoo.cli.allocator import tune
     from genzoo.environment import ensure_home
+    from genzoo.jobs.allocator import tune
 
     ensure_home()
     tune()  # before torch allocates anything
     if verb == "train":
-        from genzoo.cli.train import train
+        from genzoo.jobs.train import train
 
         train(config, choices)
     elif verb == "sample":

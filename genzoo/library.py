@@ -24,10 +24,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genzoo.cli.compare import write
-from genzoo.cli.sample import class_names, class_number
-from genzoo.cli.train import sha256_of
-from genzoo.cli.train import train as train_config
 from genzoo.conditions import ClassLabels
 from genzoo.config.check import check_section
 from genzoo.config.compose import preflight
@@ -40,10 +36,13 @@ from genzoo.evaluation.density import check_settings
 from genzoo.evaluation.scores import Trained, evaluate_model, pick_network
 from genzoo.evaluation.settings import EvalData, EvalSettings
 from genzoo.event import EventSpec
+from genzoo.jobs.train import train as train_config
+from genzoo.labels import class_names, class_number
 from genzoo.loading import load
 from genzoo.model import GenerativeModel
 from genzoo.numerics.precision import full_float32
 from genzoo.numerics.random import SampleStreams
+from genzoo.report.comparison import write_comparison
 from genzoo.runs import Run, write_atomically
 
 Data = Any  # an array, a tensor, a torch Dataset, a folder, or the name of a file of conf/data
@@ -202,7 +201,7 @@ def evaluate(
         found = build(section["source"], "data", trusted=False)
         if not isinstance(found, DataSet):
             raise UsageError(f"{opened.path / 'config.yaml'}: names no data")
-        if opened.status.get("data_sha256") not in (None, sha256_of(found)):
+        if opened.status.get("data_sha256") not in (None, found.sha256):
             raise UsageError(f"{opened.path}: the data have changed since it was trained")
         own = opened.config.get("metrics")
         settings = {**(check_section("metrics", own) if own else {}), **settings}
@@ -235,7 +234,7 @@ def compare(
     Raises:
         ValueError: in one line, where there is no run, or nothing can be written.
     """
-    return write([str(_path(run)) for run in runs], Path(out), title)
+    return write_comparison([str(_path(run)) for run in runs], Path(out), title)
 
 
 def _path(run: Run | str | os.PathLike[str]) -> Path:
@@ -268,7 +267,7 @@ def _data_words(data: Data, y: Any, outputs: Path, test_fraction: float) -> list
     examples = as_examples(data, y)
     as_dataset(examples, test_fraction)  # so that nothing is written of data that cannot be split
     file = io.BytesIO()
-    np.savez(file, x=examples.x, **({} if examples.y is None else {"y": examples.y}))
+    np.savez(file, x=examples.x) if examples.y is None else np.savez(file, x=examples.x, y=examples.y)
     digest = hashlib.sha256(examples.x.tobytes() + (b"" if examples.y is None else examples.y.tobytes())).hexdigest()
     path = (outputs / "data" / f"{digest[:16]}.npz").absolute()
     if not path.is_file():

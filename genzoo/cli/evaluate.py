@@ -6,8 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from genzoo.cli.notes import note
-from genzoo.cli.train import resources
 from genzoo.config.check import check_section
 from genzoo.config.instantiate import build
 from genzoo.console import log_stderr
@@ -19,6 +17,8 @@ from genzoo.evaluation.records import NotKept, kept
 from genzoo.evaluation.scores import compare, evaluate_run, pick_network
 from genzoo.evaluation.settings import MAX_NFE, EvalData, EvalSettings
 from genzoo.event import EventSpec
+from genzoo.jobs.notes import note
+from genzoo.jobs.train import resources
 
 
 def evaluate(config: dict[str, Any]) -> None:
@@ -46,7 +46,6 @@ def evaluate(config: dict[str, Any]) -> None:
 
 def score_run(config: dict[str, Any]) -> None:
     """Score a run on its own data."""
-    from genzoo.cli.train import sha256_of
     from genzoo.data import DataSet
     from genzoo.loading import load
     from genzoo.metrics.sample_size import check_references
@@ -82,7 +81,7 @@ def score_run(config: dict[str, Any]) -> None:
         )
     for line in data.notes:
         note(line)
-    if run.status.get("data_sha256") not in (None, sha256_of(data)):
+    if run.status.get("data_sha256") not in (None, data.sha256):
         note(f"warning: run={run.path}: its data or their split have changed; it may have been trained on test images")
     check_references({name: len(split.x) for name, split in data.splits.items()}, network, options.force)
     result = evaluate_run(

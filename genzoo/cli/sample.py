@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import io
-import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from genzoo.cli.train import resources
 from genzoo.devices import pick_device
 from genzoo.environment import usable_cores
-from genzoo.errors import UsageError, nearest
+from genzoo.errors import UsageError
+from genzoo.jobs.train import resources
 
 OURS = re.compile(r"\d{6,}\.png")  # names of pictures in a folder of samples
 
@@ -34,6 +32,7 @@ def _sample(config: dict[str, Any]) -> None:
 
     from genzoo.conditions import ClassLabels
     from genzoo.data.pictures import CHANNELS, as_bytes, grid, save_png, save_scatter
+    from genzoo.labels import class_names, class_number
     from genzoo.loading import load
     from genzoo.numerics.precision import full_float32
     from genzoo.numerics.random import SampleStreams
@@ -129,50 +128,3 @@ def older_samples(out: Path) -> list[Path]:
             "it with the samples: choose a new or an empty folder"
         )
     return found
-
-
-def class_names(run: str) -> list[str]:
-    """Return the names of the classes that a run, which may be anybody's, keeps; none where it keeps none."""
-    from genzoo.runs import Run
-
-    names = Run(run).status.get("classes")
-    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
-
-
-def class_number(label: int | str, num_classes: int, names: Sequence[str]) -> int:
-    """Find the number of a class by its number or its name.
-
-    A number that is no class's number is looked for among the names, as of folders 1995, 1996 and so on.
-
-    Args:
-        label: what was asked for.
-        num_classes: of the model.
-        names: of the classes, if they are known.
-
-    Raises:
-        UsageError: for what is neither, and a number that is one class's number and another one's name.
-    """
-    if not num_classes:
-        raise UsageError(f"label={label}: this model has no classes")
-    names = names if len(names) == num_classes else []
-    if isinstance(label, int) and label < num_classes:
-        if str(label) in names and names[label] != str(label):
-            raise UsageError(
-                f"label={label}: is the number of class {names[label]} and the name of class number {names.index(str(label))}: "
-                f"quote the "
-                f"name of the one that is meant, label={quoted(names[label])} or label={quoted(str(label))}"
-            )
-        return label
-    if str(label) in names:
-        return names.index(str(label))
-    if names:
-        raise UsageError(
-            f"label={label}: this model has the classes 0..{num_classes - 1}, by name: {nearest(str(label), names)}"
-        )
-    by_name = "" if isinstance(label, int) else ", and its run does not keep their names"
-    raise UsageError(f"label={label}: this model has the classes 0..{num_classes - 1}{by_name}")
-
-
-def quoted(name: str) -> str:
-    """Quote a name for the shell and for Hydra."""
-    return f"'{json.dumps(name, ensure_ascii=False)}'"

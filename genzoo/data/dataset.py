@@ -6,6 +6,7 @@ in each training step, so that nothing is rounded twice. Vectors are floats, on 
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -91,3 +92,15 @@ class DataSet:
     def num_classes(self) -> int:
         """Number of classes, 0 where the data have none."""
         return len(self.classes)
+
+    @property
+    def sha256(self) -> str | None:
+        """SHA-256 of all images and classes; None of toy densities, which are drawn anew each time."""
+        if self.density is not None:
+            return None
+        digest = hashlib.sha256()
+        for split in (self.train, self.test):
+            for tensor in (split.x, split.y):
+                if tensor is not None:
+                    digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()

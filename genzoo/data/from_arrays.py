@@ -8,7 +8,7 @@ on the number of the examples, and copies of one example never lie in both split
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,7 +53,7 @@ def as_examples(data: Any, y: Any = None) -> Examples:
 
 def _collected(data: Iterable[Any]) -> tuple[np.ndarray, np.ndarray | None]:
     items = (
-        [data[i] for i in range(len(data))] if hasattr(data, "__getitem__") and hasattr(data, "__len__") else list(data)
+        [data[i] for i in range(len(data))] if hasattr(data, "__getitem__") and isinstance(data, Sized) else list(data)
     )
     if not items:
         raise DataError("data: no examples")

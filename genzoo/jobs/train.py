@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import io
 import json
 import logging
@@ -17,14 +16,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from genzoo.cli.allocator import tune
-from genzoo.cli.notes import note
 from genzoo.config.check import check, check_section
 from genzoo.config.instantiate import build, targets
 from genzoo.console import log_stderr
 from genzoo.devices import gpu_facts, pick_device, pick_precision
 from genzoo.environment import usable_cores
 from genzoo.errors import REFUSALS, UsageError, one_line
+from genzoo.jobs.allocator import tune
+from genzoo.jobs.notes import note
 from genzoo.runs import UNHASHED_KEYS, ResourceError, Run, RunError, claims, job_id, now, provenance, writing
 
 CLASS_BYTES = 2**16  # of the names of all classes that a run keeps
@@ -120,7 +119,7 @@ def find_resumable(config: dict[str, Any], choices: dict[str, str]) -> Run | Non
     Raises:
         RunError: where the named one is none.
     """
-    from genzoo.cli.sweep import best_of, runs_of
+    from genzoo.jobs.sweep import best_of, runs_of
 
     resume = config.get("resume")
     if resume == "auto":
@@ -382,7 +381,7 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
         "allocator": tune(),
         "device": device,
         "gpu": gpu_facts(torch.device(device)),
-        "data_sha256": sha256_of(subject.data),
+        "data_sha256": subject.data.sha256,
         "classes": class_names(subject.data),
     }
     # A run that is gone on with has the precision that was chosen for it in its configuration, and its job has not.
@@ -537,18 +536,6 @@ def restore(module: Any, checkpoint: Path, contents: Any) -> int:
         raise RunError(f"{checkpoint / 'state.pt'}: {one_line(error)[:300]}") from error
     except (*REFUSALS, OverflowError) as error:
         raise RunError(f"{checkpoint}: does not fit the model of config.yaml: {one_line(error)[:200]}") from error
-
-
-def sha256_of(data: Any) -> str | None:
-    """Name the images and classes of a data set by their SHA-256; points, which are made anew each time, have no such name."""
-    if data.levels is None:
-        return None
-    digest = hashlib.sha256()
-    for split in (data.train, data.test):
-        for tensor in (split.x, split.y):
-            if tensor is not None:
-                digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 def unseen_classes(data: Any) -> Iterator[str]:

@@ -204,14 +204,14 @@ def finish(verb: str, ended: Sequence[JobResult]) -> None:
     Raises:
         ValueError: in one line, where nothing can be read or written.
     """
-    from genzoo.cli.compare import write
+    from genzoo.report.comparison import write_comparison
 
     runs = list(dict.fromkeys(job.run for job in ended if job.run))
     if runs and any(not job.code for job in ended):
         common = Path(os.path.commonpath([Path(run).resolve() for run in runs]))
         # Of trainings beside the runs of all families; of scorings of one run inside it.
         out = Path(runs[0]).parent.parent if verb == "train" else common
-        write(runs, out / "comparison")
+        print(f"comparison: {write_comparison(runs, out / 'comparison')}", flush=True)
 
 
 def run_process(
