@@ -59,7 +59,7 @@ SAMPLERS = {
 }
 POINTS = 2000  # in a picture
 TEST = 4000  # fresh points of the density, never trained on
-PAIRS = 100  # of draws of so many points, whose median distance is the unit of LIMIT
+PAIRS = 20  # of draws of so many points, whose median distance is the unit of LIMIT
 LIMIT = 2.0
 ADVERSARIAL = ("gan", "wgan", "wgan_gp")
 
