@@ -37,7 +37,7 @@ def _sample(config: dict[str, Any]) -> None:
     from genzoo.numerics.precision import full_float32
     from genzoo.numerics.random import SampleStreams
     from genzoo.runs import write_atomically
-    from genzoo.training.module import compile_networks
+    from genzoo.training.compilation import compile_networks
 
     torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))  # of a container, which OpenMP does not know
     out = Path(config["out"])

@@ -64,7 +64,8 @@ class StepRanges:
             # Asked anew each time: a plan by the clock is corrected on the way.
             ends = {*self.milestones(), *module.boundaries}
             end = min((step for step in ends if step > position), default=position + 1)
-            within = 0.25 if module.budget.seconds is None else min(0.25, module.budget.seconds - module.train_seconds)
+            seconds_left = (module.plan.budget.seconds or math.inf) - module.train_seconds
+            within = min(0.25, seconds_left)
             stop = min(end, position + min(max(int(within * speed), 1), 1000))
             yield position, stop
             spent = module.train_seconds - seconds
@@ -413,7 +414,7 @@ class ProgressBar(pl.Callback):
 
     def left(self, pl_module: GenerativeModule) -> float:
         """Return the seconds of training that are left; grids, scores and checkpoints are no part of them."""
-        limit = pl_module.budget.seconds
+        limit = pl_module.plan.budget.seconds
         left = math.inf if limit is None else limit - pl_module.train_seconds
         done = pl_module.steps - self.begun
         if pl_module.planned and pl_module.planned_steps and done:
@@ -482,6 +483,7 @@ def fit(
         Stopped: by a signal.
     """
     signals = signals or Signals()
+    module.managed = True
     writers: list[Any] = []
     if run is not None:
         writers = [Record(run), Grids(run, draw, grids, signals), Scores(run, score, scores, signals)]

@@ -1,60 +1,54 @@
 """One Lightning module trains any family.
 
 It owns what no family should do again: optimisers, averages of the weights, the learning rate, the noise of each step,
-the count of images seen, and the check that everything is finite. Optimisation is manual, and Lightning hands over
-several steps at once where steps are short, since its own loop would cost more than a small model's step. The module
-therefore keeps its own step counter; Lightning's ``global_step`` is never read.
+the count of images, and the check that everything is finite. Optimisation is manual, and ``genzoo.training.callbacks.fit``
+hands over several steps at once where steps are short, since Lightning's own loop would cost more than a small model's step.
+In a Trainer of the user's own it is an ordinary module: one step for each batch, logged, validated and checkpointed.
 
 Every step is a function of the weights and of its number alone: its batch is ``batches(step)``, the noise of example ``j``
-of the batch f(seed, step, j). A run that goes on from a checkpoint therefore ends in the same bits as one that was never
+of the batch f(seed, step, j). A run that is resumed from a checkpoint therefore ends in the same bits as one that was never
 interrupted.
 
 Stages follow each other with optimisers, schedules and averages of their own. A finished stage gets the average of its
-weights, which is what will be used and so what the next one must build on. A plan gives each stage its share of the images,
-or where the seconds end the run its share of the seconds, since the steps of one stage may take longer than another's.
+weights, which is what will be used and so what the next one must build on.
 
 Seconds are those of computing. On an accelerator a step returns when it is launched, so the clock is read after waiting for
-the device, once per hand-over. A plan by the clock is fitted to the speed of the steps that were trained: the first time
-after a few percent of the seconds, until when schedules stand at their beginning, and a few times later.
+the device, once per hand-over.
 
-Several processes that train together take a share of each batch and average the gradients of the player whose turn it is; the
-same sum carries whether one was told to stop, and the seconds, so that all do the same steps; on accelerators it is read after
+Several processes that train together take a part of each batch and average the gradients of the network whose turn it is; the
+same sum carries whether one is to stop, and the seconds, so that all do the same steps; on accelerators it is read after
 each hand-over. Torch's ``DistributedDataParallel`` is not used: it expects one backward pass for one call of one module.
-
-A step whose loss or gradient is not finite moves no weight. On a CPU it raises at once; on an accelerator, where looking would
-stall the device, a flag on the device makes a fused optimiser skip the step, or undoes that of another one, and is read after
-each hand-over and before anything is recorded. In half precision the loss is scaled so that small gradients do not vanish; a
-step whose scaled gradients overflow is skipped and counted, and the scale is halved, for which the host waits.
-
-References:
-    Micikevicius et al., "Mixed Precision Training", 2018, https://arxiv.org/abs/1710.03740 (sec. 3.2, scaling of the loss).
 """
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import copy
-import itertools
+import functools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from genzoo.data.loader import Batches
+from genzoo.data.loader import Batches, Split
 from genzoo.distributions.discretization import dequantize
 from genzoo.model import Adversarial, GenerativeModel, Loss, Stage, Staged
 from genzoo.numerics import distributed
-from genzoo.numerics.random import batch_generator, reseed, seed_of
+from genzoo.numerics.random import batch_generator, generator, reseed, seed_of
 from genzoo.training.budget import Budget, LearningRate
+from genzoo.training.compilation import compile_networks
 from genzoo.training.ema import EMA
 from genzoo.training.flops import count_step
+from genzoo.training.plan import CORRECTIONS, CYCLE, UNPLANNED, Plan
+from genzoo.training.precision import ADVICE, PATIENCE, NonFiniteError, step_unless
+from genzoo.training.state import TrainState, Window
 from genzoo.training.state_checks import (
     StateError,
     check_optimizer_state,
@@ -63,57 +57,20 @@ from genzoo.training.state_checks import (
     upgraded_weights,
 )
 
-# Fractions of a stage's plan or seconds after which the plan is fitted to the clock.
-CORRECTIONS = (0.03, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8)
-UNPLANNED = 10**9  # steps that a stage seems to have before the first of them
-MARGIN = 1.05  # times the seconds left: a count of images or FLOPs that takes less keeps its own plan
 # By which Lightning has torch load the driver's library at each step of an optimiser, to see if there is a GPU: .5 ms.
 os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
-_ADVICE = "try a lower optimizer.lr or trainer.clip"
-PATIENCE = 20  # steps in a row that may overflow in half precision: from 2^16 the scale has then come down to 1/16
 
-
-class NonFiniteError(RuntimeError):
-    """A loss or gradient that is NaN or infinite; the step that met it changed no weight."""
-
-    exit_code = 3  # of the command line
+OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
 @dataclass
 class Player:
-    """One player of one stage: its weights and their optimiser."""
+    """One network of one stage that is trained: its weights and their optimiser."""
 
     name: str
     parameters: list[nn.Parameter]
     optimizer: torch.optim.Optimizer
     base_lr: float
-
-
-@dataclass
-class Window:
-    """Terms of the loss since they were last written, kept on the device."""
-
-    terms: dict[str, list[Tensor]] = field(default_factory=dict)
-
-    def add(self, terms: dict[str, Tensor]) -> None:
-        for name, value in terms.items():
-            self.terms.setdefault(name, []).append(value)
-
-    def state(self) -> dict[str, Tensor]:
-        """Return the terms so far, each as one tensor."""
-        return {name: torch.stack(values) for name, values in self.terms.items()}
-
-    def flush(self) -> dict[str, float]:
-        """Return the mean of each term and forget them."""
-        if not self.terms:
-            return {}
-        means = torch.stack([torch.stack(values).float().mean() for values in self.terms.values()]).tolist()
-        names, self.terms = list(self.terms), {}
-        return dict(zip(names, means, strict=True))
-
-    def to(self, device: torch.device) -> None:
-        """Move the terms to a device."""
-        self.terms = {name: list(torch.stack(values).to(device)) for name, values in self.terms.items()}
 
 
 def synchronize(device: torch.device) -> None:
@@ -124,13 +81,28 @@ def synchronize(device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class _OneBatch:
-    """Stands in for ``Batches`` where a step is counted."""
+    """Replaces ``Batches`` where the FLOPs of a step are counted."""
 
     batch: tuple[Tensor, Tensor | None]
     device: torch.device
+    batch_size: int
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor | None]:
         return self.batch
+
+
+class _Epoch:
+    """The steps of one epoch, as a data loader of a user's Trainer: (step, step + 1) for each batch."""
+
+    def __init__(self, module: GenerativeModule):
+        self.module = module
+
+    def __len__(self) -> int:
+        return max(self.module.batches.size // self.module.batches.batch_size, 1)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        first = self.module.steps
+        return ((step, step + 1) for step in range(first, first + len(self)))
 
 
 def _stages(model: GenerativeModel) -> list[Stage]:
@@ -141,73 +113,42 @@ def _parts(module: GenerativeModel) -> Mapping[str, nn.Module]:
     return module.players() if isinstance(module, Adversarial) else {"model": module}
 
 
-@torch.no_grad()
-def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """Step an optimiser, and leave all weights as they were where ``bad``, () bool, is true; the host does not wait for it.
-
-    Fused optimisers skip the step by themselves. The weights of others are put back: a few large operations rather than many
-    small ones, which cost some passes over the weights and the memory of three copies. Their averages get a gradient of zero.
-    """
-    if optimizer.defaults.get("fused"):
-        optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # what the fused kernels call the flag
-        optimizer.step()
-        return
-    weights = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    gradients: list[Tensor] = [p.grad for p in weights if p.grad is not None]
-
-    def flat(tensors: Sequence[Tensor]) -> Tensor:
-        return torch.cat([tensor.flatten() for tensor in tensors])
-
-    def assign(tensors: Sequence[Tensor], values: Tensor) -> None:
-        parts = values.split([tensor.numel() for tensor in tensors])
-        torch._foreach_copy_(list(tensors), [part.view(t.shape) for part, t in zip(parts, tensors, strict=True)])
-
-    assign(gradients, torch.where(bad, 0, flat(gradients)))
-    before = flat(weights)
-    optimizer.step()
-    assign(weights, torch.where(bad, before, flat(weights)))
-
-
-def compile_networks(model: nn.Module, **options: Any) -> None:
-    """Compile the networks of a model in place, each as a whole; copies of the model are not compiled.
-
-    A module without a ``forward`` of its own, such as a list or the ladder of a hierarchical autoencoder, is never called:
-    its parts are compiled one by one.
-
-    Args:
-        model: whose networks are called in training.
-        options: as ``torch.compile`` takes them.
-    """
-    for name, part in model.named_children():
-        if isinstance(part, GenerativeModel) or type(part).forward is nn.Module.forward:
-            compile_networks(part, **options)
-        elif not isinstance(model, GenerativeModel) or name not in model.eager:
-            part.compile(**options)
-
-
 class GenerativeModule(pl.LightningModule):
-    """Trains a generative model.
+    """Trains a generative model, in genzoo's own ``fit`` or in a Trainer of the user's own:
+
+        module = GenerativeModule(VAE((1, 8, 8), levels=17), data=genzoo.data.digits())
+        pl.Trainer(max_epochs=10, callbacks=[ModelCheckpoint(monitor="val/loss")]).fit(module)
+
+    There it logs the terms of the loss as ``train/...``, and the loss of the averaged weights on held-out examples as
+    ``val/...``. With several devices, give that Trainer ``genzoo.training.callbacks.ManualDDPStrategy``.
 
     Args:
         model: the model.
-        optimizer: builds an optimiser from a list of parameters; one for each player of each stage.
-        batches: the data, by step.
-        budget: what the run may spend.
+        optimizer: builds an optimiser from a list of parameters, one for each network of each stage; Adam with lr=1e-3 by
+            default.
+        batches: the data, by step; or ``data``.
+        budget: limits of the run; None where a Trainer's ``max_steps`` or ``max_epochs`` ends it.
         learning_rate: factor of the optimiser's rate as a function of progress.
         ema_decay: of the averaged weights, see ``EMA``.
-        clip: largest norm of a player's gradient, None for no limit.
+        clip: largest norm of a network's gradient, None for no limit.
         seed: of the noise.
         scaler: of the loss, where it is computed in half precision.
         compiled: whether torch compiles the networks, for training alone.
         channels_last: whether batches of images lie in memory pixel by pixel, as the model's weights then should.
+        data: a data set, or its training split.
+        batch_size: of ``data``.
+        val_fraction: of ``data``'s training split, held out for validation.
+
+    Attributes:
+        ema: the averaged weights, ``ema.model``.
     """
 
     def __init__(
         self,
         model: GenerativeModel,
-        optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
-        batches: Batches,
-        budget: Budget,
+        optimizer: OptimizerFactory | None = None,
+        batches: Batches | None = None,
+        budget: Budget | None = None,
         learning_rate: LearningRate | None = None,
         ema_decay: float = 0.9999,
         clip: float | None = None,
@@ -215,10 +156,22 @@ class GenerativeModule(pl.LightningModule):
         scaler: torch.amp.GradScaler | None = None,
         compiled: bool = False,
         channels_last: bool = False,
+        *,
+        data: Any = None,
+        batch_size: int = 128,
+        val_fraction: float = 0.1,
     ):
         super().__init__()
         if clip is not None and clip <= 0:
             raise ValueError(f"clip must be positive, or null for none, not {clip}")
+        self._validation: Split | None = None
+        if batches is None:
+            if data is None:
+                raise ValueError("data: give a data set, or batches")
+            train, self._validation = _held_out(getattr(data, "train", data), val_fraction, seed)
+            batches = Batches(train, min(batch_size, len(train.x)), seed)
+            if train.y is not None and model.condition:
+                model.conditioner.fit(train.y)
         if model.condition and batches.y is not None:
             model.conditioner.check(batches.y, len(batches.y))  # once, on the host: no step on a GPU reads their values
         self.automatic_optimization = False
@@ -230,74 +183,153 @@ class GenerativeModule(pl.LightningModule):
         self.seed = seed
         self.scaler = scaler
         self.compiled, self.channels_last = compiled, channels_last
-        self.skipped, self._in_a_row = 0, 0  # steps whose scaled gradients overflowed
         self.ema = EMA(model, ema_decay)
         self.stages = _stages(model)
-        self._make_optimizer = optimizer
-        self.players = {stage.name: self._players(stage, optimizer) for stage in self.stages}
-        self.planned_steps: int | None = None  # set before the first step
-        self.planned_by = ""  # the limit that the plan follows
-        self.steps = 0
-        self.train_seconds = 0.0
+        self._make_optimizer = optimizer or functools.partial(torch.optim.Adam, lr=1e-3)
+        self.players = {stage.name: self._players(stage) for stage in self.stages}
+        shares = [stage.share for stage in self.stages]
+        self.progress = TrainState(Plan(budget or Budget(images=batches.batch_size), shares, batches.batch_size))
         self.own_seconds = 0.0  # of computing in this process, since it began
-        self.flops = 0  # of all steps so far
         self._costs: dict[tuple[str, str | None], int] = {}  # FLOPs of a step, by stage and turn
-        self.boundaries: list[int] = []  # the steps at which all stages but the last end
-        self._counted: list[int] = []  # the ends of all stages by a count of images or FLOPs
-        self._counted_by = ""  # the stricter of the two
-        self._speeds: list[float | None] = [None] * len(self.stages)  # of each stage, in steps a second, once measured
-        self._begun = 0, 0.0  # steps and seconds when the present stage began
-        self._fitted: tuple[int, float] | None = None  # and from when on its speed is measured
-        self._corrections = 0  # of the present stage
         self._read_at: float | None = None  # when the clock was last read, in a hand-over
-        self.window = Window()
         self.latest: dict[str, Any] = {"values": {}, "images_per_second": 0.0}  # what was recorded last
         self.on_step: Callable[[], None] = lambda: None  # called after every step
-        self.stop_requested: Callable[[], bool] = lambda: False  # asked before every step
-        self._elapsed = 0.0  # seconds of the last step, which other processes have not heard of
-        self._all_stop = False  # whether one of several processes was told to stop
+        self.stop_requested: Callable[[], bool] = lambda: False  # called before every step
+        self._elapsed = 0.0  # seconds of the last step, which other processes do not have yet
+        self._all_stop = False  # whether one of several processes is to stop
         self._shared: Tensor | None = None  # stops and seconds of all processes that were not read yet
         self._first_bad: Tensor | None = None  # on an accelerator: the first step that was not finite
+        self.managed = False  # whether genzoo's own ``fit`` trains it
+        self._given: tuple[Tensor, Tensor | None] | None = None  # a batch of the user's own data loader
+        self._terms: dict[str, Tensor] = {}  # of the last step
+        self._checkpoint: Mapping[str, Any] | None = None  # of Lightning, to be restored
 
-    def _players(
-        self, stage: Stage, optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-    ) -> dict[str, Player]:
+    def _players(self, stage: Stage) -> dict[str, Player]:
         players = {}
         for name, part in _parts(stage.module).items():
             parameters = [p for p in part.parameters() if p.requires_grad]
-            built = optimizer(parameters)
+            built = self._make_optimizer(parameters)
             players[name] = Player(name, parameters, built, built.param_groups[0]["lr"])
             self.ema.watch(f"{stage.name}/{name}", part)
         return players
 
+    # Progress
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the run."""
+        return self.progress.plan
+
+    @property
+    def steps(self) -> int:
+        """Steps taken so far."""
+        return self.progress.steps
+
+    @steps.setter
+    def steps(self, value: int) -> None:
+        self.progress.steps = value
+
+    @property
+    def train_seconds(self) -> float:
+        """Seconds of computing so far."""
+        return self.progress.train_seconds
+
+    @train_seconds.setter
+    def train_seconds(self, value: float) -> None:
+        self.progress.train_seconds = value
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of all steps so far."""
+        return self.progress.flops
+
+    @flops.setter
+    def flops(self, value: int) -> None:
+        self.progress.flops = value
+
+    @property
+    def skipped(self) -> int:
+        """Steps whose scaled gradients overflowed."""
+        return self.progress.skipped
+
+    @property
+    def window(self) -> Window:
+        """Terms of the loss that were not written yet."""
+        return self.progress.window
+
+    @property
+    def boundaries(self) -> list[int]:
+        """The steps at which all stages but the last end."""
+        return self.plan.boundaries
+
+    @property
+    def planned_steps(self) -> int | None:
+        """Steps of the whole run, None before the plan is made."""
+        return self.plan.planned_steps
+
+    @planned_steps.setter
+    def planned_steps(self, value: int) -> None:
+        self.plan.planned_steps = value
+
+    @property
+    def planned_by(self) -> str:
+        """The limit that the plan follows."""
+        return self.plan.planned_by
+
     @property
     def images(self) -> int:
-        """Real images delivered so far, to any player."""
+        """Real images delivered so far, to any network."""
         return self.steps * self.batches.batch_size
 
     @property
     def planned_images(self) -> int:
         """Images that schedules expect."""
-        assert self.planned_steps is not None, "the plan is set before the first step"
+        assert self.planned_steps is not None, "the plan is made before the first step"
         return self.planned_steps * self.batches.batch_size
 
     @property
     def planned(self) -> bool:
         """Whether the end of the plan is known, as by the clock it is not before some steps were measured."""
-        return self.planned_steps is not None and self.planned_steps < UNPLANNED
+        return self.plan.known
 
     def stage_at(self, step: int) -> tuple[Stage, int, int]:
         """Return the stage of a step, the step's number within it, and how many steps it has."""
+        index, number, length = self.plan.stage_at(step)
+        return self.stages[index], number, length
+
+    def make_plan(self) -> None:
+        """Fix how many steps schedules expect, see ``Plan.start``."""
+        self.plan.start(self._cycle)
+
+    def _cycle(self, stage: int) -> list[int]:
+        """Return the FLOPs of each of ``CYCLE`` steps of a stage."""
+        name, module = self.stages[stage].name, self.stages[stage].module
+        turns = [module.turn(i) if isinstance(module, Adversarial) else None for i in range(CYCLE)]
+        return [self.cost(name, turn) for turn in turns]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the plan is fulfilled or the seconds are spent."""
+        return self.ended_by is not None
+
+    @property
+    def ended_by(self) -> str | None:
+        """The limit that has ended the run: images, seconds or flops; None before its end."""
         assert self.planned_steps is not None
-        start = 0
-        for stage, stop in zip(self.stages, self.boundaries, strict=False):  # the last has the end of the plan
-            if step < stop:
-                return stage, step - start, stop - start
-            start = stop
-        return self.stages[-1], step - start, self.planned_steps - start
+        if self.steps >= self.planned_steps:
+            return self.planned_by
+        late = self.budget and self.budget.seconds is not None and self.train_seconds >= self.budget.seconds
+        return "seconds" if late else None
+
+    @property
+    def stopping(self) -> bool:
+        """Whether this process, or one of those that train with it, is to stop."""
+        return self._all_stop if distributed.world_size() > 1 else self.stop_requested()
+
+    # One step
 
     def step(self) -> None:
-        """Do one optimiser step of one player.
+        """Do one optimiser step of one network.
 
         Raises:
             NonFiniteError: where the loss or a gradient is not finite; no weight has changed then.
@@ -327,83 +359,46 @@ class GenerativeModule(pl.LightningModule):
             factor = self.learning_rate(number * batch, planned * batch)
             for group in player.optimizer.param_groups:
                 group["lr"] = player.base_lr * factor
+            take = self._stepper(player)
             if bad is None:
-                player.optimizer.step()
+                take()
             else:
-                step_unless(bad, player.optimizer)
+                step_unless(bad, player.optimizer, take)
             player.optimizer.zero_grad()
             terms = module.after_step(loss.aux, batch, rng=rng)
             self.ema.update(f"{stage.name}/{player.name}")
             prefix = "" if turn is None else f"{turn}_"
+            self._terms = {**loss.terms, **terms, f"{prefix}grad_norm": norm}
             if distributed.rank() == 0:  # which alone writes
-                self.window.add({**loss.terms, **terms, f"{prefix}grad_norm": norm})
+                self.window.add(self._terms)
         self.steps += 1
         if self.steps in self.boundaries:
             for name in players:
                 self.ema.hand_back(f"{stage.name}/{name}")
         self.on_step()
 
-    @torch.no_grad()
-    def _clip(self, player: Player) -> Tensor:
-        """Limit the norm of a player's gradient, and return what it was; as ``clip_grad_norm_``, in a third of its time."""
-        gradients = [p.grad for p in player.parameters if p.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        # Where the norm can be read without waiting, a factor of one is spared.
-        if self.clip is not None and (norm.device.type != "cpu" or not norm.item() + 1e-6 <= self.clip):
-            torch.nn.utils.clip_grads_with_norm_(player.parameters, self.clip, norm)
-        return norm
-
-    def _overflows(self, loss: Loss, norm: Tensor) -> bool:
-        """Whether this step is to be skipped, since half precision does not hold its scaled gradients; adapt the scale."""
-        if self.scaler is None:
-            return False
-        overflows = bool(torch.isfinite(loss.total.detach()) & ~torch.isfinite(norm)) and self._in_a_row < PATIENCE
-        self.scaler.update()
-        self.skipped += overflows
-        self._in_a_row = self._in_a_row + 1 if overflows else 0
-        return overflows
-
-    @torch.no_grad()
-    def _average(self, player: Player, loss: Loss) -> Loss:
-        """Average a player's gradients and losses over processes, and what all of them must agree on."""
-        gradients = [p.grad for p in player.parameters if p.grad is not None]
-        like = gradients[0]
-        # Numbers of the host are filled in: to copy them would wait for the device.
-        own = [like.new_full((), float(number)) for number in (self.stop_requested(), self._elapsed)]
-        facts = torch.stack([*own, *(value.detach().to(like.dtype) for value in (loss.total, *loss.terms.values()))])
-        flat = distributed.all_reduce_mean(torch.cat([tensor.flatten() for tensor in (*gradients, facts)]))
-        *averages, facts = flat.split([tensor.numel() for tensor in (*gradients, facts)])
-        torch._foreach_copy_(gradients, [mean.view_as(g) for mean, g in zip(averages, gradients, strict=True)])
-        self._shared = facts[:2] if self._shared is None else self._shared + facts[:2]
-        if facts.device.type == "cpu":
-            self._read_shared()
-        total, *terms = facts[2:]
-        return Loss(total, dict(zip(loss.terms, terms, strict=True)), loss.aux)
-
-    def _read_shared(self) -> None:
-        """Read what all processes have agreed on since the last time: whether to stop, and their seconds.
-
-        On an accelerator that waits for the device, and is done at the end of each hand-over, by all of them alike.
-        """
-        if self._shared is None:
-            return
-        stop, elapsed = self._shared.tolist()
-        self._shared = None
-        self._all_stop = stop > 0
-        self.train_seconds += elapsed
+    def _stepper(self, player: Player) -> Callable[[], Any]:
+        """Return what steps an optimiser: in a user's Trainer Lightning's wrapper of it, which counts steps."""
+        if self.managed or self._trainer is None:
+            return player.optimizer.step
+        wrapped = self.optimizers()
+        every = wrapped if isinstance(wrapped, list) else [wrapped]
+        return next(one for one in every if one.optimizer is player.optimizer).step
 
     def _batch(self) -> tuple[Tensor, Tensor | None, torch.Generator]:
         """Return data and conditions of the present step, and its source of noise."""
         rng = batch_generator("noise", self.seed, self.steps, device=self.batches.device)
-        x, y = self.batches(self.steps)
-        x = (x if self.model.levels is None else dequantize(x, self.model.levels, rng)).to(self.model.dtype)
+        x, y = self.batches(self.steps) if self._given is None else self._given
+        if self.model.levels is not None and not x.is_floating_point():
+            x = dequantize(x, self.model.levels, rng)
+        x = x.to(self.model.dtype)
         if self.channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         return x, y, rng
 
     def _backward(self, module: GenerativeModel, turn: str | None) -> tuple[Loss, torch.Generator]:
         """Compute the loss of the present step and its gradients; return the source of noise too."""
-        # Dropout draws from the global generator. torch.manual_seed would ask for every kind of device at each step.
+        # Dropout draws from the global generator. torch.manual_seed would seed every kind of device at each step.
         device = self.batches.device
         reseed(torch.default_generator, "layers", self.seed, self.steps)
         if device.type == "cuda":
@@ -417,34 +412,10 @@ class GenerativeModule(pl.LightningModule):
             (self.scaler.scale(loss.total) if self.scaler else loss.total).backward()
         return loss, rng
 
-    def cost(self, stage: str, turn: str | None) -> int:
-        """Return the FLOPs of a step, counted the first time, which is no part of training."""
-        kind = stage, turn
-        if kind not in self._costs:
-            if self._read_at is not None:
-                self.read_clock()
-            self._costs[kind] = self._count(stage, turn) * distributed.world_size()
-            if self._read_at is not None:
-                self._read_at = time.monotonic()
-        return self._costs[kind]
-
-    def _count(self, stage: str, turn: str | None) -> int:
-        other = copy.copy(self)
-        other.batches = _OneBatch(self.batches(self.steps), self.batches.device)  # type: ignore[assignment]
-        other.scaler = None  # which makes its tensors when it is first used
-
-        def step(model: GenerativeModel) -> None:
-            module = next(s.module for s in _stages(model) if s.name == stage)
-            for name, part in _parts(module).items():
-                part.requires_grad_(name == (turn or "model"))
-            other._backward(module, turn)
-
-        return count_step(self.model, step, 1 if self.steps else 2)
-
     @staticmethod
     @contextlib.contextmanager
     def _only(player: Player, players: dict[str, Player]) -> Iterator[None]:
-        """Compute gradients for one player alone."""
+        """Compute gradients for one network alone."""
         others = [p for other in players.values() if other is not player for p in other.parameters]
         for p in others:
             p.requires_grad_(False)
@@ -453,6 +424,27 @@ class GenerativeModule(pl.LightningModule):
         finally:
             for p in others:
                 p.requires_grad_(True)
+
+    @torch.no_grad()
+    def _clip(self, player: Player) -> Tensor:
+        """Limit the norm of a network's gradient, and return what it was; as ``clip_grad_norm_``, in a third of its time."""
+        gradients = [p.grad for p in player.parameters if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        # Where the norm can be read without waiting, a factor of one is spared.
+        if self.clip is not None and (norm.device.type != "cpu" or not norm.item() + 1e-6 <= self.clip):
+            torch.nn.utils.clip_grads_with_norm_(player.parameters, self.clip, norm)
+        return norm
+
+    def _overflows(self, loss: Loss, norm: Tensor) -> bool:
+        """Whether this step is to be skipped, since half precision does not hold its scaled gradients; adapt the scale."""
+        if self.scaler is None:
+            return False
+        state = self.progress
+        overflows = bool(torch.isfinite(loss.total.detach()) & ~torch.isfinite(norm)) and state.in_a_row < PATIENCE
+        self.scaler.update()
+        state.skipped += overflows
+        state.in_a_row = state.in_a_row + 1 if overflows else 0
+        return overflows
 
     @staticmethod
     def deferred(player: Player) -> bool:
@@ -470,7 +462,7 @@ class GenerativeModule(pl.LightningModule):
         if not (math.isfinite(loss.total.item()) and math.isfinite(norm.item())):
             terms = [name for name, value in loss.terms.items() if not bool(torch.isfinite(value).all())]
             where = f"loss term '{terms[0]}'" if terms else "gradient" if bool(torch.isfinite(loss.total)) else "loss"
-            raise NonFiniteError(f"{where} is not finite at step {self.steps}: {_ADVICE}")
+            raise NonFiniteError(f"{where} is not finite at step {self.steps}: {ADVICE}")
         return None
 
     def check_finite(self) -> None:
@@ -480,21 +472,65 @@ class GenerativeModule(pl.LightningModule):
             NonFiniteError: naming the first such step.
         """
         if self._first_bad is not None and (first := int(self._first_bad)) >= 0:
-            raise NonFiniteError(f"loss or gradient is not finite at step {first}: {_ADVICE}")
+            raise NonFiniteError(f"loss or gradient is not finite at step {first}: {ADVICE}")
 
-    @property
-    def finished(self) -> bool:
-        """Whether the plan is fulfilled or the seconds are spent."""
-        return self.ended_by is not None
+    # Several processes
 
-    @property
-    def ended_by(self) -> str | None:
-        """The limit that has ended the run: images, seconds or flops; None before its end."""
-        assert self.planned_steps is not None
-        if self.steps >= self.planned_steps:
-            return self.planned_by
-        late = self.budget.seconds is not None and self.train_seconds >= self.budget.seconds
-        return "seconds" if late else None
+    @torch.no_grad()
+    def _average(self, player: Player, loss: Loss) -> Loss:
+        """Average a network's gradients and losses over processes, and what all of them must share."""
+        gradients = [p.grad for p in player.parameters if p.grad is not None]
+        like = gradients[0]
+        # Numbers of the host are filled in: to copy them would wait for the device.
+        own = [like.new_full((), float(number)) for number in (self.stop_requested(), self._elapsed)]
+        facts = torch.stack([*own, *(value.detach().to(like.dtype) for value in (loss.total, *loss.terms.values()))])
+        flat = distributed.all_reduce_mean(torch.cat([tensor.flatten() for tensor in (*gradients, facts)]))
+        *averages, facts = flat.split([tensor.numel() for tensor in (*gradients, facts)])
+        torch._foreach_copy_(gradients, [mean.view_as(g) for mean, g in zip(averages, gradients, strict=True)])
+        self._shared = facts[:2] if self._shared is None else self._shared + facts[:2]
+        if facts.device.type == "cpu":
+            self._read_shared()
+        total, *terms = facts[2:]
+        return Loss(total, dict(zip(loss.terms, terms, strict=True)), loss.aux)
+
+    def _read_shared(self) -> None:
+        """Read what all processes have shared since the last time: whether to stop, and their seconds.
+
+        On an accelerator that waits for the device, and is done at the end of each hand-over, by all of them alike.
+        """
+        if self._shared is None:
+            return
+        stop, elapsed = self._shared.tolist()
+        self._shared = None
+        self._all_stop = stop > 0
+        self.train_seconds += elapsed
+
+    # Costs and the clock
+
+    def cost(self, stage: str, turn: str | None) -> int:
+        """Return the FLOPs of a step, counted the first time, which is no part of training."""
+        kind = stage, turn
+        if kind not in self._costs:
+            if self._read_at is not None:
+                self.read_clock()
+            self._costs[kind] = self._count(stage, turn) * distributed.world_size()
+            if self._read_at is not None:
+                self._read_at = time.monotonic()
+        return self._costs[kind]
+
+    def _count(self, stage: str, turn: str | None) -> int:
+        other = copy.copy(self)
+        batch = self.batches(self.steps) if self._given is None else self._given
+        other.batches = _OneBatch(batch, self.batches.device, self.batches.batch_size)  # type: ignore[assignment]
+        other.scaler, other._given = None, None  # a scaler makes its tensors when it is first used
+
+        def step(model: GenerativeModel) -> None:
+            module = next(s.module for s in _stages(model) if s.name == stage)
+            for name, part in _parts(module).items():
+                part.requires_grad_(name == (turn or "model"))
+            other._backward(module, turn)
+
+        return count_step(self.model, step, 1 if self.steps else 2)
 
     @property
     def asynchronous(self) -> bool:
@@ -513,125 +549,70 @@ class GenerativeModule(pl.LightningModule):
         else:  # shared with the gradients of the next step
             self._elapsed += elapsed
 
-    def training_step(self, steps: tuple[int, int], batch_idx: int) -> None:
-        """Do the steps that Lightning hands over, or as many of them as the budget allows."""
+    # Lightning
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """Do the steps of a range (first, end), as many of them as the budget allows, or one step on a batch (x, y)."""
+        steps = batch if isinstance(batch, tuple | list) and isinstance(batch[0], int) else None
+        if steps is None:
+            self._given = (
+                (batch[0], batch[1] if len(batch) > 1 else None) if isinstance(batch, tuple | list) else (batch, None)
+            )
+            steps = self.steps, self.steps + 1
         self._read_at = time.monotonic()
         try:
             while self.steps < steps[1] and not self.finished and not self.stopping:
                 self.step()
                 if not self.asynchronous:
                     self.read_clock()
-                    self._correct_plan()
-            self.check_finite()
-            if self.asynchronous:
+                    self.plan.correct(self.steps, self.train_seconds)
+            if self.managed:
+                self.check_finite()
+            if self.asynchronous and self.managed:
                 self.read_clock()
                 self._read_shared()
-                self._correct_plan()
+                self.plan.correct(self.steps, self.train_seconds)
         finally:
-            self._read_at = None
+            self._read_at, self._given = None, None
+        if not self.managed:
+            self.log_dict({f"train/{name}": value for name, value in self._terms.items()}, prog_bar=True)
+            if self.finished:
+                self.trainer.should_stop = True
 
-    @property
-    def stopping(self) -> bool:
-        """Whether this process, or one of those that train with it, was told to stop."""
-        return self._all_stop if distributed.world_size() > 1 else self.stop_requested()
+    def on_train_epoch_end(self) -> None:
+        """In a user's Trainer: read the flag of a step that was not finite."""
+        if not self.managed:
+            self.check_finite()
 
-    def plan(self) -> None:
-        """Fix how many steps schedules expect; where only seconds are given, that is known once some were measured."""
-        plans = {}
-        if self.budget.images is not None:
-            steps = math.ceil(self.budget.images / self.batches.batch_size)
-            plans["images"] = [round(share * steps) for share in self._shares()]
-        if self.budget.flops is not None:
-            lengths = [self._affordable(i, stage.share * self.budget.flops) for i, stage in enumerate(self.stages)]
-            plans["flops"] = list(itertools.accumulate(lengths))
-        if plans:
-            self._counted_by, self._counted = min(plans.items(), key=lambda plan: plan[1][-1])
-            self.planned_by = self._counted_by
-            *self.boundaries, self.planned_steps = self._counted
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Log the loss of the averaged weights on held-out examples."""
+        x, *rest = batch if isinstance(batch, tuple | list) else (batch,)
+        model: GenerativeModel = self.ema.model  # type: ignore[assignment]
+        rng = torch.Generator(x.device).manual_seed(seed_of("validation", self.seed, batch_idx))
+        x = (dequantize(x, model.levels, rng) if model.levels and not x.is_floating_point() else x).to(model.dtype)
+        y = rest[0] if rest and model.condition else None
+        if isinstance(model, Adversarial):
+            losses = {turn: model.loss(x, y, turn=turn, rng=rng).total for turn in model.players()}
         else:
-            self.planned_by = "seconds"
-            self._unplan(0)
+            losses = {"loss": model.loss(x, y, rng=rng).total}
+        self.log_dict({f"val/{name}": value for name, value in losses.items()}, batch_size=len(x), prog_bar=True)
 
-    def _unplan(self, present: int) -> None:
-        """Leave open where the present stage and those after it end."""
-        self.boundaries = [*self.boundaries[:present], *[UNPLANNED] * (len(self.stages) - 1 - present)]
-        self.planned_steps = UNPLANNED
+    def train_dataloader(self) -> _Epoch:
+        """Return the steps of an epoch, for a Trainer that was given no data loader."""
+        return _Epoch(self)
 
-    def _shares(self) -> list[float]:
-        """Return the share of the budget that is spent at the end of each stage."""
-        return list(itertools.accumulate(stage.share for stage in self.stages))
-
-    def _affordable(self, stage: int, flops: float) -> int:
-        """Return how many steps of one stage some FLOPs pay for, at least one."""
-        name, module = self.stages[stage].name, self.stages[stage].module
-        turns = [module.turn(i) if isinstance(module, Adversarial) else None for i in range(5040)]  # of any short cycle
-        spent = list(itertools.accumulate(self.cost(name, turn) for turn in turns))
-        cycles, left = divmod(flops, spent[-1])
-        return max(int(cycles) * len(turns) + bisect.bisect_right(spent, left), 1)
-
-    def _plan_by_clock(self, present: int) -> None:
-        """Plan from the present stage on, whose speed is known, by the limit that will end the run.
-
-        By the clock each stage gets as many steps as its share of the seconds will hold, a little less than fits, so that a
-        schedule ends before the clock does. A stage that is late takes its time from the next one.
-        """
-        assert self.budget.seconds is not None and self._speeds[present] is not None
-        # A stage that has not run yet is taken to be as fast as this one.
-        speeds = [speed or self._speeds[present] or 0.0 for speed in self._speeds[present:]]
-        ends = self.boundaries[:present]
-        if self._counted:
-            starts = [self.steps, *self._counted[present:-1]]
-            lengths = [stop - start for start, stop in zip(starts, self._counted[present:], strict=True)]
-            needed = sum(max(steps, 0) / speed for steps, speed in zip(lengths, speeds, strict=True))
-            if needed <= MARGIN * (self.budget.seconds - self.train_seconds):
-                self.planned_by = self._counted_by
-                *self.boundaries, self.planned_steps = [*ends, *self._counted[present:]]
-                return
-        self.planned_by, stop, seconds = "seconds", self.steps, self.train_seconds
-        for share, speed in zip(self._shares()[present:], speeds, strict=True):
-            stop += max(1, int(0.97 * speed * (share * self.budget.seconds - seconds)))
-            seconds = max(seconds, share * self.budget.seconds)
-            ends.append(min(stop, self._counted[-1]) if self._counted else stop)
-        self.boundaries, self.planned_steps = ends[:-1], ends[-1]
-
-    def _correct_plan(self) -> None:
-        """Where seconds are given, fit the plan a few times a stage to the speed since it was last fitted.
-
-        The first step of a stage, which warms up allocators and caches, does not count. A stage that is over stays as it was.
-        """
-        if self.budget.seconds is None:
-            return
-        assert self.planned_steps is not None
-        present = sum(self.steps >= stop for stop in self.boundaries)
-        if self.steps in self.boundaries:  # a stage has just ended
-            self._begun, self._fitted, self._corrections = (self.steps, self.train_seconds), None, 0
-            if self.planned_by == "seconds":
-                self._unplan(present)
-            return
-        if self._corrections == len(CORRECTIONS):
-            return
-        begun_steps, begun_seconds = self._begun
-        stop = [*self.boundaries, self.planned_steps][present]
-        steps = (self.steps - begun_steps) / max(stop - begun_steps, 1)
-        # Nothing is left where an earlier stage was very late.
-        left = self._shares()[present] * self.budget.seconds - begun_seconds
-        seconds = (self.train_seconds - begun_seconds) / max(left, 1e-9)
-        if self._fitted is None:
-            if self.train_seconds == begun_seconds:  # nothing was measured yet
-                return
-            self._fitted = (self.steps, self.train_seconds) if seconds < 1 else self._begun
-        done, spent = self.steps - self._fitted[0], self.train_seconds - self._fitted[1]
-        if max(steps, seconds) < CORRECTIONS[self._corrections] or not done or spent <= 0:
-            return
-        self._corrections += 1
-        self._fitted = self.steps, self.train_seconds
-        if self._counted and self._corrections == 1:  # a count that can be reached is not given up for a slow start
-            return
-        self._speeds[present] = done / spent
-        self._plan_by_clock(present)
+    def val_dataloader(self) -> Any:
+        """Return held-out examples, if there are any."""
+        if self.managed or self._validation is None:
+            return []
+        split = self._validation
+        tensors = (split.x,) if split.y is None else (split.x, split.y)
+        return DataLoader(TensorDataset(*tensors), batch_size=self.batches.batch_size)
 
     def on_fit_start(self) -> None:
-        """Plan before the first step, and before any callback asks for the plan."""
+        """Plan before the first step, and before any callback uses the plan."""
+        if not self.managed:
+            self._join_trainer()
         self.batches.share(distributed.rank(), distributed.world_size())
         self._state_to_device()
         if self.compiled:
@@ -639,54 +620,75 @@ class GenerativeModule(pl.LightningModule):
             compile_networks(self.model, mode="reduce-overhead" if graphs else "default", dynamic=False)
         if self.planned_steps is None:
             with self.trainer.precision_plugin.train_step_context():
-                self.plan()
+                self.make_plan()
+
+    def _join_trainer(self) -> None:
+        """Fit budget, devices and a restored checkpoint to a user's Trainer."""
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            raise ValueError("precision=16-mixed needs genzoo's own scaler: use bf16-mixed, or python -m genzoo")
+        if self.batches.device != self.device:
+            self.batches.to(self.device)
+        self.ema.model.to(self.device)
+        if self.budget is None:
+            steps = self.trainer.estimated_stepping_batches
+            endless = not math.isfinite(steps) or steps < 1
+            self.plan.budget = Budget(images=(UNPLANNED - 1 if endless else int(steps)) * self.batches.batch_size)
+        if self._checkpoint is not None:
+            saved, self._checkpoint = self._checkpoint, None
+            self.restore(self.model.state_dict(), saved["ema"], saved["state"])
+            if self.budget is None:  # the end is this Trainer's
+                self.make_plan()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the averaged weights and the progress to a checkpoint of Lightning's."""
+        average = {name: value.cpu() for name, value in self.ema.model.state_dict().items()}
+        checkpoint["genzoo"] = {"ema": average, "state": self.state()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what ``on_save_checkpoint`` has added, until the Trainer has set up the devices."""
+        self._checkpoint = checkpoint.get("genzoo")
 
     def _state_to_device(self) -> None:
-        """Move what was restored beside the weights to where these lie by now."""
-        for optimizer in self.configure_optimizers():
-            if optimizer.state:
-                # Which knows what belongs beside a weight and what on the host; Lightning leaves all counts of steps there.
-                optimizer.load_state_dict(optimizer.state_dict())
+        """Move what was restored beside the weights to their device."""
+        for player in self._every_player():
+            if player.optimizer.state:
+                # Which distinguishes what belongs beside a weight and what on the host; Lightning leaves counts there.
+                player.optimizer.load_state_dict(player.optimizer.state_dict())
         self.window.to(self.model.device)
 
     def diagnostics(self) -> dict[str, dict[str, Any]]:
-        """Say what the recorded terms mean of which the families know more than the name."""
+        """Describe the recorded terms of which the families define more than the name."""
         return {
             f"train/{name}": diagnostic._asdict()
             for stage in self.stages
             for name, diagnostic in stage.module.diagnostics.items()
         }
 
-    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Show Lightning the optimisers; the module steps them itself."""
-        return [player.optimizer for players in self.players.values() for player in players.values()]
+    def _every_player(self) -> list[Player]:
+        return [player for players in self.players.values() for player in players.values()]
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimisers, which the module steps itself; in a user's Trainer with schedulers that only show the rate."""
+        optimizers = [player.optimizer for player in self._every_player()]
+        if self.managed:
+            return optimizers
+        shown = [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0) for optimizer in optimizers]
+        return optimizers, [{"scheduler": scheduler, "interval": "step"} for scheduler in shown]
+
+    # State
 
     def state(self) -> dict[str, Any]:
-        """Return what, beside the weights and their average, is needed to go on."""
+        """Return what, beside the weights and their average, is needed to resume."""
         return {
-            "steps": self.steps,
-            "planned_steps": self.planned_steps,
-            "planned_by": self.planned_by,
-            "counted": list(self._counted),
-            "counted_by": self._counted_by,
-            "boundaries": list(self.boundaries),
-            "speeds": list(self._speeds),
-            "begun": self._begun,
-            "fitted": self._fitted,
-            "corrections": self._corrections,
-            "window": self.window.state(),
-            "train_seconds": self.train_seconds,
-            "flops": self.flops,
+            **self.progress.state_dict(),
             "ema_updates": dict(self.ema.updates),
-            "skipped": self.skipped,
-            "in_a_row": self._in_a_row,
             "scaler": self.scaler.state_dict() if self.scaler else {},
-            "optimizers": [optimizer.state_dict() for optimizer in self.configure_optimizers()],
+            "optimizers": [player.optimizer.state_dict() for player in self._every_player()],
         }
 
     def _checked(self, state: Any) -> list[dict[str, Any]]:
-        """Check what ``state`` has returned, in whichever process of whoever; return what the optimisers may load."""
-        images = self.budget.images
+        """Check a state that ``state`` has returned, in any process; return what the optimisers may load."""
+        images = self.budget.images if self.budget else None
         check_progress(
             state,
             stages=len(self.stages),
@@ -694,16 +696,16 @@ class GenerativeModule(pl.LightningModule):
             corrections=len(CORRECTIONS),
             updates=self.ema.updates,
         )
-        found, optimizers = state.get("optimizers"), self.configure_optimizers()
-        if not isinstance(found, list) or len(found) != len(optimizers):
-            raise StateError(f"optimizers: must be a list of {len(optimizers)}")
+        found, players = state.get("optimizers"), self._every_player()
+        if not isinstance(found, list) or len(found) != len(players):
+            raise StateError(f"optimizers: must be a list of {len(players)}")
         return [
-            check_optimizer_state(of_optimizer, optimizer, self._make_optimizer, f"optimizers[{i}]")
-            for i, (optimizer, of_optimizer) in enumerate(zip(optimizers, found, strict=True))
+            check_optimizer_state(own, player.optimizer, self._make_optimizer, f"optimizers[{i}]")
+            for i, (player, own) in enumerate(zip(players, found, strict=True))
         ]
 
     def restore(self, weights: dict[str, Tensor], average: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Go on from where ``state`` was returned.
+        """Resume from where ``state`` was returned.
 
         Args:
             weights, average: of the model, and of its averaged copy.
@@ -723,23 +725,22 @@ class GenerativeModule(pl.LightningModule):
         self.model.load_state_dict(weights)
         self.ema.model.load_state_dict(average)
         optimizer_states = self._checked(state)
-        for optimizer, of_optimizer in zip(self.configure_optimizers(), optimizer_states, strict=True):
-            optimizer.load_state_dict(of_optimizer)
+        for player, own in zip(self._every_player(), optimizer_states, strict=True):
+            player.optimizer.load_state_dict(own)
         self.ema.updates = dict(state["ema_updates"])
-        self.steps, self.planned_steps, self.boundaries = state["steps"], state["planned_steps"], state["boundaries"]
-        self.train_seconds, self.flops = state["train_seconds"], state["flops"]
-        self._speeds, self._corrections = list(state["speeds"]) or self._speeds, state["corrections"]
-        if "planned_by" in state:
-            self.planned_by, self._counted = state["planned_by"], list(state["counted"])
-            self._counted_by = state["counted_by"]
-        else:  # a run of an earlier release, which never fitted a count to the clock
-            counts = [name for name in ("images", "flops") if getattr(self.budget, name) is not None]
-            self._counted_by = counts[0] if counts else ""
-            self.planned_by = self._counted_by or "seconds"
-            self._counted = [*self.boundaries, self.planned_steps] if counts else []
-        self.skipped, self._in_a_row = state.get("skipped", 0), state.get("in_a_row", 0)
+        self.progress.load_state_dict(state)
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])
-        self._begun = tuple(state["begun"])
-        self._fitted = None if state["fitted"] is None else tuple(state["fitted"])
-        self.window = Window({name: list(values) for name, values in state["window"].items()})
+
+
+def _held_out(split: Any, fraction: float, seed: int) -> tuple[Split, Split | None]:
+    """Cut a fraction of a split off, chosen by the seed."""
+    n = len(split.x)
+    held = round(fraction * n)
+    if not 0 <= fraction < 1 or held >= n:
+        raise ValueError(f"val_fraction must be in [0, 1) and leave examples to train on, not {fraction}")
+    order = torch.randperm(n, generator=generator("validation", seed))
+    parts = []
+    for chosen in (order[held:].sort().values, order[:held]):
+        parts.append(Split(split.x[chosen], None if split.y is None else split.y[chosen]))
+    return parts[0], parts[1] if held else None
