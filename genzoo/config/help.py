@@ -19,7 +19,7 @@ from genzoo.config.paths import CONF
 from genzoo.errors import UsageError, nearest
 
 INTERNAL = ("_target_", "_partial_", "kind", "source")  # keys that nobody sets by hand
-INTERNAL_GROUPS = ("hydra", "kind", "recipe", "recipe/by_data", "recipe/by_kind")  # chosen by the data and the model
+INTERNAL_GROUPS = ("hydra", "kind", "recipe")  # chosen by the data and the model
 COLUMN = 44  # of comments
 
 
@@ -33,7 +33,7 @@ def help_text(verb: str, overrides: Sequence[str], config_dir: str | None = None
     groups = (
         f"{group}: {', '.join(sorted(names))}"
         for group, names in sorted(choices.items())
-        if group not in INTERNAL_GROUPS and not group.startswith("hydra")
+        if group.partition("/")[0] not in INTERNAL_GROUPS
     )
     config = _composed(verb, overrides, config_dir)
     template = Template(config.hydra.help.template)
