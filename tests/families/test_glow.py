@@ -16,7 +16,7 @@ from genzoo.conditions import ClassLabels
 from genzoo.data.dataset import Split
 from genzoo.data.loader import Batches
 from genzoo.distributions.discretization import bits_per_dim, dequantize
-from genzoo.families.glow import Glow, InvertibleConv, Step
+from genzoo.families.glow import Glow, InvertibleConv, FlowStep
 from genzoo.families.glow import Split as Leaving
 from genzoo.nn.coupling import ActNorm, EdgeConv, GlowNet
 from genzoo.nn.mlp import MLP
@@ -186,7 +186,7 @@ class _Matrix(nn.Module):
 @pytest.mark.parametrize("affine", [True, False])
 @torch.no_grad()
 def test_a_step_knows_its_jacobian_and_its_inverse(affine):
-    step = randomised(Step(conv, (4, 3, 2), affine, 0))
+    step = randomised(FlowStep(conv, (4, 3, 2), affine, 0))
     x = torch.randn(3, 4, 3, 2, dtype=torch.float64)
     z, log_det = step(x, None)
     for i in range(3):
@@ -196,7 +196,7 @@ def test_a_step_knows_its_jacobian_and_its_inverse(affine):
 
 @torch.no_grad()
 def test_what_a_1x1_convolution_and_an_actnorm_add_is_the_sides_times_their_own():
-    step = randomised(Step(conv, (4, 3, 5), affine=False, num_classes=0))
+    step = randomised(FlowStep(conv, (4, 3, 5), affine=False, num_classes=0))
     expected = 15 * (torch.linalg.slogdet(step.mix.matrix()).logabsdet + step.norm.log_scale.sum())
     log_det = step(torch.randn(2, 4, 3, 5, dtype=torch.float64), None)[1]
     torch.testing.assert_close(log_det, expected.expand(2), atol=1e-9, rtol=0)

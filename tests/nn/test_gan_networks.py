@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from genzoo.conditions import ClassLabels
 from genzoo.nn.dcgan import DCGANCritic, DCGANGenerator
-from genzoo.nn.resgan import ClassBatchNorm, ResNetCritic, ResNetGenerator
+from genzoo.nn.resgan import ConditionalBatchNorm, ResNetCritic, ResNetGenerator
 from genzoo.training.ema import EMA
 
 CLASSES = 3
@@ -176,7 +176,7 @@ def test_impossible_networks_are_refused(wrong, message):
 
 
 def test_conditional_batch_norm_is_a_gain_and_a_shift_for_each_class():
-    layer = ClassBatchNorm(4, CLASSES).double()
+    layer = ConditionalBatchNorm(4, CLASSES).double()
     nn.init.normal_(layer.gain.weight)
     nn.init.normal_(layer.shift.weight)
     h, y = 3 * torch.randn(6, 4, 5, 5, dtype=torch.float64) + 1, torch.tensor([0, 1, 2, 2, 1, 0])

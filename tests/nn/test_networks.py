@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from genzoo.nn.coupling import GlowNet
-from genzoo.nn.layers import Attention, DoublingConv2d, ResBlock, SinusoidalEmbedding, TimeAndClass, attend, group_norm
+from genzoo.nn.layers import Attention, DoublingConv2d, ResBlock, SinusoidalEmbedding, TimeAndCondition, attend, group_norm
 from genzoo.nn.mlp import MLP, TimeMLP
 from genzoo.nn.resnet import ConvDecoder, ConvEncoder, ConvNet, resolutions
 from genzoo.nn.unet import UNet
@@ -237,7 +237,7 @@ def test_the_embedding_of_time_is_sines_and_cosines_at_geometric_frequencies():
 
 
 def test_time_and_class_add_up():
-    layer = TimeAndClass(6, CLASSES, frequencies=8)
+    layer = TimeAndCondition(6, CLASSES, frequencies=8)
     t, y = torch.rand(4), torch.tensor([0, 1, 2, 3])
     torch.testing.assert_close(layer(t, y) - layer(t, torch.zeros_like(y)), layer.label.weight - layer.label.weight[0])
 
