@@ -113,7 +113,7 @@ def test_the_losses_and_their_slopes_in_the_logits_are_their_closed_forms(
     x, fake = LOGITS.clone().requires_grad_(), FAKES.clone().requires_grad_()
     a, b = LOGITS[:, 0].tolist(), FAKES[:, 0].tolist()
 
-    total, terms = model.critic_loss(x, fake, None, None)
+    total, terms, _ = model.critic_loss(x, fake, None, None)
     assert float(terms["critic"]) == pytest.approx(sum(map(critic, a, b)) / 5, abs=1e-12) == total.item()
     on_x, on_fake = torch.autograd.grad(total, [x, fake])
     assert on_x[:, 0].tolist() == pytest.approx([slope_data(v) / 5 for v in a], abs=1e-12)

@@ -165,7 +165,10 @@ def test_a_density_of_images_sees_and_scores_their_values_as_they_are():
     plain, x = ppca(), data(30)
     model = VAE((5, 1, 1), encoder=linear, decoder=linear, likelihood=Gaussian(), levels=256, latent_dim=2).double()
     flat = network(lambda x, y: plain.encoder(x.flatten(1)))
-    model.encoder, model.decoder = flat((), (), None), network(lambda z, y: plain.decoder(z)[:, :, None, None])((), (), None)
+    model.encoder, model.decoder = (
+        flat((), (), None),
+        network(lambda z, y: plain.decoder(z)[:, :, None, None])((), (), None),
+    )
     model.likelihood = plain.likelihood
     value = model.log_prob(x[:, :, None, None], num_samples=2).value
     torch.testing.assert_close(value, LAW.log_prob(x), atol=1e-9, rtol=0)
