@@ -250,7 +250,7 @@ def test_time_and_class_add_up():
     layer = TimeAndCondition(6, CONDITION, frequencies=8)
     t, y = torch.rand(4), torch.tensor([0, 1, 2, 3])
     torch.testing.assert_close(
-        layer(t, y) - layer(t, torch.zeros_like(y)), layer.embed_y.weight - layer.embed_y.weight[0]
+        layer(t, y) - layer(t, torch.zeros_like(y)), layer.condition.embed_y.weight - layer.condition.embed_y.weight[0]
     )
 
 
