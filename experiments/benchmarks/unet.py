@@ -13,9 +13,9 @@ import torch
 from run import Go, Pair
 from torch import Tensor, nn
 
+from genzoo.diffusion.denoiser import Denoiser
 from genzoo.families.ddpm import DDPM
 from genzoo.families.flow_matching import FlowMatching
-from genzoo.diffusion.denoiser import Denoiser
 from genzoo.nn.unet import UNet
 
 SHAPE = (3, 32, 32)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from genzoo.conditions import ClassLabels
 from genzoo.diffusion.samplers import DDIM, Ancestral
+from genzoo.diffusion.samplers.chain import StepCoefficients
 from genzoo.diffusion.schedules import DiscreteSchedule, LinearSchedule
 from genzoo.distributions.discretization import bin_center, bits_per_dim
 from genzoo.event import EventSpec
@@ -173,9 +174,12 @@ def test_strata_cut_the_chain_without_gap_or_overlap(T, count):
     assert all(start < stop for start, stop in ranges)
 
 
-@pytest.mark.parametrize("num_samples", [0, 2, 5, 7])
-def test_draws_come_in_pairs_of_at_least_two_strata(num_samples):
-    with pytest.raises(ValueError, match="even and at least 4"):
+@pytest.mark.parametrize(
+    ("num_samples", "message"),
+    [(0, "at least 1, not 0"), *((n, f"even and at least 4, not {n}") for n in (2, 5, 7))],
+)
+def test_draws_come_in_pairs_of_at_least_two_strata(num_samples, message):
+    with pytest.raises(ValueError, match=f"num_samples must be {message}"):
         exact_model(20).log_prob(EVENTS, num_samples=num_samples)
 
 
@@ -506,15 +510,16 @@ def test_a_learned_variance_lies_between_the_fixed_ones_in_its_logarithm(place):
     share = model.predict(x, torch.full((40,), 0.5)).variance_share
     torch.testing.assert_close(share, torch.full_like(x, (place + 1) / 2))
     index = torch.arange(40) % (T - 1) + 1
-    step = model._chain.value[index].unbind(1)
+    step = StepCoefficients(*model._chain.value[index].unbind(1))
     t = (index + 1).double() / T
     terms = {v: exact_model(T, v)._term(x, x, index, exact_model(T, v).predict(x, t), clip=False) for v in VARIANCES}
     got = model._term(x, x, index, model.predict(x, t), clip=False)
     if abs(place) == 1:
         torch.testing.assert_close(got, terms["fixedlarge" if place == 1 else "fixedsmall"], atol=1e-10, rtol=1e-10)
-    variance = step[5] ** ((place + 1) / 2) * step[6] ** ((1 - place) / 2)
-    gap = step[3] * step[5] / step[2] ** 2 * (x - denoiser.exact("x0", x, t)).T
-    expected = 0.5 * ((step[6] + gap**2) / variance - 1 - torch.log(step[6] / variance)).sum(0)
+    variance = step.var_ts ** ((place + 1) / 2) * step.posterior_var ** ((1 - place) / 2)
+    gap = step.alpha_s * step.var_ts / step.sigma_t**2 * (x - denoiser.exact("x0", x, t)).T
+    q = step.posterior_var
+    expected = 0.5 * ((q + gap**2) / variance - 1 - torch.log(q / variance)).sum(0)
     torch.testing.assert_close(got, expected, atol=1e-9, rtol=1e-9)
 
 
