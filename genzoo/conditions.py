@@ -163,7 +163,8 @@ class Tokens(Condition):
         return torch.full_like(like, self.vocabulary)
 
     def valid(self, y: Tensor, *, allow_null: bool = False) -> Tensor:
-        return ((y >= 0) & (y < self.vocabulary + allow_null)).all()
+        within = (y >= 0) & (y < self.vocabulary)
+        return (within | (y == self.vocabulary).all(1, keepdim=True)).all() if allow_null else within.all()
 
     def embedding(self, features: int, *, null: bool, constant: float | None) -> Embedding:
         return TokensEmbedding(self.length, self.vocabulary, features, null, constant)

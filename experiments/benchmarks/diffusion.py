@@ -47,7 +47,7 @@ def genzoo(family: Callable[..., GenerativeModel], peer: str, optimizer: Any, se
     batches = Batches(
         Split(torch.from_numpy(bytes_of_pictures()).permute(0, 3, 1, 2).contiguous(), None), BATCH, 0, flip=True
     )
-    model = family(OURS[peer], SHAPE, levels=256)
+    model = family(SHAPE, network=OURS[peer], levels=256)
     module = GenerativeModule(model, partial(optimizer, fused=True), batches, Budget(images=FOREVER), clip=1.0)
     module.planned_steps = FOREVER
     precision = MixedPrecision("bf16-mixed", "cpu") if setting == "best" else Precision()

@@ -45,7 +45,9 @@ def vector_flow(width: int) -> RealNVP:
 
 def image_flow() -> Glow:
     """The flow of images, whose number of weights is that of the peer's to 5%."""
-    return Glow(SHAPE, network=functools.partial(GlowNet, width=CHANNELS), levels=256, scales=SCALES, steps=STEPS, logit=False)
+    return Glow(
+        SHAPE, network=functools.partial(GlowNet, width=CHANNELS), levels=256, scales=SCALES, steps=STEPS, logit=False
+    )
 
 
 def count(model: nn.Module) -> int:

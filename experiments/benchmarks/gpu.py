@@ -15,6 +15,7 @@ import torch
 from run import Pair
 
 from genzoo.commands.config import build, preflight
+from genzoo.commands.train import describe_model
 from genzoo.data.dataset import Split
 from genzoo.data.loader import Batches
 from genzoo.training.budget import Budget
@@ -27,6 +28,7 @@ ACCEPTED, AIM, EVALUATIONS = 4_000, 7_500, 16_000  # images a second on one H100
 def module(words: list[str]) -> GenerativeModule:
     """Put the trainer's module on the GPU."""
     config = preflight("train", ["experiment=ddpm_cifar10", *words])[0]
+    describe_model(config, build)
     settings = config["trainer"]
     model = build(config["model"], "model").cuda()
     if settings["channels_last"]:

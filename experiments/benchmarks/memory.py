@@ -21,8 +21,10 @@ IMAGES = 5_000
 BARE = f"""
 import sys, torch
 from genzoo.commands.config import build, preflight
+from genzoo.commands.train import describe_model
 from genzoo.distributions.discretization import dequantize
 config = preflight("train", sys.argv[1:]).config
+describe_model(config, build)
 model, data = build(config["model"], "model"), build(config["data"]["source"], "data").train
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
 batch = config["trainer"]["batch_size"]

@@ -35,7 +35,7 @@ FAMILIES = (
     "wgan_gp",
 )
 # Kinds of operators by parts of their names, the first that fits; whatever is left is work on single elements.
-PARAMETERIZATIONS = {
+KINDS = {
     "optimiser and averages": ("adam", "_foreach_", "rmsprop"),
     "convolutions": ("conv",),
     "matrix products": ("addmm", "aten::mm", "bmm", "linear", "aten::dot", "scaled_dot_product"),
@@ -48,7 +48,7 @@ STEPS = 10
 
 def kind_of(operator: str) -> str:
     """Name the kind of an operator."""
-    names = (kind for kind, parts in PARAMETERIZATIONS.items() if any(part in operator.lower() for part in parts))
+    names = (kind for kind, parts in KINDS.items() if any(part in operator.lower() for part in parts))
     return next(names, "single elements")
 
 

@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from genzoo.commands.config import build, preflight
+from genzoo.commands.train import describe_model
 from genzoo.training.flops import count
 
 BATCH = 128
@@ -78,6 +79,7 @@ class Bytes(TorchDispatchMode):
 def main() -> None:
     """Print the figures, and what they mean on one H100."""
     config = preflight("train", ["experiment=ddpm_cifar10"])[0]
+    describe_model(config, build)
     network = build(config["model"], "model").network
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         for module in network.modules():

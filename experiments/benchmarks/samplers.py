@@ -10,7 +10,8 @@ import torch
 from run import Pair
 from torch import Tensor, nn
 
-from genzoo.diffusion.samplers import DDIM, Ancestral, Chain, DPMSolver
+from genzoo.diffusion.samplers import DDIM, Ancestral, DPMSolver
+from genzoo.diffusion.samplers.chain import ChainSampler
 from genzoo.families.ddpm import DDPM
 
 N, SHAPE, T = 64, (1, 8, 8), 1000
@@ -30,7 +31,7 @@ class Network(nn.Module):
 Sample = Callable[[torch.Generator], Tensor]
 
 
-def by_genzoo(sampler: Chain) -> Sample:
+def by_genzoo(sampler: ChainSampler) -> Sample:
     model = DDPM(SHAPE, network=Network, levels=256, sampler=sampler)
     return lambda rng: model.sample(N, rng=rng).x
 

@@ -13,9 +13,9 @@ import torch
 from run import Go, Pair
 from torch import Tensor, nn
 
+from genzoo.diffusion.denoiser import Denoiser
 from genzoo.families.ddpm import DDPM
 from genzoo.families.flow_matching import FlowMatching
-from genzoo.model import Denoiser
 from genzoo.nn.unet import UNet
 
 SHAPE = (3, 32, 32)
@@ -81,7 +81,7 @@ def their_network(peer: str) -> nn.Module:
 def ours(peer: str, bfloat16: bool) -> Go:
     """Ask a denoiser as samplers do, and as ``python -m genzoo sample precision=bf16-mixed`` has them do."""
     family = FlowMatching if peer == "torchcfm" else DDPM
-    denoiser: Denoiser = family(OURS[peer], SHAPE, levels=256).eval()
+    denoiser: Denoiser = family(SHAPE, network=OURS[peer], levels=256).eval()
     x, t = torch.randn(BATCH, *SHAPE), torch.full((BATCH,), 0.5, dtype=torch.float64)
 
     def go() -> None:

@@ -107,7 +107,7 @@ def its_parts() -> tuple[type[nn.Module], type[nn.Module]]:
 def its_model() -> nn.Module:
     from pythae.models import VAE, VAEConfig
 
-    return VAE(encoder=VAEConfig(input_dim=SHAPE, latent_dim=LATENT), *(part() for part in its_parts()))
+    return VAE(VAEConfig(input_dim=SHAPE, latent_dim=LATENT), *(part() for part in its_parts()))
 
 
 def by_pythae() -> Go:

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from genzoo.conditions import Condition
+from genzoo.event import EventSpec
 from genzoo.families.vae import VAE
 from genzoo.model import Loss
 
@@ -19,21 +22,30 @@ class Faulty(VAE):
     """See above.
 
     Args:
+        event, condition: as in ``GenerativeModel``.
         faults: what happens in the loss, by seed.
         seed: of this run.
         arguments: of the VAE.
     """
 
-    def __init__(self, faults: dict[str, str], seed: int, **arguments: Any):
-        super().__init__(**arguments)
+    def __init__(
+        self,
+        event: EventSpec,
+        condition: Condition | None = None,
+        *,
+        faults: dict[str, str],
+        seed: int,
+        **arguments: Any,
+    ):
+        super().__init__(event, condition, **arguments)
         self.fault = None if os.environ.get("GENZOO_CURED") else faults.get(f"seed_{seed}")
 
-    def loss(self, x: Any, y: Any = None, *, turn: str | None = None, rng: torch.Generator | None = None) -> Loss:
-        loss = super().loss(x, y, turn=turn, rng=rng)
+    def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
+        loss = super()._loss(x, y, rng)
         if self.fault == "exception":
             raise KeyError("a bug in a family")
         if self.fault == "nan":
-            return Loss(loss.total * float("nan"), loss.terms)
+            return loss._replace(total=loss.total * float("nan"))
         if self.fault == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if self.fault == "memory":

@@ -57,13 +57,13 @@ from genzoo.numerics.random import SampleStreams, randint, randn
 def transport(x: Tensor, eps: Tensor, y: Tensor | None = None) -> Tensor:
     """Reorder noise so that the sum of squared distances to the data is least: (B, *shape), (B, *shape) -> (B, *shape).
 
-    The data keep their order, and with it their classes. With classes ``y``, (B,), noise changes places within a class alone:
-    which noise a class has then depends on the classes and not on the data, so that it is N(0, I) in each of them. Where
-    ranks share a batch, noise changes places in all of it.
+    The data keep their order, and with it their classes. With conditions ``y``, (B, ...), whose distinct values are classes,
+    noise changes places within a class alone: which noise a class has then depends on the classes and not on the data, so that
+    it is N(0, I) in each of them. Where ranks share a batch, noise changes places in all of it.
     """
     if distributed.world_size() > 1:
         eps = distributed.all_gather(eps.detach()).flatten(0, 1)
-        y = None if y is None else distributed.all_gather(y).flatten()
+        y = None if y is None else distributed.all_gather(y).flatten(0, 1)
     # Each rank computes its rows of the costs.
     rows = torch.cdist(x.detach().flatten(1).float(), eps.flatten(1).float()).square()
     cost = distributed.all_gather(rows).flatten(0, 1).cpu().numpy()

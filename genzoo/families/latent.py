@@ -166,6 +166,15 @@ class _Latent(Codec, Composite, Staged):
         """Return the loss of the last stage, the prior's."""
         return self.stages()[-1].module._loss(x, y, rng)
 
+    def _initialize(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> None:
+        """Initialise the last stage, the prior's."""
+        self.stages()[-1].module._initialize(x, y, rng)
+
+    def after_step(
+        self, aux: Mapping[str, Tensor], batch_size: int, *, rng: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        return self.stages()[-1].module.after_step(aux, batch_size, rng=rng)
+
     def _encode(self, x: Tensor, y: Tensor | None) -> Tensor:
         z = self.codec._encode(x, self._codec_condition(y))
         return z if isinstance(self.latent, Discrete) else self.transform(z)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from genzoo.conditions import ClassLabels
 from genzoo.distributions.discretization import bin_center, quantize
 from genzoo.distributions.likelihoods import Bernoulli, Categorical, GaussianMixture, LogisticMixture
 from genzoo.families.autoregressive import Autoregressive
@@ -71,7 +72,7 @@ def test_probabilities_of_all_images_sum_to_one(network, law):
 @pytest.mark.parametrize("y", [0, 2])
 @either
 def test_the_law_of_every_class_sums_to_one_and_is_its_own(network, y):
-    model = built(network, Bernoulli, (1, 3, 3), 2, num_classes=3)
+    model = built(network, Bernoulli, (1, 3, 3), 2, condition=ClassLabels(3))
     p = probabilities(model, y)
     assert float(p.sum()) == pytest.approx(1.0, abs=1e-12)
     assert float((p - probabilities(model, 1)).abs().sum()) > 0.05
@@ -219,6 +220,7 @@ def test_a_sample_is_the_same_whatever_its_batch_and_costs_one_evaluation_a_pixe
     ],
 )
 def test_what_makes_no_sense_is_refused(settings, message):
-    arguments = {"likelihood": Categorical, "shape": (1, 4, 4), "levels": 4, **settings}
+    arguments = {"likelihood": Categorical, "levels": 4, **settings}
+    shape = arguments.pop("shape", (1, 4, 4))
     with pytest.raises(ValueError, match=message):
-        Autoregressive(network=NETWORKS["pixelcnn"], **arguments)
+        Autoregressive(shape, network=NETWORKS["pixelcnn"], **arguments)

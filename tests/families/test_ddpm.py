@@ -19,8 +19,10 @@ from torch import Tensor
 
 from genzoo.conditions import ClassLabels
 from genzoo.diffusion.samplers import DDIM, Ancestral
+from genzoo.diffusion.samplers.chain import StepCoefficients
 from genzoo.diffusion.schedules import DiscreteSchedule, LinearSchedule
 from genzoo.distributions.discretization import bin_center, bits_per_dim
+from genzoo.event import EventSpec
 from genzoo.families.ddpm import DDPM, LossHistory, geometric_strata
 from genzoo.numerics.random import generator
 from tests.exact import GaussianDenoiser, exact_network, network
@@ -172,9 +174,12 @@ def test_strata_cut_the_chain_without_gap_or_overlap(T, count):
     assert all(start < stop for start, stop in ranges)
 
 
-@pytest.mark.parametrize("num_samples", [0, 2, 5, 7])
-def test_draws_come_in_pairs_of_at_least_two_strata(num_samples):
-    with pytest.raises(ValueError, match="even and at least 4"):
+@pytest.mark.parametrize(
+    ("num_samples", "message"),
+    [(0, "at least 1, not 0"), *((n, f"even and at least 4, not {n}") for n in (2, 5, 7))],
+)
+def test_draws_come_in_pairs_of_at_least_two_strata(num_samples, message):
+    with pytest.raises(ValueError, match=f"num_samples must be {message}"):
         exact_model(20).log_prob(EVENTS, num_samples=num_samples)
 
 
@@ -306,15 +311,15 @@ def conditional(seen: list, **kwargs) -> DDPM:
 @pytest.mark.parametrize("dropout", [0.0, 0.1, 1.0])
 def test_classes_become_the_null_label_as_often_as_asked(dropout):
     seen, y = [], torch.arange(4).repeat(10_000)
-    conditional(seen, label_dropout=dropout).loss(torch.zeros(40_000, 2), y)
+    conditional(seen, condition_dropout=dropout).loss(torch.zeros(40_000, 2), y)
     dropped = seen[0] != y
     assert (seen[0][dropped] == 4).all()
     assert float(dropped.double().mean()) == pytest.approx(dropout, abs=5 * math.sqrt(dropout * (1 - dropout) / 40_000))
 
 
-def test_samples_and_bounds_are_told_their_classes_as_they_are():
+def test_samples_and_bounds_get_their_classes_as_they_are():
     seen, y = [], torch.tensor([3, 0, 2])
-    model = conditional(seen, label_dropout=1.0, sampler=DDIM(3))
+    model = conditional(seen, condition_dropout=1.0, sampler=DDIM(3))
     model.sample(3, y)
     model.log_prob(torch.zeros(3, 2), y, num_samples=4)
     assert len(seen) == 3 + 4
@@ -392,7 +397,7 @@ def test_the_hybrid_is_the_simple_loss_and_a_thousandth_of_the_bound_in_bits():
     """Each term written out in betas: KL to the posterior, log variance between the posterior's and beta's by (b + 1)/2."""
     T, model = 10, wired("hybrid")
     x = torch.randn(300, 3, dtype=torch.float64)
-    total, terms = model.loss(x, rng=generator(5))
+    total, terms, _ = model.loss(x, rng=generator(5))
     x_t, index = model.network.x_t.detach(), (model.network.t * T).round().long() - 1
     betas = torch.from_numpy(np.minimum(np.linspace(1e-4, 0.02, T) * 1000 / T, 0.999))
     abar = (1 - betas).cumprod(0)
@@ -422,7 +427,7 @@ def test_the_hybrid_is_the_simple_loss_and_a_thousandth_of_the_bound_in_bits():
 class Table(torch.nn.Module):
     """Outputs its weights, whatever the input, and keeps the times of the last call."""
 
-    def __init__(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...], num_classes: int):
+    def __init__(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...], condition: None):
         super().__init__()
         self.output = torch.nn.Parameter(torch.randn(40, *out_shape, generator=generator(7)))
 
@@ -468,7 +473,7 @@ def test_almost_every_pixel_of_an_image_has_a_gradient_at_every_time(objective, 
 def test_the_bound_of_images_whose_estimates_lie_within_the_interval_is_the_loss(prediction):
     """There the clamp of scoring does nothing: the loss and the reported bound are one functional."""
     model = exact_model(20, kind=prediction, mu=[0.1, -0.2], lam=[0.01, 0.02])
-    model.levels, model.objective = 256, "vlb"
+    model.event, model.objective = EventSpec(model.shape, 256), "vlb"
     x = torch.tensor([[0.05, -0.1]], dtype=torch.float64).repeat(200_000, 1)
     bits = model.loss(x, rng=generator(0)).terms["vlb"] * 20
     prior = float(model._prior_kl(x[:1]))
@@ -505,15 +510,16 @@ def test_a_learned_variance_lies_between_the_fixed_ones_in_its_logarithm(place):
     share = model.predict(x, torch.full((40,), 0.5)).variance_share
     torch.testing.assert_close(share, torch.full_like(x, (place + 1) / 2))
     index = torch.arange(40) % (T - 1) + 1
-    step = model._chain.value[index].unbind(1)
+    step = StepCoefficients(*model._chain.value[index].unbind(1))
     t = (index + 1).double() / T
     terms = {v: exact_model(T, v)._term(x, x, index, exact_model(T, v).predict(x, t), clip=False) for v in VARIANCES}
     got = model._term(x, x, index, model.predict(x, t), clip=False)
     if abs(place) == 1:
         torch.testing.assert_close(got, terms["fixedlarge" if place == 1 else "fixedsmall"], atol=1e-10, rtol=1e-10)
-    variance = step[5] ** ((place + 1) / 2) * step[6] ** ((1 - place) / 2)
-    gap = step[3] * step[5] / step[2] ** 2 * (x - denoiser.exact("x0", x, t)).T
-    expected = 0.5 * ((step[6] + gap**2) / variance - 1 - torch.log(step[6] / variance)).sum(0)
+    variance = step.var_ts ** ((place + 1) / 2) * step.posterior_var ** ((1 - place) / 2)
+    gap = step.alpha_s * step.var_ts / step.sigma_t**2 * (x - denoiser.exact("x0", x, t)).T
+    q = step.posterior_var
+    expected = 0.5 * ((q + gap**2) / variance - 1 - torch.log(q / variance)).sum(0)
     torch.testing.assert_close(got, expected, atol=1e-9, rtol=1e-9)
 
 
@@ -562,7 +568,10 @@ def test_importance_sampling_changes_the_variance_of_the_loss_and_not_its_mean()
     uniform.objective = "vlb"
     while (model.history.counts < LossHistory.LAST).any():
         assert torch.equal(model.history.probs(), torch.full((20,), 1 / 20, dtype=torch.float64))
-        model.loss(x, rng=generator("warm-up", int(model.history.counts.sum())))
+        counts = model.history.counts.clone()
+        loss = model.loss(x, rng=generator("warm-up", int(counts.sum())))
+        assert torch.equal(model.history.counts, counts)  # a loss alone is not remembered
+        model.after_step(loss.aux, len(x))
     assert model.history.probs().max() > 3 / 20
     model.eval()
     counts = model.history.counts.clone()
@@ -575,7 +584,7 @@ def test_importance_sampling_changes_the_variance_of_the_loss_and_not_its_mean()
 
 def test_the_history_travels_with_the_weights():
     model, other = importance_model().train(), importance_model()
-    model.loss(EVENTS.repeat(50, 1), rng=generator(0))
+    model.after_step(model.loss(EVENTS.repeat(50, 1), rng=generator(0)).aux, 100)
     other.load_state_dict(model.state_dict())
     assert torch.equal(other.history.counts, model.history.counts)
     assert int(model.history.counts.sum()) == 100
@@ -591,7 +600,7 @@ def test_the_history_travels_with_the_weights():
         ({"objective": "kl"}, "'kl'"),
         ({"variance": "learned"}, "learned goes with another objective than simple"),
         ({"objective": "hybrid"}, "fixedlarge goes with another objective than hybrid"),
-        ({"label_dropout": 2.0}, "not 2.0"),
+        ({"condition_dropout": 2.0}, "not 2.0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(setting, what):

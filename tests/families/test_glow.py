@@ -16,9 +16,9 @@ from genzoo.conditions import ClassLabels
 from genzoo.data.dataset import Split
 from genzoo.data.loader import Batches
 from genzoo.distributions.discretization import bits_per_dim, dequantize
-from genzoo.families.glow import Glow, InvertibleConv, Step
+from genzoo.families.glow import FlowStep, Glow, InvertibleConv
 from genzoo.families.glow import Split as Leaving
-from genzoo.nn.coupling import ActNorm, EdgeConv, GlowNet
+from genzoo.nn.coupling import ActNorm, EdgeConv, GlowNet, data_dependent_init
 from genzoo.nn.mlp import MLP
 from genzoo.training.budget import Budget
 from genzoo.training.ema import EMA
@@ -155,7 +155,7 @@ def test_a_fresh_flow_shrinks_what_an_affine_coupling_moves_by_sigmoid_2():
 
 @pytest.mark.parametrize("channels", [1, 2, 5, 12])
 @torch.no_grad()
-def test_the_factors_of_a_1x1_convolution_start_as_a_rotation_and_always_know_its_determinant(channels):
+def test_the_factors_of_a_1x1_convolution_start_as_a_rotation_and_always_give_its_determinant(channels):
     layer = InvertibleConv(channels).double()
     eye = torch.eye(channels, dtype=torch.float64)
     torch.testing.assert_close(layer.matrix() @ layer.matrix().T, eye, atol=1e-6, rtol=0)
@@ -185,8 +185,8 @@ class _Matrix(nn.Module):
 
 @pytest.mark.parametrize("affine", [True, False])
 @torch.no_grad()
-def test_a_step_knows_its_jacobian_and_its_inverse(affine):
-    step = randomised(Step(conv, (4, 3, 2), affine, 0))
+def test_a_step_returns_its_jacobian_and_has_an_inverse(affine):
+    step = randomised(FlowStep(conv, (4, 3, 2), affine, None))
     x = torch.randn(3, 4, 3, 2, dtype=torch.float64)
     z, log_det = step(x, None)
     for i in range(3):
@@ -196,7 +196,7 @@ def test_a_step_knows_its_jacobian_and_its_inverse(affine):
 
 @torch.no_grad()
 def test_what_a_1x1_convolution_and_an_actnorm_add_is_the_sides_times_their_own():
-    step = randomised(Step(conv, (4, 3, 5), affine=False, num_classes=0))
+    step = randomised(FlowStep(conv, (4, 3, 5), affine=False, condition=None))
     expected = 15 * (torch.linalg.slogdet(step.mix.matrix()).logabsdet + step.norm.log_scale.sum())
     log_det = step(torch.randn(2, 4, 3, 5, dtype=torch.float64), None)[1]
     torch.testing.assert_close(log_det, expected.expand(2), atol=1e-9, rtol=0)
@@ -208,7 +208,7 @@ def test_half_of_the_channels_leave_standardised_by_the_other_half():
     x = torch.randn(3, 4, 2, 2, dtype=torch.float64)
     kept, z, log_det = split(x)
     assert torch.equal(kept, x[:, :2])
-    mean, log_std = split.law(x[:, :2]).chunk(2, dim=1)
+    mean, log_std = split.moments(x[:, :2]).chunk(2, dim=1)
     law = torch.distributions.Normal(mean, log_std.exp()).log_prob(x[:, 2:])
     standard = torch.distributions.Normal(0.0, 1.0).log_prob(z)
     torch.testing.assert_close(law.flatten(1).sum(1), standard.flatten(1).sum(1) + log_det, atol=1e-9, rtol=0)
@@ -220,8 +220,8 @@ def test_what_never_leaves_is_standardised_by_its_class():
     model = randomised(Glow((1, 4, 4), ClassLabels(3), network=conv, levels=17, scales=1, steps=1))
     x, y = torch.tanh(torch.randn(6, 1, 4, 4)).double(), torch.arange(6) % 3
     with_law = model.forward_and_log_det(x, y)
-    mean, log_std = model.law.weight[y].view(6, 8, 1, 1).chunk(2, dim=1)
-    model.law.weight.zero_()
+    mean, log_std = model.top_prior.weight[y].view(6, 8, 1, 1).chunk(2, dim=1)
+    model.top_prior.weight.zero_()
     without = model.forward_and_log_det(x, y)
     z = without[0].view(6, 4, 2, 2)
     torch.testing.assert_close(with_law[0].view(6, 4, 2, 2), (z - mean) / log_std.exp(), atol=1e-9, rtol=0)
@@ -245,34 +245,46 @@ def test_a_convolution_sees_the_border_as_one_more_channel_that_is_one_outside()
 # The first batch
 
 
+def initialized(norm: ActNorm, x: Tensor) -> Tensor:
+    """Initialise a norm from a batch, and return its output."""
+    with data_dependent_init(norm) as needed:
+        assert needed
+        return norm(x)
+
+
 def test_the_first_batch_leaves_an_actnorm_with_mean_zero_and_variance_one():
     norm = ActNorm(3).double()
     x = torch.randn(16, 3, 5, 4, dtype=torch.float64) * torch.tensor([0.1, 2.0, 30.0])[:, None, None] + 7
-    z = norm(x)
+    z = initialized(norm, x)
     torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(3).double(), atol=1e-9, rtol=0)
     torch.testing.assert_close(z.var((0, 2, 3), correction=0), torch.ones(3).double(), atol=1e-4, rtol=0)
     torch.testing.assert_close(norm.inverse(z), x, atol=1e-9, rtol=0)
     assert torch.equal(norm(x + 1), norm(x + 1)) and not torch.allclose(norm(x + 1), z)
 
 
-def test_only_training_initialises():
-    norm, x = ActNorm(3), 5 + torch.randn(8, 3, 2, 2)
-    assert torch.equal(norm.eval()(x), x) and not norm.initialized
-    assert not torch.equal(norm.train()(x), x) and norm.initialized
+@pytest.mark.parametrize("training", [True, False])
+def test_no_batch_initialises_but_the_one_that_is_meant_to(training):
+    norm, x = ActNorm(3).train(training), 5 + torch.randn(8, 3, 2, 2)
+    assert torch.equal(norm(x), x) and torch.equal(norm(x), x)
+    z = initialized(norm, x)
+    assert not torch.equal(z, x) and not norm.initializing
+    assert torch.equal(norm(x + 1), norm(x + 1)) and torch.equal(norm(x), z)
+    with data_dependent_init(nn.Linear(2, 2)) as needed:
+        assert not needed
 
 
 def test_a_constant_channel_stays_finite():
-    z = ActNorm(2)(torch.full((4, 2, 3, 3), 5.0))
+    z = initialized(ActNorm(2), torch.full((4, 2, 3, 3), 5.0))
     assert z.isfinite().all() and not z.any()
 
 
 @pytest.mark.parametrize("way", ["state dict", "deep copy"])
 def test_an_initialised_actnorm_is_not_initialised_again(way):
     norm, first, second = ActNorm(3), torch.randn(8, 3, 2, 2), 4 + 2 * torch.randn(8, 3, 2, 2)
-    norm(first)
+    initialized(norm, first)
     if way == "state dict":
         other = ActNorm(3)
-        other(second)  # initialised by other data: the weights that are loaded win
+        initialized(other, second)  # initialised by other data: the weights that are loaded win
         other.load_state_dict(norm.state_dict())
     else:
         other = copy.deepcopy(norm)
@@ -283,9 +295,9 @@ def test_an_actnorm_that_gets_fresh_weights_is_initialised_again():
     """The trainer measures its speed by a few steps, and then puts the fresh weights back."""
     norm, x = ActNorm(3), 4 + 2 * torch.randn(8, 3, 2, 2)
     fresh = copy.deepcopy(norm.state_dict())
-    norm(torch.randn(8, 3, 2, 2))
+    initialized(norm, torch.randn(8, 3, 2, 2))
     norm.load_state_dict(fresh)
-    torch.testing.assert_close(norm(x).mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(initialized(norm, x).mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
 
 
 def training(model: Glow) -> GenerativeModule:
@@ -294,30 +306,39 @@ def training(model: Glow) -> GenerativeModule:
     return GenerativeModule(model, adam, Batches(Split(x, None), 32, seed=0), Budget(seconds=60), ema_decay=0.5)
 
 
-def test_the_first_step_of_training_initialises_every_actnorm_by_its_own_input_and_the_average_follows():
+def test_the_first_step_of_training_initialises_every_actnorm_by_its_own_input_and_the_average_follows(monkeypatch):
     model = Glow((1, 4, 4), network=conv, levels=17, scales=1, steps=2)
     module = training(model)
     module.cost("train", None)
     norms = {name: layer for name, layer in model.named_modules() if isinstance(layer, ActNorm)}
-    assert len(norms) == 2 * 3 and not any(norm.initialized for norm in norms.values())
+    assert len(norms) == 2 * 3 and not any(norm.bias.any() or norm.scale.any() for norm in norms.values())
 
-    seen: dict[str, Tensor] = {}
-    for name, norm in norms.items():
-        norm.register_forward_hook(lambda _, inputs, out, name=name: seen.setdefault(name, out.detach()))
+    seen: dict[ActNorm, Tensor] = {}
+    init_statistics = ActNorm.init_statistics
+
+    def watch(norm: ActNorm, x: Tensor) -> None:
+        assert norm not in seen, "initialised twice"
+        init_statistics(norm, x)
+        seen[norm] = ((x + norm.bias) * norm.log_scale.exp()).detach()
+
+    monkeypatch.setattr(ActNorm, "init_statistics", watch)
     module.planned_steps = 10
     module.step()
+    assert set(seen) == set(norms.values())
     for out in seen.values():
         torch.testing.assert_close(out.mean((0, 2, 3)), torch.zeros(out.shape[1]), atol=1e-5, rtol=0)
         torch.testing.assert_close(out.var((0, 2, 3), correction=0), torch.ones(out.shape[1]), atol=1e-3, rtol=0)
     averaged = dict(module.ema.model.named_modules())
     for name, norm in norms.items():
-        assert averaged[name].initialized and torch.equal(averaged[name].bias, norm.bias)
+        assert norm.bias.all() and torch.equal(averaged[name].bias, norm.bias)
+        assert norm.scale.all() and torch.equal(averaged[name].scale, norm.scale)
 
 
 def test_the_average_of_a_trained_flow_is_one_too():
     model = Glow((1, 4, 4), network=conv, levels=17, scales=1, steps=1).double()
     ema = EMA(model, 0.9)
     ema.watch("model", model)
+    model.initialize(torch.rand(16, 1, 4, 4).double())
     for _ in range(4):
         model.loss(torch.rand(16, 1, 4, 4).double()).total.backward()
         ema.update("model")

@@ -193,9 +193,10 @@ def test_what_the_loss_charges_never_touches_the_bound():
         for _ in range(2):  # before and after the warm-up has moved
             values = [model.log_prob(x, num_samples=k, rng=generator(k)).value for model in (plain, charged)]
             assert torch.equal(*values)
-            charged.train().loss(x)
+            charged.train().after_step(charged.loss(x).aux, len(x))
+    assert charged.cost.seen == 2 * 2 * len(x)
     charged.cost.seen.fill_(500)
-    total, said = charged.loss(x, rng=generator(0))
+    total, said, _ = charged.loss(x, rng=generator(0))
     rate = sum(max(2.0, float(terms[f"rate_{i}"])) for i in range(2))
     assert float(total) == pytest.approx((float(terms["distortion"]) + 4 * 0.5 * rate) / 3, rel=1e-12)
     assert all(torch.equal(said[name], terms[name]) for name in terms), "what is logged is what the bound is made of"
@@ -251,11 +252,11 @@ def test_samples_follow_the_law_of_the_model():
 SMALL = functools.partial(Ladder, width=8, latent_channels=2, up=2, down=[2, 1, 2], bottleneck=1.0)
 
 
-def moved(likelihood, levels: int | None = 17, num_classes: int = 0, **settings) -> HVAE:
+def moved(likelihood, levels: int | None = 17, condition: ClassLabels | None = None, **settings) -> HVAE:
     """A model of 8x8 images with random weights: fresh ones hide much, their priors being N(0, 1)."""
     model = HVAE(
         (1, 8, 8),
-        ClassLabels(num_classes) if num_classes else None,
+        condition,
         network=SMALL,
         likelihood=likelihood,
         levels=levels,
@@ -363,7 +364,7 @@ def test_a_density_of_images_sees_and_scores_their_values_as_they_are():
 
 
 def test_classes_reach_prior_posterior_and_output():
-    model = moved(DiscretizedLogistic(17), num_classes=3)
+    model = moved(DiscretizedLogistic(17), condition=ClassLabels(3))
     eps, x = torch.randn(1, *model.latent.shape).double(), torch.rand(1, 1, 8, 8).double()
     one, two = (model._descend(eps, torch.tensor([y]), model.network.ascend(x))[1] for y in (0, 2))
     assert not torch.equal(one[0].prior.mean, two[0].prior.mean)

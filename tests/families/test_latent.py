@@ -50,26 +50,22 @@ class Normal(Density):
 
     bound = Bound.EXACT
 
-    def __init__(self, shape, levels=None, num_classes=0, mean=0.0, var=1.0):
-        super().__init__(shape, levels, num_classes)
+    def __init__(self, event, condition=None, mean=0.0, var=1.0):
+        super().__init__(event, condition)
         self.mean = nn.Parameter(torch.as_tensor(mean, dtype=torch.float64).expand(self.shape).clone())
         self.var = torch.as_tensor(var, dtype=torch.float64).expand(self.shape)
 
-    def log_prob(self, x, y=None, *, num_samples=1, rng=None):
-        self.check_labels(y, len(x))
-        self.asked = num_samples
-        return LogProb(
-            (-0.5 * ((x - self.mean) ** 2 / self.var + self.var.log() + math.log(2 * math.pi))).flatten(1).sum(1)
-        )
+    def _log_prob(self, x, y, num_samples, rng):
+        self.draws = num_samples
+        standard = (x - self.mean) ** 2 / self.var
+        return LogProb((-0.5 * (standard + self.var.log() + math.log(2 * math.pi))).flatten(1).sum(1))
 
-    def loss(self, x, y=None, *, turn=None, rng=None):
+    def _loss(self, x, y, rng):
         self.seen = x
-        nll = -self.log_prob(x, y).value.mean()
+        nll = -self._log_prob(x, y, 1, rng).value.mean()
         return Loss(nll, {"nll": nll.detach()})
 
-    @torch.no_grad()
-    def sample(self, n, y=None, *, rng=None):
-        self.draw_labels(n, y, rng)
+    def _sample(self, n, y, rng):
         return Samples(self.mean + self.var.sqrt() * randn((n, *self.shape), rng=rng, dtype=torch.float64), nfe=3)
 
 
@@ -78,28 +74,25 @@ class Dice(Density):
 
     bound = Bound.EXACT
 
-    def __init__(self, shape, levels, num_classes=0):
-        super().__init__(shape, levels, num_classes)
-        self.logits = nn.Parameter(torch.randn(levels, generator=generator("dice"), dtype=torch.float64))
+    def __init__(self, event, condition=None):
+        super().__init__(event, condition)
+        self.logits = nn.Parameter(torch.randn(event.levels, generator=generator("dice"), dtype=torch.float64))
 
-    def log_prob(self, x, y=None, *, num_samples=1, rng=None):
-        self.check_labels(y, len(x))
+    def _log_prob(self, x, y, num_samples, rng):
         log_p = self.logits.log_softmax(0)[quantize(x, self.levels)].flatten(1).sum(1)
         return LogProb(log_p + self.dim * math.log(self.levels / 2))
 
-    def loss(self, x, y=None, *, turn=None, rng=None):
-        nll = -self.log_prob(x, y).value.mean()
+    def _loss(self, x, y, rng):
+        nll = -self._log_prob(x, y, 1, rng).value.mean()
         return Loss(nll, {"nll": nll.detach()})
 
-    @torch.no_grad()
-    def sample(self, n, y=None, *, rng=None):
-        self.draw_labels(n, y, rng)
+    def _sample(self, n, y, rng):
         u = rand((n, *self.shape), rng=rng).double()
         k = torch.searchsorted(self.logits.softmax(0).cumsum(0), u).clamp(max=self.levels - 1)
         return Samples(bin_center(k, self.levels, torch.float64), nfe=1)
 
 
-def linear(in_shape, out_shape, num_classes) -> nn.Module:
+def linear(in_shape, out_shape, condition) -> nn.Module:
     class Linear(nn.Linear):
         def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
             return super().forward(x)
@@ -127,8 +120,8 @@ def exact(mean: Tensor, std: Tensor) -> LatentDensity:
     """The latent model whose latents are standardised by ``mean`` and ``std``, its prior expressed in them."""
     prior = functools.partial(Normal, mean=(M - mean) / std, var=V / std**2)
     model = latent(EventSpec((5,)), codec=ppca(), prior=prior).double()
-    model.measure.mean.copy_(mean)
-    model.measure.std.copy_(std)
+    model.transform.mean.copy_(mean)
+    model.transform.std.copy_(std)
     return model.eval()
 
 
@@ -171,57 +164,53 @@ def test_its_own_latents_are_those_of_the_prior():
     model = exact(torch.tensor([3.0, -1.0]).double(), torch.tensor([0.1, 7.0]).double())
     x = LAW.sample((6,))
     z = model.encode(x)
-    torch.testing.assert_close(z * model.measure.std + model.measure.mean, model.codec.encode(x))
+    torch.testing.assert_close(z * model.transform.std + model.transform.mean, model.codec.encode(x))
     torch.testing.assert_close(model.decode(z), model.codec.decode(model.codec.encode(x)))
 
 
-# The measure
+# The transform
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 4, 4)])
-def test_latents_are_standardised_by_the_first_batch_of_a_training(shape):
-    measure = Standardized(Continuous(shape)).double()
+def test_latents_are_standardised_by_the_batch_that_initialises(shape):
+    transform = Standardized(Continuous(shape)).double()
     z = 5 * torch.randn(64, *shape).double() + 2
-    assert torch.equal(measure(z), z) and float(measure.log_det()) == 0
-    measure.init_statistics(z)
-    rows = measure(z).transpose(0, 1).flatten(1)
+    assert torch.equal(transform(z), z) and float(transform.log_det()) == 0
+    transform.init_statistics(z)
+    rows = transform(z).transpose(0, 1).flatten(1)
     torch.testing.assert_close(rows.mean(1), torch.zeros(3).double(), rtol=0, atol=1e-12)
     torch.testing.assert_close(rows.var(1, correction=0), torch.ones(3).double(), rtol=0, atol=1e-12)
-    torch.testing.assert_close(measure.inverse(measure(z)), z)
-    jacobian = torch.autograd.functional.jacobian(lambda point: measure(point[None])[0], z[0])
+    torch.testing.assert_close(transform.inverse(transform(z)), z)
+    jacobian = torch.autograd.functional.jacobian(lambda point: transform(point[None])[0], z[0])
     size = math.prod(shape)
-    assert float(measure.log_det()) == pytest.approx(float(torch.linalg.slogdet(jacobian.view(size, size))[1]))
-    state = copy.deepcopy(measure.state_dict())
-    measure.init_statistics(10 * z)
-    assert all(torch.equal(a, b) for a, b in zip(state.values(), measure.state_dict().values(), strict=True))
+    assert float(transform.log_det()) == pytest.approx(float(torch.linalg.slogdet(jacobian.view(size, size))[1]))
     other = Standardized(Continuous(shape)).double()
-    other.load_state_dict(state)
-    other.init_statistics(10 * z)
-    assert torch.equal(other.mean, measure.mean), "what has been learned is not forgotten by loading"
+    other.load_state_dict(transform.state_dict())
+    assert torch.equal(other(10 * z), transform(10 * z)), "the statistics are part of the state"
 
 
 def test_a_latent_that_never_varies_does_not_divide_by_zero():
-    measure = Standardized(Continuous((2,)))
-    measure.init_statistics(torch.ones(8, 2))
-    assert bool(measure(torch.ones(8, 2)).isfinite().all())
+    transform = Standardized(Continuous((2,)))
+    transform.init_statistics(torch.ones(8, 2))
+    assert bool(transform(torch.ones(8, 2)).isfinite().all())
 
 
 def test_codes_come_back_from_anywhere_in_their_bins():
-    measure = Codes(Discrete((1, 4, 4), 512))
+    transform = Codes(Discrete((1, 4, 4), 512))
     k = torch.randint(512, (64, 1, 4, 4))
-    event = measure(k, generator(0))
-    assert torch.equal(measure.inverse(event), k) and float((event - bin_center(k, 512)).std()) > 0.5 / 512
-    assert float(measure.log_det()) == pytest.approx(-16 * math.log(256))
+    event = transform(k, generator(0))
+    assert torch.equal(transform.inverse(event), k) and float((event - bin_center(k, 512)).std()) > 0.5 / 512
+    assert float(transform.log_det()) == pytest.approx(-16 * math.log(256))
 
 
 # Codes
 
 
-def vq(num_classes: int = 0, **settings) -> VQVAE:
+def vq(condition: ClassLabels | None = None, **settings) -> VQVAE:
     torch.manual_seed(0)
     return VQVAE(
         (2,),
-        ClassLabels(num_classes) if num_classes else None,
+        condition,
         encoder=small,
         decoder=small,
         likelihood=Gaussian(),
@@ -248,8 +237,8 @@ def test_a_continuous_prior_bounds_the_probability_of_codes():
         latent(EventSpec((2,)), codec=vq(tokens=1), prior=functools.partial(Normal, mean=0.2, var=0.3)).double().eval()
     )
     k = torch.arange(5).view(5, 1, 1, 1).repeat_interleave(20_000, 0)
-    event = model.measure(k, generator("spread"))
-    bound = (model.prior.log_prob(event).value + model.measure.log_det()).detach().view(5, -1).mean(1)
+    event = model.transform(k, generator("spread"))
+    bound = (model.prior.log_prob(event).value + model.transform.log_det()).detach().view(5, -1).mean(1)
     edges = (torch.linspace(-1, 1, 6).double() - 0.2) / 0.3**0.5
     probability = torch.special.ndtr(edges).diff()
     assert bool((bound < probability.log()).all()) and float((probability.log() - bound).max()) < 0.1
@@ -280,7 +269,8 @@ def test_the_stage_of_the_prior_owns_no_weight_of_the_codec_and_leaves_its_codeb
     second.module.loss(x, rng=generator(0)).total.backward()
     assert all(torch.equal(a, b) for a, b in zip(before.values(), model.codec.state_dict().values(), strict=True))
     assert all(p.grad is None for p in model.codec.parameters()) and model.codec.training
-    first.module.loss(x, rng=generator(0))
+    loss = first.module.loss(x, rng=generator(0))
+    first.module.after_step(loss.aux, len(x), rng=generator(0))
     assert not torch.equal(before["quantizer.codes"], model.codec.quantizer.codes)
 
 
@@ -297,19 +287,35 @@ def test_the_prior_learns_from_draws_of_the_posterior_of_a_codec_at_rest():
     model = latent(EventSpec((5,)), codec=codec, prior=Normal).double().train()
     x = torch.full((20_000, 5), 3.0).double()
     stage = model.stages()[-1].module
-    model.measure.known.fill_(True)
     stage.loss(x, rng=generator(0))
     seen = model.prior.seen
     assert float(seen.mean()) == pytest.approx(3.0, abs=0.01), "dropout would have hidden half"
     assert float(seen.std()) == pytest.approx(math.exp(-2), rel=0.02), "the mean alone would not vary"
 
 
-def test_the_scale_is_learned_in_training_alone():
+@pytest.mark.parametrize("whole", [True, False], ids=["model", "stage"])
+def test_the_scale_is_that_of_the_batch_that_initialises(whole):
     model, x = latent(EventSpec((5,)), codec=ppca(), prior=Normal).double(), LAW.sample((256,))
-    model.eval().loss(x, rng=generator(0))
-    assert not model.measure.known
-    model.train().loss(x, rng=generator(0))
-    assert model.measure.known and float((model.prior.seen.std(0) - 1).abs().max()) < 0.01
+    for mode in (model.eval(), model.train()):
+        mode.loss(x, rng=generator(0))
+        assert torch.equal(model.transform.std, torch.ones(2).double()) and not model.transform.mean.any()
+    (model if whole else model.stages()[-1].module).initialize(x, rng=generator(0))
+    model.loss(x, rng=generator(0))
+    assert float(model.prior.seen.mean(0).abs().max()) < 1e-9
+    assert float((model.prior.seen.std(0, correction=0) - 1).abs().max()) < 1e-9
+    assert float((model.transform.std - 1).abs().min()) > 0.1
+
+
+def test_a_step_of_the_whole_model_ends_as_one_of_its_last_stage():
+    steps = []
+
+    class Counted(Normal):
+        def after_step(self, aux, batch_size, *, rng=None):
+            steps.append(batch_size)
+            return {"steps": torch.tensor(len(steps))}
+
+    model = latent(EventSpec((5,)), codec=ppca(), prior=Counted).double()
+    assert model.after_step({}, 7) == {"steps": 1} and steps == [7]
 
 
 def test_a_codec_whose_weights_are_fixed_is_finished():
@@ -327,13 +333,7 @@ def test_the_codec_of_a_latent_model_may_get_another_prior():
 # What the pair can do follows from its parts
 
 
-def ddpm(shape, levels=None, num_classes=0) -> DDPM:
-    return DDPM(
-        shape,
-        ClassLabels(num_classes) if num_classes else None,
-        network=functools.partial(TimeMLP, width=8, depth=1),
-        levels=levels,
-    )
+ddpm = functools.partial(DDPM, network=functools.partial(TimeMLP, width=8, depth=1))
 
 
 class Guess(Normal):
@@ -341,7 +341,7 @@ class Guess(Normal):
 
 
 def test_abilities_follow_from_the_parts():
-    vae = functools.partial(VAE, small, small, Gaussian(), (2,), latent_dim=2)
+    vae = functools.partial(VAE, (2,), encoder=small, decoder=small, likelihood=Gaussian(), latent_dim=2)
     assert latent(EventSpec((2,)), codec=vae(), prior=Normal).bound == Bound.LOWER
     assert latent(EventSpec((2,)), codec=vae(), prior=ddpm).bound == Bound.LOWER
     assert latent(EventSpec((2,)), codec=vae(), prior=Guess).bound == Bound.LOWER | Bound.ESTIMATE
@@ -364,14 +364,14 @@ def test_a_sampler_is_the_prior_s():
 def test_the_draws_of_a_bound_are_the_prior_s():
     model = exact(*[s.double() for s in SCALES[0]])
     model.log_prob(LAW.sample((3,)), num_samples=8)
-    assert model.prior.asked == 8
+    assert model.prior.draws == 8
 
 
-def test_a_codec_may_know_of_no_classes():
+def test_a_codec_may_be_unconditional():
     model = latent(EventSpec((2,)), ClassLabels(3), codec=vq(), prior=Dice).double().train()
     x, y = torch.randn(6, 2).double(), torch.arange(6) % 3
     first, second = (stage.module for stage in model.stages())
-    assert (first.num_classes, second.num_classes) == (0, 3)
+    assert (first.condition, second.condition) == (None, ClassLabels(3))
     second.loss(x, y, rng=generator(0))
     assert model.log_prob(x, y).value.shape == (6,) and model.sample(4).x.shape == (4, 2)
 
@@ -379,7 +379,7 @@ def test_a_codec_may_know_of_no_classes():
     module = GenerativeModule(model, sgd, batches, Budget(images=12))
     module.plan()
     module.training_step((0, 4), 0)
-    assert module.finished, "each stage is told the classes that it knows of"
+    assert module.finished, "each stage gets the classes that it is conditioned on"
 
 
 @pytest.mark.parametrize(
@@ -388,19 +388,22 @@ def test_a_codec_may_know_of_no_classes():
         ({"codec": lambda: WGANGP((2,), generator=small, critic=small)}, "codec: WGANGP does not encode"),
         (
             {"codec": lambda: VAE((3,), encoder=small, decoder=small, likelihood=Gaussian())},
-            r"codec: made for events of shape \[3\]",
+            r"codec: made for EventSpec\(shape=\(3,\), levels=None\), but the data are EventSpec\(shape=\(2,\)",
         ),
-        ({"codec": lambda: vq(num_classes=3)}, "codec: has 3 classes, but the model has 0"),
-        ({"levels": 17}, "codec: made for events of shape .* levels None, but the data have .* levels 17"),
-        ({"prior": functools.partial(WGANGP, small, small)}, "prior: WGANGP is not trained by one loss"),
+        ({"codec": lambda: vq(ClassLabels(3))}, r"codec: has the condition ClassLabels\(n=3\), but the model has None"),
+        ({"event": EventSpec((2,), 17)}, "codec: made for .* levels=None.*, but the data are .* levels=17"),
         (
-            {"prior": functools.partial(RealNVP, small)},
+            {"prior": functools.partial(WGANGP, generator=small, critic=small)},
+            "prior: WGANGP is not trained by one loss",
+        ),
+        (
+            {"prior": functools.partial(RealNVP, network=small)},
             r"prior: does not fit latents of shape \[1, 2, 1\] of 5 codes: scales=2",
         ),
         ({"codec_share": 1.0}, "codec_share must be between 0 and 1, not 1.0"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(arguments, message):
-    arguments = {"codec": vq, "prior": Dice, "shape": (2,), **arguments}
+    arguments = {"event": EventSpec((2,)), "codec": vq, "prior": Dice, **arguments}
     with pytest.raises(ValueError, match=message):
         latent(**{**arguments, "codec": arguments["codec"]()})

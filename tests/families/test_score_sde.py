@@ -154,15 +154,15 @@ def watched(seen: list, **kwargs) -> ScoreSDE:
 @pytest.mark.parametrize("dropout", [0.0, 0.1, 1.0])
 def test_classes_become_the_null_label_as_often_as_asked(dropout):
     seen, y = [], torch.arange(4).repeat(10_000)
-    watched(seen, label_dropout=dropout).loss(torch.zeros(40_000, 2), y)
+    watched(seen, condition_dropout=dropout).loss(torch.zeros(40_000, 2), y)
     dropped = seen[0] != y
     assert (seen[0][dropped] == 4).all()
     assert float(dropped.double().mean()) == pytest.approx(dropout, abs=5 * math.sqrt(dropout * (1 - dropout) / 40_000))
 
 
-def test_samples_densities_and_latents_are_told_their_classes_as_they_are():
+def test_samples_densities_and_latents_get_their_classes_as_they_are():
     seen, y = [], torch.tensor([3, 0, 2])
-    model = watched(seen, label_dropout=1.0, sampler=Heun(3))
+    model = watched(seen, condition_dropout=1.0, sampler=Heun(3))
     model.sample(3, y)
     assert len(seen) == 5
     model.log_prob(torch.zeros(3, 2), y)
@@ -181,7 +181,7 @@ def test_a_model_samples_with_the_sampler_that_it_was_given_and_by_default_as_it
 
 @pytest.mark.parametrize(
     ("setting", "what"),
-    [({"sigma_data": 0.0}, "not 0.0"), ({"label_dropout": 1.2}, "not 1.2"), ({"tolerance": -1.0}, "not -1.0")],
+    [({"sigma_data": 0.0}, "not 0.0"), ({"condition_dropout": 1.2}, "not 1.2"), ({"tolerance": -1.0}, "not -1.0")],
 )
 def test_settings_that_make_no_sense_are_refused(setting, what):
     with pytest.raises(ValueError, match=what):

@@ -33,7 +33,7 @@ VARIANCE = 0.3
 LAW = MultivariateNormal(MU, W @ W.T + VARIANCE * torch.eye(5).double())
 
 
-def linear(in_shape, out_shape, num_classes) -> nn.Module:
+def linear(in_shape, out_shape, condition) -> nn.Module:
     class Linear(nn.Linear):
         def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
             return super().forward(x)
@@ -93,7 +93,7 @@ def test_a_wrong_posterior_costs_its_divergence_from_the_exact_one(shift, spread
     expected = float(exact_elbo(x[:1], shift, spread))
     error = float(elbo.std()) / math.sqrt(len(x))
     assert float(elbo.mean()) == pytest.approx(expected, abs=4 * error)
-    total, terms = model.loss(x)
+    total, terms, _ = model.loss(x)
     assert float(total.detach()) == pytest.approx(-expected / 5, abs=4 * error / 5)
     assert float(terms["distortion"] + terms["rate"]) == pytest.approx(5 * float(total.detach()), rel=1e-9)
 
@@ -141,7 +141,7 @@ def test_beta_weighs_the_rate_in_the_loss_and_never_touches_the_bound():
     for k in (1, 3):
         draws = [model.log_prob(x, num_samples=k, rng=generator(k)).value for model in (plain, heavy)]
         assert torch.equal(*draws)
-    (one, terms), (four, _) = (model.loss(x, rng=generator(0)) for model in (plain, heavy))
+    (one, terms, _), (four, *_) = (model.loss(x, rng=generator(0)) for model in (plain, heavy))
     torch.testing.assert_close(four - one, 3 * terms["rate"] / 5, atol=1e-12, rtol=0)
 
 
@@ -152,11 +152,12 @@ def test_warm_up_and_free_bits_change_the_loss_and_never_touch_the_bound():
     per_latent = 0.5 * (log_var.exp() + mean**2 - 1 - log_var).mean(0)
     assert float(per_latent.min()) < 1.5 < float(per_latent.max()), "one latent is free, the other one is not"
     for weight in (0.0, 0.5, 1.0, 1.0):
-        total, terms = charged.loss(x, rng=generator(0))
+        total, terms, aux = charged.loss(x, rng=generator(0))
         torch.testing.assert_close(total, (distortion + weight * per_latent.clamp(min=1.5).sum()) / 5)
         assert torch.equal(terms["rate"], rate) and torch.equal(terms["distortion"], distortion)
         for k in (1, 3):
             assert torch.equal(*(m.log_prob(x, num_samples=k, rng=generator(k)).value for m in (plain, charged)))
+        charged.after_step(aux, len(x))
 
 
 def test_a_density_of_images_sees_and_scores_their_values_as_they_are():
@@ -164,7 +165,10 @@ def test_a_density_of_images_sees_and_scores_their_values_as_they_are():
     plain, x = ppca(), data(30)
     model = VAE((5, 1, 1), encoder=linear, decoder=linear, likelihood=Gaussian(), levels=256, latent_dim=2).double()
     flat = network(lambda x, y: plain.encoder(x.flatten(1)))
-    model.encoder, model.decoder = flat((), (), 0), network(lambda z, y: plain.decoder(z)[:, :, None, None])((), (), 0)
+    model.encoder, model.decoder = (
+        flat((), (), None),
+        network(lambda z, y: plain.decoder(z)[:, :, None, None])((), (), None),
+    )
     model.likelihood = plain.likelihood
     value = model.log_prob(x[:, :, None, None], num_samples=2).value
     torch.testing.assert_close(value, LAW.log_prob(x), atol=1e-9, rtol=0)
@@ -197,8 +201,8 @@ def test_a_grid_of_latents_is_the_vector_of_its_elements():
     """The same model with latents of shape (1, 1, 2), drawn from the same noise."""
     flat, x = ppca(0.2, 1.5), data(20)
     model = VAE((5,), encoder=linear, decoder=linear, likelihood=Gaussian(), latent_dim=[1, 1, 2]).double()
-    model.encoder = network(lambda x, y: flat.encoder(x).view(-1, 2, 1, 2))((), (), 0)
-    model.decoder = network(lambda z, y: flat.decoder(z.flatten(1)))((), (), 0)
+    model.encoder = network(lambda x, y: flat.encoder(x).view(-1, 2, 1, 2))((), (), None)
+    model.decoder = network(lambda z, y: flat.decoder(z.flatten(1)))((), (), None)
     model.likelihood = flat.likelihood
     assert model.latent.shape == (1, 1, 2)
     torch.testing.assert_close(model.encode(x).flatten(1), flat.encode(x), atol=1e-12, rtol=0)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from genzoo.conditions import ClassLabels
 from genzoo.nn.dcgan import DCGANCritic, DCGANGenerator
-from genzoo.nn.resgan import ClassBatchNorm, ResNetCritic, ResNetGenerator
+from genzoo.nn.resgan import ConditionalBatchNorm, ResNetCritic, ResNetGenerator
 from genzoo.training.ema import EMA
 
 CLASSES = 3
@@ -35,32 +35,33 @@ CRITICS: dict[str, Callable[..., nn.Module]] = {
     "resnet-spectral": functools.partial(ResNetCritic, width=6, spectral_norm=True, pool="sum"),
 }
 each = pytest.mark.parametrize("name", [*GENERATORS, *(f"critic-{name}" for name in CRITICS)])
-classes = pytest.mark.parametrize("num_classes", [0, CLASSES], ids=["unconditional", "conditional"])
+CONDITION = ClassLabels(CLASSES)
+classes = pytest.mark.parametrize("condition", [None, CONDITION], ids=["unconditional", "conditional"])
 spectral = pytest.mark.parametrize("name", [name for name in CRITICS if "spectral" in name])
 
 
-def built(name: str, num_classes: int = 0) -> tuple[nn.Module, Tensor]:
+def built(name: str, condition: ClassLabels | None = None) -> tuple[nn.Module, Tensor]:
     """Build a network in float64 with its weights moved, and an input of 5."""
     torch.manual_seed(0)
     if name in GENERATORS:
-        network, x = GENERATORS[name]((7,), IMAGE, num_classes), torch.randn(5, 7)
+        network, x = GENERATORS[name]((7,), IMAGE, condition), torch.randn(5, 7)
     else:
-        network, x = CRITICS[name.removeprefix("critic-")](IMAGE, (1,), num_classes), torch.randn(5, *IMAGE)
+        network, x = CRITICS[name.removeprefix("critic-")](IMAGE, (1,), condition), torch.randn(5, *IMAGE)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     return network.double(), x.double()
 
 
-def labels(num_classes: int, n: int = 5) -> tuple[Tensor, ...]:
-    return (torch.arange(n) % num_classes,) if num_classes else ()
+def labels(condition: ClassLabels | None, n: int = 5) -> tuple[Tensor, ...]:
+    return (torch.arange(n) % condition.n,) if condition else ()
 
 
 @classes
 @each
-def test_every_weight_works(name, num_classes):
-    network, x = built(name, num_classes)
-    out = network(x, *labels(num_classes))
+def test_every_weight_works(name, condition):
+    network, x = built(name, condition)
+    out = network(x, *labels(condition))
     assert out.shape == ((5, *IMAGE) if name in GENERATORS else (5, 1))
     (out * torch.randn_like(out)).sum().backward()
     assert not [key for key, p in network.named_parameters() if p.grad is None or not p.grad.any()]
@@ -68,8 +69,8 @@ def test_every_weight_works(name, num_classes):
 
 @each
 def test_the_class_changes_the_output(name):
-    network, x = built(name, CLASSES)
-    (y,) = labels(CLASSES)
+    network, x = built(name, CONDITION)
+    (y,) = labels(CONDITION)
     network.eval()
     change = (network(x, y) - network(x, (y + 1) % CLASSES)).flatten(1).abs().amax(1)
     assert change.min() > 1e-3
@@ -77,33 +78,31 @@ def test_the_class_changes_the_output(name):
 
 @classes
 @each
-def test_no_example_sees_another_but_through_batch_norm(name, num_classes):
+def test_no_example_sees_another_but_through_batch_norm(name, condition):
     """A generator in use has its running statistics; a critic has none, so that one with batch norm always sees a batch."""
-    network, x = built(name, num_classes)
+    network, x = built(name, condition)
     if name in GENERATORS:
         network.eval()
     x.requires_grad_()
-    (gradient,) = torch.autograd.grad(network(x, *labels(num_classes))[1].square().sum(), x)
+    (gradient,) = torch.autograd.grad(network(x, *labels(condition))[1].square().sum(), x)
     reached = (gradient.flatten(1).abs().sum(1) > 0).tolist()
     assert reached == ([True] * 5 if name == "critic-dcgan" else [False, True, False, False, False])
 
 
 @classes
 @pytest.mark.parametrize("side", [1, 2, 7, 8, 28, 33])
-def test_networks_fit_any_side(side, num_classes):
+def test_networks_fit_any_side(side, condition):
     shape = (3, side, side)
     for build in GENERATORS.values():
-        network = build((5,), shape, num_classes)
-        out = network(torch.randn(4, 5), *labels(num_classes, 4))
+        network = build((5,), shape, condition)
+        out = network(torch.randn(4, 5), *labels(condition, 4))
         assert out.shape == (4, *shape)
         out.square().sum().backward()
         assert not [key for key, p in network.named_parameters() if p.grad is None or not p.grad.any()]
-        assert bool(num_classes) == any(p.shape[0] == CLASSES for p in network.parameters() if p.ndim == 2), (
-            "no classes"
-        )
+        assert bool(condition) == any(p.shape[0] == CLASSES for p in network.parameters() if p.ndim == 2), "no classes"
     for build in CRITICS.values():
         x = torch.randn(4, *shape, requires_grad=True)
-        out = build(shape, (1,), num_classes)(x, *labels(num_classes, 4))
+        out = build(shape, (1,), condition)(x, *labels(condition, 4))
         assert out.shape == (4, 1)
         out.square().sum().backward()
         assert bool((x.grad != 0).any(0).all()), "some pixel does not count"
@@ -176,7 +175,7 @@ def test_impossible_networks_are_refused(wrong, message):
 
 
 def test_conditional_batch_norm_is_a_gain_and_a_shift_for_each_class():
-    layer = ClassBatchNorm(4, CLASSES).double()
+    layer = ConditionalBatchNorm(4, CONDITION).double()
     nn.init.normal_(layer.gain.weight)
     nn.init.normal_(layer.shift.weight)
     h, y = 3 * torch.randn(6, 4, 5, 5, dtype=torch.float64) + 1, torch.tensor([0, 1, 2, 2, 1, 0])
@@ -194,12 +193,12 @@ def test_conditional_batch_norm_is_a_gain_and_a_shift_for_each_class():
 @pytest.mark.parametrize("pool", ["mean", "sum"])
 def test_the_class_enters_the_residual_critic_by_a_projection(pool):
     """Miyato, Koyama 2018, eq. 3: D(x, y) = y^T V phi(x) + psi(phi(x))."""
-    critic = ResNetCritic(IMAGE, (1,), ClassLabels(CLASSES) if CLASSES else None, width=6, pool=pool).double()
+    critic = ResNetCritic(IMAGE, (1,), CONDITION, width=6, pool=pool).double()
     x, y = torch.randn(4, *IMAGE, dtype=torch.float64), torch.tensor([0, 2, 1, 1])
     phi = critic.blocks(x).relu().flatten(2)
     phi = phi.sum(2) if pool == "sum" else phi.mean(2)
     onehot = nn.functional.one_hot(y, CLASSES).double()
-    expected = torch.einsum("bk,kc,bc->b", onehot, critic.label.weight, phi) + phi @ critic.head.weight[0]
+    expected = torch.einsum("bk,kc,bc->b", onehot, critic.embed_y.weight, phi) + phi @ critic.head.weight[0]
     torch.testing.assert_close(critic(x, y)[:, 0], expected + critic.head.bias, rtol=1e-10, atol=1e-10)
 
 
@@ -214,10 +213,10 @@ def matrices(network: nn.Module) -> dict[str, Tensor]:
 
 @spectral
 def test_power_iteration_brings_every_largest_singular_value_to_one(name):
-    network, x = built(f"critic-{name}", CLASSES)
+    network, x = built(f"critic-{name}", CONDITION)
     before = {layer: float(torch.linalg.svdvals(w)[0]) for layer, w in matrices(network).items()}
     for _ in range(300):
-        network(x, *labels(CLASSES))
+        network(x, *labels(CONDITION))
     network.eval()
     for layer, weight in matrices(network).items():
         assert float(torch.linalg.svdvals(weight)[0]) == pytest.approx(1, abs=1e-3), layer
@@ -232,13 +231,13 @@ def test_without_it_weights_are_what_they_are(name):
 
 @spectral
 def test_only_training_iterates(name):
-    network, x = built(f"critic-{name}", CLASSES)
+    network, x = built(f"critic-{name}", CONDITION)
     state = copy.deepcopy(network.state_dict())
     network.eval()
-    out = network(x, *labels(CLASSES))
-    assert torch.equal(network(x, *labels(CLASSES)), out)
+    out = network(x, *labels(CONDITION))
+    assert torch.equal(network(x, *labels(CONDITION)), out)
     assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
-    network.train()(x, *labels(CLASSES))
+    network.train()(x, *labels(CONDITION))
     changed = {key for key, value in network.state_dict().items() if not torch.equal(value, state[key])}
     # The embedding and the head have rank one or few rows, and may have been found already.
     assert changed and all(key.endswith(("._u", "._v")) for key in changed)
@@ -246,36 +245,36 @@ def test_only_training_iterates(name):
 
 @spectral
 def test_the_state_of_a_spectral_norm_is_saved_copied_and_averaged(name):
-    network, x = built(f"critic-{name}", CLASSES)
-    other, _ = built(f"critic-{name}", CLASSES)
+    network, x = built(f"critic-{name}", CONDITION)
+    other, _ = built(f"critic-{name}", CONDITION)
     ema = EMA(network, 0.9)
     ema.watch("critic", network)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter += torch.randn_like(parameter)
-    network(x, *labels(CLASSES))
+    network(x, *labels(CONDITION))
     ema.update("critic")  # the first update copies
     network.eval(), other.eval()
-    out = network(x, *labels(CLASSES))
-    assert torch.equal(ema.model(x, *labels(CLASSES)), out)
-    assert torch.equal(copy.deepcopy(network)(x, *labels(CLASSES)), out)
-    assert not torch.equal(other(x, *labels(CLASSES)), out)
+    out = network(x, *labels(CONDITION))
+    assert torch.equal(ema.model(x, *labels(CONDITION)), out)
+    assert torch.equal(copy.deepcopy(network)(x, *labels(CONDITION)), out)
+    assert not torch.equal(other(x, *labels(CONDITION)), out)
     other.load_state_dict(network.state_dict())
-    assert torch.equal(other(x, *labels(CLASSES)), out)
+    assert torch.equal(other(x, *labels(CONDITION)), out)
     assert "parametrizations.weight.original" in " ".join(network.state_dict())
 
 
 @spectral
-def test_half_precision_knows_the_norm_well_enough(name):
-    network, x = built(f"critic-{name}", CLASSES)
+def test_half_precision_keeps_the_norm_well_enough(name):
+    network, x = built(f"critic-{name}", CONDITION)
     network, x = network.float(), x.float()
     for _ in range(100):
-        network(x, *labels(CLASSES))
-    exact = network.eval()(x, *labels(CLASSES))
+        network(x, *labels(CONDITION))
+    exact = network.eval()(x, *labels(CONDITION))
     network.train()
     with torch.autocast("cpu", torch.bfloat16):
         for _ in range(20):
-            half = network(x, *labels(CLASSES))
+            half = network(x, *labels(CONDITION))
     half.float().sum().backward()
     torch.testing.assert_close(half.float(), exact, rtol=0.1, atol=0.05 * float(exact.detach().abs().max()))
     assert all(bool(p.grad.isfinite().all()) for p in network.parameters())

@@ -88,7 +88,7 @@ def test_the_published_network_has_its_39_million_weights():
     """Counted from the strings: four convolutions a block, three blocks and a projection a rung."""
     C, inner, Z = 384, 96, 16
     with torch.device("meta"):
-        network = Ladder((3, 32, 32), (100, 32, 32), 0, C, Z, up=[12, 7, 7, 4, 3], down=[22, 11, 6, 3, 1])
+        network = Ladder((3, 32, 32), (100, 32, 32), None, C, Z, up=[12, 7, 7, 4, 3], down=[22, 11, 6, 3, 1])
 
     def block(inputs: int, outputs: int, side: int) -> int:
         kernel = 9 if side > 2 else 1

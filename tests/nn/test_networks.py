@@ -14,14 +14,24 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from genzoo.conditions import ClassLabels
 from genzoo.nn.coupling import GlowNet
-from genzoo.nn.layers import Attention, DoublingConv2d, ResBlock, SinusoidalEmbedding, TimeAndClass, attend, group_norm
+from genzoo.nn.layers import (
+    Attention,
+    DoublingConv2d,
+    ResBlock,
+    SinusoidalEmbedding,
+    TimeAndCondition,
+    attend,
+    group_norm,
+)
 from genzoo.nn.mlp import MLP, TimeMLP
 from genzoo.nn.resnet import ConvDecoder, ConvEncoder, ConvNet, resolutions
 from genzoo.nn.unet import UNet
 
 CLASSES = 3
-# Each network as a family builds it, shapes of one input and one output, and whether it is told the time.
+CONDITION = ClassLabels(CLASSES)
+# Each network as a family builds it, shapes of one input and one output, and whether the time is an input.
 NETWORKS = {
     "MLP": (functools.partial(MLP, width=8, depth=2), (2,), (3,), False),
     "MLP-zero": (functools.partial(MLP, width=8, depth=2, zero_init=True), (2,), (3,), False),
@@ -37,14 +47,14 @@ NETWORKS = {
     "UNet-patch": (functools.partial(UNet, channels=8, multipliers=(1, 2), patch=2), (1, 8, 8), (1, 8, 8), True),
 }
 every = pytest.mark.parametrize("name", NETWORKS)
-classes = pytest.mark.parametrize("num_classes", [0, CLASSES], ids=["unconditional", "conditional"])
+classes = pytest.mark.parametrize("condition", [None, CONDITION], ids=["unconditional", "conditional"])
 
 
-def built(name: str, num_classes: int = 0, moved: bool = True) -> nn.Module:
+def built(name: str, condition: ClassLabels | None = None, moved: bool = True) -> nn.Module:
     """Build a network in float64 and move all of its weights away from zero."""
     network, in_shape, out_shape, _ = NETWORKS[name]
     torch.manual_seed(0)
-    module = network(in_shape, out_shape, num_classes).double()
+    module = network(in_shape, out_shape, condition).double()
     if moved:
         with torch.no_grad():
             for parameter in module.parameters():
@@ -52,19 +62,19 @@ def built(name: str, num_classes: int = 0, moved: bool = True) -> nn.Module:
     return module
 
 
-def inputs(name: str, n: int, num_classes: int = 0) -> tuple[torch.Tensor, ...]:
-    """Make up an input of a network: x, the time where it is told it, classes where it has any."""
+def inputs(name: str, n: int, condition: ClassLabels | None = None) -> tuple[torch.Tensor, ...]:
+    """Make up an input of a network: x, the time where it is an input, classes of a conditional one."""
     _, in_shape, _, timed = NETWORKS[name]
     x = torch.randn(n, *in_shape, dtype=torch.float64)
     t = (torch.linspace(0.1, 0.8, n, dtype=torch.float64),) if timed else ()
-    return x, *t, *((torch.arange(n) % num_classes,) if num_classes else ())
+    return x, *t, *((torch.arange(n) % CLASSES,) if condition else ())
 
 
 @classes
 @every
-def test_every_weight_works(name, num_classes):
-    network = built(name, num_classes)
-    out = network(*inputs(name, 6, num_classes))
+def test_every_weight_works(name, condition):
+    network = built(name, condition)
+    out = network(*inputs(name, 6, condition))
     assert out.shape == (6, *NETWORKS[name][2])
     (out * torch.randn_like(out)).sum().backward()
     # A network of noisy data also has a null class, which was not asked for here; its row is one of a larger matrix.
@@ -73,9 +83,9 @@ def test_every_weight_works(name, num_classes):
 
 @classes
 @every
-def test_no_example_sees_another(name, num_classes):
-    network = built(name, num_classes)  # in training mode, where batch statistics would show
-    x, *rest = inputs(name, 4, num_classes)
+def test_no_example_sees_another(name, condition):
+    network = built(name, condition)  # in training mode, where batch statistics would show
+    x, *rest = inputs(name, 4, condition)
     x.requires_grad_()
     (gradient,) = torch.autograd.grad(network(x, *rest)[1].square().sum(), x)
     reached = gradient.flatten(1).abs().sum(1) > 0
@@ -84,16 +94,16 @@ def test_no_example_sees_another(name, num_classes):
 
 @every
 def test_the_class_changes_the_output(name):
-    network = built(name, CLASSES)
-    *rest, y = inputs(name, 3, CLASSES)
+    network = built(name, CONDITION)
+    *rest, y = inputs(name, 3, CONDITION)
     change = (network(*rest, y) - network(*rest, (y + 1) % CLASSES)).flatten(1).abs().amax(1)
     assert change.min() > 1e-3
 
 
 @pytest.mark.parametrize("name", [name for name, (*_, timed) in NETWORKS.items() if timed])
 def test_the_time_changes_the_output_and_no_class_is_the_null_class(name):
-    network = built(name, CLASSES)
-    x, t, y = inputs(name, 3, CLASSES)
+    network = built(name, CONDITION)
+    x, t, y = inputs(name, 3, CONDITION)
     assert (network(x, t, y) - network(x, t + 1e-2, y)).flatten(1).abs().amax(1).min() > 1e-3
     null = torch.full_like(y, CLASSES)
     assert torch.equal(network(x, t), network(x, t, null))
@@ -237,9 +247,11 @@ def test_the_embedding_of_time_is_sines_and_cosines_at_geometric_frequencies():
 
 
 def test_time_and_class_add_up():
-    layer = TimeAndClass(6, CLASSES, frequencies=8)
+    layer = TimeAndCondition(6, CONDITION, frequencies=8)
     t, y = torch.rand(4), torch.tensor([0, 1, 2, 3])
-    torch.testing.assert_close(layer(t, y) - layer(t, torch.zeros_like(y)), layer.label.weight - layer.label.weight[0])
+    torch.testing.assert_close(
+        layer(t, y) - layer(t, torch.zeros_like(y)), layer.condition.embed_y.weight - layer.condition.embed_y.weight[0]
+    )
 
 
 def test_groups_divide_the_channels_and_hold_four_or_more():

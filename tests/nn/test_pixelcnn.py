@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genzoo.conditions import ClassLabels
 from genzoo.nn.causal import CausalNetwork
 from genzoo.nn.pixelcnn import GatedLayer, PixelCNN
 from genzoo.nn.pixelcnnpp import PixelCNNPP
 from genzoo.nn.transformer import Transformer
 
 CLASSES = 3
+CONDITION = ClassLabels(CLASSES)
 NETWORKS = {
     "pixelcnn": functools.partial(PixelCNN, width=6, layers=5, first_kernel=3),
     "pixelcnn-wide": functools.partial(PixelCNN, width=6, layers=2, first_kernel=7, kernel=5),
@@ -27,22 +29,24 @@ NETWORKS = {
     "transformer-one": functools.partial(Transformer, width=8, layers=1, heads=1),
 }
 every = pytest.mark.parametrize("name", NETWORKS)
-classes = pytest.mark.parametrize("num_classes", [0, CLASSES], ids=["unconditional", "conditional"])
+classes = pytest.mark.parametrize("condition", [None, CONDITION], ids=["unconditional", "conditional"])
 SHAPE = (2, 4, 6)
 
 
-def built(name: str, num_classes: int = 0, shape: tuple[int, ...] = SHAPE, outputs: int = 3) -> CausalNetwork:
+def built(
+    name: str, condition: ClassLabels | None = None, shape: tuple[int, ...] = SHAPE, outputs: int = 3
+) -> CausalNetwork:
     """Build a network in float64 with all weights moved away from where they start."""
     torch.manual_seed(0)
-    network = NETWORKS[name](shape, (outputs, *shape[1:]), num_classes).double()
+    network = NETWORKS[name](shape, (outputs, *shape[1:]), condition).double()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
     return network.eval()
 
 
-def labels(n: int, num_classes: int) -> Tensor | None:
-    return torch.arange(n) % num_classes if num_classes else None
+def labels(n: int, condition: ClassLabels | None) -> Tensor | None:
+    return torch.arange(n) % condition.n if condition else None
 
 
 def jacobian(network: CausalNetwork, shape: tuple[int, ...], y: Tensor | None = None) -> Tensor:
@@ -70,9 +74,9 @@ def reaches(reach: list[int], shape: tuple[int, ...]) -> Tensor:
 
 @classes
 @every
-def test_an_output_sees_every_earlier_pixel_and_no_other(name, num_classes):
+def test_an_output_sees_every_earlier_pixel_and_no_other(name, condition):
     """All channels of all earlier pixels: small images lie within every network's reach, and no pixel is in a blind spot."""
-    derivatives = jacobian(built(name, num_classes), SHAPE, labels(1, num_classes))
+    derivatives = jacobian(built(name, condition), SHAPE, labels(1, condition))
     pixels = SHAPE[1] * SHAPE[2]
     earlier = torch.ones(pixels, pixels).tril(-1).bool()[:, None].expand(-1, SHAPE[0], -1)
     if name == "pixelcnn-one":  # a kernel of 5 on the image moved by one
@@ -104,8 +108,8 @@ def test_a_change_of_a_pixel_however_large_changes_later_outputs_alone(name):
 
 @classes
 @every
-def test_a_walk_says_what_a_look_at_the_whole_image_says(name, num_classes):
-    network, y = built(name, num_classes), labels(3, num_classes)
+def test_a_walk_says_what_a_look_at_the_whole_image_says(name, condition):
+    network, y = built(name, condition), labels(3, condition)
     x = torch.randn(3, *SHAPE, dtype=torch.float64)
     expected = network(x, y).flatten(2)
     walk, pixel = network.walk(3, y), None
@@ -131,8 +135,8 @@ def test_two_walks_do_not_disturb_each_other(name):
 
 @classes
 @every
-def test_every_weight_works_and_no_example_sees_another(name, num_classes):
-    network, y = built(name, num_classes), labels(6, num_classes)
+def test_every_weight_works_and_no_example_sees_another(name, condition):
+    network, y = built(name, condition), labels(6, condition)
     x = torch.randn(6, *SHAPE, dtype=torch.float64, requires_grad=True)
     out = network(x, y)
     (gradient,) = torch.autograd.grad(out[1].square().sum(), x, retain_graph=True)
@@ -143,7 +147,7 @@ def test_every_weight_works_and_no_example_sees_another(name, num_classes):
 
 @every
 def test_the_class_changes_every_output(name):
-    network, y = built(name, CLASSES), labels(3, CLASSES)
+    network, y = built(name, CONDITION), labels(3, CONDITION)
     x = torch.randn(3, *SHAPE, dtype=torch.float64)
     change = (network(x, y) - network(x, (y + 1) % CLASSES)).abs().amax(1)
     assert change.min() > 1e-4
@@ -193,7 +197,7 @@ def masked(weight: Tensor, half: int) -> Tensor:
 def test_a_layer_is_the_paper_s_with_square_masked_kernels(kernel, dilation):
     """Equation 4 with symmetric padding and kernels whose later half is zero, where the layer crops instead."""
     width, half = 4, kernel // 2 + 1
-    layer = GatedLayer(width, width, CLASSES, kernel, dilation, dropout=0.0).double()
+    layer = GatedLayer(width, width, CONDITION, kernel, dilation, dropout=0.0).double()
     v, h = torch.randn(2, 2, width, 7, 6, dtype=torch.float64)
     y = torch.tensor([2, 0])
     reach = dilation * (kernel // 2)
@@ -204,7 +208,7 @@ def test_a_layer_is_the_paper_s_with_square_masked_kernels(kernel, dilation):
     def gate(x: Tensor) -> Tensor:
         return torch.tanh(x[:, :width]) * torch.sigmoid(x[:, width:])
 
-    e = layer.label.weight[y][:, :, None, None]
+    e = layer.embed_y.weight[y][:, :, None, None]
     features = conv(v, layer.vertical)
     link = torch.einsum("oc,bchw->bohw", layer.link.weight[..., 0, 0], features) + layer.link.bias.view(-1, 1, 1)
     inner = gate(conv(h, layer.horizontal) + link + e[:, 2 * width :])

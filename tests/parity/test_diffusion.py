@@ -13,16 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from genzoo.diffusion import samplers
 from genzoo.diffusion.ode_solvers import dopri5
 from genzoo.diffusion.path import GaussianPath
 from genzoo.diffusion.probability_flow import ProbabilityFlowODE
 from genzoo.diffusion.samplers import DDIM, AdaptiveODE, Ancestral, DPMSolver, Euler, Heun
 from genzoo.diffusion.schedules import CondOT, CosineSchedule, LinearSchedule, VariancePreserving
+from genzoo.event import EventSpec
 from genzoo.families.ddpm import DDPM
 from genzoo.families.flow_matching import transport
 from genzoo.families.score_sde import ScoreSDE
-from tests.exact import network
+from tests.exact import network, set_randn
 
 T = 1000
 SCHEDULES = {"linear": LinearSchedule(T), "cosine": CosineSchedule(T)}
@@ -69,7 +69,7 @@ def noise(monkeypatch) -> Iterator[list[Tensor]]:
     rng = torch.Generator().manual_seed(0)
     drawn = [torch.randn(4, *SHAPE, generator=rng, dtype=torch.float64) for _ in range(60)]
     ours, theirs = iter(drawn), iter(drawn[1:])
-    monkeypatch.setattr(samplers, "randn", lambda *_, **__: next(ours))
+    set_randn(monkeypatch, lambda *_, **__: next(ours))
     for module in ("scheduling_ddpm", "scheduling_ddim"):
         path = f"diffusers.schedulers.{module}.randn_tensor"
         pytest.importorskip("diffusers")
@@ -128,10 +128,10 @@ def test_ddim_steps(schedule, kind, eta, noise):
 
 
 def test_clipped_steps(noise):
-    """On images both clip the data and recompute the noise; levels are for our side to know that they are images."""
+    """On images both clip the data and recompute the noise; levels mark the data as images on our side."""
     schedule = SCHEDULES["linear"]
     denoiser = model(schedule)
-    denoiser.levels = 256
+    denoiser.event = EventSpec(SHAPE, 256)
     made = scheduler("DDIMScheduler", schedule, clip_sample=True)
     made.final_alpha_cumprod = made.one
     made.set_timesteps(25)
@@ -272,7 +272,7 @@ def test_samples_of_the_adaptive_solver_are_torchdiffeqs(monkeypatch):
     odeint = pytest.importorskip("torchdiffeq").odeint
     schedule, start = CondOT(), torch.randn(3, 2, dtype=torch.float64)
     flow = ScoreSDE((2,), network=network(lambda x, t, y: torch.sin(2 * x.flip(1))), schedule=schedule).double()
-    monkeypatch.setattr(samplers, "randn", lambda *_, **__: start)
+    set_randn(monkeypatch, lambda *_, **__: start)
     ours = AdaptiveODE(1e-8, 1e-8)(flow, 3).x
 
     def field(t: Tensor, x: Tensor) -> Tensor:
