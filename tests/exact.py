@@ -1,10 +1,10 @@
-r"""Models whose every answer is a closed form, for tests to compare the library with.
+r"""Models whose every output is a closed form, for tests to compare the library with.
 
 Data N(mu, Sigma) on a Gaussian path, ``x_t = alpha x + sigma eps``, stay Gaussian: with
 
     C = alpha^2 Sigma + sigma^2 I,      z = x_t - alpha mu
 
-the law at time t is N(alpha mu, C), and the five things that a network may predict are
+the distribution at time t is N(alpha mu, C), and the five quantities that a network may predict are
 
     E[x | x_t] = mu + alpha Sigma C^-1 z          E[eps | x_t] = sigma C^-1 z          score = -C^-1 z
     velocity = alpha' mu + (alpha' alpha Sigma + sigma' sigma I) C^-1 z
@@ -119,7 +119,7 @@ class GaussianDenoiser(ExactDenoiser):
         return {"x0": x0, "eps": eps, "score": -w @ self.axes.T, "v": alpha * eps - sigma * x0}[kind]
 
     def spread(self, t: float) -> Tensor:
-        """Variances of the law at time t along the axes of Sigma, the eigenvalues of C, (D,)."""
+        """Variances of the distribution at time t along the axes of Sigma, the eigenvalues of C, (D,)."""
         c = self.path.schedule.at(torch.tensor(t, dtype=torch.float64))
         return c.alpha**2 * self.lam + c.sigma**2
 
@@ -130,7 +130,7 @@ class GaussianDenoiser(ExactDenoiser):
         return alpha_s * self.mu + (((x - alpha_t * self.mu) @ self.axes) * gain) @ self.axes.T
 
     def _variance_share(self, t: Tensor, s: Tensor) -> Tensor:
-        # Law of total variance: that of q(x_s | x_t, x), and that of its mean as x ~ p(x | x_t) varies.
+        # Total variance: that of q(x_s | x_t, x), and that of its mean as x ~ p(x | x_t) varies.
         (alpha_t, alpha_s), (sigma_t, sigma_s), _, _ = self.path.schedule.at(torch.stack([t, s]))
         added = sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2
         posterior, of_x = added * (sigma_s / sigma_t) ** 2, alpha_s * added / sigma_t**2
@@ -143,7 +143,7 @@ class GaussianDenoiser(ExactDenoiser):
         share = None if self.hop is None else self._variance_share(t, (t - self.hop).clamp(min=0))
         return Prediction(self.kind, self.exact(self.kind, x_t, t), share)
 
-    def loss(self, x: Tensor, y: Tensor | None = None, *, turn=None, rng=None) -> Loss:
+    def loss(self, x: Tensor, y: Tensor | None = None, *, rng=None) -> Loss:
         t = rand((len(x),), rng=rng, dtype=x.dtype)
         eps = randn(x.shape, rng=rng, dtype=x.dtype)
         gap = self.predict(self.path.sample(x, eps, t), t).mean - self.path.target(self.kind, x, eps, t)
@@ -155,7 +155,7 @@ class GaussianDenoiser(ExactDenoiser):
 
 
 class MixtureDenoiser(ExactDenoiser):
-    r"""The exact denoiser of a mixture of isotropic normal laws, float64: nothing about it is linear.
+    r"""The exact denoiser of a mixture of isotropic normal distributions, float64: nothing about it is linear.
 
         E[x | x_t] = sum_k P(k | x_t) (m_k + alpha s_k/c_k (x_t - alpha m_k)),    c_k = alpha^2 s_k + sigma^2
 
@@ -193,7 +193,7 @@ class MixtureDenoiser(ExactDenoiser):
         of_each = self.means + (alpha * self.variances / c)[..., None] * (x_t[:, None] - centres)
         return Prediction("x0", (share[..., None] * of_each).sum(1))
 
-    def loss(self, x: Tensor, y: Tensor | None = None, *, turn=None, rng=None) -> Loss:
+    def loss(self, x: Tensor, y: Tensor | None = None, *, rng=None) -> Loss:
         raise AssertionError("nothing is trained")
 
     def sample(self, n: int, y: Tensor | None = None, *, rng=None) -> Samples:
@@ -203,7 +203,7 @@ class MixtureDenoiser(ExactDenoiser):
 
 
 class Network(nn.Module):
-    """A function in the clothes of a network."""
+    """A function as a network."""
 
     def __init__(self, function: Callable[..., Tensor]):
         super().__init__()
@@ -229,7 +229,7 @@ def set_randn(patch: pytest.MonkeyPatch, randn: Callable[..., Tensor]) -> None:
         patch.setattr(module, "randn", randn)
 
 
-def law(sampler: samplers.Sampler, denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
+def moments(sampler: samplers.Sampler, denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
     """Mean and covariance of what a sampler draws, exactly.
 
     With an exact Gaussian denoiser every sampler is an affine map of its draws of noise. It is run once without noise,
@@ -238,13 +238,13 @@ def law(sampler: samplers.Sampler, denoiser: Denoiser, monkeypatch: pytest.Monke
     """
     draws = 0
 
-    def silence(shape, **_) -> Tensor:
+    def no_noise(shape, **_) -> Tensor:
         nonlocal draws
         draws += 1
         return torch.zeros(shape, dtype=torch.float64)
 
     with monkeypatch.context() as patch:
-        set_randn(patch, silence)
+        set_randn(patch, no_noise)
         mean = sampler(denoiser, 1).x[0]
 
     draw, D = iter(range(draws)), denoiser.dim

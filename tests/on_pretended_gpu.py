@@ -53,7 +53,7 @@ class Steps:
 def steps() -> dict[str, Steps]:
     """Name the trainings: every family, with and without classes, and what changes the steps of some."""
     found = {}
-    classes = "model.num_classes=${data.num_classes}"
+    classes = "data.conditional=true"
     for family in FAMILIES:
         found[family] = Steps((f"model={family}",))
         found[f"{family}-conditional"] = Steps((f"model={family}", classes), used=True)
@@ -72,11 +72,11 @@ def steps() -> dict[str, Steps]:
         found[f"optimizer-{optimizer}"] = Steps(("model=vae", f"optimizer={optimizer}"))
     for schedule in ("vp", "sub_vp", "ve", "edm"):
         found[f"score_sde-{schedule}"] = Steps(("model=score_sde", f"schedule@model.schedule={schedule}"))
-    for law in ("logit_normal", "log_normal"):
-        found[f"flow_matching-{law}"] = Steps(("model=flow_matching", f"noise_levels@model.noise_levels={law}"))
+    for levels in ("logit_normal", "log_normal"):
+        found[f"flow_matching-{levels}"] = Steps(("model=flow_matching", f"noise_levels@model.noise_levels={levels}"))
     for likelihood in ("bernoulli", "categorical", "gaussian", "logistic_mixture"):
-        levels = ("data.levels=2",) if likelihood == "bernoulli" else ()
-        found[f"vae-{likelihood}"] = Steps(("model=vae", f"likelihood@model.likelihood={likelihood}", *levels))
+        binary = ("data.levels=2",) if likelihood == "bernoulli" else ()
+        found[f"vae-{likelihood}"] = Steps(("model=vae", f"likelihood@model.likelihood={likelihood}", *binary))
     found["vae-warmup"] = Steps(("model=vae", "model.warmup=400", "model.free_bits=0.1", "model.beta=0.5"))
     found["hvae-warmup-ranks"] = Steps(("model=hvae", "model.warmup=400", "model.free_bits=0.1"), ranks=2)
     for prior in sorted(path.stem for path in (CONF / "prior").glob("*.yaml")):
@@ -113,6 +113,7 @@ def train(scenario: Steps) -> str:
     import torch
 
     from genzoo.commands.config import build
+    from genzoo.commands.train import describe_model
     from genzoo.data.dataset import Split
     from genzoo.data.loader import Batches
     from genzoo.numerics.random import SampleStreams
@@ -122,6 +123,7 @@ def train(scenario: Steps) -> str:
     from tests.conftest import composed
 
     config = composed(*scenario.words)
+    describe_model(config, build)
     torch.manual_seed(0)
     made = small(config["model"])
     if scenario.teacher:
@@ -177,11 +179,12 @@ def use(model: Any, x: Any, y: Any, rng: Any) -> None:
     """Call every ability of a model on the device."""
     import torch
 
+    from genzoo.diffusion.denoiser import Denoiser
     from genzoo.diffusion.probability_flow import ProbabilityFlow
     from genzoo.distributions.discretization import bin_center
-    from genzoo.model import Bijective, Codec, Denoiser, Density, LatentVariable, reconstruct
+    from genzoo.model import Bijective, Codec, Density, LatentVariable, reconstruct
 
-    x, y = x[:4], y[:4] if model.num_classes else None
+    x, y = x[:4], y[:4] if model.condition else None
     x = (x if model.levels is None else bin_center(x, model.levels)).to(model.dtype)
     with torch.no_grad():
         results = [model.sample(4, y, rng=rng).x, model.sample(4, rng=torch.Generator(x.device)).x]
@@ -215,7 +218,7 @@ def words_of(family: str) -> list[str]:
             elif value != (size := small({key: value})[key]) and not isinstance(value, dict):
                 yield f"{name}.{key}={size}"
 
-    words = [f"model={family}", "model.num_classes=${data.num_classes}"]
+    words = [f"model={family}", "data.conditional=true"]
     config = composed(*words)
     sizes = [word for name in PARTS if isinstance(config.get(name), dict) for word in smaller(config[name], name)]
     return [*words, *sizes, *SHORT]

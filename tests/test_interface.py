@@ -1,10 +1,10 @@
-"""The laws of the interface, for every file under ``conf/model/``: a family that is added there is tested by existing.
+"""The rules of the interface, for every file under ``conf/model/``: a family that is added there is tested by existing.
 
 Each family is composed as on the command line and built for points of the plane and for tiny images, with and without
-classes. Only sizes are shrunk. Which laws hold for it is asked of its abilities, never of its name; weights are moved
+classes. Only sizes are shrunk. Which rules apply follows from a model's abilities, never from its name; weights are moved
 away from their first values, which are zero in many last layers and would hide much.
 
-A density is held to its own word by quadrature: the mass that it gives a region must be the share of its samples that
+A density is compared with its samples by quadrature: the mass that it gives a region must be the share of its samples that
 fall there where it is exact, and at most 1 where it is a lower bound, after a short training that tightens the bound.
 """
 
@@ -25,8 +25,11 @@ from torch import Tensor, nn
 
 import genzoo
 from genzoo.commands.config import CONF, UsageError, build, preflight
+from genzoo.commands.train import describe_model
+from genzoo.conditions import ClassLabels, Conditioner
 from genzoo.data.dataset import Split
 from genzoo.data.loader import Batches
+from genzoo.diffusion.denoiser import Denoiser
 from genzoo.diffusion.path import PARAMETERIZATIONS, Prediction
 from genzoo.distributions.discretization import bin_center, dequantize, quantize
 from genzoo.model import (
@@ -36,7 +39,6 @@ from genzoo.model import (
     Codec,
     Continuous,
     Decoder,
-    Denoiser,
     Density,
     Discrete,
     GenerativeModel,
@@ -48,7 +50,7 @@ from genzoo.numerics.random import SampleStreams, generator
 from genzoo.training.budget import Budget
 from genzoo.training.module import GenerativeModule
 from tests.conftest import composed
-from tests.toys import Relay, Toy
+from tests.toys import Relay
 
 # The largest value that a size may keep; a key that a family does not have is not asked for.
 SMALL = {
@@ -85,8 +87,10 @@ class Case:
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:
-        classes = ["model.num_classes=${data.num_classes}"] if self.conditional else []
-        return composed(f"model={self.family}", *self.overrides, *classes)
+        classes = ["data.conditional=true"] if self.conditional else []
+        config = composed(f"model={self.family}", *self.overrides, *classes)
+        describe_model(config, build)
+        return config
 
     def fresh(self, seed: int = 0) -> GenerativeModel:
         """Build the model with first weights of a seed."""
@@ -129,7 +133,7 @@ def cases(data: tuple[str, ...] | None = None) -> dict[str, tuple[Case, Generati
     return found
 
 
-def every(ability: type[GenerativeModel] = GenerativeModel, data: tuple[str, ...] | None = None, **wanted: Any):
+def every(ability: type = GenerativeModel, data: tuple[str, ...] | None = None, **wanted: Any):
     """Parametrise a test over the cases whose model has an ability."""
     chosen = {
         name: case
@@ -139,11 +143,11 @@ def every(ability: type[GenerativeModel] = GenerativeModel, data: tuple[str, ...
     return pytest.mark.parametrize("case", chosen.values(), ids=chosen.keys())
 
 
-def objectives(model: GenerativeModel) -> Iterator[tuple[GenerativeModel, str | None]]:
-    """List what training minimises: the stages of a model, and in each of them the turns."""
+def objectives(model: GenerativeModel) -> Iterator[tuple[GenerativeModel, dict[str, str]]]:
+    """List what training minimises: the stages of a model, and for each of them the turns, as arguments of the loss."""
     for part in [stage.module for stage in model.stages()] if isinstance(model, Staged) else [model]:
         for turn in part.players() if isinstance(part, Adversarial) else [None]:
-            yield part, turn
+            yield part, {} if turn is None else {"turn": turn}
 
 
 def batch(model: GenerativeModel, n: int = 6, name: str = "batch") -> tuple[Tensor, Tensor | None]:
@@ -153,7 +157,7 @@ def batch(model: GenerativeModel, n: int = 6, name: str = "batch") -> tuple[Tens
         x = torch.randn(n, *model.shape, generator=rng)
     else:
         x = dequantize(torch.randint(model.levels, (n, *model.shape), generator=rng), model.levels, rng)
-    y = torch.arange(n) % model.num_classes if model.num_classes else None
+    y = torch.arange(n) % model.condition.n if model.condition else None
     return x.to(model.dtype), y
 
 
@@ -173,7 +177,7 @@ def test_a_configuration_makes_a_model_of_its_data_or_refuses_in_one_line(name):
         return
     data = case.config["data"]
     assert model.shape == tuple(data["shape"]) and model.levels == data["levels"]
-    assert model.num_classes == (data["num_classes"] if case.conditional else 0)
+    assert model.condition == (ClassLabels(data["num_classes"]) if case.conditional else None)
 
 
 def test_every_family_takes_some_data():
@@ -189,7 +193,7 @@ def test_the_loss_is_a_scalar_that_moves_every_parameter(case):
     model = case.model().train()
     x, y = batch(model, 12)
     for part, turn in objectives(model):
-        total, terms = part.loss(x, y, turn=turn, rng=generator("loss"))
+        total, terms, _ = part.loss(x, y, rng=generator("loss"), **turn)
         assert total.shape == () and total.isfinite()
         assert terms and all(term.shape == () and not term.requires_grad for term in terms.values())
         total.backward()
@@ -204,7 +208,7 @@ def test_the_generator_alone_decides_the_loss(case):
 
     def losses(seed: int) -> list[float]:
         again = copy.deepcopy(model)  # a loss may move averages of its own
-        return [part.loss(x, y, turn=turn, rng=generator(seed)).total.item() for part, turn in objectives(again)]
+        return [part.loss(x, y, rng=generator(seed), **turn).total.item() for part, turn in objectives(again)]
 
     torch.manual_seed(1)
     state = torch.get_rng_state()
@@ -219,12 +223,12 @@ def test_classes_are_refused_where_there_are_none_and_demanded_where_there_are(c
     model = case.model()
     x, y = batch(model)
     wrong: list[Tensor | None] = [torch.zeros(len(x), dtype=torch.int64)]
-    if model.num_classes:
-        wrong = [None, y[:-1], y.float(), y - 1, torch.full_like(y, model.num_classes)]
+    if model.condition:
+        wrong = [None, y[:-1], y.float(), y - 1, torch.full_like(y, model.condition.n)]
     for bad in wrong:
         for part, turn in objectives(model):
             with pytest.raises(ValueError, match="y must"):
-                part.loss(x, bad, turn=turn)
+                part.loss(x, bad, **turn)
         if isinstance(model, Density):
             with pytest.raises(ValueError, match="y must"):
                 model.log_prob(x, bad)
@@ -262,35 +266,28 @@ def test_sample_i_depends_on_seed_and_i_alone(case):
 @every(conditional=True)
 def test_a_conditional_model_draws_the_classes_it_was_not_told_from_their_frequencies(case, monkeypatch):
     model, drawn = case.model(), torch.tensor([1, 0, 1, 1])
-    model.class_probs.copy_(torch.linspace(1, 2, model.num_classes) / 1.5 / model.num_classes)
+    probs = model.conditioner.probs
+    probs.copy_(torch.linspace(1, 2, len(probs)) / 1.5 / len(probs))
     asked = []
 
     def draw(probs: Tensor, n: int, *, rng: torch.Generator | None) -> Tensor:
         asked.append((probs.clone(), n))
         return drawn
 
-    monkeypatch.setattr("genzoo.model.categorical", draw)
+    monkeypatch.setattr("genzoo.conditions.categorical", draw)
     x = model.sample(4, rng=generator("classes")).x
-    assert len(asked) == 1 and torch.equal(asked[0][0], model.class_probs) and asked[0][1] == 4
+    assert len(asked) == 1 and torch.equal(asked[0][0], probs) and asked[0][1] == 4
     assert torch.equal(x, model.sample(4, drawn, rng=generator("classes")).x)
     assert not torch.equal(x, model.sample(4, 1 - drawn, rng=generator("classes")).x)
 
 
 def test_classes_are_drawn_as_often_as_they_occur():
-    model, n = Labelled(), 20_000
+    conditioner, n = Conditioner(ClassLabels(4)), 20_000
     probs = torch.tensor([0.5, 0.2, 0.0, 0.3])
-    model.class_probs.copy_(probs)
-    share = torch.bincount(model.draw_labels(n, None, generator("frequencies")), minlength=4) / n
+    conditioner.probs.copy_(probs)
+    share = torch.bincount(conditioner.draw(n, None, generator("frequencies")), minlength=4) / n
     assert share[2] == 0
     assert bool(((share - probs).abs() <= 4 * (probs * (1 - probs) / n).sqrt()).all())
-
-
-class Labelled(Toy):
-    def __init__(self):
-        super().__init__((2,), num_classes=4)
-
-    def loss(self, x, y=None, *, turn=None, rng=None):
-        raise AssertionError("never asked")
 
 
 # weights
@@ -321,10 +318,10 @@ def test_a_deep_copy_samples_alike_and_shares_nothing(case):
 def test_double_precision_computes_the_same_model(case):
     model = case.model()
     x, y = batch(model)
-    single = [part.loss(x, y, turn=turn, rng=streams(len(x))).total for part, turn in objectives(model)]
+    single = [part.loss(x, y, rng=streams(len(x)), **turn).total for part, turn in objectives(model)]
     samples = model.sample(4, rng=streams(4)).x
     model.double()
-    double = [part.loss(x.double(), y, turn=turn, rng=streams(len(x))).total for part, turn in objectives(model)]
+    double = [part.loss(x.double(), y, rng=streams(len(x)), **turn).total for part, turn in objectives(model)]
     assert all(loss.dtype == torch.float64 for loss in double)
     torch.testing.assert_close(torch.stack(double).float(), torch.stack(single), rtol=1e-3, atol=1e-4)
     precise = model.sample(4, rng=streams(4)).x
@@ -343,7 +340,7 @@ def midpoints(low: float, high: float, n: int, dim: int) -> tuple[Tensor, float]
 
 
 def one_class(model: GenerativeModel, n: int) -> Tensor | None:
-    return torch.ones(n, dtype=torch.int64) if model.num_classes else None
+    return torch.ones(n, dtype=torch.int64) if model.condition else None
 
 
 @torch.no_grad()
@@ -385,12 +382,15 @@ def trained(case: Case, x: Tensor, steps: int = 120) -> GenerativeModel:
     model, rng = case.fresh().train(), generator("training")
     y = one_class(model, len(x))
     for part, turn in objectives(model):
-        parameters = list(part.players()[turn].parameters() if turn else part.parameters())
+        part.initialize(x, y, rng=generator("training"))
+        parameters = list(part.players()[turn["turn"]].parameters() if turn else part.parameters())
         optimizer = torch.optim.Adam([p for p in parameters if p.requires_grad], lr=1e-2)
         for _ in range(steps):
             optimizer.zero_grad()
-            part.loss(x, y, turn=turn, rng=rng).total.backward()
+            loss = part.loss(x, y, rng=rng, **turn)
+            loss.total.backward()
             optimizer.step()
+            part.after_step({key: value.detach() for key, value in loss.aux.items()}, len(x), rng=rng)
     return model.eval().double()
 
 
@@ -445,7 +445,7 @@ def test_a_density_of_the_plane_integrates_to_one_and_a_lower_bound_to_less(case
 
 @every(Density, data=tuple(TINY_EVENT), conditional=False)
 def test_a_density_of_images_gives_the_cube_the_share_of_its_samples_that_fall_there(case):
-    """All 2^4 images of two levels: a law of integers is constant on their bins, a flow is not and may leak out."""
+    """All 2^4 images of two levels: a distribution of integers is constant on their bins, a flow is not and may leak out."""
     model = case.model().double()
     if Bound.LOWER not in model.bound:
         n, cells, slack = (4000, 12, 1e-3) if model.bound is Bound.EXACT else (500, 4, 0.04)  # an ODE costs more
@@ -516,7 +516,7 @@ def test_decoding_turns_each_latent_into_an_event_by_itself(case):
     alone = torch.cat([model.decode(z[i : i + 1], None if y is None else y[i : i + 1]) for i in range(5)])
     torch.testing.assert_close(alone, x, rtol=1e-9, atol=1e-9)
     with pytest.raises(ValueError, match="y must"):
-        model.decode(z, None if model.num_classes else torch.zeros(5, dtype=torch.int64))
+        model.decode(z, None if model.condition else torch.zeros(5, dtype=torch.int64))
 
 
 @every(Decoder)
@@ -598,7 +598,7 @@ def differences(model: Bijective, x: Tensor, y: Tensor | None, h: float = 0.02) 
 
 
 @every(Denoiser)
-def test_all_that_a_denoiser_says_is_one_statement(case):
+def test_all_parameterizations_of_a_denoiser_agree(case):
     model = case.model().double()
     x_t, y = batch(model, 5)
     t = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
@@ -617,7 +617,7 @@ def test_all_that_a_denoiser_says_is_one_statement(case):
 
 
 @every(Denoiser)
-def test_a_denoiser_answers_at_both_ends_of_the_path(case):
+def test_a_denoiser_is_finite_at_both_ends_of_the_path(case):
     model = case.model()
     x_t, y = batch(model, 3)
     questions = [model.denoise, model.eps, model.velocity, *([model.score] if model.path.independent else [])]
@@ -644,11 +644,11 @@ def test_nfe_is_how_often_the_network_worked_for_a_sample(case):
 
 
 @every(Denoiser, conditional=True)
-def test_a_denoiser_without_a_class_takes_the_null_label(case):
+def test_a_denoiser_without_a_class_takes_the_null_value(case):
     model = case.model()
     x_t, y = batch(model, 4)
     t = torch.full((4,), 0.5)
-    null = torch.full((4,), model.num_classes)
+    null = torch.full((4,), model.condition.n)
     free = model.predict(x_t, t).mean
     assert torch.equal(free, model.predict(x_t, t, null).mean)
     assert (free - model.predict(x_t, t, y).mean).flatten(1).abs().amax(1).min() > 1e-6
@@ -663,7 +663,7 @@ def in_training(model: GenerativeModel, steps: int) -> GenerativeModule:
         x = torch.randn(32, *model.shape, generator=generator("data"))
     else:
         x = torch.randint(model.levels, (32, *model.shape), generator=generator("data")).to(torch.uint8)
-    y = torch.arange(32) % model.num_classes if model.num_classes else None
+    y = torch.arange(32) % model.condition.n if model.condition else None
     adam = functools.partial(torch.optim.Adam, lr=1e-2)
     module = GenerativeModule(model, adam, Batches(Split(x, y), 8, seed=0), Budget(images=8 * steps))
     module.plan()
@@ -748,26 +748,23 @@ from genzoo.numerics.random import randn
 
 
 class Dice(GenerativeModel):
-    def __init__(self, shape, levels=None, num_classes=0, faces: int = 6):
-        super().__init__(shape, levels, num_classes)
+    def __init__(self, event, condition=None, faces: int = 6):
+        super().__init__(event, condition)
         if faces < 2:
             raise ValueError(f"faces must be at least 2, not {faces}")
-        self.faces, self.centre = faces, nn.Parameter(torch.zeros(shape))
+        self.faces, self.centre = faces, nn.Parameter(torch.zeros(event.shape))
 
-    def loss(self, x, y=None, *, turn=None, rng=None):
+    def _loss(self, x, y, rng):
         total = (x - self.centre).square().mean()
         return Loss(total, {"mse": total.detach()})
 
-    def sample(self, n, y=None, *, rng=None):
+    def _sample(self, n, y, rng):
         return Samples(self.centre + randn((n, *self.shape), rng=rng), 1)
 """
 DICE_YAML = """
 # @package _global_
 model:
   _target_: somebody.dice.Dice
-  shape: ${data.shape}
-  levels: ${data.levels}
-  num_classes: 0
   faces: 6
 
 optimizer:
@@ -787,6 +784,7 @@ def test_a_family_of_another_package_needs_two_files(tmp_path, monkeypatch):
     preflight("train", words, here)
     config = composed(*words, config_dir=here)
     assert config["optimizer"]["lr"] == 3e-3
+    describe_model(config, build)
     model = build(config["model"], "model")
     assert isinstance(model, GenerativeModel) and (model.shape, model.faces) == ((2,), 20)
     before = snapshot(model)

@@ -15,16 +15,18 @@ import torch
 from torch import Tensor
 
 from genzoo.commands import score
+from genzoo.conditions import ClassLabels
 from genzoo.data.dataset import DataSet, Split
 from genzoo.data.loader import Batches
+from genzoo.diffusion.denoiser import Denoiser
 from genzoo.distributions.discretization import dequantize, quantize, to_bytes
+from genzoo.event import EventSpec
 from genzoo.metrics.evaluator import subset
 from genzoo.metrics.likelihood import score_log_prob
 from genzoo.model import (
     Bound,
     Codec,
     Continuous,
-    Denoiser,
     Density,
     GenerativeModel,
     LatentVariable,
@@ -80,11 +82,11 @@ def test_the_loss_is_one_of_pairs(case):
     model = case.model().double().train()
     x = pairs(model)
     for i, (part, turn) in enumerate(objectives(model)):
-        if part.num_classes:
+        if part.condition:
 
-            def say(rows: Tensor, y: Tensor, i: int = i, turn: str | None = turn) -> Tensor:
-                again = list(objectives(copy.deepcopy(model)))[i][0]  # a loss may move averages of its own
-                return again.loss(x[rows], y, turn=turn, rng=streams(rows)).total.detach()
+            def say(rows: Tensor, y: Tensor, i: int = i, turn: dict[str, str] = turn) -> Tensor:
+                again = list(objectives(copy.deepcopy(model)))[i][0]  # layers may move averages of their own
+                return again.loss(x[rows], y, rng=streams(rows), **turn).total.detach()
 
             check(say, per_example=False)
 
@@ -132,34 +134,33 @@ class Matched(Toy, Density, Codec):
 
     bound, latent = Bound.EXACT, Continuous((1, 2, 2))
 
-    def __init__(self, num_classes: int = 7):
-        super().__init__((1, 2, 2), levels=64, num_classes=num_classes)
+    def __init__(self):
+        super().__init__(EventSpec((1, 2, 2), levels=64), ClassLabels(7))
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.seen: list[int] = []  # the events, by number
 
     def check(self, x: Tensor, y: Tensor | None) -> None:
         number = quantize(x, 64)[:, 0].amax((1, 2))  # of images, also of mirrored ones
-        assert y is not None and y.tolist() == (number % self.num_classes).tolist(), "another event's class"
+        assert y is not None and y.tolist() == (number % 7).tolist(), "another event's class"
         self.seen += number.tolist()
 
-    def loss(self, x, y=None, *, turn=None, rng=None):
+    def _loss(self, x, y, rng):
         self.check(x, y)
         return Loss(self.weight * x.mean(), {"zero": self.weight.detach()})
 
-    def log_prob(self, x, y=None, *, num_samples=1, rng=None):
+    def _log_prob(self, x, y, num_samples, rng):
         self.check(x, y)
         return LogProb(torch.full((len(x),), -3.0))
 
-    def encode(self, x, y=None):
+    def _encode(self, x, y):
         self.check(x, y)
         return x
 
-    def decode(self, z, y=None):
+    def _decode(self, z, y):
         self.check(z, y)
         return z
 
-    def sample(self, n, y=None, *, rng=None):
-        y = self.draw_labels(n, y, rng)
+    def _sample(self, n, y, rng):
         return Samples((2 * (y + 0.5) / 64 - 1).view(-1, 1, 1, 1).expand(n, *self.shape), 1)
 
 
@@ -206,7 +207,7 @@ def test_an_evaluator_hands_every_example_over_with_its_class(batch_size, events
 
 def test_bits_per_dimension_of_a_conditional_model_are_those_of_its_own_dimensions():
     """By hand: -3 nats of 4 numbers of 64 levels are 3/(4 ln 2) + log2 32 = 6.082 bits each."""
-    model = Matched(7)
+    model = Matched()
     name, found = score_log_prob(model, split(10).x, split(10).y, batch_size=3)
     assert name == "bpd" and found.n == 10
     assert found.value == pytest.approx(3 / (4 * math.log(2)) + 5, rel=1e-6) == pytest.approx(6.0820, abs=1e-4)

@@ -35,7 +35,7 @@ def test_a_family_takes_vectors_of_any_dimension_or_refuses_in_one_line(family, 
     assert isinstance(model, GenerativeModel) and model.shape == (D,)
     x, _ = batch(model, 8)
     for part, turn in objectives(model.train()):
-        part.loss(x, turn=turn, rng=generator("loss")).total.backward()
+        part.loss(x, rng=generator("loss"), **turn).total.backward()
     model.eval()
     samples = model.sample(8, rng=generator("sample")).x
     assert samples.shape == (8, D) and bool(samples.isfinite().all())
@@ -48,7 +48,7 @@ def test_a_family_takes_vectors_of_any_dimension_or_refuses_in_one_line(family, 
 
 @pytest.mark.parametrize("D", [1, 2, 3, 10])
 def test_vectors_are_compared_in_every_dimension(D):
-    """Of two normal laws whose means are apart by one, the slices see 1/D of the square of it on average."""
+    """Of two normal distributions whose means are apart by one, the slices see 1/D of the square of it on average."""
     x, y = torch.randn(2, 4000, D, generator=generator("vectors", D))
     y[:, 0] += 1.0
     assert sliced_wasserstein(x, x) == pytest.approx(0, abs=1e-9)
@@ -82,6 +82,7 @@ name: vectors
 shape: [5]
 levels: null
 num_classes: 0
+conditional: false
 flip: false
 source: {_target_: laboratory.vectors, dim: "${data.shape[0]}"}
 """

@@ -1,4 +1,4 @@
-"""Laws of training times, by Kolmogorov's and Smirnov's test against their closed distribution functions."""
+"""Distributions of training times, by Kolmogorov's and Smirnov's test against their closed distribution functions."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from genzoo.numerics.random import SampleStreams, generator
 from tests.exact import SCHEDULES, every_schedule
 
 CPU = torch.device("cpu")
-LAWS = [UniformTime(), LogitNormalTime(-0.5, 1.5), LogNormalRatio(-1.2, 1.2)]
-every_law = pytest.mark.parametrize("law", LAWS, ids=lambda law: type(law).__name__)
+LEVELS = [UniformTime(), LogitNormalTime(-0.5, 1.5), LogNormalRatio(-1.2, 1.2)]
+every_levels = pytest.mark.parametrize("levels", LEVELS, ids=lambda levels: type(levels).__name__)
 
 
-def draws(law, schedule, n: int = 20_000) -> torch.Tensor:
-    return law.sample(n, schedule, generator("times"), CPU)
+def draws(levels, schedule, n: int = 20_000) -> torch.Tensor:
+    return levels.sample(n, schedule, generator("times"), CPU)
 
 
 @every_schedule
@@ -46,32 +46,32 @@ def test_log_normal_ratios_are_log_normal_on_any_schedule(name, mean, std):
 
 
 @every_schedule
-@every_law
-def test_no_time_is_beyond_the_schedules_ends(law, schedule):
-    t = draws(law, schedule)
+@every_levels
+def test_no_time_is_beyond_the_schedules_ends(levels, schedule):
+    t = draws(levels, schedule)
     assert t.dtype == torch.float64
     assert schedule.t_min <= float(t.min()) < float(t.max()) <= schedule.t_max
-    wide = type(law)() if isinstance(law, UniformTime) else type(law)(0.0, 100.0)
+    wide = type(levels)() if isinstance(levels, UniformTime) else type(levels)(0.0, 100.0)
     extreme = draws(wide, schedule, 200)
     assert schedule.t_min <= float(extreme.min()) and float(extreme.max()) <= schedule.t_max
 
 
-@every_law
-def test_time_i_is_a_function_of_its_own_stream(law):
-    whole = law.sample(6, SCHEDULES["vp"], SampleStreams(3, range(6)), CPU)
-    part = law.sample(2, SCHEDULES["vp"], SampleStreams(3, [4, 5]), CPU)
+@every_levels
+def test_time_i_is_a_function_of_its_own_stream(levels):
+    whole = levels.sample(6, SCHEDULES["vp"], SampleStreams(3, range(6)), CPU)
+    part = levels.sample(2, SCHEDULES["vp"], SampleStreams(3, [4, 5]), CPU)
     assert torch.equal(whole[4:], part)
 
 
-@pytest.mark.parametrize("law", [LogitNormalTime, LogNormalRatio])
+@pytest.mark.parametrize("levels", [LogitNormalTime, LogNormalRatio])
 @pytest.mark.parametrize("std", [0.0, -1.0])
-def test_a_spread_is_positive(law, std):
+def test_a_spread_is_positive(levels, std):
     with pytest.raises(ValueError, match=f"not {std}"):
-        law(std=std)
+        levels(std=std)
 
 
 def test_karras_defaults():
-    law = LogNormalRatio()
-    assert (law.mean, law.std) == (-1.2, 1.2)
-    median = float(SCHEDULES["edm"].at(draws(law, SCHEDULES["edm"]).median()).sigma)
+    levels = LogNormalRatio()
+    assert (levels.mean, levels.std) == (-1.2, 1.2)
+    median = float(SCHEDULES["edm"].at(draws(levels, SCHEDULES["edm"]).median()).sigma)
     assert median == pytest.approx(math.exp(-1.2), rel=0.03)

@@ -88,14 +88,14 @@ def test_on_gaussian_data_a_denoiser_gives_the_closed_forms_whatever_it_predicts
 
 @every_path
 def test_the_score_is_the_gradient_of_the_log_density(schedule):
-    """Autograd through torch's own multivariate normal law."""
+    """Autograd through torch's own multivariate normal distribution."""
     denoiser = GaussianDenoiser(schedule, MU, SIGMA, "x0")
     t = torch.tensor(0.4).double()
     x_t = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
     c = schedule.at(t)
     covariance = c.alpha**2 * denoiser.covariance + c.sigma**2 * torch.eye(3).double()
-    law = torch.distributions.MultivariateNormal(c.alpha * denoiser.mu, covariance)
-    (expected,) = torch.autograd.grad(law.log_prob(x_t).sum(), x_t)
+    normal = torch.distributions.MultivariateNormal(c.alpha * denoiser.mu, covariance)
+    (expected,) = torch.autograd.grad(normal.log_prob(x_t).sum(), x_t)
     close(denoiser.score(x_t.detach(), t.expand(7)), expected, 1e-11)
 
 

@@ -15,14 +15,29 @@ import pytest
 import torch
 from torch import Tensor
 
+from genzoo.conditions import ClassLabels
 from genzoo.diffusion.path import Prediction
 from genzoo.diffusion.probability_flow import ProbabilityFlow, ProbabilityFlowODE
 from genzoo.diffusion.schedules import CondOT, VESchedule, VPSchedule
+from genzoo.event import EventSpec
 from genzoo.numerics.random import SampleStreams, generator
 from tests.exact import MU, SCHEDULES, SIGMA, GaussianDenoiser, MixtureDenoiser, every_schedule
 
 
-class GaussianFlow(GaussianDenoiser, ProbabilityFlow):
+class ExactFlow(ProbabilityFlow):
+    """The density of an exact denoiser, which a subclass inherits before it and which sets the event and the path."""
+
+    def __init__(self):
+        super().__init__(EventSpec((1,)))
+
+    def _loss(self, x, y, rng):
+        raise AssertionError("nothing is trained")
+
+    def _sample(self, n, y, rng):
+        raise AssertionError("drawn by the denoiser")
+
+
+class GaussianFlow(GaussianDenoiser, ExactFlow):
     """The exact denoiser of Gaussian data, with the density of its ODE."""
 
     rtol = atol = 1e-7
@@ -42,7 +57,7 @@ class GaussianFlow(GaussianDenoiser, ProbabilityFlow):
         return float(0.5 * (stop / start).log().sum()) - self.dim * math.log(self.path.schedule.prior_std)
 
 
-class MixtureFlow(MixtureDenoiser, ProbabilityFlow):
+class MixtureFlow(MixtureDenoiser, ExactFlow):
     """The exact denoiser of a mixture, with the density of its ODE."""
 
     rtol = atol = 1e-6
@@ -83,9 +98,9 @@ def test_density_latent_and_log_determinant_are_the_closed_forms(schedule):
     value, stderr = flow.log_prob(x, num_samples=3)
     close(value, standard_normal(flow.exact_latent(x)) + flow.exact_log_det(), 1e-5)
     assert not stderr.any()
-    # What the ODE's law misses of the data's: the prior of a diffusion has forgotten their mean and their variance.
-    law = torch.distributions.MultivariateNormal(flow.mu, flow.covariance)
-    close(value, law.log_prob(x), 1e-5 if schedule.coordinates == "time" else 0.12)
+    # The prior of a diffusion has neither the mean nor the variance that the data have left at the end of the path.
+    exact = torch.distributions.MultivariateNormal(flow.mu, flow.covariance)
+    close(value, exact.log_prob(x), 1e-5 if schedule.coordinates == "time" else 0.12)
 
 
 @every_schedule
@@ -192,27 +207,27 @@ def test_one_probe_knows_no_error_and_as_many_as_dimensions_need_no_noise():
 
 
 class ByClass(ProbabilityFlow):
-    """Data of class y are N(m_y, s_y Sigma): a row that were told its neighbour's class would show it."""
+    """Data of class y are N(m_y, s_y Sigma), so that a row with its neighbour's class gives another result."""
 
     M, S = (0.0, 3.0, -2.0), (1.0, 0.01, 9.0)
     rtol = atol = 1e-6
 
     def __init__(self, schedule):
-        super().__init__((3,), num_classes=3)
-        self.laws = [
+        super().__init__(EventSpec((3,)), ClassLabels(3))
+        self.flows = [
             GaussianFlow(schedule, [m] * 3, s * torch.tensor(SIGMA)) for m, s in zip(self.M, self.S, strict=True)
         ]
-        self.path = self.laws[0].path
+        self.path = self.flows[0].path
         self.double()
 
     def predict(self, x_t, t, y=None):
-        rows = [self.laws[label].exact("eps", x_t[i : i + 1], t[i : i + 1]) for i, label in enumerate(y.tolist())]
+        rows = [self.flows[label].exact("eps", x_t[i : i + 1], t[i : i + 1]) for i, label in enumerate(y.tolist())]
         return Prediction("eps", torch.cat(rows))
 
-    def loss(self, x, y=None, *, turn=None, rng=None):
+    def _loss(self, x, y, rng):
         raise AssertionError("nothing is trained")
 
-    def sample(self, n, y=None, *, rng=None):
+    def _sample(self, n, y, rng):
         raise AssertionError("nothing is drawn")
 
 
@@ -229,7 +244,7 @@ def test_every_row_keeps_its_class_its_probes_and_its_own_pace(schedule):
     for i in range(3):
         for together, single in zip(whole, answers([i]), strict=True):
             torch.testing.assert_close(together[i : i + 1], single, atol=1e-10, rtol=1e-10)
-        latent = flow.laws[y[i]].exact_latent(x[i : i + 1])
+        latent = flow.flows[y[i]].exact_latent(x[i : i + 1])
         torch.testing.assert_close(whole[0][i : i + 1], latent, atol=1e-5, rtol=1e-5)
 
 

@@ -1,6 +1,7 @@
-"""Samplers, exactly: on Gaussian data with the exact denoiser each is an affine map of its noise, and its law is known.
+"""Samplers, exactly: on Gaussian data with the exact denoiser each is an affine map of its noise, whose mean and
+covariance are known.
 
-The laws are compared with golden numbers of a chain of 1000 steps, with the closed form of a DDIM step, with the
+These are compared with golden numbers of a chain of 1000 steps, with the closed form of a DDIM step, with the
 recursion of the reverse chain written in respaced betas, with the closed map of the probability-flow ODE, and with each other.
 """
 
@@ -23,8 +24,6 @@ from genzoo.diffusion.samplers import (
     DDIM,
     AdaptiveODE,
     Ancestral,
-    Chain,
-    CountedDenoiser,
     DPMSolver,
     Euler,
     EulerMaruyama,
@@ -32,10 +31,10 @@ from genzoo.diffusion.samplers import (
     Midpoint,
     PredictorCorrector,
     Sampler,
-    Solver,
-    StepCoefficients,
-    initial_state,
 )
+from genzoo.diffusion.samplers.chain import ChainSampler, CountedDenoiser, StepCoefficients
+from genzoo.diffusion.samplers.ode import Solver
+from genzoo.diffusion.samplers.sampler import initial_state
 from genzoo.diffusion.schedules import (
     CondOT,
     CosineSchedule,
@@ -45,7 +44,7 @@ from genzoo.diffusion.schedules import (
     VESchedule,
     VPSchedule,
 )
-from tests.exact import MU, SIGMA, GaussianDenoiser, every_schedule, law
+from tests.exact import MU, SIGMA, GaussianDenoiser, every_schedule, moments
 from tests.exact import SCHEDULES as ALL
 
 LAMBDA = [1.0, 0.25, 4.0]
@@ -70,7 +69,7 @@ def centred(schedule=LINEAR, **kwargs) -> GaussianDenoiser:
 
 @pytest.mark.parametrize(("sampler", "golden"), GOLDEN.values(), ids=GOLDEN)
 def test_final_variance_is_the_golden_one(sampler, golden, monkeypatch):
-    mean, covariance = law(sampler, centred(hop=1 / 1000), monkeypatch)
+    mean, covariance = moments(sampler, centred(hop=1 / 1000), monkeypatch)
     assert mean.abs().max() == 0
     torch.testing.assert_close(covariance.diag(), torch.tensor(golden).double(), atol=1e-5, rtol=0)
     assert (covariance - covariance.diag().diag()).abs().max() == 0
@@ -99,7 +98,7 @@ def chain(lam: float, steps: int, T: int, variance: str) -> float:
 @pytest.mark.parametrize("variance", ["fixedlarge", "fixedsmall", "learned"])
 @pytest.mark.parametrize("steps", [1, 10, 250])
 def test_a_thinned_ancestral_chain_is_the_chain_of_its_respaced_betas(steps, variance, monkeypatch):
-    covariance = law(Ancestral(variance, steps), centred(hop=1 / steps), monkeypatch)[1]
+    covariance = moments(Ancestral(variance, steps), centred(hop=1 / steps), monkeypatch)[1]
     # The grid of times is (i T/S + 1)/T: the hop from all but the first is 1/S exactly.
     expected = [chain(lam, steps, 1000, variance) for lam in LAMBDA]
     torch.testing.assert_close(covariance.diag(), torch.tensor(expected).double(), atol=1e-10, rtol=0)
@@ -109,7 +108,7 @@ def test_a_thinned_ancestral_chain_is_the_chain_of_its_respaced_betas(steps, var
 @pytest.mark.parametrize("kind", PARAMETERIZATIONS)
 def test_a_ddim_step_multiplies_the_variance_by_its_closed_form(schedule, kind, monkeypatch):
     denoiser = GaussianDenoiser(schedule, MU, SIGMA, kind)
-    mean, covariance = law(DDIM(20), denoiser, monkeypatch)
+    mean, covariance = moments(DDIM(20), denoiser, monkeypatch)
     c = schedule.at(schedule.times(20))
     gain = torch.ones_like(denoiser.lam)
     for i in range(20):
@@ -125,7 +124,7 @@ def test_a_ddim_step_multiplies_the_variance_by_its_closed_form(schedule, kind, 
 
 def test_ancestral_draws_recover_the_mean_and_the_correlations_of_the_data(monkeypatch):
     denoiser = GaussianDenoiser(LINEAR, MU, SIGMA)
-    mean, covariance = law(Ancestral("fixedsmall"), denoiser, monkeypatch)
+    mean, covariance = moments(Ancestral("fixedsmall"), denoiser, monkeypatch)
     torch.testing.assert_close(mean, denoiser.mu, atol=1e-3, rtol=0)
     along_axes = torch.tensor([chain(lam, 1000, 1000, "fixedsmall") for lam in denoiser.lam.tolist()]).double()
     torch.testing.assert_close(covariance, denoiser.axes @ along_axes.diag() @ denoiser.axes.T, atol=1e-9, rtol=0)
@@ -136,8 +135,8 @@ def test_ancestral_draws_recover_the_mean_and_the_correlations_of_the_data(monke
 def test_ddim_with_eta_one_is_the_ancestral_sampler(schedule, monkeypatch):
     denoiser = GaussianDenoiser(schedule, MU, SIGMA)
     for ddim, ancestral in zip(
-        law(DDIM(25, eta=1.0), denoiser, monkeypatch),
-        law(Ancestral("fixedsmall", steps=25), denoiser, monkeypatch),
+        moments(DDIM(25, eta=1.0), denoiser, monkeypatch),
+        moments(Ancestral("fixedsmall", steps=25), denoiser, monkeypatch),
         strict=True,
     ):
         torch.testing.assert_close(ddim, ancestral, atol=1e-9, rtol=1e-9)
@@ -146,7 +145,7 @@ def test_ddim_with_eta_one_is_the_ancestral_sampler(schedule, monkeypatch):
 def test_ddim_draws_more_noise_as_eta_grows_and_none_at_zero(monkeypatch):
     """Data of variance 4 need all the variance that a step can keep: eq. 16 against the recursion of one dimension."""
     for eta in (0.0, 0.3, 1.0):
-        got = float(law(DDIM(10, eta=eta), GaussianDenoiser(LINEAR, [0.0], [4.0]), monkeypatch)[1])
+        got = float(moments(DDIM(10, eta=eta), GaussianDenoiser(LINEAR, [0.0], [4.0]), monkeypatch)[1])
         abar = (LINEAR.at(LINEAR.times(10)).alpha ** 2).tolist()
         v = 1.0
         for now, before in pairwise(abar):
@@ -160,8 +159,8 @@ def test_ddim_draws_more_noise_as_eta_grows_and_none_at_zero(monkeypatch):
 @pytest.mark.parametrize("kind", PARAMETERIZATIONS)
 def test_what_a_denoiser_predicts_does_not_change_what_is_sampled(kind, monkeypatch):
     for got, expected in zip(
-        law(Ancestral(steps=100), GaussianDenoiser(LINEAR, MU, SIGMA, kind), monkeypatch),
-        law(Ancestral(steps=100), GaussianDenoiser(LINEAR, MU, SIGMA, "eps"), monkeypatch),
+        moments(Ancestral(steps=100), GaussianDenoiser(LINEAR, MU, SIGMA, kind), monkeypatch),
+        moments(Ancestral(steps=100), GaussianDenoiser(LINEAR, MU, SIGMA, "eps"), monkeypatch),
         strict=True,
     ):
         torch.testing.assert_close(got, expected, atol=1e-10, rtol=0)
@@ -244,7 +243,7 @@ def test_on_images_ddim_clips_the_data_and_recomputes_the_noise():
 
 def test_on_images_the_ancestral_sampler_clips_the_data_and_recomputes_the_mean(monkeypatch):
     denoiser = GaussianDenoiser(LINEAR, **FAR, levels=256)
-    mean, covariance = law(Ancestral(steps=50), denoiser, monkeypatch)
+    mean, covariance = moments(Ancestral(steps=50), denoiser, monkeypatch)
     torch.testing.assert_close(mean[:2], torch.tensor([1.0, -1.0]).double(), atol=1e-12, rtol=0)
     assert covariance[:2].abs().max() < 1e-20  # x at the last step is the clipped estimate, whatever the noise was
     states = Ancestral(steps=4, trajectory=True)(denoiser, 20_000).trajectory
@@ -263,7 +262,7 @@ def test_nothing_is_clipped_without_clip_and_for_points_of_the_plane(sampler, mo
     unclipped = type(sampler)(steps=sampler.steps, clip=False)
     expected = torch.tensor(FAR["mean"]).double()
     for sampled, levels in ((unclipped, 256), (sampler, None)):
-        mean = law(sampled, GaussianDenoiser(LINEAR, **FAR, levels=levels), monkeypatch)[0]
+        mean = moments(sampled, GaussianDenoiser(LINEAR, **FAR, levels=levels), monkeypatch)[0]
         torch.testing.assert_close(mean, expected, atol=1e-3, rtol=0)
 
 
@@ -291,7 +290,7 @@ def test_paired_noise_leaves_the_ode_samplers_right(sampler):
 
 
 def test_a_variance_that_was_not_learned_cannot_be_sampled_with():
-    with pytest.raises(ValueError, match="has learned no variance"):
+    with pytest.raises(ValueError, match="has no learned variance"):
         Ancestral("learned")(centred(), 2)
 
 
@@ -301,7 +300,7 @@ def test_a_variance_that_was_not_learned_cannot_be_sampled_with():
 
 def walked(sampler: Sampler, denoiser: GaussianDenoiser, noise: Tensor) -> Tensor:
     """Where a deterministic sampler takes some noise."""
-    *_, (x, _) = sampler.states(denoiser, noise, None, None)
+    *_, (x, _) = sampler.iterate(denoiser, noise, None, None)
     return x
 
 
@@ -316,7 +315,7 @@ def ideal(sampler: Sampler, denoiser: GaussianDenoiser, noise: Tensor) -> Tensor
         t, s = ode.time_at(first), schedule.t_last
     else:
         t, s = sampler.times(schedule)[[0, -2]].tolist()
-    first = schedule.t_max if isinstance(sampler, Chain) and sampler.rho is None and schedule.t_first == 1 else t
+    first = schedule.t_max if isinstance(sampler, ChainSampler) and sampler.rho is None and schedule.t_first == 1 else t
     x = denoiser.carry(initial_state(schedule, noise, first), t, s)
     return denoiser.exact("x0", x, torch.tensor([s], dtype=torch.float64))
 
@@ -349,7 +348,7 @@ ORDERS = {
 @every_schedule
 @pytest.mark.parametrize(("sampler", "order"), ORDERS.values(), ids=ORDERS)
 def test_twice_the_steps_make_the_error_smaller_by_two_to_the_order(sampler, order, schedule):
-    chain = isinstance(sampler(2), Chain)
+    chain = isinstance(sampler(2), ChainSampler)
     denoiser = GaussianDenoiser(spread_out(schedule) if chain else schedule, MU, SIGMA, "velocity")
     errors = [
         float((walked(sampler(steps), denoiser, CORNERS) - ideal(sampler(steps), denoiser, CORNERS)).abs().max())
@@ -400,7 +399,7 @@ KARRAS = {18: [1.09146, 0.27839, 4.29344], 40: [1.01586, 0.25490, 4.04975]}
 
 @pytest.mark.parametrize(("steps", "golden"), KARRAS.items())
 def test_heun_on_karras_noise_has_its_golden_variance(steps, golden, monkeypatch):
-    covariance = law(Heun(steps), centred(EDMSchedule()), monkeypatch)[1]
+    covariance = moments(Heun(steps), centred(EDMSchedule()), monkeypatch)[1]
     torch.testing.assert_close(covariance.diag(), torch.tensor(golden).double(), atol=1e-5, rtol=0)
 
 
@@ -409,7 +408,7 @@ def test_heuns_variance_nears_that_of_the_ode_and_not_of_the_data(monkeypatch):
     lam = torch.tensor(LAMBDA).double()
     exact = 6400 * lam / (lam + 6400)
     errors = [
-        (law(Heun(steps), centred(EDMSchedule()), monkeypatch)[1].diag() - exact).abs() for steps in (80, 160, 320)
+        (moments(Heun(steps), centred(EDMSchedule()), monkeypatch)[1].diag() - exact).abs() for steps in (80, 160, 320)
     ]
     for coarse, fine in pairwise(errors):
         torch.testing.assert_close(torch.log2(coarse / fine), torch.full((3,), 2.0).double(), atol=0.1, rtol=0)
@@ -471,7 +470,7 @@ STOCHASTIC: dict[str, Callable[[int], Sampler]] = {
 
 def errors(sampler: Sampler, denoiser: GaussianDenoiser, monkeypatch: pytest.MonkeyPatch) -> tuple[float, float]:
     """How far the mean and the covariance of the samples are from those of the data."""
-    mean, covariance = law(sampler, denoiser, monkeypatch)
+    mean, covariance = moments(sampler, denoiser, monkeypatch)
     return float((mean - denoiser.mu).abs().max()), float((covariance - denoiser.covariance).abs().max())
 
 
@@ -484,7 +483,7 @@ def test_a_stochastic_sampler_recovers_the_data_and_halves_its_error_with_its_st
     assert mean < 0.06
     assert fine < 0.25
     if make is not PredictorCorrector:
-        # The laws of the prior and of the data at the first time differ by up to this.
+        # The distributions of the prior and of the data at the first time differ by up to this.
         assert fine < 0.6 * coarse + 1e-3
 
 
@@ -495,7 +494,7 @@ def test_an_ode_sampler_recovers_the_data_but_for_their_mean_in_the_prior(make, 
     mean, covariance = errors(sampler, GaussianDenoiser(schedule, MU, SIGMA, "velocity"), monkeypatch)
     assert covariance < (0.18 if make is DDIM else 0.03)
     # alpha_T mu, as the ODE carries it to the data; nothing where the path ends in noise alone.
-    assert mean < (1e-5 if schedule.coordinates == "time" and not issubclass(make, Chain) else 0.06)
+    assert mean < (1e-5 if schedule.coordinates == "time" and not issubclass(make, ChainSampler) else 0.06)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -506,18 +505,21 @@ def test_an_ode_sampler_recovers_the_data_but_for_their_mean_in_the_prior(make, 
 def test_the_corrector_alone_settles_at_its_closed_variance(snr):
     """At one noise level forever: x <- x - e x/c + sqrt(2e) z has the variance 2c^2/(2c - e)."""
     n, denoiser, t = 5_000, centred(VPSchedule()), 0.3
-    c = denoiser.path.schedule.at(torch.tensor(t).double())
-    alpha, sigma = float(c.alpha), float(c.sigma)
-    still = StepCoefficients(t, alpha, sigma, alpha, sigma, 0.0, 0.0, 0.0, 0.0)  # a predictor's step to where it is
+    at_t = denoiser.path.schedule.at(torch.tensor(t).double())
+    alpha, sigma = float(at_t.alpha), float(at_t.sigma)
+    # Predictor steps that change nothing.
+    chain = [StepCoefficients(i, t, t, alpha, sigma, alpha, sigma, 0.0, 0.0, 0.0, 0.0) for i in range(7)]
     sampler, rng = PredictorCorrector(snr=snr, corrector_steps=50), torch.Generator().manual_seed(0)
     x = 3 * torch.ones(n, 3).double()
-    states = list(sampler.walk(CountedDenoiser(denoiser, None, False, [still], x), x, [still] * 7, rng))
+    denoise = CountedDenoiser(denoiser, None, False, chain, x)
+    for c in chain[:-1]:
+        x = sampler.step(denoise, x, c, rng)
     size = 2 * (snr * sigma) ** 2
     spread = denoiser.spread(t)
     expected = 2 * spread**2 / (2 * spread - size)
     assert (expected / spread - 1).max() > 0.1 or snr < 0.5  # the bias is large enough to be seen
     error = 5 * math.sqrt(2 / n) + 3 * (1 - size / spread).abs() ** 600
-    assert ((states[-2].var(0) / expected - 1).abs() < error).all()
+    assert ((x.var(0) / expected - 1).abs() < error).all()
 
 
 # Where, at what number of evaluations, and with what signal-to-noise ratio.

@@ -45,16 +45,20 @@ def test_free_bits_have_no_gradient():
 
 def test_the_weight_rises_with_the_images_of_training_and_then_stays():
     cost = RateCost(beta=3.0, warmup=5)
-    paid = [float(cost(KL)) / 3.6 for _ in range(5)]
+    paid = []
+    for _ in range(5):
+        paid.append(float(cost(KL)) / 3.6)
+        cost.count(2)
     assert paid == pytest.approx([0.0, 3 * 2 / 5, 3 * 4 / 5, 3.0, 3.0])
     assert int(cost.seen) == 10
 
 
-def test_only_training_counts_and_the_count_is_saved_with_the_weights():
+@pytest.mark.parametrize("training", [True, False])
+def test_a_cost_counts_nothing_and_the_count_is_saved_with_the_weights(training):
     cost, other = RateCost(warmup=8), RateCost(warmup=8)
     for _ in range(2):
-        cost(KL)
-    cost.eval()
+        cost.count(2)
+    cost.train(training)
     assert float(cost(KL)) == float(cost(KL)) == pytest.approx(1.8) and int(cost.seen) == 4
     other.load_state_dict(cost.state_dict())
     assert float(other(KL)) == pytest.approx(1.8)

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from genzoo.conditions import ClassLabels
+from genzoo.event import EventSpec
 from genzoo.metrics.cat_metric import CatMetric
 from genzoo.metrics.likelihood import mean_with_error, score_log_prob
 from genzoo.model import Bound, Density, LogProb, Loss, Samples
@@ -47,19 +49,18 @@ def test_one_event_has_no_error_and_two_equal_ones_have_none():
 class Known(Density):
     """log p(x) = -|x|^2, or with draws a noisy number whose noise is each event's own."""
 
-    def __init__(self, shape=(2,), levels=None, bound=Bound.EXACT, num_classes=0):
-        super().__init__(shape, levels, num_classes)
+    def __init__(self, event=EventSpec((2,)), condition=None, bound=Bound.EXACT):
+        super().__init__(event, condition)
         self.bound = bound
         self.seen: list[Tensor | None] = []
 
-    def loss(self, x, y=None, *, turn=None, rng=None) -> Loss:
+    def _loss(self, x, y, rng) -> Loss:
         raise AssertionError("scores train nothing")
 
-    def sample(self, n, y=None, *, rng=None) -> Samples:
+    def _sample(self, n, y, rng) -> Samples:
         raise AssertionError("scores draw nothing")
 
-    def log_prob(self, x, y=None, *, num_samples=1, rng=None) -> LogProb:
-        self.check_labels(y, len(x))
+    def _log_prob(self, x, y, num_samples, rng) -> LogProb:
         self.seen.append(y)
         noise = sum(randn((len(x),), rng=rng, dtype=x.dtype) for _ in range(num_samples))
         return LogProb(-x.square().flatten(1).sum(1) + (noise if self.bound else 0))
@@ -79,7 +80,7 @@ def test_points_are_scored_by_the_mean_of_their_negative_log_density():
 
 def test_images_are_scored_in_bits_of_their_integers():
     k = torch.randint(5, (11, 1, 2, 2), dtype=torch.uint8)
-    name, score = score_log_prob(Known((1, 2, 2), 5).double(), k, seed=4)
+    name, score = score_log_prob(Known((1, 2, 2), levels=5).double(), k, seed=4)
     u = SampleStreams(4, range(11)).draw("uniform", k.shape).double()
     x = 2 * (k + u) / 5 - 1
     bpd = x.square().flatten(1).sum(1).numpy() / (4 * math.log(2)) + math.log2(5 / 2)
@@ -92,7 +93,7 @@ def test_images_are_scored_in_bits_of_their_integers():
 def test_a_score_does_not_depend_on_the_batch_size(levels):
     shape = (2,) if levels is None else (1, 2, 2)
     x = points() if levels is None else torch.randint(5, (23, *shape), dtype=torch.uint8)
-    model = Known(shape, levels, Bound.LOWER).double()
+    model = Known(shape, levels=levels, bound=Bound.LOWER).double()
     scores = [score_log_prob(model, x, num_samples=3, batch_size=size, seed=2)[1] for size in (1, 5, 23, 100)]
     for score in scores[1:]:
         assert score == pytest.approx(scores[0], rel=1e-12)
@@ -110,12 +111,12 @@ def test_a_score_does_not_depend_on_the_batch_size(levels):
 )
 def test_the_name_says_what_the_number_is(bound, suffix):
     assert score_log_prob(Known(bound=bound).double(), points())[0] == f"nll{suffix}"
-    assert score_log_prob(Known((1, 1, 1), 2, bound), torch.zeros(3, 1, 1, 1, dtype=torch.uint8))[0] == f"bpd{suffix}"
+    assert score_log_prob(Known((1, 1, 1), levels=2, bound=bound), torch.zeros(3, 1, 1, 1, dtype=torch.uint8))[0] == f"bpd{suffix}"
 
 
 def test_classes_are_told_to_a_conditional_model_alone():
     x, y = points(5), torch.tensor([0, 1, 2, 0, 1])
-    conditional, unconditional = Known(num_classes=3).double(), Known().double()
+    conditional, unconditional = Known(condition=ClassLabels(3)).double(), Known().double()
     score_log_prob(conditional, x, y, batch_size=3)
     assert torch.cat(conditional.seen).tolist() == y.tolist()
     score_log_prob(unconditional, x, y)
