@@ -36,6 +36,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from genzoo.runs import UNHASHED_KEYS
 from genzoo.runs.redact import remember
+from genzoo.runs.upgrade import RENAMED
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -102,6 +103,8 @@ def is_full_name(value: Any) -> bool:
 def unknown_key(key: str, known: Iterable[str]) -> UsageError:
     """Say which of the known keys, ``trainer.batch_size``, was probably meant: one beside it, or one anywhere."""
     known = set(known)
+    if renamed := _renamed(key, known):
+        return UsageError(f"unknown key '{key}': {renamed}")
     parent, dot, leaf = key.rpartition(".")
     beside = {k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent}
     if not beside:
@@ -110,6 +113,15 @@ def unknown_key(key: str, known: Iterable[str]) -> UsageError:
     if "_target_" in beside and hint.startswith("choose"):
         hint += f"; an argument that the configuration leaves out is added by +{key}=..."
     return UsageError(f"unknown key '{key}': {hint}")
+
+
+def _renamed(key: str, known: Iterable[str]) -> str | None:
+    """Say what a key of an earlier release is called now; None for one that there never was."""
+    parent, dot, leaf = key.rpartition(".")
+    if leaf == "num_classes" and parent.partition(".")[0] in ("model", "codec"):
+        return "say data.conditional=true for a model that is conditioned on the classes of the data"
+    now = f"{parent}{dot}{RENAMED[leaf]}" if leaf in RENAMED else "label" if key == "y" else None
+    return f"did you mean '{now}'?" if now in known else None
 
 
 @contextlib.contextmanager
@@ -691,7 +703,8 @@ def _check_arguments(function: Any, arguments: dict[str, Any], key: str, partial
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name, value in arguments.items():
         if name not in parameters and not open_ended:
-            raise UsageError(f"unknown key '{key}.{name}': {nearest(name, parameters)}")
+            hint = _renamed(f"{key}.{name}", (f"{key}.{other}" for other in parameters)) or nearest(name, parameters)
+            raise UsageError(f"unknown key '{key}.{name}': {hint}")
         hint = hints.get(name)
         problem = _wrong_type(value, hint)
         if not problem and hint in (int, int | None) and value is not None and value < 0 and _is_ours(function):

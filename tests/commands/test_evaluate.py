@@ -35,7 +35,7 @@ from genzoo.model import LogProb, Samples
 from genzoo.nn.layers import ResBlock
 from genzoo.numerics.random import SampleStreams
 from genzoo.runs import Run, storing
-from tests.commands import SMALL, genzoo, untrained
+from tests.commands import SMALL, described, genzoo, untrained
 from tests.conftest import composed
 
 
@@ -265,7 +265,7 @@ def test_a_chain_of_many_evaluations_is_scored_by_a_shorter_one_unless_it_is_ask
 
 
 def test_classes_are_scored_one_by_one_where_they_were_asked_for(here):
-    run = untrained(here, *SMALL["vae"], "model.num_classes=10")[0]
+    run = untrained(here, *SMALL["vae"], "data.conditional=true")[0]
     metrics = scores(run, "metrics.events=8", "metrics.n=1000")
     accuracy = metrics["train/class_accuracy_digits"]
     assert set(accuracy["detail"]["per_class"]) == set("0123456789")
@@ -440,7 +440,7 @@ def test_samples_without_neighbours_are_refused_before_anything_is_drawn(here, f
 @pytest.mark.parametrize("batch, said", [(1.5, True), (0.0, False)])
 def test_a_scoring_that_takes_longer_than_training_is_announced_with_what_shortens_it(batch, said, monkeypatch, capsys):
     """A batch of n samples takes ``batch`` seconds times 1 + n/10: 36 batches of 16 and 564 samples, by a set clock."""
-    model, now = build(composed(*SMALL["ddpm"])["model"], "model").eval(), [0.0]
+    model, now = build(described(*SMALL["ddpm"])["model"], "model").eval(), [0.0]
     draw = model.sample
 
     def sample(n, *arguments, **keywords):

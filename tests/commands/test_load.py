@@ -51,7 +51,17 @@ def test_another_sampler_may_be_given_to_a_denoiser_alone(tmp_path):
 
 
 def test_a_strangers_family_is_made_only_when_it_is_trusted(tmp_path):
-    run = Run.create(tmp_path, "run", {"model": {"_target_": "tests.toys.Mean", "event": EVENT, "start": 3.0}})
+    run = Run.create(
+        tmp_path,
+        "run",
+        {
+            "model": {
+                "_target_": "tests.toys.Mean",
+                "event": {"_target_": "genzoo.event.EventSpec", "shape": [2]},
+                "start": 3.0,
+            }
+        },
+    )
     checkpoints.save(run.path / "checkpoints", 1, Mean(), Mean(start=5.0), {})
     with pytest.raises(
         UsageError, match=r"model\._target_=tests\.toys\.Mean: not among .* trust=\[tests\.toys\.Mean\]"

@@ -35,8 +35,10 @@ def old(request) -> dict:
 
 def test_every_weight_of_an_old_run_has_its_place(old):
     before = copy.deepcopy(old["model"])
-    model = build(upgraded({"model": old["model"]})["model"], "model", trusted=False)
+    config = upgraded({"model": old["model"], "data": {}})
+    model = build(config["model"], "model", trusted=False)
     assert old["model"] == before, "what was read is not changed"
+    assert config["data"] == ({"conditional": True} if old["classes"] else {})
     image = "data=digits" in old["words"]
     assert model.event == (EventSpec((1, 8, 8), 17) if image else EventSpec((2,)))
     assert model.condition == (ClassLabels(old["classes"]) if old["classes"] else None)
@@ -63,7 +65,7 @@ def test_optimisers_meet_the_parameters_in_the_order_of_the_old_run(old):
 
 
 def test_what_is_of_this_release_stays_as_it_is(old):
-    new = upgraded({"model": old["model"]})
+    new = upgraded({"model": old["model"], "data": {}})
     assert upgraded(new) == new
     own = build(new["model"], "model", trusted=False).state_dict()
     assert upgraded_names(own, own) == {name: name for name in own}
