@@ -121,7 +121,7 @@ def _renamed(key: str, known: Iterable[str]) -> str | None:
     if leaf == "num_classes" and parent.partition(".")[0] in ("model", "codec"):
         return "say data.conditional=true for a model that is conditioned on the classes of the data"
     now = f"{parent}{dot}{RENAMED[leaf]}" if leaf in RENAMED else "label" if key == "y" else None
-    return f"did you mean '{now}'?" if now in known else None
+    return f"did you mean '{now}'?" if now and now in known else None
 
 
 @contextlib.contextmanager
@@ -703,8 +703,8 @@ def _check_arguments(function: Any, arguments: dict[str, Any], key: str, partial
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name, value in arguments.items():
         if name not in parameters and not open_ended:
-            hint = _renamed(f"{key}.{name}", (f"{key}.{other}" for other in parameters)) or nearest(name, parameters)
-            raise UsageError(f"unknown key '{key}.{name}': {hint}")
+            said = _renamed(f"{key}.{name}", (f"{key}.{other}" for other in parameters)) or nearest(name, parameters)
+            raise UsageError(f"unknown key '{key}.{name}': {said}")
         hint = hints.get(name)
         problem = _wrong_type(value, hint)
         if not problem and hint in (int, int | None) and value is not None and value < 0 and _is_ours(function):

@@ -272,7 +272,7 @@ def test_classes_are_scored_one_by_one_where_they_were_asked_for(here):
     each = metrics["train/fd_per_class_digits"]
     assert each["value"] == pytest.approx(np.mean(list(each["detail"]["per_class"].values())))
     x = load(run).sample(1000, rng=SampleStreams(0, range(1000))).x
-    y = load(run).draw_labels(1000, None, SampleStreams(0, range(1000)))
+    y = load(run).conditioner.draw(1000, None, SampleStreams(0, range(1000)))
     said = Embedded("digits").extract(to_bytes(x, 17)).logits.argmax(1)
     assert accuracy["value"] == pytest.approx(float((said == y).double().mean()))
 
@@ -481,7 +481,7 @@ def test_a_place_for_scores_is_tried_before_anything_is_scored(here, monkeypatch
     for out, said in (("file/x.json", "there is no directory file"), (".", "is a folder already")):
         code, _, err = genzoo("evaluate", f"samples={samples}", "data=digits", f"out={out}")
         assert code == 2 and said in err
-    monkeypatch.setattr(runs.tempfile, "TemporaryFile", mock.Mock(side_effect=OSError(errno.EROFS, "Read-only")))
+    monkeypatch.setattr(runs.files.tempfile, "TemporaryFile", mock.Mock(side_effect=OSError(errno.EROFS, "Read-only")))
     for words in (["evaluate", f"samples={samples}", "data=digits"], ["compare", "runs=nowhere", "out=there"]):
         code, out, err = genzoo(*words)
         assert (code, out) == (2, "") and err.startswith("genzoo: out=") and "cannot be written to: Read-only" in err

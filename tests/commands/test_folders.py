@@ -35,7 +35,7 @@ def test_a_folder_is_read_as_is_said_and_its_classes_are_known_by_name_ever_afte
     assert "1 file passed over: 1 .txt" in err and "3 test images of emu left out" in err
     run = Run(out.splitlines()[-1].removeprefix("run: "))
     assert run.status["classes"] == ["cat", "dog"]
-    assert load(run.path).class_probs.tolist() == pytest.approx([3 / 7, 4 / 7])
+    assert load(run.path).conditioner.probs.tolist() == pytest.approx([3 / 7, 4 / 7])
     shutil.rmtree("data")
     for name, y in (("by-name", "dog"), ("by-number", "1")):
         assert genzoo("sample", f"run={run.path}", f"label={y}", "n=4", f"out={name}.npz").code == 0
