@@ -9,11 +9,14 @@ from pydantic import ValidationError
 
 from genzoo.config.schema import SCHEMAS, SECTIONS, Section
 from genzoo.errors import UsageError, nearest
+from genzoo.runs.upgrade import RENAMED
 
 
 def unknown_key(key: str, known: Iterable[str]) -> UsageError:
     """Say which of the known keys, ``trainer.batch_size``, was probably meant: one beside it, or one anywhere."""
     known = set(known)
+    if now := renamed(key, known):
+        return UsageError(f"unknown key '{key}': {now}")
     parent, dot, leaf = key.rpartition(".")
     beside = {k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent}
     if not beside:
@@ -22,6 +25,15 @@ def unknown_key(key: str, known: Iterable[str]) -> UsageError:
     if "_target_" in beside and hint.startswith("choose"):
         hint += f"; an argument that the configuration leaves out is added by +{key}=..."
     return UsageError(f"unknown key '{key}': {hint}")
+
+
+def renamed(key: str, known: Iterable[str]) -> str | None:
+    """Return what to write in place of a key of an earlier release; None for one that never existed."""
+    parent, dot, leaf = key.rpartition(".")
+    if leaf == "num_classes" and parent.partition(".")[0] in ("model", "codec"):
+        return "say data.conditional=true for a model that is conditioned on the classes of the data"
+    now = f"{parent}{dot}{RENAMED[leaf]}" if leaf in RENAMED else "label" if key == "y" else None
+    return f"did you mean '{now}'?" if now and now in known else None
 
 
 def check(verb: str, plain: Any) -> dict[str, Any]:

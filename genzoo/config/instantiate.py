@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from genzoo.config.check import renamed
 from genzoo.config.loader import is_finite
 from genzoo.config.memory import within_memory
 from genzoo.config.names import is_full_name
@@ -130,7 +131,8 @@ def _check_arguments(function: Any, arguments: dict[str, Any], key: str, partial
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name, value in arguments.items():
         if name not in parameters and not open_ended:
-            raise UsageError(f"unknown key '{key}.{name}': {nearest(name, parameters)}")
+            hint_of = renamed(f"{key}.{name}", (f"{key}.{other}" for other in parameters)) or nearest(name, parameters)
+            raise UsageError(f"unknown key '{key}.{name}': {hint_of}")
         hint = hints.get(name)
         problem = _wrong_type(value, hint)
         if not problem and hint in (int, int | None) and value is not None and value < 0 and _is_ours(function):

@@ -33,6 +33,8 @@ def upgraded(config: dict[str, Any]) -> dict[str, Any]:
     new = _moved(config)
     if isinstance(model := new.get("model"), dict):
         new["model"] = _described(model)
+        if new["model"] != model and new["model"].get("condition") and isinstance(data := new.get("data"), dict):
+            new["data"] = {**data, "conditional": True}
     return new
 
 

@@ -9,13 +9,14 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 
 from genzoo.__main__ import main
 from genzoo.commands.config import build
+from genzoo.commands.train import describe_model
 from genzoo.model import GenerativeModel
 from genzoo.runs import Run
 from genzoo.training import checkpoints
@@ -71,9 +72,16 @@ def trained(*words: str) -> Path:
     return Path(out.splitlines()[-1].removeprefix("run: "))
 
 
+def described(*words: str) -> dict[str, Any]:
+    """Compose a configuration of a training, and describe the model by the event and condition of its data."""
+    config = composed(*words)
+    describe_model(config, build)
+    return config
+
+
 def untrained(root: Path, *words: str) -> tuple[Path, GenerativeModel, GenerativeModel]:
     """Write a run whose weights are random, and return it with its trained and its averaged model, which differ."""
-    config = composed(*TINY, *words)
+    config = described(*TINY, *words)
     model = build(config["model"], "model")
     with torch.no_grad():
         for p in model.parameters():

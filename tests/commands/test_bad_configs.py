@@ -147,7 +147,7 @@ def a_syntax_that_is_none(rng: random.Random) -> Bad:
 def a_section_less(rng: random.Random) -> Bad:
     section = rng.choice(["model", "data", "optimizer", "trainer", "budget", "metrics", "trainer.learning_rate", "seed",
                           "outputs", "data.source", "model._target_", "optimizer._target_", "data.shape", "trainer.ema",
-                          "model.encoder", "model.likelihood", "optimizer._partial_", "trainer.clip"])  # fmt: skip
+                          "data.levels", "metrics.n", "optimizer._partial_", "trainer.clip"])  # fmt: skip
     return Bad((f"~{section}",), (section.partition(".")[0],))
 
 
@@ -193,8 +193,8 @@ PAIRS = """
     data=digits data.shape=[1,9,9]|data.shape
     data=digits data.shape=[1,8]|data.shape
     data=digits data.levels=2|data.levels
-    data=digits model.num_classes=9|model.num_classes
-    data=moons model.num_classes=10|model.num_classes
+    data=digits model.num_classes=10|'model.num_classes'|data.conditional=true
+    data=checkerboard data.conditional=true|data.conditional=true
     data=digits data.num_classes=9|data.num_classes
     data=folder|data.root
     data=folder data.root=/nowhere|/nowhere
@@ -239,8 +239,8 @@ PAIRS = """
     sample run=. n=0|n=0
     sample run=. n=-1|n=-1
     sample run=. n=1e9|n
-    sample run=. y=-1|y=-1
-    sample run=. y=1.5|y=1.5
+    sample run=. label=-1|label=-1
+    sample run=. label=1.5|label=1.5
     sample run=. seed=-1|seed
     sample run=. batch_size=0|batch_size
     sample run=. ema=perhaps|ema
@@ -279,7 +279,7 @@ def a_pair_that_cannot_be(rng: random.Random) -> Bad:
     return Bad(tuple(line.split()), (holds,))
 
 
-PARAMETERIZATIONS: list[Callable[[random.Random], Bad]] = [
+KINDS: list[Callable[[random.Random], Bad]] = [
     a_key_misspelt, a_choice_misspelt, a_wrong_type, a_number_for_a_text, no_finite_number, a_number_below,
     a_number_far_above, an_interpolation_of_nothing, a_syntax_that_is_none, a_section_less, *[a_pair_that_cannot_be] * 5,
 ]  # fmt: skip
@@ -290,7 +290,7 @@ def draw(seed: int, n: int = 200) -> list[Bad]:
     rng = random.Random(seed)
     found: dict[tuple[str, ...], Bad] = {}
     while len(found) < n:
-        bad = PARAMETERIZATIONS[len(found) % len(PARAMETERIZATIONS)](rng)
+        bad = KINDS[len(found) % len(KINDS)](rng)
         found.setdefault(bad.words, bad)
     return list(found.values())
 

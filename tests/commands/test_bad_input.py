@@ -83,8 +83,14 @@ def bad_lines() -> Iterator[tuple[str, str]]:
     # What does not go together.
     yield "budget.seconds=null", "budget.images|budget.seconds|null"
     yield "model=vae sampler=ddim", "sampler|VAE"
-    yield "model.num_classes=3", "model.num_classes=3|say 0 or 10"
-    yield "data=swiss_roll model.num_classes=3", "model.num_classes=3|no classes"
+    yield "model.num_classes=10", "'model.num_classes'|say data.conditional=true"
+    yield "+model.num_classes=10", "'model.num_classes'|say data.conditional=true"
+    yield "-m model.num_classes=0,10", "'model.num_classes'|say data.conditional=true"
+    yield "model=latent +codec.num_classes=10", "'model.codec.num_classes'|say data.conditional=true"
+    yield "model=ddpm model.label_dropout=0", "'model.label_dropout'|did you mean 'model.condition_dropout'?"
+    yield "sample run=. y=3", "'y'|did you mean 'label'?"
+    yield "data=swiss_roll data.conditional=true", "data.conditional=true|no classes"
+    yield "data.conditional=3", "data.conditional=3"
     yield "data.num_classes=3", "data.num_classes=3|10"
     yield "data.levels=256", "data.levels=256|17"
     yield "data.shape=[1,9,9]", "data.shape=[1, 9, 9]|[1, 8, 8]"
@@ -181,8 +187,8 @@ def test_a_broken_picture_is_named(empty, tmp_path):
 def test_classes_that_a_folder_does_not_have_are_refused_once_it_is_read(empty, tmp_path):
     for i in range(20):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
-    words = ["data=folder", f"data.root={tmp_path}", "data.size=8", "model.num_classes=2"]
-    refused(empty, *words, because="model.num_classes=2|no classes")
+    words = ["data=folder", f"data.root={tmp_path}", "data.size=8", "data.conditional=true"]
+    refused(empty, *words, because="data.conditional=true|no classes")
 
 
 def test_data_without_a_test_split_are_refused_once_they_are_read(empty, tmp_path):
@@ -245,7 +251,7 @@ HOSTILE = [
     {"_target_": "genzoo.families.vae.torch.hub.load", "repo_or_dir": "evil/evil", "model": "evil"},
     {"_target_": "genzoo.families.vae.torch.load", "f": "done"},
     {"_target_": "genzoo.families.vae.nn.Module"},
-    {"_target_": "genzoo.families.ddpm.strata", "T": 10, "count": 3},
+    {"_target_": "genzoo.families.ddpm.geometric_strata", "T": 10, "count": 3},
     {"_target_": "genzoo.runs.write_atomically", "path": "done", "data": ""},
     {"_target_": "torch.hub.load", "repo_or_dir": "evil/evil", "model": "evil"},
     {"_target_": "builtins.eval", "source": "open('done', 'w')"},
@@ -300,12 +306,12 @@ def test_samples_go_only_where_they_can(empty, run, tmp_path):
 
 
 def test_what_a_model_does_not_have_cannot_be_asked_for(empty, run, tmp_path):
-    refused(empty, "sample", f"run={run}", "y=3", because="y=3|no classes")
+    refused(empty, "sample", f"run={run}", "label=3", because="label=3|no classes")
     refused(empty, "sample", f"run={run}", "sampler=ddim", because="sampler|VAE")
     refused(empty, "evaluate", f"run={run}", "sampler=ddim", because="sampler|VAE")
     refused(empty, "sample", f"run={run}", "device=cuda", because="device=cuda|device=cpu")
-    conditional = untrained(tmp_path, *SMALL["ddpm"], "model.num_classes=10")[0]
-    refused(empty, "sample", f"run={conditional}", "y=10", because="y=10|0..9")
+    conditional = untrained(tmp_path, *SMALL["ddpm"], "data.conditional=true")[0]
+    refused(empty, "sample", f"run={conditional}", "label=10", because="label=10|0..9")
     refused(empty, "sample", f"run={conditional}", "sampler=ddim", "sampler.steps=21", because="sampler|21|20")
     refused(empty, "evaluate", f"run={conditional}", "metrics.num_samples=3", because="num_samples|even")
     plane = untrained(tmp_path, "model=vae", "data=moons")[0]

@@ -103,7 +103,7 @@ def test_every_job_of_a_sweep_has_the_limits_that_it_names_and_is_found_again(mo
 
     def do(sweep_name, verb, options, words, config, choices, **_):
         done.append((words, config))
-        return sweep.Ended("", 0, "", None)
+        return sweep.JobResult("", 0, "", None)
 
     monkeypatch.setattr(sweep, "run_job", do)
     code, _, err = genzoo("-m", "model=vae", "budget.images=9,null,10")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from genzoo.commands.sweep import Ended, objective
+from genzoo.commands.sweep import JobResult, objective
 from genzoo.runs import Run
 from tests.commands import SMALL, TINY, genzoo, trained
 from tests.report import run, scored
@@ -175,8 +175,8 @@ def test_a_search_minimises_its_objective(here):
 
 def test_the_objective_of_a_job_is_the_score_of_its_run(here):
     made = run(here, metrics=scored(3.0))
-    ended = Ended("", 0, "", str(made.path))
+    ended = JobResult("", 0, "", str(made.path))
     assert objective(ended, "sampling/nfe") == 50 and objective(ended, None) == 3.0
     assert objective(ended, "sampling/samples_per_second") == -100  # of which more is better
-    assert objective(ended, "no/such") == objective(Ended("", 1, "", str(made.path)), None) == float("inf")
-    assert objective(Ended("", 2, "", None), None) == float("inf")
+    assert objective(ended, "no/such") == objective(JobResult("", 1, "", str(made.path)), None) == float("inf")
+    assert objective(JobResult("", 2, "", None), None) == float("inf")

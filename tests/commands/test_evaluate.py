@@ -35,7 +35,7 @@ from genzoo.model import LogProb, Samples
 from genzoo.nn.layers import ResBlock
 from genzoo.numerics.random import SampleStreams
 from genzoo.runs import Run, storing
-from tests.commands import SMALL, genzoo, untrained
+from tests.commands import SMALL, described, genzoo, untrained
 from tests.conftest import composed
 
 
@@ -265,14 +265,14 @@ def test_a_chain_of_many_evaluations_is_scored_by_a_shorter_one_unless_it_is_ask
 
 
 def test_classes_are_scored_one_by_one_where_they_were_asked_for(here):
-    run = untrained(here, *SMALL["vae"], "model.num_classes=10")[0]
+    run = untrained(here, *SMALL["vae"], "data.conditional=true")[0]
     metrics = scores(run, "metrics.events=8", "metrics.n=1000")
     accuracy = metrics["train/class_accuracy_digits"]
     assert set(accuracy["detail"]["per_class"]) == set("0123456789")
     each = metrics["train/fd_per_class_digits"]
     assert each["value"] == pytest.approx(np.mean(list(each["detail"]["per_class"].values())))
     x = load(run).sample(1000, rng=SampleStreams(0, range(1000))).x
-    y = load(run).draw_labels(1000, None, SampleStreams(0, range(1000)))
+    y = load(run).conditioner.draw(1000, None, SampleStreams(0, range(1000)))
     said = Embedded("digits").extract(to_bytes(x, 17)).logits.argmax(1)
     assert accuracy["value"] == pytest.approx(float((said == y).double().mean()))
 
@@ -440,7 +440,7 @@ def test_samples_without_neighbours_are_refused_before_anything_is_drawn(here, f
 @pytest.mark.parametrize("batch, said", [(1.5, True), (0.0, False)])
 def test_a_scoring_that_takes_longer_than_training_is_announced_with_what_shortens_it(batch, said, monkeypatch, capsys):
     """A batch of n samples takes ``batch`` seconds times 1 + n/10: 36 batches of 16 and 564 samples, by a set clock."""
-    model, now = build(composed(*SMALL["ddpm"])["model"], "model").eval(), [0.0]
+    model, now = build(described(*SMALL["ddpm"])["model"], "model").eval(), [0.0]
     draw = model.sample
 
     def sample(n, *arguments, **keywords):
@@ -481,7 +481,7 @@ def test_a_place_for_scores_is_tried_before_anything_is_scored(here, monkeypatch
     for out, said in (("file/x.json", "there is no directory file"), (".", "is a folder already")):
         code, _, err = genzoo("evaluate", f"samples={samples}", "data=digits", f"out={out}")
         assert code == 2 and said in err
-    monkeypatch.setattr(runs.tempfile, "TemporaryFile", mock.Mock(side_effect=OSError(errno.EROFS, "Read-only")))
+    monkeypatch.setattr(runs.files.tempfile, "TemporaryFile", mock.Mock(side_effect=OSError(errno.EROFS, "Read-only")))
     for words in (["evaluate", f"samples={samples}", "data=digits"], ["compare", "runs=nowhere", "out=there"]):
         code, out, err = genzoo(*words)
         assert (code, out) == (2, "") and err.startswith("genzoo: out=") and "cannot be written to: Read-only" in err

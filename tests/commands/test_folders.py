@@ -16,8 +16,7 @@ from genzoo.commands.config import build
 from genzoo.commands.train import class_names, draw_grid, unseen_classes
 from genzoo.data import DataSet, Split
 from genzoo.runs import Run
-from tests.commands import SMALL, TINY, genzoo
-from tests.conftest import composed
+from tests.commands import SMALL, TINY, described, genzoo
 
 
 def test_a_folder_is_read_as_is_said_and_its_classes_are_known_by_name_ever_after(tmp_path, monkeypatch):
@@ -29,17 +28,17 @@ def test_a_folder_is_read_as_is_said_and_its_classes_are_known_by_name_ever_afte
         for i in range(n):
             Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(f"{folder}/{i}.png")
     Path("data/train/notes.txt").touch()
-    words = ["data=folder", "data.root=data", "data.size=8", "data.channels=1", "model.num_classes=2", *SMALL["vae"]]
+    words = ["data=folder", "data.root=data", "data.size=8", "data.channels=1", "data.conditional=true", *SMALL["vae"]]
     code, out, err = genzoo(*TINY, *words)
     assert code == 0, err
     assert "70 training and 18 test images, 2 classes (cat, dog); test split from the folder test" in err
     assert "1 file passed over: 1 .txt" in err and "3 test images of emu left out" in err
     run = Run(out.splitlines()[-1].removeprefix("run: "))
     assert run.status["classes"] == ["cat", "dog"]
-    assert load(run.path).class_probs.tolist() == pytest.approx([3 / 7, 4 / 7])
+    assert load(run.path).conditioner.probs.tolist() == pytest.approx([3 / 7, 4 / 7])
     shutil.rmtree("data")
     for name, y in (("by-name", "dog"), ("by-number", "1")):
-        assert genzoo("sample", f"run={run.path}", f"y={y}", "n=4", f"out={name}.npz").code == 0
+        assert genzoo("sample", f"run={run.path}", f"label={y}", "n=4", f"out={name}.npz").code == 0
     np.testing.assert_array_equal(*(np.load(f"{name}.npz")["samples"] for name in ("by-name", "by-number")))
 
 
@@ -49,8 +48,8 @@ def test_classes_that_nobody_has_learned_are_named_and_not_drawn(tmp_path):
     assert list(unseen_classes(data)) == ["class b has 3 test images and no training image: it is never drawn"]
     assert class_names(data) == ["a", "b", "c"]
     assert class_names(dataclasses.replace(data, classes=tuple(f"identity-{i}" for i in range(10_000)))) == []
-    model, asked = build(composed(*SMALL["vae"], "model.num_classes=10")["model"], "model"), []
-    model.class_probs.copy_(torch.tensor([0.5, 0.0, 0.5, *[0.0] * 7]))
+    model, asked = build(described(*SMALL["vae"], "data.conditional=true")["model"], "model"), []
+    model.conditioner.probs.copy_(torch.tensor([0.5, 0.0, 0.5, *[0.0] * 7]))
     sample = model.sample
     model.sample = lambda n, y=None, *, rng=None: asked.append(y) or sample(n, y, rng=rng)
     draw_grid(model, data, tmp_path / "grid.png", n=6)

@@ -51,7 +51,17 @@ def test_another_sampler_may_be_given_to_a_denoiser_alone(tmp_path):
 
 
 def test_a_strangers_family_is_made_only_when_it_is_trusted(tmp_path):
-    run = Run.create(tmp_path, "run", {"model": {"_target_": "tests.toys.Mean", "shape": [2], "start": 3.0}})
+    run = Run.create(
+        tmp_path,
+        "run",
+        {
+            "model": {
+                "_target_": "tests.toys.Mean",
+                "event": {"_target_": "genzoo.event.EventSpec", "shape": [2]},
+                "start": 3.0,
+            }
+        },
+    )
     checkpoints.save(run.path / "checkpoints", 1, Mean(), Mean(start=5.0), {})
     with pytest.raises(
         UsageError, match=r"model\._target_=tests\.toys\.Mean: not among .* trust=\[tests\.toys\.Mean\]"
@@ -120,7 +130,7 @@ def test_a_codec_that_does_not_fit_is_refused_in_one_line(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     vae, ddpm = (untrained(tmp_path, *SMALL[name])[0] for name in ("vae", "ddpm"))
     for words, message in [
-        (["data=moons", f"codec.run={vae}"], r"model: codec: made for events of shape \[1, 8, 8\] with levels 17"),
+        (["data=moons", f"codec.run={vae}"], r"model: codec: made for EventSpec\(shape=\(1, 8, 8\), levels=17\)"),
         ([f"codec.run={ddpm}"], "model: codec: DDPM does not encode"),
         (["codec.run=/nowhere"], "model.codec: run=/nowhere: no such directory"),
         ([], r"codec\.run is missing: say codec\.run="),

@@ -179,7 +179,7 @@ def with_parent(kind: str, folder: Path) -> list[str]:
     """Say how to train over a finished model, whose averaged weights are not those that it began with."""
     if kind == "codec":
         return [*LATENT, "codec=run", f"codec.run={untrained(folder, *SMALL['vae'])[0]}"]
-    classes = ["model.num_classes=2"] if kind == "conditional teacher" else []
+    classes = ["data.conditional=true"] if kind == "conditional teacher" else []
     parent = untrained(folder, *REFLOW, *classes)[0]
     return [*REFLOW, *classes, "teacher=run", f"teacher.run={parent}", "model.pool=48"]
 

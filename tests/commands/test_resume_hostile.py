@@ -193,7 +193,7 @@ def test_the_state_of_every_optimiser_of_torch_is_taken_as_it_was(make):
 def test_values_that_no_model_has_are_refused_by_the_name_of_the_weight():
     own = {
         "w": torch.zeros(3),
-        "prior.class_probs": torch.full((4,), 0.25),
+        "prior.conditioner.probs": torch.full((4,), 0.25),
         "permutation": torch.tensor([2, 0, 1]),
         "counts": torch.zeros(3, dtype=torch.int64),
     }
@@ -203,8 +203,8 @@ def test_values_that_no_model_has_are_refused_by_the_name_of_the_weight():
         ("w", torch.tensor([0.0, math.nan, 0.0]), "NaN"),
         ("w", torch.tensor([0.0, -math.inf, 0.0]), "infinity"),
         ("w", own["w"].long(), "torch.int64"),
-        ("prior.class_probs", torch.tensor([1.0, -0.1, 0.1, 0.0]), "probabilities"),
-        ("prior.class_probs", torch.zeros(4), "probabilities"),
+        ("prior.conditioner.probs", torch.tensor([1.0, -0.1, 0.1, 0.0]), "probabilities"),
+        ("prior.conditioner.probs", torch.zeros(4), "probabilities"),
         ("permutation", torch.tensor([2, 0, 7]), "permutation"),
         ("permutation", torch.tensor([2, 0, 0]), "permutation"),
         ("permutation", torch.tensor([2, 0, -2]), "permutation"),

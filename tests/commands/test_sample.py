@@ -44,7 +44,7 @@ def vae(here) -> Path:
 
 @pytest.fixture
 def ddpm(here) -> Path:
-    return untrained(here, *SMALL["ddpm"], "model.num_classes=10", "sampler=ancestral")[0]
+    return untrained(here, *SMALL["ddpm"], "data.conditional=true", "sampler=ancestral")[0]
 
 
 def test_the_command_draws_what_the_loaded_model_draws(vae):
@@ -120,20 +120,20 @@ def test_another_sampler_takes_as_many_evaluations_as_it_says(ddpm):
 
 def test_a_class_can_be_asked_for(ddpm):
     expected = load(ddpm).sample(3, torch.full((3,), 7), rng=SampleStreams(0, range(3))).x
-    np.testing.assert_array_equal(drawn(ddpm, "n=3", "y=7"), bytes_of(expected))
-    assert (drawn(ddpm, "n=3", "y=2") != bytes_of(expected)).any()
+    np.testing.assert_array_equal(drawn(ddpm, "n=3", "label=7"), bytes_of(expected))
+    assert (drawn(ddpm, "n=3", "label=2") != bytes_of(expected)).any()
 
 
 def test_a_class_is_known_by_its_name_where_the_run_keeps_the_names(ddpm):
     names = [f"kind-{i}" for i in range(10)]
-    code, _, err = genzoo("sample", f"run={ddpm}", "n=3", "out=x.npz", "y=kind-7")
+    code, _, err = genzoo("sample", f"run={ddpm}", "n=3", "out=x.npz", "label=kind-7")
     assert code == 2 and "0..9" in err and "does not keep their names" in err
     Run(ddpm).update_status(classes=names)
-    np.testing.assert_array_equal(drawn(ddpm, "n=3", "y=kind-7"), drawn(ddpm, "n=3", "y=7"))
-    code, _, err = genzoo("sample", f"run={ddpm}", "n=3", "out=x.npz", "y=kind-77")
+    np.testing.assert_array_equal(drawn(ddpm, "n=3", "label=kind-7"), drawn(ddpm, "n=3", "label=7"))
+    code, _, err = genzoo("sample", f"run={ddpm}", "n=3", "out=x.npz", "label=kind-77")
     assert (code, err.count("\n")) == (2, 1) and "did you mean 'kind-7'" in err
     Run(ddpm).update_status(classes=[1, {}])  # somebody's run
-    assert genzoo("sample", f"run={ddpm}", "n=3", "out=x.npz", "y=kind-7").code == 2
+    assert genzoo("sample", f"run={ddpm}", "n=3", "out=x.npz", "label=kind-7").code == 2
 
 
 def test_numbers_and_names_of_classes_are_told_apart():
@@ -143,21 +143,21 @@ def test_numbers_and_names_of_classes_are_told_apart():
     assert [class_number(y, 10, digits) for y in (7, "7")] == [7, 7]
     mixed = ("1", "10", "2")  # number 1 is "10", number 2 is "2"
     assert [class_number(y, 3, mixed) for y in (0, 2, 10, "1", "2")] == [0, 2, 1, 0, 2]
-    with pytest.raises(UsageError, match=r"y=1: is the number of class 10 and the name of class number 0"):
+    with pytest.raises(UsageError, match=r"label=1: is the number of class 10 and the name of class number 0"):
         class_number(1, 3, mixed)
     for y, num_classes, names in ((3, 3, ()), ("cat", 3, ("cat", "dog")), (3, 3, years), ("cat", 0, ())):
-        with pytest.raises(UsageError, match=f"y={y}: this model has"):
+        with pytest.raises(UsageError, match=f"label={y}: this model has"):
             class_number(y, num_classes, names)
 
 
 def test_a_class_without_training_images_is_not_drawn(here):
-    run, model, ema = untrained(here, *SMALL["vae"], "model.num_classes=10")
+    run, model, ema = untrained(here, *SMALL["vae"], "data.conditional=true")
     for m in (model, ema):
-        m.class_probs[3] = 0
+        m.conditioner.probs[3] = 0
     checkpoints.save(run / "checkpoints", 5, model, ema, {})
-    code, _, err = genzoo("sample", f"run={run}", "n=3", "y=3", "out=x.npz")
-    assert code == 2 and "y=3" in err and "no image of this class" in err
-    assert genzoo("sample", f"run={run}", "n=3", "y=4", "out=x.npz").code == 0
+    code, _, err = genzoo("sample", f"run={run}", "n=3", "label=3", "out=x.npz")
+    assert code == 2 and "label=3" in err and "no training image had this class" in err
+    assert genzoo("sample", f"run={run}", "n=3", "label=4", "out=x.npz").code == 0
 
 
 def test_a_folder_holds_the_samples_that_were_asked_for_and_no_older_ones(vae):

@@ -22,7 +22,7 @@ from genzoo.report.records import find, read
 from genzoo.runs import Run
 from tests.commands import SMALL, TINY, genzoo, untrained
 from tests.commands.test_resume import cut_short
-from tests.report import run, scored, to_record
+from tests.report import entry, run, scored
 
 DDPM = [*TINY, *SMALL["ddpm"][:-1], "metrics.n=6", "metrics.force=true", "metrics.events=2", "metrics.throughput=2",
         "trainer.grids=0", "trainer.saves=2"]  # fmt: skip
@@ -137,8 +137,8 @@ class Wrapped(Sampler):
         self.inner, self._schedule, self.table, self.weight = inner, schedule, table, weight
         self.options = {"correctors": [corrector], "scale": functools.partial(max, 1)}
 
-    def states(self, denoiser, noise, y, rng):
-        yield from self.inner.states(denoiser, noise, y, rng)
+    def iterate(self, denoiser, noise, y, rng):
+        yield from self.inner.iterate(denoiser, noise, y, rng)
 
 
 SAMPLERS = [
@@ -180,7 +180,7 @@ def test_a_sampler_that_contains_itself_has_a_card():
 def test_a_report_tells_runs_apart_by_the_parts_of_their_samplers(here):
     for i in (9, 10):
         setting = {"sampler": describe(SAMPLERS[i])}
-        run(here, metrics=scored(10.0) | {"test/fd_digits": to_record(1.0 + i, 0.1, setting=setting)})
+        run(here, metrics=scored(10.0) | {"test/fd_digits": entry(1.0 + i, 0.1, setting=setting)})
     found = rows(read(find([here]))[0])
     assert [len(row.runs) for row in found] == [1, 1] and len(tables(found)[0].rows) == 2
     assert len({row.label for row in found}) == 2

@@ -21,7 +21,7 @@ from genzoo.training import flops
 from genzoo.training.budget import Budget
 from genzoo.training.flops import count, fake_weights
 from genzoo.training.module import GenerativeModule
-from tests.conftest import composed
+from tests.commands import described
 from tests.test_interface import SIZES, cases, shrunk
 from tests.toys import Jittered, Toy
 
@@ -70,7 +70,7 @@ def module_of(model: GenerativeModel) -> GenerativeModule:
     x = torch.randn(16, *model.shape, generator=generator("data"))
     if model.levels is not None:
         x = (x.sigmoid() * model.levels).to(torch.uint8)
-    y = torch.arange(16) % model.num_classes if model.num_classes else None
+    y = torch.arange(16) % model.condition.n if model.condition else None
     adam = functools.partial(torch.optim.Adam, lr=1e-3)
     module = GenerativeModule(model.train(), adam, Batches(Split(x, y), 8, seed=0), Budget(images=800))
     module.plan()
@@ -133,14 +133,14 @@ def test_every_family_is_counted_by_shapes_as_by_computing(name, monkeypatch):
 @pytest.mark.parametrize(
     "words",
     [
-        "model=ddpm model.objective=vlb model.importance=true model.num_classes=10",
+        "model=ddpm model.objective=vlb model.importance=true data.conditional=true",
         "model=ddpm model.objective=hybrid model.variance=learned",
         "model=flow_matching model.pairing=optimal_transport",
     ],
 )
 def test_losses_that_look_at_values_are_counted_by_shapes_too(words, monkeypatch):
     with torch.random.fork_rng(devices=[]):
-        model = build(shrunk(composed("data=digits", *words.split())["model"], SIZES["image"]), "model")
+        model = build(shrunk(described("data=digits", *words.split())["model"], SIZES["image"]), "model")
     check(model, monkeypatch)
 
 

@@ -23,7 +23,7 @@ WORDS = [
     *(
         "model=flow_matching",
         "model.pairing=optimal_transport",
-        "model.num_classes=2",
+        "data.conditional=true",
         "data=moons",
         "budget=smoke",
         "budget.images=6400",
