@@ -14,7 +14,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from genzoo.commands.config import CONF, validate
+from genzoo.config.compose import validate
+from genzoo.config.paths import CONF
 
 torch.set_num_threads(1)
 

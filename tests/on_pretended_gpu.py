@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genzoo.commands.config import CONF
+from genzoo.config.paths import CONF
 
 FAMILIES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 STEADY = 2  # steps of a kind after which nothing is made for the first time
@@ -112,10 +112,10 @@ def train(scenario: Steps) -> str:
     """Do steps of every turn and stage, sample and score, and report what waited."""
     import torch
 
-    from genzoo.commands.config import build
-    from genzoo.commands.train import describe_model
+    from genzoo.config.instantiate import build
     from genzoo.data.dataset import Split
     from genzoo.data.loader import Batches
+    from genzoo.jobs.train import describe_model
     from genzoo.numerics.random import SampleStreams
     from genzoo.training.budget import Budget
     from genzoo.training.module import GenerativeModule
@@ -142,7 +142,7 @@ def train(scenario: Steps) -> str:
     batches.to(pretended_gpu.CUDA)
     module.ema.model.to(pretended_gpu.CUDA)
     module.to(pretended_gpu.CUDA)
-    module.plan()
+    module.make_plan()
     with pretended_gpu.ranks_of(scenario.ranks):
         module.on_fit_start()
         seen: collections.Counter[Any] = collections.Counter()

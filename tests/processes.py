@@ -61,7 +61,7 @@ def train(model: GenerativeModel, batches: Batches) -> dict[str, Any]:
     start = {name: value.clone() for name, value in model.state_dict().items()}
     adam = functools.partial(torch.optim.Adam, lr=1e-3)
     module = GenerativeModule(model, adam, batches, Budget(images=STEPS * BATCH), clip=1.0, seed=5)
-    module.plan()
+    module.make_plan()
     losses: list[float] = []
     overflows = module._overflows
 

@@ -470,6 +470,7 @@ def test_ranks_that_share_a_batch_pair_noise_by_whole_conditions(condition, monk
     """Two ranks with the same share: each condition occurs once on either, and noise changes places between the two alone."""
     x, eps, y = torch.randn(4, 2), torch.randn(4, 2), values(condition, 4)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(distributed, "rank", lambda: rank)
     monkeypatch.setattr(distributed, "all_gather", lambda tensor: torch.stack([tensor, tensor]))
-    assert torch.equal(transport(x, eps, y), eps)
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        assert torch.equal(transport(x, eps, y), eps)

@@ -24,14 +24,17 @@ import torch
 from torch import Tensor, nn
 
 import genzoo
-from genzoo.commands.config import CONF, UsageError, build, preflight
-from genzoo.commands.train import describe_model
 from genzoo.conditions import ClassLabels, Conditioner
+from genzoo.config.compose import preflight
+from genzoo.config.instantiate import build
+from genzoo.config.paths import CONF
 from genzoo.data.dataset import Split
 from genzoo.data.loader import Batches
 from genzoo.diffusion.denoiser import Denoiser
 from genzoo.diffusion.path import PARAMETERIZATIONS, Prediction
 from genzoo.distributions.discretization import bin_center, dequantize, quantize
+from genzoo.errors import UsageError
+from genzoo.jobs.train import describe_model
 from genzoo.model import (
     Adversarial,
     Bijective,
@@ -666,7 +669,7 @@ def in_training(model: GenerativeModel, steps: int) -> GenerativeModule:
     y = torch.arange(32) % model.condition.n if model.condition else None
     adam = functools.partial(torch.optim.Adam, lr=1e-2)
     module = GenerativeModule(model, adam, Batches(Split(x, y), 8, seed=0), Budget(images=8 * steps))
-    module.plan()
+    module.make_plan()
     return module
 
 

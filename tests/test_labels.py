@@ -14,14 +14,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from genzoo.commands import score
 from genzoo.conditions import ClassLabels
 from genzoo.data.dataset import DataSet, Split
 from genzoo.data.loader import Batches
 from genzoo.diffusion.denoiser import Denoiser
 from genzoo.distributions.discretization import dequantize, quantize, to_bytes
+from genzoo.evaluation import density
+from genzoo.evaluation import scores as score
+from genzoo.evaluation.samples import subset
+from genzoo.evaluation.settings import EvalSettings
 from genzoo.event import EventSpec
-from genzoo.metrics.evaluator import subset
 from genzoo.metrics.likelihood import score_log_prob
 from genzoo.model import (
     Bound,
@@ -181,7 +183,7 @@ def test_a_trainer_hands_every_example_over_with_its_class(flip, workers, world)
         batches.share(rank, world)
         sgd = lambda parameters: torch.optim.SGD(parameters, lr=0.0)  # noqa: E731
         module = GenerativeModule(model, sgd, batches, Budget(images=156))
-        module.plan()
+        module.make_plan()
         model.seen.clear()
         while not module.finished:
             module.step()
@@ -193,8 +195,8 @@ def test_a_trainer_hands_every_example_over_with_its_class(flip, workers, world)
 @pytest.mark.parametrize("events", [None, 23])
 def test_an_evaluator_hands_every_example_over_with_its_class(batch_size, events):
     data = DataSet(split(50), split(40), 64, tuple("abcdefg"))
-    settings = {"events": events, "num_samples": 1, "batch_size": batch_size, "n": 30, "throughput": 2}
-    for measure in (score.likelihood, score.reconstruction):
+    settings = EvalSettings(events=events, num_samples=1, batch_size=batch_size, n=30, throughput=2)
+    for measure in (density.likelihood, density.reconstruction):
         model = Matched()
         measure(model, data, settings, {"seed": 0})
         assert sorted(set(model.seen)) == subset(40, events).tolist()

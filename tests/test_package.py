@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from genzoo.commands.config import CONF
+from genzoo.config.paths import CONF
 from tests.commands import SMALL, TINY, genzoo
 
 REPOSITORY = Path(__file__).parents[1]

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from genzoo.commands.config import CONF, UsageError
+from genzoo.config.paths import CONF
 from genzoo.data.pictures import save_scatter
-from genzoo.metrics.evaluator import memorization_scores, point_scores
+from genzoo.errors import UsageError
+from genzoo.evaluation.samples import memorization_scores, point_scores
 from genzoo.metrics.sliced_wasserstein import sliced_wasserstein
 from genzoo.model import Bijective, Density, GenerativeModel
 from genzoo.numerics.random import generator

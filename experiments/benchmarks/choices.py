@@ -52,7 +52,7 @@ def step(
         model.to(memory_format=torch.channels_last)
     batches = Batches(Split(images, None), BATCH, seed=0)
     module = GenerativeModule(model, ADAM, batches, Budget(images=10**9), clip=1.0, channels_last=channels_last)
-    module.plan()
+    module.make_plan()
 
     def go() -> None:
         torch.set_num_threads(threads)

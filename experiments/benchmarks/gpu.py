@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from run import Pair
 
-from genzoo.commands.config import build, preflight
-from genzoo.commands.train import describe_model
+from genzoo.config.compose import preflight
+from genzoo.config.instantiate import build
 from genzoo.data.dataset import Split
 from genzoo.data.loader import Batches
+from genzoo.jobs.train import describe_model
 from genzoo.training.budget import Budget
-from genzoo.training.module import GenerativeModule, compile_networks
+from genzoo.training.compilation import compile_networks
+from genzoo.training.module import GenerativeModule
 
 BATCH, STEPS = 512, 30
 ACCEPTED, AIM, EVALUATIONS = 4_000, 7_500, 16_000  # images a second on one H100
@@ -48,7 +50,7 @@ def module(words: list[str]) -> GenerativeModule:
     )
     if made.compiled:
         compile_networks(model, mode="reduce-overhead", dynamic=False)
-    made.plan()
+    made.make_plan()
     return made
 
 

@@ -70,7 +70,7 @@ def step(batch: int = 16, width: int = 32, side: int = 32) -> dict[str, float]:
     adam = functools.partial(torch.optim.Adam, lr=1e-4, fused=True)
     budget = Budget(images=10**6)
     module = GenerativeModule(denoiser(side, width), adam, Batches(Split(images, None), batch, 0), budget, clip=1.0)
-    module.plan()
+    module.make_plan()
     return cost(module.step, 5)
 
 
@@ -103,7 +103,7 @@ def evaluation(n: int) -> dict[str, float]:
 
 def page(runs: int) -> dict[str, float]:
     """A comparison of runs that are there; its bytes are those of the page."""
-    from genzoo.commands.compare import write
+    from genzoo.report.comparison import write
     from tests.report import run, scored
 
     with tempfile.TemporaryDirectory() as folder:

@@ -20,8 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 IMAGES = 5_000
 BARE = f"""
 import sys, torch
-from genzoo.commands.config import build, preflight
-from genzoo.commands.train import describe_model
+from genzoo.config.compose import preflight
+from genzoo.config.instantiate import build
+from genzoo.jobs.train import describe_model
 from genzoo.distributions.discretization import dequantize
 config = preflight("train", sys.argv[1:]).config
 describe_model(config, build)

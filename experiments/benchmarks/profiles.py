@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from genzoo.commands.config import preflight
-from genzoo.commands.train import prepare
+from genzoo.config.compose import preflight
+from genzoo.jobs.train import prepare
 
 HERE = Path(__file__).parent / "profiles"
 FAMILIES = (
@@ -69,7 +69,7 @@ def of_family(family: str) -> str:
     words = [f"model={family}", "data=digits", "budget.images=100000", "trainer.threads=1"]
     config = preflight("train", [*words, "trainer.precision=32-true"])[0]
     module = prepare(config, None, []).module
-    module.plan()
+    module.make_plan()
     texts = [f"python experiments/benchmarks/profiles.py {family}    # {' '.join(words)}"]
     for stage, begins in zip(module.stages, [0, *module.boundaries], strict=True):
         module.steps = begins

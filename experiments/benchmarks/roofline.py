@@ -24,8 +24,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from genzoo.commands.config import build, preflight
-from genzoo.commands.train import describe_model
+from genzoo.config.compose import preflight
+from genzoo.config.instantiate import build
+from genzoo.jobs.train import describe_model
 from genzoo.training.flops import count
 
 BATCH = 128

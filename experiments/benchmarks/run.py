@@ -89,7 +89,7 @@ def work(connection: Any, module: str, side: str) -> None:
     """Be one side: build what is asked for, and do it as often as is asked for."""
     sys.path.insert(0, str(HERE))
     if side == "ours":  # as every command of genzoo does
-        from genzoo.commands.allocator import tune
+        from genzoo.jobs.allocator import tune
 
         tune()
     import torch

@@ -38,11 +38,11 @@ def weights(model: nn.Module) -> int:
 
 def by_genzoo(precision: str) -> Callable[[], Go]:
     def build() -> Go:
-        from genzoo.commands.train import draw_grid, quiet
         from genzoo.data.dataset import DataSet, Split
         from genzoo.data.loader import Batches
         from genzoo.distributions.likelihoods import Gaussian
         from genzoo.families.vae import VAE
+        from genzoo.jobs.train import draw_grid, quiet
         from genzoo.runs import Run
         from genzoo.training.budget import Budget
         from genzoo.training.callbacks import fit

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genzoo.data import fashion_mnist
-from genzoo.metrics import evaluator
+from genzoo.evaluation import samples as evaluator
 from genzoo.metrics.features import cache_folder, feature_network
 from genzoo.metrics.reference import reference
 

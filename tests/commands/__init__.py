@@ -15,8 +15,8 @@ from unittest import mock
 import torch
 
 from genzoo.__main__ import main
-from genzoo.commands.config import build
-from genzoo.commands.train import describe_model
+from genzoo.config.instantiate import build
+from genzoo.jobs.train import describe_model
 from genzoo.model import GenerativeModel
 from genzoo.runs import Run
 from genzoo.training import checkpoints

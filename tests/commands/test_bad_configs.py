@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import genzoo as package
-from genzoo.commands.config import CONF, VERBS
+from genzoo.config.paths import CONF, VERBS
 from genzoo.training import callbacks
 from tests.commands import genzoo
 from tests.conftest import composed
@@ -308,7 +308,7 @@ def empty(monkeypatch, tmp_path, without_a_login) -> Path:
         raise AssertionError("this line was accepted")
 
     monkeypatch.setattr(callbacks, "fit", never)
-    for place in ("genzoo.data.images.urlopen", "genzoo.metrics.features.urlopen", "genzoo.commands.sweep.run_process"):
+    for place in ("genzoo.data.images.urlopen", "genzoo.metrics.features.urlopen", "genzoo.jobs.sweep.run_process"):
         monkeypatch.setattr(place, never)
     return tmp_path
 

@@ -16,8 +16,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from genzoo.commands.config import UsageError
-from genzoo.commands.evaluate import evaluate
+from genzoo.cli.evaluate import evaluate
+from genzoo.errors import UsageError
 from genzoo.training import callbacks
 from tests.commands import SMALL, genzoo, untrained
 from tests.conftest import composed
@@ -247,7 +247,7 @@ def test_a_configuration_that_does_not_fit_its_weights_is_refused(empty, run):
 
 HOSTILE = [
     {"_target_": "os.system", "command": "touch done"},
-    {"_target_": "genzoo.commands.config.os.system", "command": "touch done"},
+    {"_target_": "genzoo.config.compose.os.system", "command": "touch done"},
     {"_target_": "genzoo.families.vae.torch.hub.load", "repo_or_dir": "evil/evil", "model": "evil"},
     {"_target_": "genzoo.families.vae.torch.load", "f": "done"},
     {"_target_": "genzoo.families.vae.nn.Module"},

@@ -17,10 +17,13 @@ import yaml
 
 import genzoo as package
 import genzoo.__main__ as command_line
-from genzoo.commands import sweep
-from genzoo.commands.config import CONF, VERBS, UsageError, one_comparison, preflight
+from genzoo.config.compose import preflight
+from genzoo.config.overrides import one_comparison
+from genzoo.config.paths import CONF, VERBS
+from genzoo.errors import UsageError
+from genzoo.jobs import sweep
 from genzoo.runs import Run, job_id
-from genzoo.training.module import NonFiniteError
+from genzoo.training.precision import NonFiniteError
 from tests.commands import genzoo
 from tests.conftest import composed
 

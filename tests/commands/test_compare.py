@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from genzoo.commands.sweep import JobResult, objective
+from genzoo.jobs.sweep import JobResult, objective
 from genzoo.runs import Run
 from tests.commands import SMALL, TINY, genzoo, trained
 from tests.report import run, scored

@@ -7,12 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from genzoo.commands import devices
-from genzoo.commands.config import UsageError, pick_precision
-from genzoo.commands.train import gpu, resources
+from genzoo import devices
 from genzoo.data import loader
 from genzoo.data.dataset import DataError, Split
 from genzoo.data.loader import Batches, check_room
+from genzoo.devices import pick_precision
+from genzoo.errors import UsageError
+from genzoo.jobs.train import gpu, resources
 from genzoo.report.texts import hardware
 from genzoo.runs import ResourceError
 

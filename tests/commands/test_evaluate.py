@@ -20,15 +20,15 @@ from PIL import Image
 
 import genzoo as genzoo_package
 from genzoo import load, runs
-from genzoo.commands import score as scoring
-from genzoo.commands.config import build
-from genzoo.commands.score import EvalData, score
-from genzoo.commands.train import sha256_of
+from genzoo.config.instantiate import build
 from genzoo.data import Moons, digits
 from genzoo.data.dataset import Split
 from genzoo.data.pictures import read_samples
 from genzoo.distributions.discretization import to_bytes
-from genzoo.metrics.evaluator import stored, subset
+from genzoo.evaluation import scores as scoring
+from genzoo.evaluation.samples import stored, subset
+from genzoo.evaluation.scores import evaluate_run
+from genzoo.evaluation.settings import EvalData, EvalSettings
 from genzoo.metrics.features import Embedded
 from genzoo.metrics.frechet import frechet_distance, moments
 from genzoo.model import LogProb, Samples
@@ -121,12 +121,12 @@ def test_the_same_question_has_the_same_answer_and_another_one_its_own_file(here
 def test_a_model_in_training_is_scored_without_its_dropout(here):
     run = Run(untrained(here, *SMALL["ddpm"], "model.network.dropout=0.5")[0])
     model, subject = load(run.path), EvalData(digits(), "digits", flip=False)
-    settings = {"n": 0, "events": 8, "num_samples": 4, "batch_size": 8, "throughput": 2}
+    settings = EvalSettings(n=0, events=8, num_samples=4, batch_size=8, throughput=2)
     torch.nn.init.normal_(model.network.head[-1].weight)  # which begins as zero, and would hide the dropout
     for block in (module for module in model.modules() if isinstance(module, ResBlock)):
         torch.nn.init.normal_(block.conv2.weight)
-    expected = score(model, subject, run, settings, None, seed=0, ema=True)["metrics"]["test/bpd_upper"]["value"]
-    measured = score(model.train(), subject, run, settings, None, seed=0, ema=True)["metrics"]["test/bpd_upper"][
+    expected = evaluate_run(model, subject, run, settings, None, seed=0, ema=True)["metrics"]["test/bpd_upper"]["value"]
+    measured = evaluate_run(model.train(), subject, run, settings, None, seed=0, ema=True)["metrics"]["test/bpd_upper"][
         "value"
     ]
     assert measured == expected
@@ -422,7 +422,7 @@ def test_data_that_have_changed_since_the_training_are_said(here):
         pictures(here / "b" / side, stored(x, 17))
     words = [*FOLDER[:3], f"data.root={here / 'b'}"]
     run = untrained(here, *SMALL["vae"], *words)[0]
-    Run(run).update_status(data_sha256=sha256_of(build(composed(*words)["data"]["source"], "data")))
+    Run(run).update_status(data_sha256=build(composed(*words)["data"]["source"], "data").sha256)
     code, _, err = genzoo("evaluate", f"run={run}", *FAST)
     assert code == 0 and "80 training and 9 test images" in err and "have changed" not in err
     (here / "b/test/8.png").rename(here / "b/train/80.png")

@@ -7,7 +7,8 @@ import re
 import pytest
 import torch
 
-from genzoo.commands.config import CONF, build
+from genzoo.config.instantiate import build
+from genzoo.config.paths import CONF
 from genzoo.distributions.discretization import dequantize
 from genzoo.model import Adversarial, GenerativeModel, Staged
 from genzoo.numerics.random import generator

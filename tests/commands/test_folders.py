@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from genzoo import load
-from genzoo.commands.config import build
-from genzoo.commands.train import class_names, draw_grid, unseen_classes
+from genzoo.config.instantiate import build
 from genzoo.data import DataSet, Split
+from genzoo.jobs.train import class_names, draw_grid, unseen_classes
 from genzoo.runs import Run
 from tests.commands import SMALL, TINY, described, genzoo
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from genzoo.commands import sweep
-from genzoo.commands.config import UsageError, preflight
+from genzoo.config.compose import preflight
+from genzoo.errors import UsageError
+from genzoo.jobs import sweep
 from tests.commands import genzoo
 
 # Of a group and of a value: what a sweep begins with, or None where it is refused.

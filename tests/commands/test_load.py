@@ -12,8 +12,8 @@ import yaml
 
 import genzoo as package
 from genzoo import load
-from genzoo.commands.config import UsageError
 from genzoo.diffusion.samplers import Ancestral
+from genzoo.errors import UsageError
 from genzoo.runs import Run, RunError
 from genzoo.training import checkpoints
 from tests.commands import SMALL, genzoo, trained, untrained
@@ -144,7 +144,7 @@ def test_a_codec_that_does_not_fit_is_refused_in_one_line(tmp_path, monkeypatch)
 def test_a_stranger_s_run_may_not_name_another_run(tmp_path):
     run = untrained(tmp_path, *SMALL["vae"])[0]
     config = Run(run).config
-    config["model"]["encoder"] = {"_target_": "genzoo.commands.load.load", "run": str(run)}
+    config["model"]["encoder"] = {"_target_": "genzoo.loading.load", "run": str(run)}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(UsageError, match=r"genzoo\.commands\.load\.load: not among the classes"):
         load(run)

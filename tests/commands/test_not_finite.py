@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 import torch
 
-from genzoo.commands.config import CONF
+from genzoo.config.paths import CONF
 from genzoo.model import GenerativeModel, Loss
 from genzoo.runs import Run
 from genzoo.training import checkpoints

@@ -130,7 +130,7 @@ def test_a_run_is_gone_on_with_twice_from_where_a_signal_stopped_it(here):
 @pytest.mark.parametrize("event", ["draw_grid", "interim"])
 def test_a_signal_while_samples_are_drawn_is_heard_at_once_and_they_are_drawn_later(here, event):
     whole = trained(*LONGER, *SMALL["vae"])
-    module = {"draw_grid": "genzoo.commands.train.draw_grid", "interim": "genzoo.commands.score.interim"}[event]
+    module = {"draw_grid": "genzoo.jobs.train.draw_grid", "interim": "genzoo.evaluation.scores.interim"}[event]
 
     def slow(*_, **__):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -145,7 +145,7 @@ def test_a_signal_while_samples_are_drawn_is_heard_at_once_and_they_are_drawn_la
 
 def test_a_run_that_ended_before_its_scores_is_scored(here):
     whole = trained(*LONGER, *SMALL["vae"])
-    with mock.patch("genzoo.commands.score.score", side_effect=Interrupted), pytest.raises(Interrupted):
+    with mock.patch("genzoo.evaluation.scores.score", side_effect=Interrupted), pytest.raises(Interrupted):
         genzoo(*TINY, *LONGER, *SMALL["vae"], "outputs=again")
     (run,) = Path("again").glob("*/*")
     assert "goes on from step 16" in gone_on(run)

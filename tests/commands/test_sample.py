@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from genzoo import load
-from genzoo.commands.config import UsageError
-from genzoo.commands.sample import class_number
+from genzoo.errors import UsageError
+from genzoo.labels import class_number
 from genzoo.numerics.random import SampleStreams
 from genzoo.runs import Run
 from genzoo.training import checkpoints

@@ -12,11 +12,13 @@ import pytest
 import torch
 from torch import nn
 
-from genzoo.commands import score
-from genzoo.commands.cards import describe
-from genzoo.commands.config import CONF, preflight
+from genzoo.config.compose import preflight
+from genzoo.config.paths import CONF
 from genzoo.diffusion.samplers import Ancestral, Euler, Heun, Sampler
 from genzoo.diffusion.schedules import CosineSchedule, LinearSchedule
+from genzoo.evaluation import scores as score
+from genzoo.evaluation.describe import describe
+from genzoo.evaluation.samplers import within_evaluations
 from genzoo.report.leaderboard import rows, tables
 from genzoo.report.records import find, read
 from genzoo.runs import Run
@@ -79,7 +81,7 @@ def test_the_limit_counts_evaluations_and_not_steps(here):
         *((Euler(51), None, False), (Ancestral(), 19, True), (Ancestral(), 20, False)),
     ]:
         model.sampler = sampler
-        with score.within_evaluations(model, limit) as replaced:
+        with within_evaluations(model, limit) as replaced:
             assert (model.sampler is not sampler) == (replaced is not None) == exchanged, (sampler, limit)
         assert model.sampler is sampler
 

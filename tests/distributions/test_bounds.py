@@ -70,7 +70,7 @@ def test_the_trainer_counts_its_steps_and_forgets_those_that_measured_its_speed(
     model = VAE((2,), encoder=small, decoder=small, likelihood=Gaussian(), latent_dim=2, warmup=1000).train()
     batches = Batches(Split(torch.randn(32, 2), None), 8, seed=0)
     module = GenerativeModule(model, functools.partial(torch.optim.Adam, lr=1e-3), batches, Budget(seconds=1.0))
-    module.plan()
+    module.make_plan()
     assert int(model.cost.seen) == 0
     for _ in range(3):
         module.step()

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from genzoo.commands.load import set_sampler
 from genzoo.conditions import ClassLabels
 from genzoo.data.dataset import Split
 from genzoo.data.loader import Batches
@@ -31,6 +30,7 @@ from genzoo.families.latent import Codes, LatentDensity, LatentModel, Standardiz
 from genzoo.families.realnvp import RealNVP
 from genzoo.families.vae import VAE
 from genzoo.families.vqvae import VQVAE
+from genzoo.loading import set_sampler
 from genzoo.model import Bound, Continuous, Density, Discrete, LogProb, Loss, Samples, frozen
 from genzoo.nn.mlp import MLP, TimeMLP
 from genzoo.numerics.random import generator, rand, randn
@@ -377,7 +377,7 @@ def test_a_codec_may_be_unconditional():
 
     batches, sgd = Batches(Split(x, y), 3, seed=0), functools.partial(torch.optim.SGD, lr=1e-3)
     module = GenerativeModule(model, sgd, batches, Budget(images=12))
-    module.plan()
+    module.make_plan()
     module.training_step((0, 4), 0)
     assert module.finished, "each stage gets the classes that it is conditioned on"
 

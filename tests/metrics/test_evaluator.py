@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from genzoo.metrics import evaluator
-from genzoo.metrics.evaluator import (
+from genzoo.evaluation import samples as evaluator
+from genzoo.evaluation.samples import (
     class_scores,
     feature_scores,
     memorization_scores,

@@ -20,9 +20,9 @@ import torch
 from PIL import Image
 
 from genzoo.data import digits
+from genzoo.evaluation.samples import stored
 from genzoo.metrics import features
 from genzoo.metrics import reference as reference_module
-from genzoo.metrics.evaluator import stored
 from genzoo.metrics.features import (
     EMBEDDED,
     INCEPTION_URL,

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from genzoo.evaluation.samples import class_scores, feature_scores, memorization_scores, point_scores
 from genzoo.metrics.cat_metric import CatMetric
-from genzoo.metrics.evaluator import class_scores, feature_scores, memorization_scores, point_scores
 from genzoo.metrics.features import FeatureNetwork, Features
 from genzoo.metrics.finite import NotFinite, check_finite
 from genzoo.metrics.frechet import FeatureMoments, frechet_distance_of_features, moments

@@ -111,7 +111,10 @@ def test_a_score_does_not_depend_on_the_batch_size(levels):
 )
 def test_the_name_says_what_the_number_is(bound, suffix):
     assert score_log_prob(Known(bound=bound).double(), points())[0] == f"nll{suffix}"
-    assert score_log_prob(Known((1, 1, 1), levels=2, bound=bound), torch.zeros(3, 1, 1, 1, dtype=torch.uint8))[0] == f"bpd{suffix}"
+    assert (
+        score_log_prob(Known((1, 1, 1), levels=2, bound=bound), torch.zeros(3, 1, 1, 1, dtype=torch.uint8))[0]
+        == f"bpd{suffix}"
+    )
 
 
 def test_classes_are_told_to_a_conditional_model_alone():

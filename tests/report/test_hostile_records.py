@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-from genzoo.commands.compare import write
 from genzoo.report import leaderboard, page, records, texts
+from genzoo.report.comparison import write_comparison as write
 from tests.report import PNG, entry, run, scored
 
 FD = "test/fd_digits"
@@ -276,7 +276,7 @@ def test_many_runs_take_little_time_and_memory(tmp_path):
         shutil.copytree(first.path, path)
         (path / "config.yaml").write_text(yaml.safe_dump({**config, "optimizer": {"lr": i}}))
     program = (
-        "import sys; from pathlib import Path; from genzoo.commands.compare import write\n"
+        "import sys; from pathlib import Path; from genzoo.cli.compare import write\n"
         "write([sys.argv[1]], Path(sys.argv[2])); print(Path('/proc/self/status').read_text())"
     )
     before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from genzoo.commands.compare import write
 from genzoo.report import page
+from genzoo.report.comparison import write_comparison as write
 from tests.report import entry, run, scored
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from genzoo.commands import sweep
-from genzoo.commands.train import claimed
+from genzoo.jobs import sweep
+from genzoo.jobs.train import claimed
 from genzoo.runs import Run, RunError, claims, job_id, mark_dead_runs
 from genzoo.runs.claims import remove_abandoned, scratch, try_lock
 from tests.commands import genzoo

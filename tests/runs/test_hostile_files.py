@@ -29,9 +29,11 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 import genzoo as package
-from genzoo.commands import trust
-from genzoo.commands.config import CONF, UsageError, build
-from genzoo.commands.load import load
+from genzoo.config import allow_list as trust
+from genzoo.config.instantiate import build
+from genzoo.config.paths import CONF
+from genzoo.errors import UsageError
+from genzoo.loading import load
 from genzoo.report import records
 from genzoo.runs import Run, RunError
 from genzoo.training import checkpoints
@@ -94,9 +96,9 @@ SPEAKING = """
     genzoo.families.vae.Density genzoo.families.vae.VAE.__init__ genzoo.families.vae.VAE.__class__
     genzoo.families.ddpm.strata genzoo.families.gan._TwoPlayers genzoo.families.latent.resting genzoo.diffusion.samplers.plan
     genzoo.families.__name__ genzoo.families.evil.Model genzoo.nn.evil.Model genzoo.probe.schedules.CondOT
-    genzoo.VAE genzoo.load genzoo.commands.load.load genzoo.commands.load.frozen genzoo.commands.train.train
-    genzoo.commands.sample.sample genzoo.commands.config.build genzoo.commands.config._resolve
-    genzoo.commands.config.os.system genzoo.commands.trust.named_in genzoo.__main__.main genzoo.__main__.by_hydra
+    genzoo.VAE genzoo.load genzoo.loading.load genzoo.loading.frozen genzoo.jobs.train.train
+    genzoo.cli.sample.sample genzoo.commands.config.build genzoo.commands.config._resolve
+    genzoo.commands.config.os.system genzoo.config.allow_list.named_in genzoo.__main__.main genzoo.__main__.by_hydra
     genzoo.model.reconstruct genzoo.model.GenerativeModel genzoo.runs.write_atomically genzoo.runs.Run
     genzoo.runs.Run.create genzoo.runs.os.system genzoo.runs.subprocess.run genzoo.training.checkpoints.save
     genzoo.training.checkpoints.shutil.rmtree genzoo.training.callbacks.fit genzoo.training.loggers.FaultTolerantWandbLogger
@@ -290,9 +292,7 @@ def test_what_lies_in_the_reader_s_directory_by_accident_allows_nothing(run, min
     (mine / "tagged.yaml").write_text("!!python/object/apply:os.system [touch done]\n_target_: x")
     (mine / "bomb.yaml").write_text("_target_: evil.Bomb\na: &a [1]\n" + "".join(
         f"b{i}: &b{i} [{', '.join([f'*b{i - 1}' if i else '*a'] * 9)}]\n" for i in range(30)))  # fmt: skip
-    (mine / "load.yaml").write_text(
-        "a: {_target_: genzoo.commands.load.load}\nb: {_target_: genzoo.load}\nc: {_target_: 3}"
-    )
+    (mine / "load.yaml").write_text("a: {_target_: genzoo.loading.load}\nb: {_target_: genzoo.load}\nc: {_target_: 3}")
     (mine / "asked.yaml").write_text("a: {_target_: '${oc.env:HOME}'}\nb: {_target_: '.evil.Model'}")
     shutil.copytree(stranger(run, "evil.Model"), mine / "outputs" / "run")
     assert trust.named_in(mine) == {"tests.toys.Mean", "evil.Bomb"}
@@ -306,7 +306,7 @@ def test_what_lies_in_the_reader_s_directory_by_accident_allows_nothing(run, min
 
 
 def test_a_command_is_never_named_by_a_run_even_where_somebody_trusts_it(run):
-    for target in ("genzoo.commands.load.load", "genzoo.load"):
+    for target in ("genzoo.loading.load", "genzoo.load"):
         with pytest.raises(UsageError, match=r"not among the classes that a run may name$"):
             build({"_target_": target, "run": str(run), "trust": ["os.system"]}, "model", trusted=False, trust=[target])
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from genzoo.commands.config import build, check
 from genzoo.conditions import ClassLabels
+from genzoo.config.check import check
+from genzoo.config.instantiate import build
 from genzoo.event import EventSpec
 from genzoo.model import GenerativeModel
 from genzoo.runs import Run

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from genzoo.commands.config import CONF
+from genzoo.config.paths import CONF
 from genzoo.data.dataset import Split
 from genzoo.data.loader import Batches
 from genzoo.model import Adversarial, GenerativeModel, Staged
 from genzoo.numerics.random import generator
 from genzoo.training.budget import Budget
-from genzoo.training.module import GenerativeModule, compile_networks
+from genzoo.training.compilation import compile_networks
+from genzoo.training.module import GenerativeModule
 from tests.shares import examine
 from tests.test_interface import Case
 from tests.toys import Mean
@@ -96,7 +97,7 @@ def test_pixels_side_by_side_change_roundings_alone():
     def module(model: GenerativeModel, channels_last: bool) -> GenerativeModule:
         batches = Batches(Split(torch.zeros(8, *model.shape), None), 4, seed=0)
         made = GenerativeModule(model, torch.optim.SGD, batches, Budget(images=40), channels_last=channels_last)
-        made.plan()
+        made.make_plan()
         made.step()
         return made
 
@@ -130,7 +131,7 @@ def test_no_loss_waits_for_the_device(family, monkeypatch):
 # Prints how many bytes the heap holds once eight blocks of 16 MiB were taken and given back: mallinfo2's first number.
 HELD = """
 import ctypes, sys
-from genzoo.commands.allocator import tune
+from genzoo.jobs.allocator import tune
 if sys.argv[1] == "tuned":
     assert tune() == "glibc, keeping freed blocks"
 class Info(ctypes.Structure):

@@ -23,7 +23,8 @@ from genzoo.runs import Run
 from genzoo.training import checkpoints
 from genzoo.training.budget import Budget, LearningRate
 from genzoo.training.callbacks import ProgressBar, StepRanges, fit, milestones
-from genzoo.training.module import GenerativeModule, NonFiniteError
+from genzoo.training.module import GenerativeModule
+from genzoo.training.precision import NonFiniteError
 from tests.toys import Jittered, Mean, Relay
 
 ADAM = functools.partial(torch.optim.Adam, lr=1e-2, fused=True)
@@ -73,7 +74,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 def test_lightning_changes_no_bit(make, run):
     torch.manual_seed(0)
     by_hand = module_of(make(), images(60))
-    by_hand.plan()
+    by_hand.make_plan()
     by_hand.training_step((0, 60), 0)
     torch.manual_seed(0)
     trained = fitted(module_of(make(), images(60)), run)
@@ -120,11 +121,11 @@ def test_a_picture_and_a_checkpoint_show_the_step_that_they_name(run):
     module = fitted(module_of(Mean(), images(90)), run, grids=3, saves=2)
     for steps in (30, 60):
         part = module_of(Mean(), images(90))
-        part.plan()
+        part.make_plan()
         part.training_step((0, steps), 0)
         assert (run.path / f"samples/step-{steps}.png").read_text() == repr(weights(part.ema.model))
     half = module_of(Mean(), images(90))
-    half.plan()
+    half.make_plan()
     half.training_step((0, 45), 0)
     other = Mean(start=9.0)
     checkpoints.load_weights(run.path / "checkpoints" / "step-45", other, ema=False)
@@ -220,7 +221,7 @@ def test_double_precision_is_double_throughout(run):
     assert module.model.seen == (torch.float64, torch.float64)
     assert all(p.dtype == torch.float64 for p in [*module.model.parameters(), *module.ema.model.parameters()])
     by_hand = module_of(vae().double(), images(30), torch.float64)
-    by_hand.plan()
+    by_hand.make_plan()
     by_hand.training_step((0, 30), 0)
     assert same(module.model, by_hand.model)
     other = vae().double()
@@ -233,7 +234,7 @@ def test_bfloat16_computes_in_networks_alone_and_learns_the_same(run):
     assert module.model.seen == (torch.float32, torch.bfloat16)
     assert all(p.dtype == torch.float32 for p in module.model.parameters())
     single = module_of(vae(), images(100))
-    single.plan()
+    single.make_plan()
     single.training_step((0, 100), 0)
     assert not same(module.model, single.model)
     x = single.batches.x
@@ -255,7 +256,7 @@ def test_milestones_are_spread_evenly_and_end_at_the_end(planned, count):
 
 def test_hand_overs_cover_the_plan_once_and_stop_at_every_milestone():
     module = module_of(Mean(), images(5000))
-    module.plan()
+    module.make_plan()
     ranges = []
     for start, stop in StepRanges(module, lambda: {7, 1234, 5000}):
         ranges.append((start, stop))

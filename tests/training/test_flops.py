@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from genzoo.commands.config import build
+from genzoo.config.instantiate import build
 from genzoo.data.dataset import Split
 from genzoo.data.loader import Batches
 from genzoo.model import Adversarial, GenerativeModel, Loss
@@ -73,7 +73,7 @@ def module_of(model: GenerativeModel) -> GenerativeModule:
     y = torch.arange(16) % model.condition.n if model.condition else None
     adam = functools.partial(torch.optim.Adam, lr=1e-3)
     module = GenerativeModule(model.train(), adam, Batches(Split(x, y), 8, seed=0), Budget(images=800))
-    module.plan()
+    module.make_plan()
     return module
 
 

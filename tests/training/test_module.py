@@ -29,7 +29,8 @@ from genzoo.numerics.random import generator
 from genzoo.training import module as training
 from genzoo.training.budget import Budget, LearningRate
 from genzoo.training.callbacks import StepRanges
-from genzoo.training.module import PATIENCE, GenerativeModule, NonFiniteError
+from genzoo.training.module import GenerativeModule
+from genzoo.training.precision import PATIENCE, NonFiniteError
 from tests.toys import Duel, Jittered, Mean, Relay
 
 BATCH = 8
@@ -54,7 +55,7 @@ def module_of(
     """Put a model into a trainer that plans a number of steps."""
     batches = Batches(data or points(), BATCH, seed)
     module = GenerativeModule(model, optimizer, batches, Budget(images=BATCH * steps), seed=seed, **settings)
-    module.plan()
+    module.make_plan()
     return module
 
 
@@ -97,7 +98,7 @@ def test_every_batch_counts_whoever_it_is_delivered_to():
 @pytest.mark.parametrize("images, steps", [(1, 1), (BATCH, 1), (BATCH + 1, 2), (100, 13)])
 def test_a_plan_delivers_the_images_asked_for_and_less_than_a_batch_more(images, steps):
     module = GenerativeModule(Mean(), SGD, Batches(points(), BATCH, 0), Budget(images=images))
-    module.plan()
+    module.make_plan()
     assert module.planned_steps == steps
 
 
@@ -109,7 +110,7 @@ def test_a_plan_by_operations_spends_them_and_no_more(steps):
     assert critic > generator > 0 and spent.flops == (steps - steps // 6) * critic + steps // 6 * generator
     for flops, planned in ((spent.flops, steps), (spent.flops - 1, max(steps - 1, 1))):
         module = GenerativeModule(wgan(), ADAM, Batches(points(), BATCH, 0), Budget(flops=flops))
-        module.plan()
+        module.make_plan()
         assert module.planned_steps == planned and module.flops == 0
         module.training_step((0, 100), 0)
         assert module.steps == planned
@@ -118,7 +119,7 @@ def test_a_plan_by_operations_spends_them_and_no_more(steps):
 
 def test_stages_share_the_operations():
     module = GenerativeModule(Relay(), ADAM, Batches(points(), BATCH, 0), Budget(flops=10**6))
-    module.plan()
+    module.make_plan()
     module.training_step((0, 10**6), 0)
     spent = [module.cost(stage.name, None) for stage in module.stages]
     lengths = module.boundaries[0], module.steps - module.boundaries[0]
@@ -129,7 +130,7 @@ def test_stages_share_the_operations():
 def test_the_stricter_of_two_limits_is_planned():
     def planned(**limits: float) -> int | None:
         module = GenerativeModule(vae(), ADAM, Batches(points(), BATCH, 0), Budget(**limits))
-        module.plan()
+        module.make_plan()
         return module.planned_steps
 
     alone = planned(flops=10**6)
@@ -315,7 +316,7 @@ def by_seconds(clock: Clock, slow: Callable[[int], int] = lambda step: 0, **limi
     module = GenerativeModule(model, SGD, Batches(points(), BATCH, 0), Budget(**limits), LearningRate("cosine"))
     module.cost("train", None)  # which runs the loss too
     model.loss = slowly
-    module.plan()
+    module.make_plan()
     module.on_step = lambda: rates.append(module.players["train"]["model"].optimizer.param_groups[0]["lr"])
     module.rates = rates
     return module
@@ -404,7 +405,7 @@ def test_on_an_accelerator_seconds_are_those_of_computing(limits, monkeypatch):
     monkeypatch.setattr(training, "synchronize", queue.wait)
     monkeypatch.setattr(GenerativeModule, "asynchronous", True)
     module = GenerativeModule(model, SGD, Batches(points(), BATCH, 0), Budget(**limits), LearningRate("cosine"))
-    module.plan()
+    module.make_plan()
     module.on_step = queue.launch
     for number, (start, stop) in enumerate(StepRanges(module, lambda: {10**9})):
         module.training_step((start, stop), number)
@@ -597,7 +598,7 @@ def in_seconds(clock: Clock, shares: tuple[float, float], slowness: int, then: i
     model.second.loss = slow
     slowly = functools.partial(torch.optim.SGD, lr=1e-3)
     module = GenerativeModule(model, slowly, Batches(points(), BATCH, 0), Budget(seconds=20.0))
-    module.plan()
+    module.make_plan()
     return module
 
 
@@ -655,7 +656,7 @@ def scaled(scale: float, steps: int = 40) -> GenerativeModule:
         scaler=scaler,
     )
     module.model.mean.register_hook(lambda g: torch.where(g.abs() > 1024, torch.inf, g))
-    module.plan()
+    module.make_plan()
     return module
 
 
