@@ -19,6 +19,7 @@ from genzoo.evaluation.settings import MAX_NFE, EvalData, EvalSettings
 from genzoo.event import EventSpec
 from genzoo.jobs.notes import note
 from genzoo.jobs.train import resources
+from genzoo.report.terminal import show
 
 
 def evaluate(config: dict[str, Any]) -> None:
@@ -152,49 +153,3 @@ def check_out(out: Path) -> None:
     if out.is_dir():
         raise UsageError(f"out={out}: is a folder already")
     check_writable(out.parent, f"out={out}")
-
-
-def show(result: dict[str, Any]) -> None:
-    """Print the scores as a table, and warnings under it."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("metric", "value", "± stderr", "unit", "how")
-    for column in (1, 2):
-        table.columns[column].justify = "right"
-    for name, measured in result["metrics"].items():
-        protocol = measured["card"]["protocol"]
-        stderr = "" if measured["stderr"] is None else f"{measured['stderr']:.2g}"
-        table.add_row(name, number(measured["value"]), stderr, protocol["unit"], how(measured["card"]))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=130)
-    console.print(table)
-    for warning in result["warnings"]:
-        print(f"warning: {warning}")
-
-
-def number(value: Any) -> str:
-    """Show a number with the digits that it needs."""
-    if value is None:
-        return "n/a"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:,.4f}" if abs(value) >= 1e-2 or value == 0 else f"{value:.3g}"
-
-
-def how(card: dict[str, Any]) -> str:
-    """Say in a few words how a number was made; the card says all of it."""
-    protocol, setting = card["protocol"], card["setting"]
-    said = [
-        {"EXACT": "exact", "LOWER": "bound", "ESTIMATE": "estimate"}.get(protocol.get("bound", "")),
-        f"n={protocol['n']}" if "n" in protocol else None,
-        f"{protocol['n_fake']} samples" if "n_fake" in protocol else None,
-        f"{protocol['n_real']} real" if "n_real" in protocol else None,
-        f"forced: {protocol['forced']}" if "forced" in protocol else None,
-        f"k={setting['num_samples']}" if "num_samples" in setting else None,
-        f"nfe={protocol.get('nfe') or setting.get('nfe')}" if "nfe" in protocol or "n_fake" in protocol else None,
-        protocol.get("device"),
-        setting.get("weights"),
-    ]
-    return ", ".join(word for word in said if word and not word.endswith("None"))

@@ -324,11 +324,11 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
     """
     import torch
 
-    from genzoo.cli.evaluate import show
     from genzoo.evaluation.records import NotKept
     from genzoo.evaluation.scores import evaluate_run, interim
     from genzoo.evaluation.settings import EvalSettings
     from genzoo.loading import PARENTS, inline_runs
+    from genzoo.report.terminal import show
 
     job = job_id(config)
     module, subject, network, records, device, parents = prepare(config, old, list(trust))
