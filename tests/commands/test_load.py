@@ -146,7 +146,7 @@ def test_a_stranger_s_run_may_not_name_another_run(tmp_path):
     config = Run(run).config
     config["model"]["encoder"] = {"_target_": "genzoo.loading.load", "run": str(run)}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(UsageError, match=r"genzoo\.commands\.load\.load: not among the classes"):
+    with pytest.raises(UsageError, match=r"genzoo\.loading\.load: not among the classes"):
         load(run)
 
 

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from genzoo.config.paths import CONF
 from genzoo.data.dataset import Split
 from genzoo.data.loader import Batches
+from genzoo.event import EventSpec
 from genzoo.model import Adversarial, GenerativeModel, Staged
 from genzoo.numerics.random import generator
 from genzoo.training.budget import Budget
@@ -102,7 +103,7 @@ def test_pixels_side_by_side_change_roundings_alone():
         return made
 
     for channels_last in (False, True):
-        module(Seen((3, 4, 4)), channels_last)
+        module(Seen(EventSpec((3, 4, 4))), channels_last)
         assert seen[-1].is_contiguous(memory_format=torch.channels_last) == channels_last
     plain, model = model_of("ddpm"), model_of("ddpm").to(memory_format=torch.channels_last)
     x = batch()
@@ -114,15 +115,19 @@ def test_no_loss_waits_for_the_device(family, monkeypatch):
     # On tensors that have a device but no values, any look at a value is an error.
     model = Case(family, "image", ("data=digits",), False).fresh()
     parts = [stage.module for stage in model.stages()] if isinstance(model, Staged) else [model]
-    turns = [(part, turn) for part in parts for turn in (part.players() if isinstance(part, Adversarial) else [None])]
-    for part, turn in turns:  # what happens once, on the first batch, may wait
-        part.loss(batch(), turn=turn, rng=torch.Generator())
+    turns = [
+        (part, {"turn": turn} if turn else {})
+        for part in parts
+        for turn in (part.players() if isinstance(part, Adversarial) else [None])
+    ]
+    for part, _ in turns:  # what happens once, on the first batch, may wait
+        part.initialize(batch(), rng=torch.Generator())
     # Gradients are torch's own, and want a driver.
     monkeypatch.setattr(torch.autograd, "grad", lambda _, x, **__: (torch.zeros_like(x),))
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
         model.to("cuda")
         for part, turn in turns:
-            terms = part.loss(batch().to("cuda"), turn=turn, rng=torch.Generator())
+            terms = part.loss(batch().to("cuda"), rng=torch.Generator(), **turn)
             assert terms.total.device.type == "cuda"
             with pytest.raises(DataDependentOutputException):
                 float(terms.total)
