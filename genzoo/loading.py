@@ -125,7 +125,8 @@ def set_sampler(model: GenerativeModel, config: dict[str, Any]) -> None:
     """
     denoiser: Any = sampling_denoiser(model)
     if denoiser is None:
-        raise UsageError(f"sampler: {type(model).__name__} samples in one pass and takes no sampler; leave it out")
+        family = type(getattr(model, "prior", model)).__name__
+        raise UsageError(f"sampler: {family} samples in one pass and takes no sampler; leave it out")
     denoiser.sampler = build(config, "sampler")
     check_sampler(model)
 

@@ -157,11 +157,11 @@ def train(scenario: Steps) -> str:
                 if sum(pretended_gpu.WAITS.values()) > scenario.waits:
                     found.update({(*kind, *key): count for key, count in pretended_gpu.WAITS.items()})
                 if seen[kind] > STEADY + 2:  # the rest of a stage teaches nothing more
-                    ends = [*module.boundaries, 30]
+                    ends = [*module.plan.boundaries, 30]
                     if all(seen[stage.name, turn] > STEADY for turn in turns(stage.module)):
-                        module.steps = next(end for end in ends if end > module.steps - 1)
-        module.check_finite()
-        module.window.flush()
+                        module.progress.steps = next(end for end in ends if end > module.steps - 1)
+        module.finite.read()
+        module.progress.window.flush()
     if found:
         return "waits: " + "; ".join(f"{count}x {key}" for key, count in found.items())
     if scenario.used:

@@ -258,7 +258,7 @@ FAULTS = [
     ),
     Fault(
         "activation norms are never initialised",
-        "training/module.py",
+        "training/loop.py",
         "module.initialize(x, y if module.condition else None, rng=rng)",
         "pass",
         "tests/families/test_glow.py tests/nn",
@@ -886,8 +886,8 @@ FAULTS = [
     ),
     Fault(
         "seconds on an accelerator are those of launching",
-        "training/module.py",
-        "        synchronize(self.batches.device)\n        now",
+        "training/clock.py",
+        "        synchronize(device)\n        now",
         "        now",
         "tests/training/test_module.py::test_on_an_accelerator_seconds_are_those_of_computing",
     ),
@@ -907,9 +907,9 @@ FAULTS = [
     ),
     Fault(
         "counting FLOPs is part of the seconds",
-        "training/module.py",
-        "                self._read_at = time.monotonic()\n        return self._costs[kind]",
-        "                pass\n        return self._costs[kind]",
+        "training/loop.py",
+        "            self.clock.skip()\n        return self._costs[kind]",
+        "        return self._costs[kind]",
         "tests/training/test_flops.py::test_counting_is_no_part_of_the_seconds",
     ),
     Fault(
@@ -922,7 +922,7 @@ FAULTS = [
     Fault(
         "images a second include grids and scores",
         "training/callbacks.py",
-        "            current = pl_module.own_seconds\n",
+        "            current = pl_module.clock.seconds\n",
         "            current = time.monotonic()\n",
         "tests/training/test_fit.py::test_speed_and_time_left_leave_grids_and_scores_out",
     ),
@@ -942,7 +942,7 @@ FAULTS = [
     ),
     Fault(
         "the generator's turns cost what the critic's cost",
-        "training/module.py",
+        "training/loop.py",
         "kind = stage, turn",
         "kind = stage, None",
         "tests/training/test_module.py",
@@ -957,7 +957,7 @@ FAULTS = [
     # Runs that survive, and files that cannot harm
     Fault(
         "the step is left out of the noise's key",
-        "training/module.py",
+        "training/loop.py",
         'batch_generator("noise", self.seed, self.steps, device=self.batches.device)',
         'batch_generator("noise", self.seed, 0, device=self.batches.device)',
         "tests/training/test_module.py",
@@ -1062,14 +1062,14 @@ FAULTS = [
     ),
     Fault(
         "optimisers begin anew where a run goes on",
-        "training/module.py",
+        "training/loop.py",
         "            player.optimizer.load_state_dict(own)",
         "            player.optimizer.load_state_dict(player.optimizer.state_dict())",
         "tests/commands/test_resume.py::test_a_run_that_goes_on_ends_in_the_same_bits[vae]",
     ),
     Fault(
         "averages forget how many updates they had",
-        "training/module.py",
+        "training/loop.py",
         'self.ema.updates = dict(state["ema_updates"])',
         'self.ema.updates = dict.fromkeys(state["ema_updates"], 0)',
         "tests/commands/test_resume.py::test_a_run_that_goes_on_ends_in_the_same_bits[vae]",
@@ -1153,14 +1153,14 @@ FAULTS = [
     ),
     Fault(
         "short gradients are shortened and long ones are not",
-        "training/module.py",
-        "or not norm.item() + 1e-6 <= self.clip",
-        "or norm.item() + 1e-6 <= self.clip",
+        "training/optimization.py",
+        "or not norm.item() + 1e-6 <= limit",
+        "or norm.item() + 1e-6 <= limit",
         "tests/training/test_module.py",
     ),
     Fault(
         "gradients are not looked at",
-        "training/module.py",
+        "training/precision.py",
         "if not (math.isfinite(loss.total.item()) and math.isfinite(norm.item())):",
         "if not math.isfinite(loss.total.item()):",
         "tests/commands/test_not_finite.py",
@@ -1195,7 +1195,7 @@ FAULTS = [
     ),
     Fault(
         "processes keep their own gradients",
-        "training/module.py",
+        "training/averaging.py",
         "[mean.view_as(g) for mean, g in zip(averages, gradients, strict=True)]",
         "gradients",
         "tests/training/test_processes.py::test_two_processes_train_as_one",
@@ -1217,7 +1217,7 @@ FAULTS = [
     # Classes
     Fault(
         "the trainer's loss gets another example's class",
-        "training/module.py",
+        "training/loop.py",
         "x, y = self.batches(self.steps)",
         "x, y = self.batches(self.steps)\n        y = y if y is None else y.roll(1)",
         "tests/test_labels.py",
@@ -1510,15 +1510,15 @@ FAULTS = [
     ),
     Fault(
         "on a GPU the state of optimisers is not moved after a resume",
-        "training/module.py",
+        "training/loop.py",
         "player.optimizer.load_state_dict(player.optimizer.state_dict())",
         "pass",
         "tests/test_pretended_gpu.py::test_a_gpu_is_neither_mixed_with_the_host_nor_waited_for[ddpm-command]",
     ),
     Fault(
         "on a GPU the window of terms stays on the host after a resume",
-        "training/module.py",
-        "self.window.to(self.model.device)",
+        "training/loop.py",
+        "self.progress.window.to(self.model.device)",
         "pass",
         "tests/test_pretended_gpu.py::test_a_gpu_is_neither_mixed_with_the_host_nor_waited_for[gan-command]",
     ),
@@ -1545,16 +1545,16 @@ FAULTS = [
     ),
     Fault(
         "on a GPU a step of several processes waits for what they share",
-        "training/module.py",
-        'if facts.device.type == "cpu":',
-        "if True:",
+        "training/loop.py",
+        "            if not self.asynchronous:\n                self._read_processes()",
+        "            if True:\n                self._read_processes()",
         "tests/test_pretended_gpu.py::test_a_gpu_is_neither_mixed_with_the_host_nor_waited_for[hvae-ranks]",
     ),
     Fault(
         "on a GPU an optimiser without a flag reads whether a step is finite",
-        "training/module.py",
-        'return player.parameters[0].device.type != "cpu"',
-        'return bool(player.optimizer.defaults.get("fused"))',
+        "training/precision.py",
+        'return device.type != "cpu"',
+        "return False",
         "tests/test_pretended_gpu.py::test_a_gpu_is_neither_mixed_with_the_host_nor_waited_for[wgan]",
     ),
     Fault(

@@ -40,7 +40,7 @@ def by_genzoo(bf16: bool) -> Callable[[], Go]:
         model.turn = lambda step: "critic"  # type: ignore[method-assign]
         optimizer = functools.partial(Adam, fused=True)
         module = GenerativeModule(model, optimizer, Batches(Split(images(), None), BATCH, seed=0), Budget(images=10**9))
-        module.planned_steps = 10**9
+        module.plan.planned_steps = 10**9
         agree(model)
 
         def turn() -> None:

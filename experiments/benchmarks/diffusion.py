@@ -49,7 +49,7 @@ def genzoo(family: Callable[..., GenerativeModel], peer: str, optimizer: Any, se
     )
     model = family(SHAPE, network=OURS[peer], levels=256)
     module = GenerativeModule(model, partial(optimizer, fused=True), batches, Budget(images=FOREVER), clip=1.0)
-    module.planned_steps = FOREVER
+    module.plan.planned_steps = FOREVER
     precision = MixedPrecision("bf16-mixed", "cpu") if setting == "best" else Precision()
 
     def step() -> None:

@@ -71,8 +71,8 @@ def of_family(family: str) -> str:
     module = prepare(config, None, []).module
     module.make_plan()
     texts = [f"python experiments/benchmarks/profiles.py {family}    # {' '.join(words)}"]
-    for stage, begins in zip(module.stages, [0, *module.boundaries], strict=True):
-        module.steps = begins
+    for stage, begins in zip(module.stages, [0, *module.plan.boundaries], strict=True):
+        module.progress.steps = begins
         turns = getattr(stage.module, "n_critic", 0) + 1
         rounds = max(STEPS // turns, 1) * turns
         found, seconds = profiled(module, rounds)

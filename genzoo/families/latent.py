@@ -195,14 +195,14 @@ class LatentModel(_Latent):
 
 
 class LatentDensity(_Latent, Density):
-    """A latent model that bounds the density of its events, since its codec is a law both ways and its prior a density."""
+    """A latent model that bounds the density of its events, since its codec is a distribution both ways and its prior a density."""
 
     codec: LatentVariable
     prior: Density
 
     def __init__(self, codec: LatentVariable, prior: Density, codec_share: float):
         super().__init__(codec, prior, codec_share)
-        self.bound = Bound.LOWER | prior.bound
+        self.bound, self.num_samples = Bound.LOWER | prior.bound, prior.num_samples
 
     def _log_prob(self, x: Tensor, y: Tensor | None, num_samples: int, rng: torch.Generator | None) -> LogProb:
         """Return the bound with one latent drawn for each event.

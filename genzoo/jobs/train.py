@@ -247,12 +247,12 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
         Batches(data.train, settings["batch_size"], seed, subject.flip, workers=settings.get("workers", 0)),
         budget,
         learning_rate,
-        settings["ema"],
-        settings["clip"],
-        seed,
-        torch.amp.GradScaler(device) if settings["precision"] == "16-mixed" else None,
-        settings.get("compile", False),
-        settings.get("channels_last", False),
+        ema_decay=settings["ema"],
+        clip=settings["clip"],
+        seed=seed,
+        scaler=torch.amp.GradScaler(device) if settings["precision"] == "16-mixed" else None,
+        compiled=settings.get("compile", False),
+        channels_last=settings.get("channels_last", False),
     )
     return Parts(module, subject, network, records, device, parents)
 
@@ -508,7 +508,7 @@ def resume(module: Any, run: Run, facts: dict[str, Any], found: tuple[Path, Any]
     for name, was in began.items():
         if was is not None and was != goes_on.get(name):
             log_line(f"began with {name} {was}, goes on with {goes_on.get(name)}: the last bits may differ")
-    log_line(f"goes on from step {module.steps}" + (f" of {module.planned_steps}" if module.planned else ""))
+    log_line(f"goes on from step {module.steps}" + (f" of {module.plan.planned_steps}" if module.plan.known else ""))
     times = status.get("resumed") or []
     run.update_status(resumed=[*times, {"at": now(), "step": module.steps, "command": here["command"]}])
 

@@ -59,19 +59,19 @@ class StepRanges:
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         module = self.module
-        position, seconds, speed = module.steps, module.train_seconds, 0.0
+        position, seconds, speed = module.steps, module.progress.train_seconds, 0.0
         while not module.finished:
             # Asked anew each time: a plan by the clock is corrected on the way.
-            ends = {*self.milestones(), *module.boundaries}
+            ends = {*self.milestones(), *module.plan.boundaries}
             end = min((step for step in ends if step > position), default=position + 1)
-            seconds_left = (module.plan.budget.seconds or math.inf) - module.train_seconds
+            seconds_left = (module.plan.budget.seconds or math.inf) - module.progress.train_seconds
             within = min(0.25, seconds_left)
             stop = min(end, position + min(max(int(within * speed), 1), 1000))
             yield position, stop
-            spent = module.train_seconds - seconds
+            spent = module.progress.train_seconds - seconds
             # The speed of a new stage is not known yet.
-            speed = (stop - position) / spent if spent > 0 and stop not in module.boundaries else 0.0
-            position, seconds = stop, module.train_seconds
+            speed = (stop - position) / spent if spent > 0 and stop not in module.plan.boundaries else 0.0
+            position, seconds = stop, module.progress.train_seconds
 
 
 class Record(pl.Callback):
@@ -81,22 +81,22 @@ class Record(pl.Callback):
         self.run = run
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: GenerativeModule) -> None:
-        last = [pl_module.steps, pl_module.own_seconds]
+        last = [pl_module.steps, pl_module.clock.seconds]
 
         def record() -> None:
-            every = max(1, (pl_module.planned_steps or 1) // RECORDS)
-            ends = {*pl_module.boundaries, pl_module.planned_steps}  # a record holds terms of one stage
+            every = max(1, (pl_module.plan.planned_steps or 1) // RECORDS)
+            ends = {*pl_module.plan.boundaries, pl_module.plan.planned_steps}  # a record holds terms of one stage
             if pl_module.steps % every and pl_module.steps not in ends:
                 return
             stage = pl_module.stage_at(pl_module.steps - 1)[0].name
-            pl_module.check_finite()  # before a NaN is written
+            pl_module.finite.read()  # before a NaN is written
             pl_module.read_clock()
-            current = pl_module.own_seconds
+            current = pl_module.clock.seconds
             rate = (pl_module.steps - last[0]) * pl_module.batches.batch_size / max(current - last[1], 1e-9)
             last[:] = [pl_module.steps, current]
-            values = {f"train/{name}": value for name, value in pl_module.window.flush().items()}
+            values = {f"train/{name}": value for name, value in pl_module.progress.window.flush().items()}
             if pl_module.scaler:
-                values["train/skipped_steps"] = pl_module.skipped
+                values["train/skipped_steps"] = pl_module.progress.skipped
             values["train/lr"] = max(p.optimizer.param_groups[0]["lr"] for p in pl_module.players[stage].values())
             event = {
                 "event": "train",
@@ -104,8 +104,8 @@ class Record(pl.Callback):
                 "step": pl_module.steps,
                 "images": pl_module.images,
                 "planned_images": pl_module.planned_images,
-                "seconds": round(pl_module.train_seconds, 3),
-                "flops": pl_module.flops,
+                "seconds": round(pl_module.progress.train_seconds, 3),
+                "flops": pl_module.progress.flops,
                 "images_per_second": round(rate, 2),
                 "values": values,
             }
@@ -143,7 +143,7 @@ class PeriodicCallback(pl.Callback, ABC):
 
     def due(self, pl_module: GenerativeModule) -> bool:
         """Whether this step is one of them; the end is a matter of its own."""
-        return not pl_module.finished and pl_module.steps in self.milestones(pl_module.planned_steps or 1)
+        return not pl_module.finished and pl_module.steps in self.milestones(pl_module.plan.planned_steps or 1)
 
     def done(self, step: int) -> bool:
         """Whether it was done at a step, before the run was interrupted there."""
@@ -283,8 +283,8 @@ class Scores(PeriodicCallback):
             "event": self.event,
             "step": pl_module.steps,
             "images": pl_module.images,
-            "seconds": round(pl_module.train_seconds, 3),
-            "flops": pl_module.flops,
+            "seconds": round(pl_module.progress.train_seconds, 3),
+            "flops": pl_module.progress.flops,
             "values": values,
         }
         self.run.log(**event)
@@ -325,7 +325,7 @@ class Checkpoints(pl.Callback):
         if pl_module.finished:
             return
         late = self.seconds is not None and time.monotonic() - self.saved > self.seconds
-        if late or pl_module.steps in self.milestones(pl_module.planned_steps or 1):
+        if late or pl_module.steps in self.milestones(pl_module.plan.planned_steps or 1):
             self.save(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: GenerativeModule) -> None:
@@ -333,11 +333,11 @@ class Checkpoints(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: GenerativeModule, exception: BaseException) -> None:
         # A second signal may have come in the middle of a step.
-        if isinstance(exception, Stopped) and not exception.abrupt and pl_module.planned_steps:
+        if isinstance(exception, Stopped) and not exception.abrupt and pl_module.plan.planned_steps:
             self.save(trainer, pl_module)
 
     def save(self, trainer: pl.Trainer, pl_module: GenerativeModule) -> None:
-        pl_module.check_finite()
+        pl_module.finite.read()
         checkpoint = {
             "step": pl_module.steps,
             "model": pl_module.model,
@@ -350,11 +350,11 @@ class Checkpoints(pl.Callback):
         self.run.update_status(
             step=pl_module.steps,
             images=pl_module.images,
-            planned_images=pl_module.planned_images if pl_module.planned else None,
-            planned_by=pl_module.planned_by,
+            planned_images=pl_module.planned_images if pl_module.plan.known else None,
+            planned_by=pl_module.plan.planned_by,
             ended_by=pl_module.ended_by,
-            train_seconds=round(pl_module.train_seconds, 3),
-            train_flops=pl_module.flops,
+            train_seconds=round(pl_module.progress.train_seconds, 3),
+            train_flops=pl_module.progress.flops,
         )
 
 
@@ -393,7 +393,7 @@ class ProgressBar(pl.Callback):
         )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: GenerativeModule) -> None:
-        self.start, self.begun = pl_module.own_seconds, pl_module.steps
+        self.start, self.begun = pl_module.clock.seconds, pl_module.steps
         self.task = self.progress.add_task("training", total=self.total(pl_module), detail="")
         self.progress.start()
 
@@ -410,16 +410,16 @@ class ProgressBar(pl.Callback):
     @staticmethod
     def total(pl_module: GenerativeModule) -> int | None:
         """Return the steps of the plan, None before they are known."""
-        return pl_module.planned_steps if pl_module.planned else None
+        return pl_module.plan.planned_steps if pl_module.plan.known else None
 
     def left(self, pl_module: GenerativeModule) -> float:
         """Return the seconds of training that are left; grids, scores and checkpoints are no part of them."""
         limit = pl_module.plan.budget.seconds
-        left = math.inf if limit is None else limit - pl_module.train_seconds
+        left = math.inf if limit is None else limit - pl_module.progress.train_seconds
         done = pl_module.steps - self.begun
-        if pl_module.planned and pl_module.planned_steps and done:
-            each = (pl_module.own_seconds - self.start) / done
-            left = min(left, each * (pl_module.planned_steps - pl_module.steps))
+        if pl_module.plan.known and pl_module.plan.planned_steps and done:
+            each = (pl_module.clock.seconds - self.start) / done
+            left = min(left, each * (pl_module.plan.planned_steps - pl_module.steps))
         return max(left, 0.0) if math.isfinite(left) else 0.0
 
     @staticmethod
@@ -474,7 +474,7 @@ def fit(
         save_seconds: after which there is one more checkpoint.
         score, scores: measures a few samples of a model, and how many times.
         loggers: of Lightning.
-        signals: that end the run after a checkpoint.
+        signals: that end the run after a checkpoint; entered by the caller, or by this function where they are None.
         devices, nodes: how many processes on each machine, and machines, share a batch; Lightning starts those of this machine.
         trainer: accelerator and precision, as Lightning's ``Trainer`` takes them.
 
@@ -482,7 +482,7 @@ def fit(
         NonFiniteError: when a loss or gradient is not finite.
         Stopped: by a signal.
     """
-    signals = signals or Signals()
+    signals, entered = (Signals(), False) if signals is None else (signals, True)
     module.managed = True
     writers: list[Any] = []
     if run is not None:
@@ -492,7 +492,7 @@ def fit(
     def stops() -> set[int]:
         # The same in every process: Lightning lets them wait for each other at the end of each range.
         counts = grids, saves, scores and scores + 1
-        return {step for count in counts if count for step in milestones(module.planned_steps or 1, count)}
+        return {step for count in counts if count for step in milestones(module.plan.planned_steps or 1, count)}
 
     half = None
     if trainer["precision"] == "16-mixed":  # for which Lightning would choose bfloat16 on a CPU
@@ -517,7 +517,7 @@ def fit(
     if module.batches.device != lightning.strategy.root_device:
         module.batches.to(lightning.strategy.root_device)
     module.ema.model.to(lightning.strategy.root_device)
-    with torch.random.fork_rng(devices=[]), signals.held():
+    with contextlib.nullcontext() if entered else signals, torch.random.fork_rng(devices=[]), signals.held():
         launcher = lightning.strategy.launcher
         if isinstance(launcher, Launcher) and run is not None:
             launcher.on_hang = lambda cause: run.update_status(state="failed", why=cause)

@@ -10,11 +10,14 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from genzoo.model import Loss
 
 PATIENCE = 20  # steps in a row that may overflow in half precision: from 2^16 the scale has then come down to 1/16
 ADVICE = "try a lower optimizer.lr or trainer.clip"
@@ -24,6 +27,48 @@ class NonFiniteError(RuntimeError):
     """A loss or gradient that is NaN or infinite; the step that met it changed no weight."""
 
     exit_code = 3  # of the command line
+
+
+class FiniteCheck:
+    """Finds steps whose loss or gradient is not finite: at once on a CPU, and after ``read`` on an accelerator."""
+
+    def __init__(self) -> None:
+        self._first_bad: Tensor | None = None  # on an accelerator: the first step that was not finite, or -1
+
+    @staticmethod
+    def deferred(device: torch.device) -> bool:
+        """Whether a step that is not finite is skipped on the device and reported later."""
+        return device.type != "cpu"
+
+    def check(self, step: int, loss: Loss, norm: Tensor) -> Tensor | None:
+        """Check the loss and the norm of the gradient of a step.
+
+        Returns:
+            Where the check is deferred, () bool, whether the step must be skipped; else None.
+
+        Raises:
+            NonFiniteError: where it is not deferred.
+        """
+        if self.deferred(norm.device):
+            bad = ~(torch.isfinite(loss.total.detach()) & torch.isfinite(norm))
+            if self._first_bad is None:
+                self._first_bad = torch.full((), -1, device=bad.device)
+            self._first_bad = torch.where(bad & (self._first_bad < 0), step, self._first_bad)
+            return bad
+        if not (math.isfinite(loss.total.item()) and math.isfinite(norm.item())):
+            terms = [name for name, value in loss.terms.items() if not bool(torch.isfinite(value).all())]
+            where = f"loss term '{terms[0]}'" if terms else "gradient" if bool(torch.isfinite(loss.total)) else "loss"
+            raise NonFiniteError(f"{where} is not finite at step {step}: {ADVICE}")
+        return None
+
+    def read(self) -> None:
+        """Wait for the device and raise for a step that was skipped.
+
+        Raises:
+            NonFiniteError: naming the first such step.
+        """
+        if self._first_bad is not None and (first := int(self._first_bad)) >= 0:
+            raise NonFiniteError(f"loss or gradient is not finite at step {first}: {ADVICE}")
 
 
 @torch.no_grad()

@@ -322,7 +322,7 @@ def test_the_first_step_of_training_initialises_every_actnorm_by_its_own_input_a
         seen[norm] = ((x + norm.bias) * norm.log_scale.exp()).detach()
 
     monkeypatch.setattr(ActNorm, "init_statistics", watch)
-    module.planned_steps = 10
+    module.plan.planned_steps = 10
     module.step()
     assert set(seen) == set(norms.values())
     for out in seen.values():

@@ -95,7 +95,7 @@ def test_a_run_directory_is_filled_at_steps_that_follow_from_the_plan(run):
     cosine = LearningRate("cosine")
     assert rates == pytest.approx([1e-2 * cosine(record["step"] - 1, 400) for record in records])
     seconds = [record["seconds"] for record in records]
-    assert seconds == sorted(seconds) and seconds[-1] <= round(module.train_seconds, 3)
+    assert seconds == sorted(seconds) and seconds[-1] <= round(module.progress.train_seconds, 3)
 
     grids = [event for event in events if event["event"] == "samples"]
     assert [(grid["step"], grid["file"]) for grid in grids] == [
@@ -113,7 +113,7 @@ def test_a_run_directory_is_filled_at_steps_that_follow_from_the_plan(run):
         assert same(other, source)
     status = run.status
     assert (status["step"], status["images"], status["planned_images"]) == (400, 1600, 1600)
-    assert status["train_seconds"] == pytest.approx(module.train_seconds, abs=1e-3)
+    assert status["train_seconds"] == pytest.approx(module.progress.train_seconds, abs=1e-3)
 
 
 def test_a_picture_and_a_checkpoint_show_the_step_that_they_name(run):
@@ -166,9 +166,9 @@ class Slow(Mean):
 @pytest.mark.parametrize("limits", [{"images": 10**6}, {}])
 def test_a_plan_made_from_seconds_is_kept_and_nearly_fills_them(run, limits):
     module = fitted(module_of(Slow(), Budget(seconds=0.8, **limits)), run)
-    planned = module.planned_steps
-    assert (1 <= planned < 160 and module.steps == planned) or module.train_seconds >= 0.8
-    assert module.train_seconds > 0.6 and checkpoints.latest(run.path).name == f"step-{module.steps}"
+    planned = module.plan.planned_steps
+    assert (1 <= planned < 160 and module.steps == planned) or module.progress.train_seconds >= 0.8
+    assert module.progress.train_seconds > 0.6 and checkpoints.latest(run.path).name == f"step-{module.steps}"
     assert (run.status["step"], run.status["planned_images"]) == (module.steps, BATCH * planned)
     assert run.status["ended_by"] == run.status["planned_by"] == "seconds"
 
@@ -195,8 +195,8 @@ def test_speed_and_time_left_leave_grids_and_scores_out(run, capsys):
     assert min(rates[2:]) > 2 * BATCH / 0.3
     bar = ProgressBar()
     bar.start, bar.begun = 0.0, 0
-    module.steps = 30
-    assert bar.left(module) == pytest.approx(module.own_seconds, rel=0.01) and module.own_seconds < whole - 1.8
+    module.progress.steps = 30
+    assert bar.left(module) == pytest.approx(module.clock.seconds, rel=0.01) and module.clock.seconds < whole - 1.8
 
 
 # Precision
@@ -213,7 +213,7 @@ class Seeing(VAE):
 def seeing() -> Seeing:
     torch.manual_seed(0)
     small = functools.partial(MLP, width=8, depth=1)
-    return Seeing(small, small, Gaussian(), (2,), latent_dim=2)
+    return Seeing((2,), encoder=small, decoder=small, likelihood=Gaussian(), latent_dim=2)
 
 
 def test_double_precision_is_double_throughout(run):
@@ -260,7 +260,10 @@ def test_hand_overs_cover_the_plan_once_and_stop_at_every_milestone():
     ranges = []
     for start, stop in StepRanges(module, lambda: {7, 1234, 5000}):
         ranges.append((start, stop))
-        module.steps, module.train_seconds = stop, stop * 1e-3  # a machine that does a thousand steps a second
+        module.progress.steps, module.progress.train_seconds = (
+            stop,
+            stop * 1e-3,
+        )  # a machine that does a thousand steps a second
     assert [start for start, _ in ranges] == [0, *(stop for _, stop in ranges[:-1])]
     assert {7, 1234, 5000} <= {stop for _, stop in ranges} and module.steps == 5000
     lengths = [stop - start for start, stop in ranges]
@@ -273,7 +276,7 @@ class Diverging(Mean):
     calls = 0
 
     def loss(self, *arguments: Any, **keywords: Any) -> Loss:
-        total, _ = super().loss(*arguments, **keywords)
+        total = super().loss(*arguments, **keywords).total
         self.calls += 1
         return Loss(total * (float("nan") if self.calls == 3 else 1), {"fit": total.detach() * float(self.calls != 3)})
 
@@ -281,7 +284,7 @@ class Diverging(Mean):
 @pytest.mark.parametrize("deferred", [False, True])
 def test_a_loss_that_is_not_finite_ends_the_run_and_writes_no_nan(run, deferred):
     module = module_of(Diverging(), images(40))
-    module.deferred = lambda player: deferred
+    module.finite.deferred = lambda device: deferred
     with pytest.raises(NonFiniteError, match="not finite at step 2"):
         fitted(module, run)
     assert all(event["step"] <= 2 for event in run.events())

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from genzoo.config.instantiate import build
 from genzoo.data.dataset import Split
 from genzoo.data.loader import Batches
+from genzoo.event import EventSpec
 from genzoo.model import Adversarial, GenerativeModel, Loss
 from genzoo.numerics.random import generator
 from genzoo.training import flops
@@ -148,10 +149,10 @@ class Looking(Toy):
     """A loss that decides by a value of its weights, as no shape can."""
 
     def __init__(self) -> None:
-        super().__init__((2,))
+        super().__init__(EventSpec((2,)))
         self.map = nn.Linear(2, 2)
 
-    def loss(self, x, y=None, *, turn=None, rng=None) -> Loss:
+    def _loss(self, x, y, rng) -> Loss:
         h = self.map(x)
         if float(h.detach().square().mean()) >= 0:
             h = self.map(h)
@@ -177,4 +178,4 @@ def test_counting_is_no_part_of_the_seconds(monkeypatch):
     module = module_of(Jittered())
     monkeypatch.setattr(module, "_count", lambda *_: time.sleep(0.5) or 7)
     module.training_step((0, 2), 0)
-    assert module.flops == 14 and module.train_seconds < 0.4 and module.own_seconds < 0.4
+    assert module.progress.flops == 14 and module.progress.train_seconds < 0.4 and module.clock.seconds < 0.4
