@@ -195,7 +195,7 @@ class LatentModel(_Latent):
 
 
 class LatentDensity(_Latent, Density):
-    """A latent model that bounds the density of its events, since its codec is a distribution both ways and its prior a density."""
+    """A latent model with a bound of its density: encoder, decoder and prior are all distributions."""
 
     codec: LatentVariable
     prior: Density

@@ -263,7 +263,7 @@ def test_hand_overs_cover_the_plan_once_and_stop_at_every_milestone():
         module.progress.steps, module.progress.train_seconds = (
             stop,
             stop * 1e-3,
-        )  # a machine that does a thousand steps a second
+        )  # 1000 steps a second
     assert [start for start, _ in ranges] == [0, *(stop for _, stop in ranges[:-1])]
     assert {7, 1234, 5000} <= {stop for _, stop in ranges} and module.steps == 5000
     lengths = [stop - start for start, stop in ranges]
