@@ -29,6 +29,7 @@ from genzoo.numerics.random import generator
 from genzoo.training import clock as clocks
 from genzoo.training.budget import Budget, LearningRate
 from genzoo.training.callbacks import StepRanges
+from genzoo.training.loop import TrainingLoop
 from genzoo.training.module import GenerativeModule
 from genzoo.training.precision import PATIENCE, FiniteCheck, NonFiniteError
 from tests.toys import Duel, Jittered, Mean, Relay
@@ -514,6 +515,35 @@ def test_classes_that_do_not_exist_are_refused_before_the_first_step(wrong):
     y = torch.tensor([0, 1, wrong, 1])
     with pytest.raises(ValueError, match=r"^y must be \(4,\) int64 of classes 0\.\.1"):
         GenerativeModule(model, ADAM, Batches(Split(torch.zeros(4, 2), y), 4, seed=0), Budget(images=4))
+
+
+# Without a Trainer
+
+
+@pytest.mark.parametrize("make", [vae, wgan, Relay])
+def test_a_loop_without_lightning_takes_the_steps_of_the_module(make):
+    module = module_of(make(), 12)
+    module.training_step((0, 5), 0)
+    module.training_step((5, 12), 0)
+    torch.manual_seed(0)
+    loop = TrainingLoop(make(), ADAM, Batches(points(), BATCH, 0), Budget(images=12 * BATCH))
+    loop.run(7)
+    loop.run()
+    assert loop.finished and loop.progress.train_seconds > 0
+    weights, others = loop.ema.model.state_dict(), module.ema.model.state_dict()
+    assert all(torch.equal(value, others[name]) for name, value in weights.items())
+
+
+def test_without_a_budget_steps_by_hand_have_no_end_and_may_bring_their_own_batches():
+    module = GenerativeModule(vae(), data=points(64), batch_size=8)
+    module.make_plan()
+    for step in range(20):
+        x = module.batches(step)[0]
+        module.training_step((x,) if step % 2 else (step, step + 1), step)
+    assert module.steps == 20 and not module.finished
+    whole = GenerativeModule(vae(), data=points(64), batch_size=8)
+    whole.run(20)
+    assert same(everything(module), everything(whole))
 
 
 # Stages
