@@ -1048,7 +1048,7 @@ FAULTS = [
     ),
     Fault(
         "a run has as many threads as it says",
-        "jobs/train.py",
+        "jobs/prepare.py",
         'min(checked_status(old).get("threads") or threads, os.cpu_count() or 1)',
         'checked_status(old).get("threads") or threads',
         "tests/commands/test_resume_hostile.py",
@@ -1174,7 +1174,7 @@ FAULTS = [
     ),
     Fault(
         "a lack of memory is a bug",
-        "jobs/train.py",
+        "jobs/resources.py",
         "if isinstance(error, MemoryError | torch.OutOfMemoryError) or",
         "if isinstance(error, torch.OutOfMemoryError) and",
         "tests/commands/test_resources.py::test_memory_that_gives_out_names_the_batch_and_what_to_try",
@@ -1453,10 +1453,10 @@ FAULTS = [
     ),
     Fault(
         "a folder that cannot be made is tried for ever",
-        "claims.py",
+        "runs/claims.py",
         "for _ in range(ATTEMPTS):",
         "while True:",
-        "tests/test_claims.py::test_a_folder_that_cannot_be_made_ends_the_attempts_to_lock",
+        "tests/runs/test_claims.py::test_a_folder_that_cannot_be_made_ends_the_attempts_to_lock",
     ),
     Fault(
         "two processes claim one job",

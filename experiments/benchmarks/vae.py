@@ -42,7 +42,8 @@ def by_genzoo(precision: str) -> Callable[[], Go]:
         from genzoo.data.loader import Batches
         from genzoo.distributions.likelihoods import Gaussian
         from genzoo.families.vae import VAE
-        from genzoo.jobs.train import draw_grid, quiet
+        from genzoo.jobs.resources import quiet
+        from genzoo.jobs.train import draw_grid
         from genzoo.runs import Run
         from genzoo.training.budget import Budget
         from genzoo.training.callbacks import fit

@@ -18,7 +18,7 @@ from genzoo.evaluation.scores import compare, evaluate_run, pick_network
 from genzoo.evaluation.settings import MAX_NFE, EvalData, EvalSettings
 from genzoo.event import EventSpec
 from genzoo.jobs.notes import note
-from genzoo.jobs.train import resources
+from genzoo.jobs.resources import resources
 from genzoo.report.terminal import show
 
 

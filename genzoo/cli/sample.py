@@ -10,7 +10,7 @@ from typing import Any
 from genzoo.devices import pick_device
 from genzoo.environment import usable_cores
 from genzoo.errors import UsageError
-from genzoo.jobs.train import resources
+from genzoo.jobs.resources import resources
 
 OURS = re.compile(r"\d{6,}\.png")  # names of pictures in a folder of samples
 

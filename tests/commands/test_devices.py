@@ -13,7 +13,8 @@ from genzoo.data.dataset import DataError, Split
 from genzoo.data.loader import Batches, check_room
 from genzoo.devices import pick_precision
 from genzoo.errors import UsageError
-from genzoo.jobs.train import gpu, resources
+from genzoo.jobs.resources import resources
+from genzoo.jobs.resume import gpu
 from genzoo.report.texts import hardware
 from genzoo.runs import ResourceError
 

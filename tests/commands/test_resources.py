@@ -18,7 +18,7 @@ from unittest import mock
 import pytest
 import torch
 
-from genzoo.jobs.train import resources
+from genzoo.jobs.resources import resources
 from genzoo.runs import ResourceError, Run, storing
 from genzoo.training import checkpoints
 from genzoo.training.module import GenerativeModule

@@ -145,7 +145,7 @@ def test_a_signal_while_samples_are_drawn_is_heard_at_once_and_they_are_drawn_la
 
 def test_a_run_that_ended_before_its_scores_is_scored(here):
     whole = trained(*LONGER, *SMALL["vae"])
-    with mock.patch("genzoo.evaluation.scores.score", side_effect=Interrupted), pytest.raises(Interrupted):
+    with mock.patch("genzoo.evaluation.scores.evaluate_run", side_effect=Interrupted), pytest.raises(Interrupted):
         genzoo(*TINY, *LONGER, *SMALL["vae"], "outputs=again")
     (run,) = Path("again").glob("*/*")
     assert "goes on from step 16" in gone_on(run)

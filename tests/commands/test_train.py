@@ -17,8 +17,7 @@ from PIL import Image
 from genzoo.runs import Run
 from genzoo.training import callbacks
 from genzoo.training.module import GenerativeModule
-from tests.commands import SMALL, TINY, genzoo, trained
-from tests.conftest import composed
+from tests.commands import SMALL, TINY, described, genzoo, trained
 
 REPOSITORY = Path(__file__).parents[2]
 VAE = [*SMALL["vae"], "trainer.grids=2", "trainer.saves=2"]
@@ -39,7 +38,7 @@ def test_a_run_directory_holds_all_that_it_promises(here):
     assert run.parent == Path("here/vae-digits")
 
     config = yaml.safe_load((run / "config.yaml").read_text())
-    expected = composed(*TINY, *VAE, "seed=3", "outputs=here")
+    expected = described(*TINY, *VAE, "seed=3", "outputs=here")
     expected["budget"]["seconds"] = None  # of the preset, which naming another limit clears
     assert config.pop("trainer") == {**expected.pop("trainer"), "precision": config_precision(run)}
     assert config == {key: value for key, value in expected.items() if key not in ("resume", "trust")}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from genzoo.jobs import sweep
-from genzoo.jobs.train import claimed
+from genzoo.jobs.processes import claimed
 from genzoo.runs import Run, RunError, claims, job_id, mark_dead_runs
 from genzoo.runs.claims import remove_abandoned, scratch, try_lock
 from tests.commands import genzoo

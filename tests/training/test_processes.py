@@ -12,7 +12,7 @@ import pytest
 import torch
 from lightning_fabric.plugins.environments import LightningEnvironment
 
-from genzoo.jobs.train import rank_of
+from genzoo.jobs.processes import rank_of
 from genzoo.runs import ResourceError
 from genzoo.training import checkpoints, launcher
 from tests.commands import genzoo
