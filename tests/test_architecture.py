@@ -169,7 +169,8 @@ def test_the_repository_holds_nothing_else():
         pytest.skip("not a checkout")
     listed = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True, check=True).stdout
     tops = {name.partition("/")[0] for name in listed.splitlines()}
-    known = {"genzoo", "conf", "tests", "experiments", "pyproject.toml", "README.md", "LICENSE", "SECURITY.md"}
+    pages = {"README.md", "GUIDE.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE"}
+    known = {"genzoo", "conf", "tests", "experiments", "pyproject.toml", *pages}
     assert {name for name in tops if not name.startswith(".")} <= known
     assert not [name for name in listed.splitlines() if re.search(r"__pycache__|\.pyc$|\.ckpt$|^outputs/", name)]
 

@@ -240,12 +240,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """Put the table into this folder's README, and into the project's what is beside others."""
-    for path in (HERE / "README.md", HERE.parents[1] / "README.md"):
-        shown = [row for row in rows if path.parent == HERE or row["benchmark"] != "choices"]
-        head, _, rest = path.read_text().partition(MARK)
-        tail = rest.partition(MARK)[2]
-        path.write_text(f"{head}{MARK}\n{table(shown)}\n{MARK}{tail}")
+    """Put the table into this folder's README."""
+    path = HERE / "README.md"
+    head, _, rest = path.read_text().partition(MARK)
+    tail = rest.partition(MARK)[2]
+    path.write_text(f"{head}{MARK}\n{table(rows)}\n{MARK}{tail}")
 
 
 def cpu() -> str:
