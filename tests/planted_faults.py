@@ -1182,8 +1182,8 @@ FAULTS = [
     Fault(
         "a password in an address is kept",
         "runs/redact.py",
-        'return f"{scheme}{MARK}@"',
-        "return match[0]",
+        '_URL.sub(rf"\\1{MARK}@", ',
+        '_URL.sub(r"\\g<0>", ',
         "tests/runs/test_redact.py",
     ),
     Fault(
