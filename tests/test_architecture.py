@@ -23,6 +23,7 @@ SOURCES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for pa
 # Each layer, a module or a folder of the package, and the layers that it may import besides itself.
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
+    "catalogue": set(),
     "event": set(),
     "numerics": set(),
     "console": set(),
@@ -36,11 +37,12 @@ LAYERS: dict[str, set[str]] = {
     "families": {"conditions", "diffusion", "distributions", "event", "model", "nn", "numerics"},
     "data": {"conditions", "distributions", "environment", "event", "numerics"},
     "runs": {"console"},
-    "report": {"errors", "runs"},
+    "report": {"catalogue", "errors", "runs"},
     "labels": {"errors", "runs"},
     "metrics": {"console", "distributions", "environment", "model", "numerics", "runs"},
     "training": {"console", "data", "distributions", "environment", "model", "numerics", "runs"},
     "evaluation": {
+        "catalogue",
         "console",
         "data",
         "devices",

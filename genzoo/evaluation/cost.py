@@ -96,25 +96,23 @@ def cost(
     speed, nfe = throughput(model, settings.throughput)
     threads = None if model.device.type == "cuda" else torch.get_num_threads()
     machine = {"device": device_name(model.device), "threads": threads}
-    protocol = {"unit": "samples/s", "batch": settings.throughput, **machine}
-    metrics = {
-        "sampling/samples_per_second": to_record(speed, None, "higher", protocol, {**setting, "nfe": nfe}),
-        "sampling/nfe": to_record(nfe, None, "lower", {"unit": "evaluations"}, setting),
-        "model/parameters": to_record(
-            sum(p.numel() for p in model.parameters()), None, "lower", {"unit": "weights"}, {}
-        ),
+    protocol = {"batch": settings.throughput, **machine}
+    measured: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
+        "sampling/samples_per_second": (speed, protocol, {**setting, "nfe": nfe}),
+        "sampling/nfe": (nfe, {}, setting),
+        "model/parameters": (sum(p.numel() for p in model.parameters()), {}, {}),
     }
     # What was computed before the clock started, such as the pairs of a teacher.
     before = {name: status[name] for name in ("precompute_seconds",) if name in status}
-    spent: dict[str, tuple[Any, str, dict[str, Any]]] = {
-        "images": (status.get("images"), "images", {}),
-        "seconds": (status.get("train_seconds"), "s", {"threads": status.get("threads"), **before}),
-        "flops": (status.get("train_flops"), "FLOPs", {"counted": COUNTED}),
+    spent: dict[str, tuple[Any, dict[str, Any]]] = {
+        "training/images": (status.get("images"), {}),
+        "training/seconds": (status.get("train_seconds"), {"threads": status.get("threads"), **before}),
+        "training/flops": (status.get("train_flops"), {"counted": COUNTED}),
     }
-    for name, (value, unit, how) in spent.items():
+    for name, (value, how) in spent.items():
         if value and type(value) in (int, float):
-            metrics[f"training/{name}"] = to_record(value, None, "lower", {"unit": unit, **how}, {})
-    return metrics
+            measured[name] = value, how, {}
+    return {name: to_record(name, value, None, how, made) for name, (value, how, made) in measured.items()}
 
 
 def throughput(model: GenerativeModel, n: int) -> tuple[float, int]:

@@ -33,7 +33,6 @@ def likelihood(model: Density, data: Any, settings: EvalSettings, setting: dict[
         progress=lambda done: status_line(f"scoring {done}/{len(x)}"),
     )
     protocol = {
-        "unit": "nats" if model.levels is None else "bits/dim",
         "bound": str(model.bound.name or model.bound),
         "split": "test",
         "split_sha256": split_sha256(x),
@@ -44,13 +43,13 @@ def likelihood(model: Density, data: Any, settings: EvalSettings, setting: dict[
     draws = {"num_samples": settings.num_samples} if model.bound else {}
     # A lower bound rises with the draws that it is made of; an estimate without bias does not.
     of_bound = draws if Bound.LOWER in model.bound else {}
-    metrics = {
-        f"test/{name}": to_record(result.value, result.stderr, "lower", {**protocol, **of_bound}, {**setting, **draws})
-    }
+    name = f"test/{name}"
+    metrics = {name: to_record(name, result.value, result.stderr, {**protocol, **of_bound}, {**setting, **draws})}
     if data.density is not None:
         truth = mean_with_error(-data.density.log_prob(x))
         protocol = {**protocol, "bound": "EXACT", "model": "the law that made the data"}
-        metrics["test/nll_truth"] = to_record(truth.value, truth.stderr, "lower", protocol, {})
+        name = "test/nll_truth"
+        metrics[name] = to_record(name, truth.value, truth.stderr, protocol, {})
     return metrics
 
 
@@ -72,14 +71,11 @@ def reconstruction(model: Codec, data: Any, settings: EvalSettings, setting: dic
             labels = None if y is None else y[rows].to(model.device)
             parts.append(to_bytes(reconstruct(model, batch, labels), model.levels).cpu())
     errors = reconstruction_error(stored(x, model.levels), torch.cat(parts))
-    units = {"mse": "on [0, 1]", "psnr": "dB", "ssim": "1 is alike"}
-    better = {"mse": "lower", "psnr": "higher", "ssim": "higher"}
     protocol = {"split": "test", "split_sha256": split_sha256(x)}
+    named = {f"reconstruction/{name}": error for name, error in errors.items()}
     return {
-        f"reconstruction/{name}": to_record(
-            error.value, error.stderr, better[name], {"unit": units[name], **protocol, "n": error.n}, setting
-        )
-        for name, error in errors.items()
+        name: to_record(name, error.value, error.stderr, {**protocol, "n": error.n}, setting)
+        for name, error in named.items()
     }
 
 

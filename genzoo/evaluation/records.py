@@ -6,23 +6,29 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from genzoo.catalogue import lookup
 from genzoo.runs import ResourceError
 
 
 def to_record(
+    name: str,
     value: Any,
     stderr: float | None,
-    better: str,
     protocol: dict[str, Any],
     setting: dict[str, Any],
     detail: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Put a number together with how it was made."""
+    """Put a number together with how it was made; unit and direction are those of the catalogue.
+
+    Raises:
+        KeyError: where the catalogue has no metric of this name.
+    """
+    metric = lookup(name)
     return {
         "value": value,
         "stderr": stderr,
-        "better": better,
-        "card": {"protocol": dict(protocol), "setting": dict(setting)},
+        "better": metric.better,
+        "card": {"protocol": {"unit": metric.unit, **protocol}, "setting": dict(setting)},
         **({"detail": detail} if detail else {}),
     }
 

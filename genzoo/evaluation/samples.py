@@ -1,16 +1,7 @@
 """One evaluation for the samples of every family, and of any other program.
 
 Samples arrive as bytes, or as points of the plane, and leave as scores, each with its protocol: everything that has to be
-alike for two numbers to be ranked together.
-
-    fid, kid, is                   of Inception features; of any other network fd_<network>, kd_<network>, class_score_<network>
-    fid_infinity                   what the distance would be of infinitely many samples
-    precision, recall,             with their network in the name where it is not Inception
-    density, coverage
-    sliced_wasserstein, mmd        of vectors
-    nearest_ratio, authentic,      against the training split, in the space of the data
-    copied, shifted, exact_copies
-    class_accuracy, fd_per_class   of a conditional model, where the network knows the classes of the data
+alike for two numbers to be ranked together. ``genzoo.catalogue`` says what each score means.
 """
 
 from __future__ import annotations
@@ -22,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from genzoo.catalogue import BY_BASE
 from genzoo.distributions.discretization import bin_center, to_bytes
 from genzoo.metrics.features import FeatureNetwork, Features
 from genzoo.metrics.finite import check_finite
@@ -58,7 +50,6 @@ class MetricResult(NamedTuple):
 
     value: Any
     stderr: float | None
-    better: str  # "lower", "higher" or "neither"
     protocol: dict[str, Any]
     detail: dict[str, Any] | None = None  # what belongs to the number beside its error
 
@@ -77,9 +68,7 @@ def subset(size: int, n: int | None) -> Tensor:
 
 def named(metric: str, network: FeatureNetwork) -> str:
     """Name a metric by its network: the names of the literature are Inception's alone."""
-    if network.is_inception:
-        return {"fd": "fid", "kd": "kid", "class_score": "is", "fd_infinity": "fid_infinity"}.get(metric, metric)
-    return f"fd_{network.name}_infinity" if metric == "fd_infinity" else f"{metric}_{network.name}"
+    return BY_BASE[metric].on(None if network.is_inception else network.name)
 
 
 def feature_scores(
@@ -120,16 +109,14 @@ def feature_scores(
         found["fd"] = MetricResult(
             frechet_distance_of_features(x, law),
             frechet_stderr(x, law),
-            "lower",
-            {"unit": "squared distance", **protocol, **marked},
+            {**protocol, **marked},
         )
     infinite = frechet_infinity(x, law) if len(real) >= network.dim else None
     if infinite is not None:
         found["fd_infinity"] = MetricResult(
             infinite,
             frechet_stderr(x, law),
-            "lower",
-            {"unit": "squared distance", **protocol, "extrapolation": "1/n, k=1..4"},
+            {**protocol, "extrapolation": "1/n, k=1..4"},
         )
     if network.resize is not None and len(real) >= LEAST:
         size = min(SUBSET_SIZE, len(real), len(x))
@@ -137,8 +124,7 @@ def feature_scores(
         found["kd"] = MetricResult(
             kernel_distance(real, x),
             kernel_distance_stderr(*chosen),
-            "lower",
-            {"unit": "squared MMD", **protocol, "kernel": "(x'y/D + 1)^3", "subsets": SUBSETS, "subset_size": size},
+            {**protocol, "kernel": "(x'y/D + 1)^3", "subsets": SUBSETS, "subset_size": size},
         )
     n = min(NEIGHBOURS, len(real), len(x))
     enough = n >= LEAST
@@ -147,9 +133,7 @@ def feature_scores(
         k = K if name in ("precision", "recall") else K_COVERAGE
         # Of shares of independent samples the error is that of a coin; the balls themselves are taken as given.
         stderr = (value * (1 - value) / n) ** 0.5 if name == "precision" else None
-        found[name] = MetricResult(
-            value, stderr, "higher", {"unit": "share", **protocol, "n_real": n, "n_fake": n, "k": k}
-        )
+        found[name] = MetricResult(value, stderr, {**protocol, "n_real": n, "n_fake": n, "k": k})
     return {named(name, network): measured for name, measured in found.items()}
 
 
@@ -179,9 +163,7 @@ def class_scores(
     found: dict[str, MetricResult] = {}
     if len(logits) >= SPLITS:
         score = inception_score(logits)
-        found["class_score"] = MetricResult(
-            score.value, score.stderr, "higher", {"unit": "classes", **protocol, "splits": SPLITS}
-        )
+        found["class_score"] = MetricResult(score.value, score.stderr, {**protocol, "splits": SPLITS})
     if (
         y is None
         or network.classes is None
@@ -193,9 +175,7 @@ def class_scores(
     right = (logits.argmax(1) == y).double()
     each = {name: float(right[y == i].mean()) if (y == i).any() else None for i, name in enumerate(names)}
     accuracy = mean_with_error(right)
-    found["class_accuracy"] = MetricResult(
-        accuracy.value, accuracy.stderr, "higher", {"unit": "share", **protocol}, {"per_class": each}
-    )
+    found["class_accuracy"] = MetricResult(accuracy.value, accuracy.stderr, protocol, {"per_class": each})
     distances = {
         name: frechet_distance_of_features(x[y == i], moments(reference.of_class(i).to(device)))
         for i, name in enumerate(names)
@@ -205,9 +185,7 @@ def class_scores(
         found["fd_per_class"] = MetricResult(
             sum(distances.values()) / len(distances),
             None,
-            "lower",
             {
-                "unit": "squared distance, mean over classes",
                 **protocol,
                 "reference": reference.name,
                 "reference_sha256": reference.sha256,
@@ -232,14 +210,9 @@ def point_scores(fake: Tensor, real: Tensor, name: str) -> dict[str, MetricResul
     kernel = {"kernel": "gaussian", "bandwidth": bandwidth, "n_real": len(near)}
     return {
         "sliced_wasserstein": MetricResult(
-            sliced_wasserstein(real, fake),
-            None,
-            "lower",
-            {"unit": "distance", **protocol, "directions": directions},
+            sliced_wasserstein(real, fake), None, {**protocol, "directions": directions}
         ),
-        "mmd": MetricResult(
-            gaussian_mmd(near, fake, bandwidth), None, "lower", {"unit": "squared MMD", **protocol, **kernel}
-        ),
+        "mmd": MetricResult(gaussian_mmd(near, fake, bandwidth), None, {**protocol, **kernel}),
     }
 
 
@@ -288,7 +261,6 @@ def memorization_scores(
     found = memorisation(Neighbours(**of_fake), Neighbours(**of_test), shifted)
     same, same_of_test = (exact_copies(side.to(train.dtype), train, flip) for side in (fake, test))
     protocol = {
-        "unit": "share",
         "reference": f"{name}/train",
         "reference_sha256": key["train"],
         "space": "pixels, nearer of both mirror images" if flip else "pixels" if train.dim() > 2 else "coordinates",
@@ -297,24 +269,17 @@ def memorization_scores(
         "n_test": len(y),
     }
     scores = {
-        "nearest_ratio": MetricResult(found.nearest_ratio, None, "neither", {**protocol, "unit": "samples' over test's"}),
-        "authentic": MetricResult(
-            found.authentic.value, found.authentic.stderr, "higher", protocol, {"of_test": found.authentic_of_test}
-        ),
-        "copied": MetricResult(
-            found.copied.value, found.copied.stderr, "lower", protocol, {"of_test": found.copied_of_test}
-        ),
+        "nearest_ratio": MetricResult(found.nearest_ratio, None, protocol),
+        "authentic": MetricResult(*found.authentic[:2], protocol, {"of_test": found.authentic_of_test}),
+        "copied": MetricResult(*found.copied[:2], protocol, {"of_test": found.copied_of_test}),
         "exact_copies": MetricResult(
-            same, None, "lower", {**protocol, "unit": "samples", "n_fake": len(fake), "n_test": len(test)},
-            {"of_test": same_of_test},
+            same, None, {**protocol, "n_fake": len(fake), "n_test": len(test)}, {"of_test": same_of_test}
         ),
-    }  # fmt: skip
+    }
     if found.shifted is not None:
         sizes = {"n_fake": len(fake_shifted), "n_test": len(test_shifted), "shift": "up to a pixel each way"}
         detail = {"of_test": found.shifted_of_test}
-        scores["shifted"] = MetricResult(
-            found.shifted.value, found.shifted.stderr, "lower", {**protocol, **sizes}, detail
-        )
+        scores["shifted"] = MetricResult(*found.shifted[:2], {**protocol, **sizes}, detail)
     if not found.flagged:
         return scores, None
     share, share_of_test, how = found.alarms[0]

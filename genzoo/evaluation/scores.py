@@ -244,7 +244,7 @@ def compare(
         found |= {f"memorisation/{name}": measured for name, measured in copies.items()}
         warnings += [warning] if warning else []
     return (
-        {name: to_record(m.value, m.stderr, m.better, m.protocol, setting, m.detail) for name, m in found.items()},
+        {name: to_record(name, m.value, m.stderr, m.protocol, setting, m.detail) for name, m in found.items()},
         warnings,
     )
 

@@ -187,6 +187,7 @@ def objective(ended: JobResult, name: str | None) -> float:
         ended: the job.
         name: of the metric; None for the first of the leaderboard.
     """
+    from genzoo.catalogue import direction
     from genzoo.report.leaderboard import is_cost, order
 
     metrics = Run(ended.run).result.get("metrics", {}) if ended.run and not ended.code else {}
@@ -195,7 +196,7 @@ def objective(ended: JobResult, name: str | None) -> float:
     score = metrics.get(name, {})
     if score.get("value") is None:
         return float("inf")
-    return float(-score["value"] if score.get("better") == "higher" else score["value"])
+    return float(-score["value"] if direction(str(name), score.get("better")) == "higher" else score["value"])
 
 
 def finish(verb: str, ended: Sequence[JobResult]) -> None:

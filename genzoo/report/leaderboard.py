@@ -26,14 +26,13 @@ from typing import Any, Literal
 
 from scipy.special import stdtrit
 
+from genzoo import catalogue
 from genzoo.report.records import OF_SEED, Record, flatten
 
 UNLIKE = "unlike between seeds"  # in a protocol: the parts that differ
 COSTS = ("sampling/", "model/", "training/")  # metrics that do not say how good a model is
 LIMITS = ("images", "seconds", "flops")
 LEAST_SEEDS = 3  # of a mean over seeds that is tested
-# Metrics that say something beside others alone, with their network's name behind: noise may be best in them.
-PARTIAL = ("precision", "density", "authentic", "copied", "shifted", "exact_copies", "nearest_ratio")
 
 # What a reader wants to see first, in this order; the page shows the rest on demand.
 HEADLINES = (
@@ -158,8 +157,8 @@ def is_cost(name: str) -> bool:
 
 def is_partial(name: str) -> bool:
     """Whether a metric is read beside others alone, since samples that are no good may be best in it."""
-    section, _, leaf = name.partition("/")
-    return section in ("test", "train", "memorisation") and any(leaf == p or leaf.startswith(f"{p}_") for p in PARTIAL)
+    metric = catalogue.declared(name)
+    return metric is not None and metric.noise_leads
 
 
 def key(value: Any) -> str:
@@ -196,7 +195,7 @@ def rows(records: Iterable[Record]) -> list[Row]:
         row.failed = failed[key([row.model, row.data, row.trained])]
         names = dict.fromkeys(name for _, metrics in row.runs for name in metrics)
         seeds = by_seed(row.runs)
-        row.cells = {name: cell([own[name] for own in seeds if name in own], len(seeds)) for name in names}
+        row.cells = {name: cell(name, [own[name] for own in seeds if name in own], len(seeds)) for name in names}
     _name(all_rows)
     return all_rows
 
@@ -226,10 +225,11 @@ def by_seed(runs: Sequence[tuple[Record, dict[str, Any]]]) -> list[dict[str, Any
     return list(found.values())
 
 
-def cell(entries: Sequence[Mapping[str, Any]], seeds: int) -> Cell:
+def cell(name: str, entries: Sequence[Mapping[str, Any]], seeds: int) -> Cell:
     """Average a metric over seeds.
 
     Args:
+        name: of the metric; its direction is that of the catalogue, or what the files say of a metric that is not in it.
         entries: of each seed that has it, in one protocol but for what is measured on a machine.
         seeds: how many there are.
     """
@@ -250,7 +250,6 @@ def cell(entries: Sequence[Mapping[str, Any]], seeds: int) -> Cell:
     protocol = {part: value for part, value in protocols[0].items() if all(p.get(part) == value for p in protocols)}
     if any(p != protocols[0] for p in protocols):
         protocol[UNLIKE] = ", ".join(sorted({part for p in protocols for part in p} - protocol.keys()))
-    better = entries[0].get("better")
     return Cell(
         values,
         seeds - len(values),
@@ -258,7 +257,7 @@ def cell(entries: Sequence[Mapping[str, Any]], seeds: int) -> Cell:
         stderr,
         source,
         str(protocol.get("unit", "")),
-        better if better in ("lower", "higher") else None,
+        catalogue.direction(name, entries[0].get("better")),
         protocol,
     )
 
@@ -456,7 +455,7 @@ def ending_note(table: Table, row: Row) -> str | None:
 def budgets(table: Table) -> list[Share]:
     """Say what the rows of a table were given, and what they took."""
     shares = []
-    for name, unit in (("images", "images"), ("seconds", "s"), ("flops", "FLOPs"), ("parameters", "weights")):
+    for name in (*LIMITS, "parameters"):
         limits = {key(row.trained.get(f"budget.{name}")) for row in table.rows}
         bit = all(row.endings == {name} for row in table.rows)
         limit = json.loads(next(iter(limits))) if len(limits) == 1 and bit else None
@@ -467,7 +466,7 @@ def budgets(table: Table) -> list[Share]:
         shares.append(
             Share(
                 {"flops": "operations"}.get(name, name),
-                unit,
+                catalogue.lookup(metric).unit,
                 limit if isinstance(limit, int | float) else None,
                 min(known) if whole else None,
                 max(known) if whole else None,

@@ -8,19 +8,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from genzoo import catalogue
 from genzoo.report.leaderboard import Cell, Row, Table, budgets, ending_note, key, leaders, ranked
 
-BOUNDS = {
-    "bpd": "exact",
-    "bpd_upper": "upper bound",
-    "bpd_estimate": "unbiased estimate",
-    "bpd_upper_estimate": "estimate of an upper bound",
-}
 CSV_COLUMNS = (
     *("table", "data", "row", "model", "seeds", "runs_failed", "metric", "mean", "stderr", "stderr_of"),
     *("n", "missing", "unit", "better", "protocol"),
 )
-BOUNDS |= {"nll_truth": "the law itself"} | {name.replace("bpd", "nll"): said for name, said in BOUNDS.items()}
 
 
 # Names and numbers
@@ -33,28 +27,9 @@ UNTESTED = (
 
 
 def label(name: str) -> str:
-    """Say a metric's name as a person would."""
+    """Return a metric's label; of one that is not in the catalogue its name without underscores."""
     section, _, leaf = name.partition("/")
-    words = leaf.replace("_", " ")
-    if leaf in BOUNDS:
-        return f"{'bits/dim' if leaf.startswith('bpd') else 'nats'} ({BOUNDS[leaf]})"
-    measure, _, network = leaf.partition("_")
-    if leaf.startswith("class_score_"):
-        words = f"class score ({leaf.removeprefix('class_score_')})"
-    elif measure in ("fd", "kd", "precision", "recall", "density", "coverage") and network:
-        words = f"{measure.upper() if len(measure) == 2 else measure} ({network})"
-    elif leaf in ("fid", "kid", "is", "nfe", "mse", "psnr", "ssim", "mmd"):
-        words = leaf.upper()
-    elif leaf == "flops":
-        words = "FLOPs"
-    said = {
-        "test": "{} to test",
-        "train": "{} to train",
-        "reconstruction": "{} of reconstructions",
-        "memorisation": "{} (memorisation)",
-        "training": "training {}",
-    }
-    return said.get(section, "{}").format(words)
+    return catalogue.label(name) or leaf.replace("_", " ") + catalogue.SPLITS.get(section, "")
 
 
 def quantity(value: float | None) -> str:

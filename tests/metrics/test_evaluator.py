@@ -82,7 +82,6 @@ def test_every_score_is_that_of_its_function_and_of_its_samples():
     for name, (value, stderr) in expected.items():
         assert found[name].value == pytest.approx(value, rel=1e-9)
         assert found[name].stderr == (stderr and pytest.approx(stderr, rel=1e-9))
-        assert found[name].better == ("lower" if name[1] == "d" else "higher")
         card = found[name].protocol
         assert (card["features"], card["features_sha256"], card["reference"]) == ("digits", "0" * 64, "digits/train")
         assert card["n_fake"] == 150 and "forced" not in card

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from genzoo.catalogue import direction
 from genzoo.report import leaderboard, page, records, texts
 from genzoo.report.leaderboard import differ
 from genzoo.report.texts import measured, quantity
@@ -216,15 +217,15 @@ def test_what_training_took_is_no_score(tmp_path):
     assert leaderboard.leaders(table, "training/images") == ([], [])
 
 
-@pytest.mark.parametrize("better", ["lower", "higher"])
-def test_the_best_and_what_cannot_be_told_from_it(tmp_path, better):
+@pytest.mark.parametrize(("better", "name"), [("lower", FD), ("higher", "test/coverage_digits")])
+def test_the_best_and_what_cannot_be_told_from_it(tmp_path, better, name):
     values = {"vae": [1.0, 1.1, 0.9], "gan": [1.05, 1.2, 0.95], "ddpm": [9.0, 9.1, 9.2]}
     for model, seeds in values.items():
         for seed, value in enumerate(seeds):
             signed = value if better == "lower" else -value
-            run(tmp_path, model=model, seed=seed, metrics={FD: entry(signed, 0.1, better)})
+            run(tmp_path, model=model, seed=seed, metrics={name: entry(signed, 0.1, better)})
     (table,) = tables_of(tmp_path)
-    best, near = leaderboard.leaders(table, FD)
+    best, near = leaderboard.leaders(table, name)
     assert ([row.label for row in best], [row.label for row in near]) == (["vae"], ["gan"])
     assert [row.label for row in table.rows] == ["vae", "gan", "ddpm"]
 
@@ -254,9 +255,11 @@ def test_nothing_is_told_apart_from_a_mean_whose_error_is_not_known(tmp_path):
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_costs_are_not_tested(tmp_path, name, seeds):
     """15 samples a second can be told from 7,814, however much the fast one's speed differs from seed to seed."""
+    better = direction(name, "higher")
     for model, cost in {"vae": 7814.0, "gan": 7000.0, "ddpm": 15.0}.items():
+        cost = cost if better == "higher" else 1 / cost
         for seed in range(seeds):
-            metrics = scored(1.0, seed) | {name: entry(cost * (1 + 0.4 * seed), None, "higher", {"unit": "1"})}
+            metrics = scored(1.0, seed) | {name: entry(cost * (1 + 0.4 * seed), None, better, {"unit": "1"})}
             run(tmp_path, model=model, seed=seed, metrics=metrics)
     (table,) = tables_of(tmp_path)
     best, near = leaderboard.leaders(table, name)
@@ -318,7 +321,7 @@ def test_differences_are_told_by_welchs_test():
     decisions = []
     for i in range(200):
         a, b = rng.normal(0, 1, 3 + i % 3), rng.normal(rng.uniform(0, 4), 3, 3 + i % 2)
-        cells = [leaderboard.cell([entry(float(v)) for v in values], len(values)) for values in (a, b)]
+        cells = [leaderboard.cell(FD, [entry(float(v)) for v in values], len(values)) for values in (a, b)]
         expected = bool(stats.ttest_ind(a, b, equal_var=False).pvalue < 0.05)
         assert differ(*cells) == expected
         decisions.append(expected)
@@ -461,5 +464,5 @@ def test_bounds_have_their_names():
 
 
 def test_the_mean_of_nothing_is_nothing():
-    cell = leaderboard.cell([entry(None), entry(math.nan)], 2)
+    cell = leaderboard.cell(FD, [entry(None), entry(math.nan)], 2)
     assert (cell.mean, cell.stderr, cell.missing) == (None, None, 2)

@@ -1,0 +1,250 @@
+"""The metrics of result files: name, unit, direction and definition of each.
+
+A name may contain ``{split}``, the split that samples are compared with, and ``{network}``, the network whose features are
+compared. On features of Inception-v3 the part ``_{network}`` is left out, and some metrics have another name.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Direction = Literal["lower", "higher", "neither"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric, or one for each split and network."""
+
+    name: str  # in result files
+    label: str  # for readers; that of the split is added
+    unit: str
+    better: Direction
+    meaning: str
+    source: str  # paper that defines it; empty where it needs none
+    inception: tuple[str, str] | None = None  # name and label on Inception's features, where they are others
+    noise_leads: bool = False  # samples that are no good may be best in it, so that it is read beside others alone
+
+    @property
+    def base(self) -> str:
+        """Name without split and network."""
+        return self.name.removeprefix("{split}/").replace("_{network}", "")
+
+    @property
+    def variants(self) -> tuple[tuple[str, str], ...]:
+        """Name and label, and those on Inception's features."""
+        if "{network}" not in self.name:
+            return ((self.name, self.label),)
+        inception = self.inception or (self.name.replace("_{network}", ""), self.label.replace(" ({network})", ""))
+        return (self.name, self.label), inception
+
+    def on(self, network: str | None) -> str:
+        """Name on features of a network, without the split; None for Inception."""
+        (name, _), (of_inception, _) = self.variants
+        chosen = of_inception if network is None else name.replace("{network}", network)
+        return chosen.removeprefix("{split}/")
+
+
+FRECHET = "Heusel et al. 2017, https://arxiv.org/abs/1706.08500"
+UNBIASED = "Chong, Forsyth 2020, https://arxiv.org/abs/1911.07023"
+KERNEL = "Binkowski et al. 2018, https://arxiv.org/abs/1801.01401"
+INCEPTION = "Salimans et al. 2016, https://arxiv.org/abs/1606.03498"
+MANIFOLD = "Kynkaanniemi et al. 2019, https://arxiv.org/abs/1904.06991"
+BALLS = "Naeem et al. 2020, https://arxiv.org/abs/2002.09797"
+ACCURACY = "Shmelkov, Schmid, Alahari 2018, https://arxiv.org/abs/1807.09499"
+PER_CLASS = "Miyato, Koyama 2018, https://arxiv.org/abs/1802.05637"
+SLICED = "Bonneel et al. 2015, https://doi.org/10.1007/s10851-014-0506-3"
+MMD = "Gretton et al. 2012, https://jmlr.org/papers/v13/gretton12a.html"
+AUTHENTIC = "Alaa et al. 2022, https://arxiv.org/abs/2102.08921"
+COPIED = "Yoon et al. 2023, https://openreview.net/forum?id=shciCbSk9h"
+SSIM = "Wang et al. 2004, https://doi.org/10.1109/TIP.2003.819861"
+LIKELIHOOD = "Theis, van den Oord, Bethge 2016, https://arxiv.org/abs/1511.01844"
+
+SPLITS = {"test": " to test", "train": " to train"}  # ends of labels
+
+# Ends of the names of densities, and what they say of log p.
+BOUNDS = {
+    "": ("exact", "negative log density"),
+    "_upper": ("upper bound", "upper bound of the negative log density"),
+    "_estimate": ("unbiased estimate", "unbiased estimate of the negative log density"),
+    "_upper_estimate": (
+        "estimate of an upper bound",
+        "unbiased estimate of an upper bound of the negative log density",
+    ),
+}
+
+METRICS = (
+    *(
+        Metric(f"test/bpd{end}", f"bits/dim ({kind})", "bits/dim", "lower", f"{meaning} of dequantised images", LIKELIHOOD)
+        for end, (kind, meaning) in BOUNDS.items()
+    ),
+    *(
+        Metric(f"test/nll{end}", f"nats ({kind})", "nats", "lower", f"{meaning} of vectors", LIKELIHOOD)
+        for end, (kind, meaning) in BOUNDS.items()
+    ),
+    Metric(
+        "test/nll_truth", "nats (the law itself)", "nats", "lower",
+        "negative log density of the law that made the data: the least that a model can reach on average", LIKELIHOOD,
+    ),
+    Metric(
+        "{split}/fd_{network}", "FD ({network})", "squared distance", "lower",
+        "Frechet distance of the normal laws with mean and covariance of the features", FRECHET,
+        inception=("{split}/fid", "FID"),
+    ),
+    Metric(
+        "{split}/fd_{network}_infinity", "FD of infinitely many samples ({network})", "squared distance", "lower",
+        "Frechet distance, extrapolated to infinitely many samples", UNBIASED,
+        inception=("{split}/fid_infinity", "FID of infinitely many samples"),
+    ),
+    Metric(
+        "{split}/kd_{network}", "KD ({network})", "squared MMD", "lower",
+        "kernel distance: unbiased squared MMD of the features with a cubic kernel, mean over subsets", KERNEL,
+        inception=("{split}/kid", "KID"),
+    ),
+    Metric(
+        "{split}/precision_{network}", "precision ({network})", "share", "higher",
+        "samples that lie in the k-nearest-neighbour balls of the data", MANIFOLD, noise_leads=True,
+    ),
+    Metric(
+        "{split}/recall_{network}", "recall ({network})", "share", "higher",
+        "data that lie in the k-nearest-neighbour balls of the samples", MANIFOLD,
+    ),
+    Metric(
+        "{split}/density_{network}", "density ({network})", "share", "higher",
+        "balls of the data that a sample lies in, over k; may exceed 1", BALLS, noise_leads=True,
+    ),
+    Metric(
+        "{split}/coverage_{network}", "coverage ({network})", "share", "higher",
+        "balls of the data in which a sample lies", BALLS,
+    ),
+    Metric(
+        "{split}/class_score_{network}", "class score ({network})", "classes", "higher",
+        "how sure a classifier is of each sample, and how many classes the samples have together", INCEPTION,
+        inception=("{split}/is", "IS"),
+    ),
+    Metric(
+        "{split}/class_accuracy_{network}", "class accuracy ({network})", "share", "higher",
+        "samples in which a classifier finds the class that was asked for", ACCURACY,
+    ),
+    Metric(
+        "{split}/fd_per_class_{network}", "FD per class ({network})", "squared distance, mean over classes", "lower",
+        "Frechet distance of samples and data of one class, mean over classes", PER_CLASS,
+    ),
+    Metric(
+        "{split}/sliced_wasserstein", "sliced wasserstein", "distance", "lower",
+        "Wasserstein-2 distance of projections, root mean square over directions", SLICED,
+    ),
+    Metric(
+        "{split}/mmd", "MMD", "squared MMD", "lower",
+        "unbiased squared maximum mean discrepancy with a Gaussian kernel", MMD,
+    ),
+    Metric(
+        "memorisation/nearest_ratio", "nearest ratio (memorisation)", "samples' over test's", "neither",
+        "median distance of samples to the nearest training event, over that of test events", "",
+        noise_leads=True,
+    ),
+    Metric(
+        "memorisation/authentic", "authentic (memorisation)", "share", "higher",
+        "samples farther from the nearest training event than that one is from its own nearest", AUTHENTIC,
+        noise_leads=True,
+    ),
+    Metric(
+        "memorisation/copied", "copied (memorisation)", "share", "lower",
+        "samples whose nearest training event is less than a third as far as the second nearest", COPIED,
+        noise_leads=True,
+    ),
+    Metric(
+        "memorisation/shifted", "shifted (memorisation)", "share", "lower",
+        "copied samples, where images may be shifted by a pixel", COPIED, noise_leads=True,
+    ),
+    Metric(
+        "memorisation/exact_copies", "exact copies (memorisation)", "samples", "lower",
+        "samples that are equal to a training event", "", noise_leads=True,
+    ),
+    Metric(
+        "reconstruction/mse", "MSE of reconstructions", "on [0, 1]", "lower",
+        "mean squared error of reconstructed test images", "",
+    ),
+    Metric(
+        "reconstruction/psnr", "PSNR of reconstructions", "dB", "higher",
+        "peak signal-to-noise ratio of reconstructed test images", "",
+    ),
+    Metric(
+        "reconstruction/ssim", "SSIM of reconstructions", "1 is alike", "higher",
+        "structural similarity of reconstructed test images", SSIM,
+    ),
+    Metric(
+        "sampling/samples_per_second", "samples per second", "samples/s", "higher",
+        "speed of sampling in batches, on the machine that is named", "",
+    ),
+    Metric("sampling/nfe", "NFE", "evaluations", "lower", "evaluations of the network for a sample", ""),
+    Metric("model/parameters", "parameters", "weights", "lower", "parameters of the model", ""),
+    Metric("training/images", "training images", "images", "lower", "training events seen, repetitions included", ""),
+    Metric("training/seconds", "training seconds", "s", "lower", "time of the training steps", ""),
+    Metric("training/flops", "training FLOPs", "FLOPs", "lower", "floating-point operations of the training steps", ""),
+)  # fmt: skip
+BY_BASE = {metric.base: metric for metric in METRICS}
+
+
+@functools.cache
+def _patterns() -> list[tuple[re.Pattern[str], Metric, str]]:
+    """List patterns of all names, those with the longest fixed part first: ``fd_{network}`` matches names of others too."""
+    found = [(name, metric, label) for metric in METRICS for name, label in metric.variants]
+    found.sort(key=lambda entry: -len(re.sub(r"\{\w+\}", "", entry[0])))
+    variables = {"{split}": "(?P<split>train|test|all)", "{network}": r"(?P<network>\w+)"}
+    return [
+        (
+            re.compile("".join(variables.get(part) or re.escape(part) for part in re.split(r"(\{\w+\})", name))),
+            metric,
+            label,
+        )
+        for name, metric, label in found
+    ]
+
+
+@functools.lru_cache(4096)
+def _find(name: str) -> tuple[Metric, str] | None:
+    for pattern, metric, label in _patterns():
+        if match := pattern.fullmatch(name):
+            said = match.groupdict()
+            return metric, label.replace("{network}", said.get("network") or "") + SPLITS.get(
+                said.get("split") or "", ""
+            )
+    return None
+
+
+def lookup(name: str) -> Metric:
+    """Return the metric of a name in a result file.
+
+    Raises:
+        KeyError: where no metric has this name.
+    """
+    if found := _find(name):
+        return found[0]
+    raise KeyError(f"{name}: no metric of the catalogue")
+
+
+def declared(name: str) -> Metric | None:
+    """Return the metric of a name that may be another program's, None where it is not in the catalogue."""
+    found = _find(name)
+    return found[0] if found else None
+
+
+def label(name: str) -> str | None:
+    """Return the label of a name, with network and split, None where it is not in the catalogue."""
+    found = _find(name)
+    return found[1] if found else None
+
+
+def direction(name: str, recorded: Any = None) -> Literal["lower", "higher"] | None:
+    """Return which values are better, None for neither.
+
+    Args:
+        name: in a result file.
+        recorded: what the file says, for names that are not in the catalogue.
+    """
+    metric = declared(name)
+    better = metric.better if metric else recorded
+    return better if better in ("lower", "higher") else None
