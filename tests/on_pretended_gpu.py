@@ -115,7 +115,7 @@ def train(scenario: Steps) -> str:
     from genzoo.config.instantiate import build
     from genzoo.data.dataset import Split
     from genzoo.data.loader import Batches
-    from genzoo.jobs.prepare import describe_model
+    from genzoo.jobs.building import describe_model
     from genzoo.numerics.random import SampleStreams
     from genzoo.training.budget import Budget
     from genzoo.training.module import GenerativeModule

@@ -1048,7 +1048,7 @@ FAULTS = [
     ),
     Fault(
         "a run has as many threads as it says",
-        "jobs/prepare.py",
+        "jobs/train.py",
         'min(checked_status(old).get("threads") or threads, os.cpu_count() or 1)',
         'checked_status(old).get("threads") or threads',
         "tests/commands/test_resume_hostile.py",

@@ -34,7 +34,7 @@ from genzoo.diffusion.denoiser import Denoiser
 from genzoo.diffusion.path import PARAMETERIZATIONS, Prediction
 from genzoo.distributions.discretization import bin_center, dequantize, quantize
 from genzoo.errors import UsageError
-from genzoo.jobs.prepare import describe_model
+from genzoo.jobs.building import describe_model
 from genzoo.model import (
     Adversarial,
     Bijective,

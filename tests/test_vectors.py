@@ -92,12 +92,12 @@ source: {_target_: laboratory.vectors, dim: "${data.shape[0]}"}
 @pytest.mark.parametrize(("family", "D"), [("realnvp", 3), ("ddpm", 5), ("wgan_gp", 1)])
 def test_another_package_s_vectors_go_from_training_to_scores_samples_and_pages(tmp_path, monkeypatch, family, D):
     (tmp_path / "conf" / "data").mkdir(parents=True)
-    (tmp_path / "conf" / "data" / "vectors.yaml").write_text(DATA)
+    (tmp_path / "conf" / "data" / "laboratory.yaml").write_text(DATA)
     (tmp_path / "laboratory.py").write_text(SOURCE)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setitem(sys.modules, "laboratory", None)
     monkeypatch.delitem(sys.modules, "laboratory")
-    words = [f"model={family}", "data=vectors", f"data.shape=[{D}]", "budget.images=128", "trainer.batch_size=64"]
+    words = [f"model={family}", "data=laboratory", f"data.shape=[{D}]", "budget.images=128", "trainer.batch_size=64"]
     words += ["budget.seconds=null", "trainer.threads=1", "metrics.n=40", "metrics.events=8", "metrics.num_samples=4"]
     words += ["metrics.throughput=4", f"outputs={tmp_path / 'runs'}"]
     code, out, err = genzoo(f"--config-dir={tmp_path / 'conf'}", *words)
@@ -113,7 +113,7 @@ def test_another_package_s_vectors_go_from_training_to_scores_samples_and_pages(
     code, out, err = genzoo("evaluate", f"run={run}", "trust=[laboratory.vectors]", "metrics.n=40")
     assert code == 0, err
     code, out, err = genzoo(
-        f"--config-dir={tmp_path / 'conf'}", "evaluate", f"samples={array}", "data=vectors", f"data.shape=[{D}]"
+        f"--config-dir={tmp_path / 'conf'}", "evaluate", f"samples={array}", "data=laboratory", f"data.shape=[{D}]"
     )
     assert code == 0 and "test/sliced_wasserstein" in out, err
     code, out, err = genzoo("compare", f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'page'}")

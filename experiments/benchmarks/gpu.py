@@ -18,7 +18,7 @@ from genzoo.config.compose import preflight
 from genzoo.config.instantiate import build
 from genzoo.data.dataset import Split
 from genzoo.data.loader import Batches
-from genzoo.jobs.prepare import describe_model
+from genzoo.jobs.building import describe_model
 from genzoo.training.budget import Budget
 from genzoo.training.compilation import compile_networks
 from genzoo.training.module import GenerativeModule

@@ -22,7 +22,7 @@ BARE = f"""
 import sys, torch
 from genzoo.config.compose import preflight
 from genzoo.config.instantiate import build
-from genzoo.jobs.prepare import describe_model
+from genzoo.jobs.building import describe_model
 from genzoo.distributions.discretization import dequantize
 config = preflight("train", sys.argv[1:]).config
 describe_model(config, build)

@@ -16,7 +16,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from genzoo.config.compose import preflight
-from genzoo.jobs.prepare import prepare
+from genzoo.jobs.train import prepare
 
 HERE = Path(__file__).parent / "profiles"
 FAMILIES = (

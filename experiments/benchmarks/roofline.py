@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 from genzoo.config.compose import preflight
 from genzoo.config.instantiate import build
-from genzoo.jobs.prepare import describe_model
+from genzoo.jobs.building import describe_model
 from genzoo.training.flops import count
 
 BATCH = 128

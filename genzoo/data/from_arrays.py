@@ -8,7 +8,7 @@ on the number of the examples, and copies of one example never lie in both split
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,9 +52,7 @@ def as_examples(data: Any, y: Any = None) -> Examples:
 
 
 def _collected(data: Iterable[Any]) -> tuple[np.ndarray, np.ndarray | None]:
-    items = (
-        [data[i] for i in range(len(data))] if hasattr(data, "__getitem__") and isinstance(data, Sized) else list(data)
-    )
+    items = list(data) if isinstance(data, Iterable) else [data[i] for i in range(len(data))]  # as torch's data sets
     if not items:
         raise DataError("data: no examples")
     pairs = isinstance(items[0], tuple | list)

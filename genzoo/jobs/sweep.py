@@ -205,10 +205,10 @@ def finish(verb: str, ended: Sequence[JobResult]) -> None:
     Raises:
         ValueError: in one line, where nothing can be read or written.
     """
-    from genzoo.report.comparison import write_comparison
-
     runs = list(dict.fromkeys(job.run for job in ended if job.run))
     if runs and any(not job.code for job in ended):
+        from genzoo.report.comparison import write_comparison
+
         common = Path(os.path.commonpath([Path(run).resolve() for run in runs]))
         # Of trainings beside the runs of all families; of scorings of one run inside it.
         out = Path(runs[0]).parent.parent if verb == "train" else common

@@ -9,16 +9,17 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from genzoo.config.instantiate import targets
-from genzoo.devices import gpu_facts
-from genzoo.errors import one_line
+from genzoo.config.instantiate import build, targets
+from genzoo.devices import gpu_facts, pick_device, pick_precision
+from genzoo.errors import UsageError, one_line
 from genzoo.jobs.allocator import tune
-from genzoo.jobs.prepare import class_names, prepare
-from genzoo.jobs.processes import claimed, rank_of
+from genzoo.jobs.building import check_data, check_optimizer, class_names, describe_model, unseen_classes
+from genzoo.jobs.notes import note
+from genzoo.jobs.processes import check_processes, claimed, rank_of, threads_of_each
 from genzoo.jobs.resources import log_line, quiet, resources
-from genzoo.jobs.resume import checked_status, find_resumable, restore, resume, resumed_config
+from genzoo.jobs.resume import check_parents, checked_status, find_resumable, restore, resume, resumed_config
 from genzoo.runs import ResourceError, Run, job_id
 from genzoo.training.settings import TrainerSettings
 
@@ -55,6 +56,109 @@ def train(config: dict[str, Any], choices: dict[str, str]) -> Path | None:
         # What came with a run is trusted with less than what is typed, even if it should be the same.
         trust = [*config.get("trust", []), *(targets(config) if config["resume"] == "auto" else ())]
         return _train(resumed_config(old, config), str(status.get("model")), old, trust)
+
+
+class Parts(NamedTuple):
+    """What a configuration describes."""
+
+    module: Any  # a GenerativeModule
+    subject: Any  # the data, as scores take them
+    network: Any  # what features are made of, or None
+    records: Any  # a kind of logger, or None
+    device: str
+    parents: dict[str, Any]  # finished models that training builds on, by the keys of their configurations
+
+
+def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
+    """Make what a configuration describes.
+
+    What is cheap to refuse is refused before the data are read, and before Lightning is imported, which takes seconds.
+
+    Args:
+        config: of the run; its precision, if it is chosen by the machine, is written into it.
+        old: the run to go on with, if it is not a new one.
+        trust: classes that its configuration may name besides genzoo's own.
+
+    Raises:
+        UsageError: for what does not do, naming the key.
+    """
+    import torch
+
+    from genzoo.data.loader import Batches
+    from genzoo.evaluation.density import check_settings
+    from genzoo.evaluation.scores import pick_network
+    from genzoo.evaluation.settings import EvalData, EvalSettings
+    from genzoo.event import EventSpec
+    from genzoo.loading import PARENTS, check_sampler, with_parents
+    from genzoo.model import GenerativeModel
+    from genzoo.numerics.precision import deterministic
+    from genzoo.numerics.random import reseed, seed_of
+    from genzoo.training.budget import Budget
+
+    make = functools.partial(build, trusted=old is None, trust=trust)
+    settings, seed = TrainerSettings(**config["trainer"]), config["seed"]
+    threads = settings.threads or threads_of_each(settings.devices)
+    if old:  # whatever the run's files ask for
+        threads = min(checked_status(old).get("threads") or threads, os.cpu_count() or 1)
+    torch.set_num_threads(threads)
+    device = pick_device(settings.accelerator, "trainer.accelerator")
+    check_processes(settings, device)
+    precision = config["trainer"]["precision"] = pick_precision(settings.precision, device)
+    deterministic(settings.deterministic)
+
+    torch.manual_seed(seed_of("weights", seed))
+    reseed(torch.default_generator, "weights", seed)  # of whose seed a CPU takes but 32 bits
+    data = None
+    if old is None:
+        data = describe_model(config, make)
+    described, parents = with_parents(config["model"], "model", make, old.path / PARENTS if old else None)
+    model = make(described, "model")
+    if not isinstance(model, GenerativeModel):
+        raise UsageError(f"model._target_={config['model'].get('_target_')}: is no generative model")
+    if old:
+        check_parents(old, model, parents)
+    check_sampler(model)
+    learning_rate = make(settings.learning_rate, "trainer.learning_rate")
+    metrics = EvalSettings(**config["metrics"])
+    check_settings(model, metrics)
+    records = make(config["logger"], "logger") if config.get("logger") else None
+    event = EventSpec(config["data"]["shape"], config["data"]["levels"])
+    pick = functools.partial(pick_network, metrics, config["data"]["name"], event, needed=False)
+    network = pick() if config["metrics"]["features"] != "auto" else None
+    budget = Budget(*(config["budget"][name] for name in ("images", "seconds", "flops")))
+    optimizer = make(config["optimizer"], "optimizer")
+    check_optimizer(optimizer, step=False)
+    data = make(config["data"]["source"], "data") if data is None else data
+    check_data(config["data"], data, model)
+    if rank_of(settings.devices) == 0:
+        for line in [*data.notes, *unseen_classes(data)]:
+            note(line)
+    network = network or pick()  # one that nobody asked for by name may be missing, which is said
+    check_optimizer(optimizer)  # torch imports its compiler for the first step, which takes seconds
+    subject = EvalData(data, config["data"]["name"], config["data"]["flip"])
+
+    from genzoo.training.module import GenerativeModule
+
+    if data.train.y is not None:
+        model.conditioner.fit(data.train.y)
+    if precision == "64-true":
+        model.double()
+    if settings.channels_last:
+        model.to(memory_format=torch.channels_last)
+    module = GenerativeModule(
+        model,
+        optimizer,
+        Batches(data.train, settings.batch_size, seed, subject.flip, workers=settings.workers),
+        budget,
+        learning_rate,
+        ema_decay=settings.ema,
+        clip=settings.clip,
+        seed=seed,
+        scaler=torch.amp.GradScaler(device) if precision == "16-mixed" else None,
+        compiled=settings.compile,
+        channels_last=settings.channels_last,
+    )
+    return Parts(module, subject, network, records, device, parents)
 
 
 def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: Sequence[str] = ()) -> Path | None:

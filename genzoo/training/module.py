@@ -161,7 +161,7 @@ class GenerativeModule(TrainingLoop, pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Plan before the first step, and before any callback uses the plan."""
-        if not self.managed:
+        if self.in_users_trainer:
             self._join_trainer()
         self.batches.share(distributed.rank(), distributed.world_size())
         self.state_to_device()

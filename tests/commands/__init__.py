@@ -16,7 +16,7 @@ import torch
 
 from genzoo.__main__ import main
 from genzoo.config.instantiate import build
-from genzoo.jobs.prepare import describe_model
+from genzoo.jobs.building import describe_model
 from genzoo.model import GenerativeModel
 from genzoo.runs import Run
 from genzoo.training import checkpoints

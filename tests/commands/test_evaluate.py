@@ -25,7 +25,7 @@ from genzoo.data import Moons, digits
 from genzoo.data.dataset import Split
 from genzoo.data.pictures import read_samples
 from genzoo.distributions.discretization import to_bytes
-from genzoo.evaluation import scores as scoring
+from genzoo.evaluation import cost
 from genzoo.evaluation.samples import stored, subset
 from genzoo.evaluation.scores import evaluate_run
 from genzoo.evaluation.settings import EvalData, EvalSettings
@@ -50,7 +50,7 @@ FAST = ["metrics.throughput=4", "metrics.num_samples=4", "metrics.n=0"]
 
 def scores(run: Path, *words: str) -> dict:
     with pytest.MonkeyPatch.context() as patch:  # of the one line that depends on how busy the machine is
-        patch.setattr("genzoo.commands.score.announce", lambda *_: None)
+        patch.setattr("genzoo.evaluation.scores.announce", lambda *_: None)
         code, out, err = genzoo("evaluate", f"run={run}", *FAST, *words)
     assert (code, err) == (0, "") and out.endswith(f"run: {run}\n")
     return Run(run).result["metrics"]
@@ -451,12 +451,12 @@ def test_a_scoring_that_takes_longer_than_training_is_announced_with_what_shorte
 
     monkeypatch.setattr(model, "sample", sample)
     monkeypatch.setattr(model, "log_prob", lambda *_, **__: None)
-    monkeypatch.setattr(scoring.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: now[0])
     data = types.SimpleNamespace(test=Split(torch.zeros(40, 1, 8, 8, dtype=torch.uint8), None))
-    settings = {"n": 500, "throughput": 64, "events": 20, "num_samples": 1, "batch_size": 16}
-    expected = scoring.estimate(model, data, settings)
+    settings = EvalSettings(n=500, throughput=64, events=20, num_samples=1, batch_size=16)
+    expected = cost.estimate(model, data, settings)
     assert (expected.samples, expected.density) == pytest.approx((batch * (36 + 56.4), 0.0))
-    scoring.announce(expected, settings, 15.0)
+    cost.announce(expected, settings, 15.0)
     err = capsys.readouterr().err
     assert ("scoring will take about 139 s (564 samples 139 s), after 15 s of training" in err) == said
     assert all((word in err) == said for word in ("metrics.n=", "metrics.events=", "sampler.steps="))

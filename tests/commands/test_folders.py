@@ -14,7 +14,7 @@ from PIL import Image
 from genzoo import load
 from genzoo.config.instantiate import build
 from genzoo.data import DataSet, Split
-from genzoo.jobs.prepare import class_names, unseen_classes
+from genzoo.jobs.building import class_names, unseen_classes
 from genzoo.jobs.train import draw_grid
 from genzoo.runs import Run
 from tests.commands import SMALL, TINY, described, genzoo

@@ -14,7 +14,7 @@ from genzoo.config.paths import CONF
 from genzoo.model import GenerativeModel, Loss
 from genzoo.runs import Run
 from genzoo.training import checkpoints
-from genzoo.training.module import GenerativeModule
+from genzoo.training.loop import TrainingLoop
 from tests.commands import TINY, genzoo
 from tests.survival import FAMILIES
 
@@ -31,25 +31,25 @@ def test_a_number_that_is_not_finite_ends_the_run_in_that_step(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     rng = random.Random(f"{family}-{seed}")
     at, value = rng.randrange(2, 8), rng.choice([float("nan"), float("inf"), -float("inf")])
-    original = GenerativeModule._backward
+    original = TrainingLoop._backward
 
-    def broken(self: GenerativeModule, module: GenerativeModel, turn: str | None) -> Loss:
-        loss = original(self, module, turn)
+    def broken(self: TrainingLoop, module: GenerativeModel, turn: str | None) -> tuple[Loss, torch.Generator]:
+        loss, noise = original(self, module, turn)
         counted = all(module is not stage.module for stage in self.stages)  # a copy, of which operations are counted
         if self.steps != at or counted:
-            return loss
+            return loss, noise
         if seed:
             term = rng.choice(sorted(loss.terms))
             said.append(f"loss term '{term}'")
-            return Loss(loss.total * value, {**loss.terms, term: torch.tensor(value)})
+            return Loss(loss.total * value, {**loss.terms, term: torch.tensor(value)}, loss.aux), noise
         gradient = rng.choice([p.grad for p in module.parameters() if p.grad is not None])
         gradient.view(-1)[rng.randrange(gradient.numel())] = value
         said.append("gradient")
-        return loss
+        return loss, noise
 
     said: list[str] = []
     small = {**FAMILIES, **MORE}.get(family, [f"model={family}"])
-    with mock.patch.object(GenerativeModule, "_backward", broken):
+    with mock.patch.object(TrainingLoop, "_backward", broken):
         code, _, err = genzoo(*TINY, *small, "trainer.batch_size=16", "budget.images=128", "trainer.saves=4")
     assert code == 3, err
     last = err.splitlines()[-1]

@@ -18,8 +18,8 @@ import pytest
 import torch
 import yaml
 
-from genzoo.jobs.prepare import prepare
 from genzoo.jobs.resume import checked_config, restore
+from genzoo.jobs.train import prepare
 from genzoo.runs import Run, RunError
 from genzoo.training import checkpoints
 from genzoo.training.state_checks import check_optimizer_state, check_weights

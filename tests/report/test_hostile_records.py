@@ -276,8 +276,8 @@ def test_many_runs_take_little_time_and_memory(tmp_path):
         shutil.copytree(first.path, path)
         (path / "config.yaml").write_text(yaml.safe_dump({**config, "optimizer": {"lr": i}}))
     program = (
-        "import sys; from pathlib import Path; from genzoo.cli.compare import write\n"
-        "write([sys.argv[1]], Path(sys.argv[2])); print(Path('/proc/self/status').read_text())"
+        "import sys; from pathlib import Path; from genzoo.report.comparison import write_comparison\n"
+        "write_comparison([sys.argv[1]], Path(sys.argv[2])); print(Path('/proc/self/status').read_text())"
     )
     before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     command = [sys.executable, "-c", program, str(tmp_path / "runs"), str(tmp_path / "out")]

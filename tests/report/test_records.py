@@ -61,8 +61,8 @@ def test_an_old_run_is_named_by_its_directory(tmp_path):
 def test_reading_needs_no_torch(tmp_path):
     run(tmp_path, metrics=scored(1.0))
     program = (
-        "import sys; from pathlib import Path; from genzoo.cli.compare import write;"
-        f"write([{str(tmp_path)!r}], Path({str(tmp_path / 'out')!r}));"
+        "import sys; from pathlib import Path; from genzoo.report.comparison import write_comparison;"
+        f"write_comparison([{str(tmp_path)!r}], Path({str(tmp_path / 'out')!r}));"
         "print([name for name in ('torch', 'pytorch_lightning', 'wandb') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
