@@ -1,0 +1,577 @@
+"""Features that are right alone, crossed: conditions, kinds of data and the options of every family, new and resumed, in one
+process and in two.
+
+A crossing is an option of a family on points of three dimensions, on grey or on colour images, without a condition, with
+classes or with vectors as conditions. All are built as by the command line, small. The laws hold whatever is combined: a
+gradient reaches every weight and every pixel, examples meet their own conditions, a training that was interrupted ends in the
+bits of one that was not, two processes take the step of one, and samples have the law of the data where it is known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import itertools
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from genzoo.conditions import ClassLabels, Condition, Vector
+from genzoo.config.instantiate import build
+from genzoo.config.paths import CONF
+from genzoo.data.dataset import DataSet, Split
+from genzoo.data.loader import Batches
+from genzoo.diffusion.denoiser import Denoiser, DenoiserWrapper
+from genzoo.diffusion.path import Prediction
+from genzoo.diffusion.samplers import Euler, Heun, Sampler
+from genzoo.distributions.bounds import RateCost
+from genzoo.distributions.discretization import bin_center, dequantize, quantize
+from genzoo.evaluation.describe import describe
+from genzoo.evaluation.scores import evaluate_model, pick_network
+from genzoo.evaluation.settings import EvalData, EvalSettings
+from genzoo.families.ddpm import DDPM
+from genzoo.families.gan import GeneratorAndCritic
+from genzoo.families.latent import PriorStage, _Latent
+from genzoo.families.vqvae import VQVAE
+from genzoo.jobs.train import describe_model
+from genzoo.loading import FROZEN, with_parents
+from genzoo.model import Adversarial, Bound, Codec, Continuous, Density, GenerativeModel, Loss, Staged, frozen
+from genzoo.numerics.random import SampleStreams, generator
+from genzoo.training import checkpoints
+from genzoo.training.budget import Budget
+from genzoo.training.module import GenerativeModule
+from tests.conftest import composed
+from tests.shares import TIMEOUT, examine
+from tests.test_conditions import values
+from tests.test_interface import SIZES, Case, draws, objectives, shrunk
+
+CONDITIONS: dict[str, Condition | None] = {"unconditional": None, "classes": ClassLabels(3), "vectors": Vector(3)}
+KINDS = {
+    "points": ("data=moons", "data.shape=[3]"),
+    "grey": ("data=digits", "data.shape=[1,4,4]"),
+    "colour": ("data=digits", "data.shape=[3,4,4]"),
+}
+ALL, IMAGES, POINTS = tuple(KINDS), ("grey", "colour"), ("points",)
+
+NETWORK, LIKELIHOOD, SCHEDULE = "network@model.network=", "likelihood@model.likelihood=", "schedule@model.schedule="
+TEACHER, CODEC = "teacher of reflow", "finished codec"
+# What each family may be told, and for which kinds of data.
+OPTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "autoregressive": ("autoregressive", ALL, ()),
+    "autoregressive-patch": ("autoregressive", IMAGES, ("model.patch=2",)),
+    "autoregressive-classes": (
+        "autoregressive", IMAGES, (f"{NETWORK}transformer_image", f"{LIKELIHOOD}categorical", "model.inputs=classes"),
+    ),
+    "ddpm": ("ddpm", ALL, ()),
+    "ddpm-vlb": ("ddpm", ALL, ("model.objective=vlb", "model.variance=fixedsmall")),
+    "ddpm-vlb-x0": ("ddpm", ALL, ("model.objective=vlb", "model.prediction=x0", f"{SCHEDULE}cosine")),
+    "ddpm-vlb-learned": (
+        "ddpm", ALL, ("model.objective=vlb", "model.variance=learned", "model.importance=true"),
+    ),
+    "ddpm-hybrid": ("ddpm", ALL, ("model.objective=hybrid", "model.variance=learned", "model.prediction=v")),
+    "ddpm-hybrid-importance": (
+        "ddpm", ALL, ("model.objective=hybrid", "model.variance=learned", "model.importance=true"),
+    ),
+    "flow_matching": ("flow_matching", ALL, ()),
+    "flow_matching-transport": ("flow_matching", ALL, ("model.pairing=optimal_transport",)),
+    "flow_matching-reflow": ("flow_matching", ALL, (TEACHER,)),
+    "flow_matching-vp": (
+        "flow_matching", ALL, (f"{SCHEDULE}vp", "noise_levels@model.noise_levels=logit_normal"),
+    ),
+    "score_sde": ("score_sde", ALL, ()),
+    "score_sde-edm": ("score_sde", ALL, (f"{SCHEDULE}edm", "noise_levels@model.noise_levels=log_normal")),
+    "score_sde-sub_vp": ("score_sde", ALL, (f"{SCHEDULE}sub_vp", "model.sigma_data=null")),
+    "score_sde-ncsnpp": ("score_sde", IMAGES, (f"{SCHEDULE}ve", f"{NETWORK}ncsnpp_image", "model.network.multipliers=[1,2]")),
+    "gan": ("gan", ALL, ()),
+    "gan-hinge": ("gan", POINTS, ("model.loss=hinge",)),
+    "gan-resnet": (
+        "gan", IMAGES, ("network@model.generator=resnet_generator_image", "network@model.critic=resnet_critic_image",
+                        "model.critic.spectral_norm=true", "model.loss=hinge"),
+    ),
+    "wgan": ("wgan", ALL, ()),
+    "wgan_gp": ("wgan_gp", ALL, ()),
+    "glow": ("glow", ALL, ()),
+    "glow-additive": ("glow", ALL, ("model.affine=false", "model.logit=false")),
+    "realnvp": ("realnvp", ALL, ()),
+    "realnvp-batch_norm": ("realnvp", ALL, ("model.batch_norm=true", "model.scale_penalty=1e-3")),
+    "vae": ("vae", ALL, ("model.free_bits=0.25", "model.warmup=40")),
+    "vae-gaussian": ("vae", ALL, (f"{LIKELIHOOD}gaussian", "model.beta=0.5")),
+    "vae-per_element": ("vae", ALL, (f"{LIKELIHOOD}gaussian", "+model.likelihood.per_element=true")),
+    "vae-categorical": ("vae", IMAGES, (f"{LIKELIHOOD}categorical",)),
+    "vae-mixture": ("vae", POINTS, (f"{LIKELIHOOD}gaussian_mixture", "~model.likelihood.log_var")),
+    "vae-logistic_mixture": ("vae", IMAGES, (f"{LIKELIHOOD}logistic_mixture",)),
+    "vae-bernoulli": ("vae", IMAGES, (f"{LIKELIHOOD}bernoulli", "data.levels=2")),
+    "hvae": ("hvae", ALL, ("model.free_bits=0.55", "model.warmup=40")),
+    "hvae-categorical": ("hvae", IMAGES, (f"{LIKELIHOOD}categorical",)),
+    "hvae-gaussian": ("hvae", IMAGES, (f"{LIKELIHOOD}gaussian",)),
+    "latent": ("latent", ALL, ()),
+    "latent-finished": ("latent", ALL, (CODEC,)),
+    "latent-flow_matching": ("latent", ALL, ("prior=flow_matching", "prior.pairing=optimal_transport")),
+    "latent-score_sde": ("latent", POINTS, ("prior=score_sde",)),
+    "latent-realnvp": ("latent", ALL, ("prior=realnvp",)),
+    "latent-glow": ("latent", POINTS, ("prior=glow",)),
+    "latent-vqvae": ("latent", IMAGES, ("codec=vqvae", "prior=pixelcnn")),
+    "vqvae": ("vqvae", ALL, ()),
+}  # fmt: skip
+
+
+@functools.cache
+def described(family: str, *words: str) -> dict[str, Any]:
+    """Compose the configuration of a model."""
+    config = composed(f"model={family}", *words)
+    describe_model(config, build)
+    return config
+
+
+@dataclass(frozen=True)
+class Crossing(Case):
+    """A family with an option of its own, on one kind of data, with any condition."""
+
+    condition: Condition | None = None
+    parent: str | None = None
+
+    @functools.cached_property
+    def config(self) -> dict[str, Any]:
+        config, kind = described(self.family, *self.overrides), type(self.condition)
+        condition = self.condition and {"_target_": f"{kind.__module__}.{kind.__qualname__}", **vars(self.condition)}
+        return {**config, "model": {**config["model"], "condition": condition, **self.parents}}
+
+    @functools.cached_property
+    def parents(self) -> dict[str, Any]:
+        """The finished model that the option builds on, by its key, and what goes with it."""
+        if self.parent == TEACHER:
+            return {"teacher": frozen(self.of_parent.model()), "pool": 40}
+        return {"codec": frozen(self.of_parent.model())} if self.parent == CODEC else {}
+
+    @property
+    def of_parent(self) -> Crossing:
+        """The teacher has the condition of its pupil, and the codec has none."""
+        family, condition = (self.family, self.condition) if self.parent == TEACHER else ("vae", None)
+        return Crossing(family, self.kind, self.overrides, condition is not None, condition)
+
+    def fresh(self, seed: int = 0) -> GenerativeModel:
+        return fitted(super().fresh(seed))
+
+    def again(self, folder: Path) -> GenerativeModel:
+        """Build the model as a run that goes on does: with other first weights, and its parent out of the run's folder."""
+        if self.parent is None:
+            return self.fresh(seed=1)
+        key, parent = next(iter(self.parents.items()))
+        checkpoints.keep_models(folder, {f"model.{key}": parent})
+        node = {**self.config["model"], key: {"_target_": FROZEN, "model": self.of_parent.config["model"]}}
+        built, found = with_parents(shrunk(node, SIZES[self.kind]), "model", build, folder)
+        assert list(found) == [f"model.{key}"]
+        slow(found[f"model.{key}"])
+        return fitted(slow(build(built, "model")))
+
+
+def slow(model: GenerativeModel) -> GenerativeModel:
+    """Lower the frequencies of the time, as ``Case`` does."""
+    for name, buffer in model.named_buffers():
+        if name.endswith("frequencies"):
+            buffer *= 0.02
+    return model
+
+
+def fitted(model: GenerativeModel) -> GenerativeModel:
+    """Show a model the conditions of its data."""
+    for part in model.modules():
+        if isinstance(part, GenerativeModel) and part.condition:
+            part.conditioner.fit(conditions(part.condition, 60))
+    return model
+
+
+def conditions(condition: Condition | None, n: int) -> Any:
+    if condition is None:
+        return None
+    return torch.arange(n) % condition.n if isinstance(condition, ClassLabels) else values(condition, n)
+
+
+@functools.cache
+def crossing(option: str, kind: str, condition: str) -> Crossing:
+    family, _, words = OPTIONS[option]
+    parent = next((word for word in words if word in (TEACHER, CODEC)), None)
+    said = tuple(word for word in (*KINDS[kind], *words) if word != parent)
+    size = "plane" if kind == "points" else "image"
+    return Crossing(family, size, said, condition != "unconditional", CONDITIONS[condition], parent)
+
+
+EVERY = [(o, kind, condition) for o, (_, kinds, _) in OPTIONS.items() for kind in kinds for condition in CONDITIONS]
+# Each option twice, with other kinds of data and other conditions.
+SOME = [
+    (option, kinds[(i + j) % len(kinds)], list(CONDITIONS)[(i + 2 * j) % 3])
+    for i, (option, (_, kinds, _)) in enumerate(OPTIONS.items())
+    for j in range(2)
+]
+CONDITIONAL = [names for names in EVERY if names[2] != "unconditional"]
+
+
+def over(chosen: list[tuple[str, str, str]]):
+    return pytest.mark.parametrize("names", chosen, ids="-".join)
+
+
+def examples(model: GenerativeModel, n: int) -> tuple[Tensor, Any]:
+    """Make up events of a model's own kind as floats, and its conditions."""
+    x, levels = stored(model, n), model.levels
+    return (x if levels is None else dequantize(x, levels, generator("dither"))).to(model.dtype), conditions(
+        model.condition, n
+    )
+
+
+def stored(model: GenerativeModel, n: int) -> Tensor:
+    """Make up events as a data set holds them."""
+    rng = generator("events")
+    if model.levels is None:
+        return torch.randn(n, *model.shape, generator=rng)
+    return torch.randint(model.levels, (n, *model.shape), generator=rng, dtype=torch.uint8)
+
+
+# Gradients
+
+
+def moved(names: tuple[str, str, str]) -> GenerativeModel:
+    """Build a model that trains, whose weights are not where they start and whose conditions are dropped often."""
+    model = crossing(*names).model().double().train()
+    for part in model.modules():
+        if isinstance(part, GenerativeModel) and part.conditioner.dropout:
+            part.conditioner.dropout = 0.3
+        if isinstance(part, DDPM) and part.history:  # so that losses decide over the times
+            part.history.counts.fill_(part.history.LAST)
+            part.history.losses.uniform_(0.5, 2)
+    return model
+
+
+def outputs(part: GenerativeModel, turn: dict[str, str]) -> Iterator[tuple[nn.Module, int]]:
+    """List the networks that say something of every pixel, and how many of their channels are means."""
+    if isinstance(part, PriorStage):
+        yield from outputs(part.prior, turn)
+    elif isinstance(part, Denoiser):
+        yield part.network, part.shape[0]  # the others are variances
+    elif isinstance(part, GeneratorAndCritic) and turn["turn"] == "generator":
+        yield part.generator, part.shape[0]
+
+
+def pixels(part: GenerativeModel, turn: dict[str, str], x: Tensor, y: Any) -> list[tuple[Tensor, bool]]:
+    """Return the gradients of a loss in what is said of pixels, (B, P, ...), and whether each element must have one."""
+    kept: list[tuple[Tensor, int]] = []
+
+    def keep(output: Tensor, means: int = 0) -> Tensor:
+        if not output.requires_grad:
+            return output
+        output = output.clone()  # what a hook returns takes the place of the output
+        output.retain_grad()
+        kept.append((output, means))
+        return output
+
+    with contextlib.ExitStack() as stack:
+        for network, means in outputs(part, turn):
+            handle = network.register_forward_hook(lambda module, inputs, out, means=means: keep(out, means))
+            stack.callback(handle.remove)
+        law: Any = getattr(part.prior if isinstance(part, PriorStage) else part, "likelihood", None)
+        if law is not None:
+            log_prob = law.log_prob
+            law.log_prob = lambda params, x: log_prob(keep(params), x)
+            stack.callback(delattr, law, "log_prob")
+        part.loss(x, y if part.condition else None, rng=generator("loss"), **turn).total.backward()
+    found: list[tuple[Tensor, bool]] = []
+    for output, means in kept:
+        assert output.grad is not None
+        found += [(output.grad[:, :means], True), (output.grad[:, means:], True)] if means else [(output.grad, False)]
+    return [(gradient, elementwise) for gradient, elementwise in found if gradient.numel()]
+
+
+def check_gradients(model: GenerativeModel) -> None:
+    """Check that a loss and its gradient are finite, and that the gradient reaches every weight and every pixel."""
+    x, y = examples(model, 24)
+    for part, turn in objectives(model):
+        total, terms, _ = part.loss(x, y if part.condition else None, rng=generator("loss"), **turn)
+        assert bool(total.isfinite()) and all(bool(term.isfinite()) for term in terms.values())
+        for gradient, elementwise in pixels(part, turn, x, y):
+            told = (
+                gradient != 0 if elementwise else gradient.flatten(2).any(1) if gradient.ndim > 2 else gradient.any(1)
+            )
+            share = float(told.double().mean())
+            assert share > 0.97, f"{share:.0%} of the pixels have a gradient"
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    assert all(bool(p.grad.isfinite().all()) for _, p in trained)
+    assert not [name for name, p in trained if not p.grad.any()]
+    for name, part in model.named_modules():
+        if isinstance(part, nn.Embedding) and part.weight.is_leaf:
+            assert bool(part.weight.grad.any(1).all()), f"{name}: a class has no gradient"
+
+
+@over(EVERY)
+def test_a_gradient_reaches_every_weight_and_every_pixel(names):
+    check_gradients(moved(names))
+
+
+@over([names for names in SOME if OPTIONS[names[0]][0] in ("autoregressive", "ddpm", "vae", "hvae", "vqvae", "latent")])
+def test_a_gradient_leads_back_what_was_said_far_off(names):
+    """Where networks say much more than data have, and scales are beyond their bounds."""
+    model = moved(names)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith("bias"):
+                p *= 12
+    check_gradients(model)
+
+
+# Pairs
+
+
+ORDER = torch.tensor([0, 3, 1, 4, 2, 5])  # the first stays: what belongs to no example is drawn from its stream
+OTHER = torch.tensor([1, 1, 2, 3, 4, 5])  # gives the first the condition of the second
+
+
+def streams(rows: Tensor) -> SampleStreams:
+    return SampleStreams(11, rows.tolist())
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-8)
+
+
+@over(CONDITIONAL)
+def test_examples_and_conditions_that_change_places_together_change_nothing(names):
+    model = moved(names)
+    x, y = examples(model, 6)
+
+    def losses(rows: Tensor, conditions: Tensor) -> Tensor:
+        again = copy.deepcopy(model)
+        found = [
+            part.loss(x[rows], conditions if part.condition else None, rng=streams(rows), **turn).total.detach()
+            for part, turn in objectives(again)
+        ]
+        return torch.stack(found)
+
+    rows = torch.arange(6)
+    whole, ordered, other = losses(rows, y), losses(ORDER, y[ORDER]), losses(rows, y[OTHER])
+    close(ordered, whole)
+    conditional = torch.tensor([part.condition is not None for part, _ in objectives(model)])
+    if crossing(*names).parent == TEACHER:  # whose pairs have conditions of their own
+        assert torch.equal(other, whole)
+    else:
+        assert bool(((other - whole).abs()[conditional] > 1e-9).all()), "conditions make no difference"
+
+
+@over([names for i, names in enumerate(CONDITIONAL) if i // 2 % 3 == 0 or names[1] == "points"])
+def test_samples_densities_and_codes_are_those_of_their_own_condition(names):
+    model = moved(names).eval()
+    x, y = examples(model, 6)
+    rows = torch.arange(6)
+    says: list[Callable[[Tensor, Tensor], Tensor]] = []
+    if model.levels is None or isinstance(model, Denoiser):  # of integers a rounding would decide
+        says.append(lambda rows, y: model.sample(6, y, rng=streams(rows)).x)
+    if isinstance(model, Density) and Bound.ESTIMATE not in model.bound:
+        says.append(lambda rows, y: model.log_prob(x[rows], y, num_samples=draws(model), rng=streams(rows)).value)
+    own = not isinstance(model, _Latent) or model.codec.condition
+    if isinstance(model, Codec) and not isinstance(model, Denoiser) and own:
+        if isinstance(model.latent, Continuous):
+            says.append(lambda rows, y: model.encode(x[rows], y))
+            z = torch.randn(6, *model.latent.shape, generator=generator("z")).double()
+            if model.levels is None:
+                says.append(lambda rows, y: model.decode(z[rows], y))
+    for say in says:
+        whole, ordered, other = say(rows, y), say(ORDER, y[ORDER]), say(rows, y[OTHER])
+        close(ordered, whole[ORDER])
+        close(other[1:], whole[1:])
+        assert not torch.equal(other[0], whole[0]), "a condition makes no difference"
+
+
+# Training
+
+
+EXAMPLES, BATCH, STEPS = 32, 16, 16
+STEPS_IN_STAGES = 40
+
+
+def module_of(
+    model: GenerativeModel, x: Tensor, y: Any, steps: int | None = None, lr: float = 1e-2
+) -> GenerativeModule:
+    """Put a model into the trainer, with averages that follow closely."""
+    adam = functools.partial(torch.optim.Adam, lr=lr)
+    steps = steps or (STEPS_IN_STAGES if isinstance(model, Staged) else STEPS)
+    batches = Batches(Split(x, y), BATCH, seed=3)
+    module = GenerativeModule(
+        model.train(), adam, batches, Budget(images=BATCH * steps), ema_decay=0.9, clip=100.0, seed=5
+    )
+    module.cost = lambda stage, turn: 0  # type: ignore[method-assign]  # FLOPs, which are counted on a copy
+    module.make_plan()
+    return module
+
+
+def watch(module: GenerativeModule, x: Tensor, y: Any) -> None:
+    """Check that every loss of a training is one of examples of the data and their own conditions."""
+    for stage in module.stages:
+        inner = stage.module._loss
+
+        def loss(batch: Tensor, mine: Any, *rest: Any, inner: Any = inner, part: Any = stage.module) -> Loss:
+            rows = batch if part.levels is None else quantize(batch, part.levels)
+            same = (rows[:, None] == x[None].to(rows.dtype)).flatten(2).all(2)
+            assert bool(same.any(1).all()), "an event that is none of the data"
+            if part.condition:
+                assert torch.equal(mine, y[same.long().argmax(1)].to(mine.dtype)), "another example's condition"
+            return inner(batch, mine, *rest)
+
+        stage.module._loss = loss
+
+
+def level(module: GenerativeModule, index: int, x: Tensor, y: Any) -> float:
+    """Return the mean loss of a stage over all of the data, with the same noise at each call."""
+    part = copy.deepcopy(module.model)
+    for inner in part.modules():
+        vars(inner).pop("_loss", None)  # which watches the other model
+        if isinstance(inner, RateCost):
+            inner.seen.fill_(1e9)  # after the warm-up
+    stage = module_of(part, x, y).stages[index].module
+    event = x.to(part.dtype) if part.levels is None else dequantize(x, part.levels, generator("level"))
+    with torch.no_grad():
+        found = [stage.loss(event, y if stage.condition else None, rng=generator("level", i)).total for i in range(4)]
+    return float(torch.stack(found).mean())
+
+
+def tensors(module: GenerativeModule) -> dict[str, Tensor]:
+    """List what a training has left: weights, averages, optimisers and records."""
+    found = {f"weights.{name}": value for name, value in module.model.state_dict().items()}
+    found |= {f"average.{name}": value for name, value in module.ema.model.state_dict().items()}
+    for i, player in enumerate(module._every_player()):
+        for j, own in player.optimizer.state_dict()["state"].items():
+            found |= {f"optimizer{i}.{j}.{name}": value for name, value in own.items()}
+    return {name: value.clone() for name, value in (found | module.window.state_dict()).items()}
+
+
+@over(SOME)
+def test_a_training_lowers_its_loss_and_goes_on_in_the_same_bits_after_every_interruption(names, tmp_path):
+    case = crossing(*names)
+    model = case.fresh()
+    x, y = stored(model, EXAMPLES), conditions(model.condition, EXAMPLES)
+    if model.levels is None and isinstance(model.condition, ClassLabels):
+        x = x / 4 + y[:, None]
+    module = module_of(model, x, y)
+    watch(module, x, y)
+    adversarial = isinstance(model, Adversarial)
+    ends = [*module.boundaries, module.planned_steps]
+    cuts = ends[-1] // 4, ends[-1] * 3 // 4
+
+    def save(module: GenerativeModule) -> None:
+        checkpoints.save(tmp_path, module.steps, module.model, module.ema.model, module.state())
+
+    module.on_step = lambda: save(module) if module.steps == cuts[0] else None
+    for index, end in enumerate(ends):
+        module.step()  # which initialises what begins with the data
+        before = None if adversarial else level(module, index, x, y)
+        while module.steps < end:
+            module.step()
+        if before is not None:
+            assert level(module, index, x, y) < before, f"stage {index} has learned nothing"
+    whole = tensors(module)
+
+    module = resumed(case, tmp_path, x, y, cuts[0])
+    while module.steps < cuts[1]:
+        module.step()
+    save(module)
+    module = resumed(case, tmp_path, x, y, cuts[1])
+    while not module.finished:
+        module.step()
+    ended = tensors(module)
+    assert whole.keys() == ended.keys() and all(bool(value.double().isfinite().all()) for value in whole.values())
+    assert [name for name, value in whole.items() if not torch.equal(value, ended[name])] == []
+
+
+def resumed(case: Crossing, folder: Path, x: Tensor, y: Any, step: int) -> GenerativeModule:
+    """Put a new model into a new trainer, and restore a checkpoint."""
+    model = case.again(folder / f"parents-{step}")
+    if case.parent:
+        key, parent = next(iter(case.parents.items()))
+        other: Any = model.pairs.teacher if key == "teacher" else model.codec
+        assert other is not parent, "the parent was not read"
+        weights = other.state_dict()
+        assert all(torch.equal(weights[name], value) for name, value in parent.state_dict().items()), "another parent"
+        assert not any(p.requires_grad for p in other.parameters())
+    module = module_of(model, x, y)
+    module.restore(*checkpoints.load(folder / f"step-{step}"))
+    assert module.steps == step
+    return module
+
+
+@over([names for names in SOME if OPTIONS[names[0]][0] in ("gan", "wgan", "wgan_gp")])
+def test_a_critic_learns_while_its_generator_stands_still(names):
+    model = crossing(*names).fresh().train()
+    x, y = examples(model, EXAMPLES)
+    x = x / 4 + 1 if model.levels is None else x.abs()
+    model.initialize(x, y, rng=generator("first"))
+    adam = torch.optim.Adam(model.critic.parameters(), lr=3e-3)
+    losses = []
+    for step in range(40):
+        adam.zero_grad()
+        loss = model.loss(x, y, turn="critic", rng=generator("critic", step))
+        loss.total.backward()
+        adam.step()
+        model.after_step(loss.aux, len(x))
+        losses.append(float(loss.total.detach()))
+    assert sum(losses[-5:]) < sum(losses[:5]) and all(map(math.isfinite, losses))
+
+
+# Two processes
+
+
+RANKS, SHARE = 2, 6
+SHARED = [  # spectral norm, which sees no batch, cannot be pickled
+    (option, kinds[i % len(kinds)], "vectors" if i % 3 == 2 else "classes")
+    for i, (option, (_, kinds, _)) in enumerate(OPTIONS.items())
+    if option != "gan-resnet"
+]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> dict[str, list[list[dict[str, Any]]]]:
+    """What one process finds on a whole batch, and each of two on its share of it."""
+    folder, given = tmp_path_factory.mktemp("crossed"), {}
+    for names in SHARED:
+        model = moved(names)
+        given["-".join(names)] = model, *examples(model, RANKS * SHARE)
+    torch.save(given, folder / "models.pt")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.shares", str(folder), str(rank), str(RANKS)],
+            cwd=Path(__file__).resolve().parents[1],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(RANKS)
+    ]
+    try:
+        alone = {name: examine(*one) for name, one in given.items()}
+        said = [process.communicate(timeout=2 * TIMEOUT)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert not any(process.returncode for process in processes), "\n".join(said)
+    shares = [torch.load(folder / f"rank_{rank}.pt") for rank in range(RANKS)]
+    return {name: [alone[name], *(share[name] for share in shares)] for name in given}
+
+
+@over(SHARED)
+def test_two_processes_take_the_step_of_one(found, names):
+    for whole, *shares in zip(*found["-".join(names)], strict=True):
+        largest = max(float(g.abs().max()) for g in whole["gradients"].values())
+        assert largest > 0
+        for key, gradient in whole["gradients"].items():
+            together = torch.stack([share["gradients"][key] for share in shares]).mean(0)
+            assert float((together - gradient).abs().max()) <= 1e-9 * largest, key
+        for key, term in whole["terms"].items():
+            together = torch.stack([share["terms"][key] for share in shares]).double().mean(0)
+            torch.testing.assert_close(together, term.double(), rtol=1e-6, atol=1e-6, msg=key)
+        for key, value in whole["state"].items():
+            assert all(torch.equal(share["state"][key], shares[0]["state"][key]) for share in shares), key
+            torch.testing.assert_close(shares[0]["state"][key], value, rtol=1e-9, atol=1e-9, msg=key)
