@@ -12,13 +12,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import itertools
 import json
 import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +39,21 @@ from genzoo.evaluation.describe import describe
 from genzoo.evaluation.scores import evaluate_model, pick_network
 from genzoo.evaluation.settings import EvalData, EvalSettings
 from genzoo.families.ddpm import DDPM
+from genzoo.families.flow_matching import FlowMatching
 from genzoo.families.gan import GeneratorAndCritic
 from genzoo.families.latent import PriorStage, _Latent
-from genzoo.families.vqvae import VQVAE
 from genzoo.jobs.train import describe_model
 from genzoo.loading import FROZEN, with_parents
 from genzoo.model import Adversarial, Bound, Codec, Continuous, Density, GenerativeModel, Loss, Staged, frozen
 from genzoo.numerics.random import SampleStreams, generator
 from genzoo.training import checkpoints
-from genzoo.training.budget import Budget
+from genzoo.training.budget import Budget, LearningRate
 from genzoo.training.module import GenerativeModule
 from tests.conftest import composed
+from tests.exact import network
 from tests.shares import TIMEOUT, examine
 from tests.test_conditions import values
-from tests.test_interface import SIZES, Case, draws, objectives, shrunk
+from tests.test_interface import SIZES, TINY_EVENT, Case, bounded_mass, draws, objectives, shrunk
 
 CONDITIONS: dict[str, Condition | None] = {"unconditional": None, "classes": ClassLabels(3), "vectors": Vector(3)}
 KINDS = {
@@ -375,12 +375,11 @@ def test_samples_densities_and_codes_are_those_of_their_own_condition(names):
     if isinstance(model, Density) and Bound.ESTIMATE not in model.bound:
         says.append(lambda rows, y: model.log_prob(x[rows], y, num_samples=draws(model), rng=streams(rows)).value)
     own = not isinstance(model, _Latent) or model.codec.condition
-    if isinstance(model, Codec) and not isinstance(model, Denoiser) and own:
-        if isinstance(model.latent, Continuous):
-            says.append(lambda rows, y: model.encode(x[rows], y))
-            z = torch.randn(6, *model.latent.shape, generator=generator("z")).double()
-            if model.levels is None:
-                says.append(lambda rows, y: model.decode(z[rows], y))
+    if isinstance(model, Codec) and not isinstance(model, Denoiser) and own and isinstance(model.latent, Continuous):
+        says.append(lambda rows, y: model.encode(x[rows], y))
+        z = torch.randn(6, *model.latent.shape, generator=generator("z")).double()
+        if model.levels is None:
+            says.append(lambda rows, y: model.decode(z[rows], y))
     for say in says:
         whole, ordered, other = say(rows, y), say(ORDER, y[ORDER]), say(rows, y[OTHER])
         close(ordered, whole[ORDER])
@@ -575,3 +574,217 @@ def test_two_processes_take_the_step_of_one(found, names):
         for key, value in whole["state"].items():
             assert all(torch.equal(share["state"][key], shares[0]["state"][key]) for share in shares), key
             torch.testing.assert_close(shares[0]["state"][key], value, rtol=1e-9, atol=1e-9, msg=key)
+
+
+# Laws that are known
+
+
+SPREAD = 0.3  # of a class about its place, in each of three dimensions
+PLACES = torch.tensor([-1.5, 1.5])
+
+
+def exact_teacher(condition: Condition) -> FlowMatching:
+    """The velocity of the straight path to N(m, SPREAD^2 I), m the place of the condition."""
+
+    def velocity(x_t: Tensor, t: Tensor, y: Any) -> Tensor:
+        m = (y if y.is_floating_point() else PLACES[y][:, None]).to(x_t)
+        alpha, sigma = 1 - t.to(x_t)[:, None], t.to(x_t)[:, None]
+        gain = (sigma - alpha * SPREAD**2) / (alpha**2 * SPREAD**2 + sigma**2)
+        return gain * (x_t - alpha * m) - m
+
+    return FlowMatching((3,), condition, network=network(velocity))
+
+
+@pytest.mark.parametrize("kind", ["classes", "vectors"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("autoregressive", "ddpm-vlb", "ddpm-vlb-learned", "ddpm-hybrid-importance", "flow_matching-transport"),
+        *("flow_matching-reflow", "score_sde-edm", "realnvp-batch_norm", "glow-additive", "vae-per_element", "hvae"),
+        *("latent-flow_matching", "latent-realnvp", "vqvae"),
+    ],
+)
+def test_samples_have_the_law_of_the_condition_that_is_asked_for(option, kind):
+    """Two narrow laws at +-1.5, trained and averaged: paired across classes, the samples of a flow came out at +-0.36."""
+    condition: Condition = ClassLabels(2) if kind == "classes" else Vector(1)
+    y: Tensor = torch.arange(512) % 2
+    x = PLACES[y][:, None] + SPREAD * torch.randn(512, 3, generator=generator("laws"))
+    case = replace(crossing(option, "points", kind), condition=condition, parent=None)
+    own = {"teacher": exact_teacher(condition), "pool": 400} if option.endswith("reflow") else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = slow(build(shrunk({**case.config["model"], **own}, SIZES["plane"]), "model"))
+    places = y if kind == "classes" else PLACES[y][:, None]
+    model.conditioner.fit(places)
+    steps, batch = 200, 64
+    adam = functools.partial(torch.optim.Adam, lr=1e-2, foreach=True)
+    batches, budget = Batches(Split(x, places), batch, seed=3), Budget(images=batch * steps)
+    module = GenerativeModule(model.train(), adam, batches, budget, LearningRate("cosine"), ema_decay=0.98, clip=10.0)
+    module.cost = lambda stage, turn: 0  # type: ignore[method-assign]
+    module.make_plan()
+    while not module.finished:
+        module.step()
+    average: Any = module.ema.model.eval()
+    if isinstance(average, Denoiser):
+        average.sampler = Heun(12)
+    n = 200
+    for c, place in enumerate(PLACES.tolist()):
+        asked = torch.full((n,), c) if kind == "classes" else torch.full((n, 1), place)
+        samples = average.sample(n, asked, rng=streams(torch.arange(n))).x
+        assert (samples.mean(0) - place).abs().max() < 0.2
+        assert 0.4 * SPREAD < float(samples.std(0).mean()) < 2.5 * SPREAD
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("autoregressive", "autoregressive-classes", "ddpm-vlb", "ddpm-vlb-learned", "ddpm-hybrid-importance"),
+        *("vae-categorical", "vae-logistic_mixture", "vae-bernoulli", "hvae-categorical", "latent-vqvae", "vqvae"),
+    ],
+)
+def test_the_probabilities_of_all_images_of_a_class_add_up_to_one_or_a_bound_to_less(option):
+    family, _, words = OPTIONS[option]
+    case = Crossing(family, "tiny", (*TINY_EVENT, *words), True, ClassLabels(3))
+    model = case.model().double()
+    total, error = bounded_mass(model, -1, 1, 2, draws=4)
+    if model.bound is Bound.EXACT:
+        assert total == pytest.approx(1, abs=1e-9)
+    else:
+        assert 0 < total <= 1 + 3 * error + 1e-9
+
+
+@pytest.mark.parametrize("option", ["autoregressive", "autoregressive-patch", "autoregressive-classes"])
+def test_all_colour_images_of_a_class_are_drawn_as_often_as_their_probability_says(option):
+    """The 2^6 images of three channels and two pixels, each class by itself: its probabilities and its samples."""
+    family, _, words = OPTIONS[option]
+    shape = "data.shape=[3,2,2]" if option.endswith("patch") else "data.shape=[3,1,2]"
+    case = Crossing(family, "tiny", ("data=digits", shape, "data.levels=2", *words), True, ClassLabels(2))
+    model, n = case.model().double(), 4000
+    values = torch.cartesian_prod(*[bin_center(torch.arange(2), 2, torch.float64)] * model.dim)
+    places = 2 ** torch.arange(model.dim - 1, -1, -1)
+    laws = []
+    for c in range(2):
+        x = values.view(-1, *model.shape)
+        law = model.log_prob(x, torch.full((len(x),), c)).value.detach().exp()
+        assert float(law.sum()) == pytest.approx(1, abs=1e-9)
+        samples = model.sample(n, torch.full((n,), c), rng=generator("colours", c)).x
+        counts = torch.bincount((quantize(samples, 2).flatten(1) * places).sum(1), minlength=len(x))
+        statistic = float(((counts - n * law).square() / (n * law)).sum())
+        assert statistic < len(x) + 5 * math.sqrt(2 * len(x)) + 20
+        laws.append(law)
+    assert (laws[0] - laws[1]).abs().sum() > 0.01
+
+
+# Scores and their cards
+
+
+SCORED = [("ddpm-hybrid", "points"), ("flow_matching-reflow", "points"), ("realnvp-batch_norm", "points")]
+SCORED += [("gan-hinge", "points"), ("vqvae", "points"), ("latent-finished", "colour"), ("vae-bernoulli", "colour")]
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+@pytest.mark.parametrize(("option", "kind"), SCORED)
+def test_what_was_combined_is_scored(option, kind, condition):
+    case = crossing(option, kind, condition)
+    model = case.model()
+    events = stored(model, 60)
+    asked = conditions(model.condition, 60)
+    splits = [Split(events[part], None if asked is None else asked[part]) for part in (slice(40), slice(40, 60))]
+    data = DataSet(*splits, model.levels)
+    settings = EvalSettings(n=40, events=6, num_samples=4, batch_size=20, throughput=4, features=None)
+    settings = replace(settings, features="identity") if model.levels is None else settings
+    features = pick_network(settings, "crossed", model.event, needed=True)
+    result = evaluate_model(model, EvalData(data, "crossed", False), settings, features)
+    wanted = {"memorisation/copied", "sampling/nfe"}
+    wanted |= {"test/sliced_wasserstein", "test/mmd", "test/fd_identity"} if model.levels is None else set()
+    assert wanted <= result["metrics"].keys() and not [line for line in result["warnings"] if "not finite" in line]
+    for name, score in result["metrics"].items():
+        number = score["value"]
+        assert number is None or not isinstance(number, float) or math.isfinite(number), name
+        json.dumps(score["card"], allow_nan=False)
+
+
+class Guided(Sampler):
+    """Classifier-free guidance around another sampler, as somebody's package may have it."""
+
+    stochastic = False
+
+    def __init__(self, inner: Sampler, weight: Any, until: float = 1.0):
+        super().__init__(inner.steps)
+        self.inner, self.weight, self.until = inner, weight, until
+
+    def iterate(self, denoiser: Denoiser, noise: Tensor, y: Any, rng: torch.Generator | None) -> Any:
+        yield from self.inner.iterate(Towards(denoiser, self), noise, y, rng)
+
+
+class Towards(DenoiserWrapper):
+    """A denoiser that goes beyond what a condition makes of the null value."""
+
+    def __init__(self, denoiser: Denoiser, guide: Guided):
+        super().__init__(denoiser)
+        self.guide = guide
+
+    @property
+    def evaluations(self) -> int:  # type: ignore[override]
+        return 2 * self.denoiser.evaluations
+
+    def predict(self, x_t: Tensor, t: Tensor, y: Any = None) -> Prediction:
+        free, told = self.denoiser.denoise(x_t, t), self.denoiser.denoise(x_t, t, y)
+        weight = self.guide.weight(t) if callable(self.guide.weight) else self.guide.weight
+        return Prediction("x0", free + weight * (told - free))
+
+
+def rising(slope: float) -> Callable[[Tensor], Tensor]:
+    """Return a weight that rises with time."""
+    return lambda t: 1 + slope * t.float().mean()
+
+
+def cards(values: list[Any]) -> list[str]:
+    return [json.dumps(describe(value), sort_keys=True, allow_nan=False) for value in values]
+
+
+def test_samplers_that_differ_in_one_setting_or_in_what_wraps_them_have_unlike_cards():
+    samplers: list[Any] = []
+    for path in sorted((CONF / "sampler").glob("*.yaml")):
+        node = composed("model=score_sde", f"sampler={path.stem}")["sampler"]
+        samplers.append(build(node, "sampler"))
+        for key, value in node.items():
+            if isinstance(value, bool):
+                samplers.append(build({**node, key: not value}, "sampler"))
+            elif isinstance(value, int | float) and not (path.stem == "ode" and key == "steps"):
+                samplers.append(
+                    build({**node, key: value + 1 if isinstance(value, int) else value / 2 + 1e-3}, "sampler")
+                )
+    weights: list[Any] = [1.0, 3.0, rising(0.5), rising(2.0), functools.partial(torch.mul, 2), torch.tensor(3.0)]
+    weights += [lambda t: 2.0, lambda t: 4.0, lambda t, weight=2.0: weight, lambda t, weight=4.0: weight]
+    samplers += [Guided(inner, weight) for inner in (Euler(4), Heun(4)) for weight in weights]
+    samplers += [
+        Guided(Guided(Euler(4), 1.0), 3.0),
+        Guided(Guided(Euler(4), 3.0), 1.0),
+        Guided(Euler(4), 1.0, until=0.5),
+    ]
+    said = cards(samplers)
+    assert len(set(said)) == len(said), [card for card in said if said.count(card) > 1]
+    assert said == cards(copy.deepcopy(samplers))
+
+
+def test_a_guided_sampler_counts_both_evaluations_and_its_card_says_its_weight():
+    model: Any = crossing("flow_matching-transport", "points", "classes").model()
+    y = conditions(model.condition, 6)
+    drawn = {}
+    for weight in (0.0, 1.0, 3.0):
+        model.sampler = Guided(Euler(4), weight)
+        x, nfe, _ = model.sample(6, y, rng=streams(torch.arange(6)))
+        assert nfe == 8 and describe(model.sampler)["weight"] == weight
+        drawn[weight] = x
+    model.sampler = Euler(4)
+    plain = model.sample(6, y, rng=streams(torch.arange(6))).x
+    torch.testing.assert_close(drawn[1.0], plain, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(drawn[3.0], plain, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["points", "grey"])
+def test_models_whose_options_or_conditions_differ_are_described_apart(kind):
+    names = [names for names in EVERY if names[1] == kind and names[2] != "vectors"]
+    said = cards([crossing(*one).model() for one in names])
+    assert len(set(said)) == len(said)
