@@ -9,6 +9,7 @@ import functools
 import hashlib
 import inspect
 import math
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,7 +21,8 @@ from torch import nn
 def describe(value: Any, inside: tuple[int, ...] = ()) -> Any:
     """Describe a value in plain types.
 
-    Objects become their names and attributes, recursively; tensors, arrays and weights the SHA-256 of their bytes.
+    Objects become their names and attributes, recursively; tensors, arrays and weights the SHA-256 of their bytes; a function
+    its name, and one that was made inside another one also its code and what it was made with.
 
     Args:
         value: what is described.
@@ -43,9 +45,13 @@ def describe(value: Any, inside: tuple[int, ...] = ()) -> Any:
     if isinstance(value, set | frozenset):
         return sorted((deeper(item) for item in value), key=repr)
     if isinstance(value, functools.partial):
-        return {"name": _name(value.func), "items": deeper(value.args), **_each(deeper, value.keywords)}
+        of = deeper(value.func)
+        named = {"name": of} if isinstance(of, str) else {"name": "partial", "of": of}
+        return {**named, "items": deeper(value.args), **_each(deeper, value.keywords)}
     if inspect.ismethod(value):
         return {"name": _name(value), "of": deeper(value.__self__)}
+    if isinstance(value, types.FunctionType) and "<" in value.__qualname__:  # a name that others may have too
+        return {"name": _name(value), **_each(deeper, _made(value))}
     if inspect.isroutine(value) or isinstance(value, type):
         return _name(value)
     return {"name": _name(type(value)), **_each(deeper, _state(value))}
@@ -59,6 +65,21 @@ def _name(thing: Any) -> str:
     """Name a class or a function; of those that are not genzoo's, with their module."""
     module = str(thing.__module__)
     return thing.__qualname__ if module.partition(".")[0] == "genzoo" else f"{module}.{thing.__qualname__}"
+
+
+def _made(function: types.FunctionType) -> dict[str, Any]:
+    """Return what tells a function from others of its name: its code, its defaults, and the variables that it encloses."""
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    return {
+        "code": _code(function.__code__),
+        "defaults": [*(function.__defaults__ or ()), function.__kwdefaults__],
+        "encloses": {name: cell.cell_contents for name, cell in cells if cell != types.CellType()},
+    }
+
+
+def _code(code: types.CodeType) -> str:
+    constants = [_code(c) if isinstance(c, types.CodeType) else describe(c) for c in code.co_consts]
+    return hashlib.sha256(repr([code.co_code, code.co_names, constants]).encode()).hexdigest()
 
 
 def _state(value: Any) -> Mapping[Any, Any]:
