@@ -18,7 +18,7 @@ from genzoo import load
 from genzoo.numerics import random
 from genzoo.numerics.random import SampleStreams, seed_of
 from genzoo.runs import SCHEMA, Run
-from genzoo.training import module
+from genzoo.training import loop
 from tests.commands import genzoo
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -42,7 +42,7 @@ def numbers(self: SampleStreams, kind: str, count: int) -> torch.Tensor:
 @pytest.fixture
 def old_noise(monkeypatch):
     monkeypatch.setattr(random, "reseed", reseed)
-    monkeypatch.setattr(module, "reseed", reseed)
+    monkeypatch.setattr(loop, "reseed", reseed)
     monkeypatch.setattr(SampleStreams, "_compute", numbers)
 
 
