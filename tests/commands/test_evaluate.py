@@ -50,7 +50,9 @@ FAST = ["metrics.throughput=4", "metrics.num_samples=4", "metrics.n=0"]
 
 def scores(run: Path, *words: str) -> dict:
     code, out, err = genzoo("evaluate", f"run={run}", *FAST, *words)
-    assert (code, err) == (0, "") and out.endswith(f"run: {run}\n")
+    # On a busy machine a scoring may be announced.
+    said = [line for line in err.splitlines() if not line.startswith("genzoo: scoring will take about ")]
+    assert (code, said) == (0, []) and out.endswith(f"run: {run}\n")
     return Run(run).result["metrics"]
 
 
