@@ -36,7 +36,7 @@ except ImportError:  # on Windows
 CLAIM = ".claim-"  # how the names of claims begin, which lie beside the folders of runs and not among the runs
 SCRATCH = ".sweep-"  # how the names of folders begin that a sweep works in
 _TAKEN = (errno.EACCES, errno.EAGAIN)
-ATTEMPTS = 1000  # to lock a file that others remove meanwhile
+ATTEMPTS = 1000  # to lock a file that other processes remove at the same time
 
 
 class Claim:
@@ -106,7 +106,7 @@ def try_lock(path: Path) -> Claim | None:
         if current:
             break
         os.close(descriptor)  # of a file that was removed by whoever held it
-    else:  # nor can a folder be made, as in /proc, which whoever writes next says too
+    else:  # no folder can be made here, as in /proc; the next write raises with the key to change
         return Claim()
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     text = f"process {os.getpid()} on {socket.gethostname()} since {time}\n"

@@ -1454,6 +1454,13 @@ FAULTS = [
         "tests/commands/test_resume.py::test_what_a_process_was_told_to_ignore_stays_ignored_and_sigterm_is_heard",
     ),
     Fault(
+        "a folder that cannot be made is tried for ever",
+        "claims.py",
+        "for _ in range(ATTEMPTS):",
+        "while True:",
+        "tests/test_claims.py::test_a_folder_that_cannot_be_made_ends_the_attempts_to_lock",
+    ),
+    Fault(
         "two processes claim one job",
         "claims.py",
         "if error.errno in _TAKEN:",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -226,6 +227,19 @@ def test_a_run_is_marked_as_dead_by_its_lock_and_on_its_own_machine_alone(here, 
         live.kill()
 
 
-def test_a_folder_that_cannot_be_made_is_no_reason_to_wait():
-    claim = try_lock(Path("/proc/no folder/.claim"))
+@pytest.mark.parametrize("place", ["/proc/no folder", "file/below", "dangling/below"])
+def test_a_folder_that_cannot_be_made_ends_the_attempts_to_lock(here, place):
+    Path("file").write_text("")
+    Path("dangling").symlink_to("/proc/nothing")
+
+    def too_long(*_: object) -> None:
+        raise TimeoutError("still trying to lock")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(20)
+    try:
+        claim = try_lock(Path(place, ".claim"))
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
     assert claim is not None and claim.descriptor is None

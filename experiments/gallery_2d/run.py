@@ -65,7 +65,7 @@ ADVERSARIAL = ("gan", "wgan", "wgan_gp")
 
 
 def train(model: str, density: str, runs: Path) -> dict:
-    """Train one model; return what is known of it."""
+    """Train one model; return its command, run directory, processor seconds, images and commit."""
     outputs, budget = runs / f"{model}-{density}", BUDGETS.get(model, [f"budget.seconds={SECONDS}"])
     command = ["python", "-m", "genzoo", f"model={model}", f"data={density}", *budget, "trainer.threads=1"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -95,10 +95,10 @@ def gap(model: GenerativeModel, density: str, x: torch.Tensor) -> dict:
     if not isinstance(model, Density):
         return {"bound": None, "gap": None, "stderr": None}
     with torch.no_grad():
-        said = [
+        log_prob = [
             model.log_prob(part, num_samples=20, rng=SampleStreams(0, range(len(part)))).value for part in x.split(1000)
         ]
-    value, stderr, _ = mean_with_error(DENSITIES[density].log_prob(x) - torch.cat(said))
+    value, stderr, _ = mean_with_error(DENSITIES[density].log_prob(x) - torch.cat(log_prob))
     bound = "+".join(name for name in ("LOWER", "ESTIMATE") if name in str(model.bound)) or "EXACT"
     return {"bound": bound, "gap": value, "stderr": stderr}
 
@@ -149,7 +149,7 @@ def draw_families(results: dict, runs: Path, models: tuple[str, ...], name: str)
 
 
 def draw_samplers(results: dict, runs: Path, density: str = "moons") -> None:
-    """Draw samples of each noising family by every sampler, from one trained network each."""
+    """Draw samples of each diffusion and flow model by every sampler, from one trained network each."""
     models = ("ddpm", "score_sde", "flow_matching")
     figure = Figure(figsize=(2.2 * len(models), 2.35 * len(SAMPLERS)), layout="constrained")
     grid = figure.subplots(len(SAMPLERS), len(models), squeeze=False)
