@@ -38,6 +38,18 @@ def python_hears_interrupts() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def handlers_given_back() -> Iterator[None]:
+    """Fail a test after which a signal is handled by somebody else than before it."""
+    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    after = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert after == before
+
+
+@pytest.fixture(autouse=True)
 def restored_randomness() -> Iterator[None]:
     """Start every test from the same random state, and give back the one that was there."""
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002

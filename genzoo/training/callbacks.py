@@ -473,7 +473,7 @@ def fit(
         save_seconds: after which there is one more checkpoint.
         score, scores: measures a few samples of a model, and how many times.
         loggers: of Lightning.
-        signals: that end the run after a checkpoint.
+        signals: that end the run after a checkpoint; entered by the caller, or by this function where they are None.
         devices, nodes: how many processes on each machine, and machines, share a batch; Lightning starts those of this machine.
         trainer: accelerator and precision, as Lightning's ``Trainer`` takes them.
 
@@ -481,7 +481,7 @@ def fit(
         NonFiniteError: when a loss or gradient is not finite.
         Stopped: by a signal.
     """
-    signals = signals or Signals()
+    signals, entered = (Signals(), False) if signals is None else (signals, True)
     writers: list[Any] = []
     if run is not None:
         writers = [Record(run), Grids(run, draw, grids, signals), Scores(run, score, scores, signals)]
@@ -515,7 +515,7 @@ def fit(
     if module.batches.device != lightning.strategy.root_device:
         module.batches.to(lightning.strategy.root_device)
     module.ema.model.to(lightning.strategy.root_device)
-    with torch.random.fork_rng(devices=[]), signals.held():
+    with contextlib.nullcontext() if entered else signals, torch.random.fork_rng(devices=[]), signals.held():
         launcher = lightning.strategy.launcher
         if isinstance(launcher, Launcher) and run is not None:
             launcher.on_hang = lambda cause: run.update_status(state="failed", why=cause)
