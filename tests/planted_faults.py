@@ -1068,6 +1068,13 @@ FAULTS = [
         "tests/commands/test_resume.py::test_a_run_that_goes_on_ends_in_the_same_bits[vae]",
     ),
     Fault(
+        "the half-life of averages is one of steps",
+        "training/ema.py",
+        "return 0.5 ** (batch_size / half_life)",
+        "return 0.5 ** (1 / half_life)",
+        "tests/training/test_ema.py",
+    ),
+    Fault(
         "averages forget how many updates they had",
         "training/loop.py",
         'self.ema.updates = dict(state["ema_updates"])',

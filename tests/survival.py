@@ -31,7 +31,7 @@ COMMON = [
     "metrics.num_samples=4", "metrics.throughput=16",
 ]  # fmt: skip
 FAMILIES = {
-    "vae": ["model=vae", "model.encoder.width=8", "model.decoder.width=8", "trainer.ema=0.99"],
+    "vae": ["model=vae", "model.encoder.width=8", "model.decoder.width=8", "trainer.ema_half_life=1000"],
     "vqvae": ["model=vqvae", "codec.encoder.width=8", "codec.decoder.width=8"],  # in two stages
     "gan": ["model=gan", "model.generator.width=8", "model.critic.width=8"],
     "wgan_gp": ["model=wgan_gp", "model.generator.width=8", "model.critic.width=8"],

@@ -424,7 +424,7 @@ def module_of(model: GenerativeModel, x: Tensor, y: Any, steps: int) -> Generati
     adam = functools.partial(torch.optim.Adam, lr=1e-2)
     batches = Batches(Split(x, y), BATCH, seed=3)
     module = GenerativeModule(
-        model.train(), adam, batches, Budget(images=BATCH * steps), ema_decay=0.9, clip=100.0, seed=5
+        model.train(), adam, batches, Budget(images=BATCH * steps), ema_half_life=6.6 * BATCH, clip=100.0, seed=5
     )
     module.cost = lambda stage, turn: 0  # type: ignore[method-assign]  # FLOPs, which are counted on a copy
     module.make_plan()
@@ -655,7 +655,9 @@ def test_samples_have_the_law_of_the_condition_that_is_asked_for(option, kind):
     steps, batch = 200, 64
     adam = functools.partial(torch.optim.Adam, lr=1e-2, foreach=True)
     batches, budget = Batches(Split(x, places), batch, seed=3), Budget(images=batch * steps)
-    module = GenerativeModule(model.train(), adam, batches, budget, LearningRate("cosine"), ema_decay=0.98, clip=10.0)
+    module = GenerativeModule(
+        model.train(), adam, batches, budget, LearningRate("cosine"), ema_half_life=34 * BATCH, clip=10.0
+    )
     module.cost = lambda stage, turn: 0  # type: ignore[method-assign]
     module.make_plan()
     while not module.finished:

@@ -43,7 +43,7 @@ def module(words: list[str]) -> GenerativeModule:
         optimizer,
         batches,
         budget,
-        ema_decay=settings["ema"],
+        ema_half_life=settings["ema_half_life"],
         clip=settings["clip"],
         compiled=settings["compile"],
         channels_last=settings["channels_last"],

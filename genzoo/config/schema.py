@@ -107,7 +107,7 @@ class Trainer(Section):
     batch_size: Count
     workers: Annotated[int, Field(ge=0, le=256)] = 0
     clip: PositiveFloat | None
-    ema: Annotated[float, Field(ge=0, lt=1)]
+    ema_half_life: PositiveFloat | None
     grids: Annotated[int, Field(ge=0, le=1000)]
     saves: Annotated[int, Field(gt=0, le=1000)]
     save_seconds: PositiveFloat | None = None

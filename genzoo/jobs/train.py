@@ -151,7 +151,7 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
         Batches(data.train, settings.batch_size, seed, subject.flip, workers=settings.workers),
         budget,
         learning_rate,
-        ema_decay=settings.ema,
+        ema_half_life=settings.ema_half_life,
         clip=settings.clip,
         seed=seed,
         scaler=torch.amp.GradScaler(device) if precision == "16-mixed" else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -31,11 +32,21 @@ DROPPED = re.compile(r"(^|\.)(initialized|known)$")
 def upgraded(config: dict[str, Any]) -> dict[str, Any]:
     """Return the configuration of a run, plain types, as this release would have written it."""
     new = _moved(config)
+    if isinstance(trainer := new.get("trainer"), dict) and "ema" in trainer:
+        new["trainer"] = {"ema_half_life" if key == "ema" else key: value for key, value in trainer.items()}
+        new["trainer"]["ema_half_life"] = _half_life(trainer["ema"], trainer.get("batch_size"))
     if isinstance(model := new.get("model"), dict):
         new["model"] = _described(model)
         if new["model"] != model and new["model"].get("condition") and isinstance(data := new.get("data"), dict):
             new["data"] = {**data, "conditional": True}
     return new
+
+
+def _half_life(decay: Any, batch_size: Any) -> Any:
+    """Return the half-life, in images, of an average with a decay for each step; what is not a decay, as it is."""
+    if not (isinstance(decay, float | int) and isinstance(batch_size, int) and 0 < decay < 1):
+        return None if decay == 0 else decay
+    return -batch_size * math.log(2) / math.log(decay)
 
 
 def _moved(node: Any) -> Any:

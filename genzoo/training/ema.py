@@ -18,6 +18,24 @@ import torch
 from torch import Tensor, nn
 
 
+def ema_decay(half_life: float | None, batch_size: int) -> float:
+    """Return the decay of an average whose half-life is counted in images, as budgets and schedules are.
+
+    Args:
+        half_life: images after which a weight counts half; None for no average.
+        batch_size: images of each update.
+
+    References:
+        Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
+        https://arxiv.org/abs/2206.00364 (Table 7: 0.5 million images for CIFAR-10).
+    """
+    if half_life is None:
+        return 0.0
+    if half_life <= 0:
+        raise ValueError(f"the half-life of an average must be positive, or null for no average, not {half_life}")
+    return 0.5 ** (batch_size / half_life)
+
+
 class EMA:
     """A second copy of a model that holds the average of its weights, in evaluation mode.
 

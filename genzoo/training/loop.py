@@ -31,7 +31,7 @@ from genzoo.numerics.random import batch_generator, reseed, seed_of
 from genzoo.training.averaging import ProcessAverage
 from genzoo.training.budget import Budget, LearningRate
 from genzoo.training.clock import Clock
-from genzoo.training.ema import EMA
+from genzoo.training.ema import EMA, ema_decay
 from genzoo.training.flops import count_step
 from genzoo.training.optimization import (
     OptimizerFactory,
@@ -78,7 +78,7 @@ class TrainingLoop:
         batches: the data, by step.
         budget: limits of the run; None for steps without an end.
         learning_rate: factor of the optimiser's rate as a function of progress; constant by default.
-        ema_decay: of the averaged weights, see ``EMA``.
+        ema_half_life: images after which a weight counts half in the averaged weights, see ``ema_decay``; None for no average.
         clip: largest norm of a network's gradient, None for no limit.
         seed: of the noise.
         scaler: of the loss, where it is computed in half precision.
@@ -101,7 +101,7 @@ class TrainingLoop:
         batches: Batches,
         budget: Budget | None = None,
         learning_rate: LearningRate | None = None,
-        ema_decay: float = 0.9999,
+        ema_half_life: float | None = 500_000,
         clip: float | None = None,
         seed: int = 0,
         scaler: torch.amp.GradScaler | None = None,
@@ -120,7 +120,7 @@ class TrainingLoop:
         self.seed = seed
         self.scaler = scaler
         self.compiled, self.channels_last = compiled, channels_last
-        self.ema = EMA(model, ema_decay)
+        self.ema = EMA(model, ema_decay(ema_half_life, batches.batch_size))
         self.stages = stages_of(model)
         self._make_optimizer = optimizer
         self.players = {stage.name: players_of(stage.module, optimizer) for stage in self.stages}

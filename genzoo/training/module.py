@@ -66,7 +66,7 @@ class GenerativeModule(TrainingLoop, pl.LightningModule):
         val_fraction: of ``data``'s training split, held out for validation.
         seed: of the noise.
         compiled: whether torch compiles the networks, for training alone.
-        settings: ``learning_rate``, ``ema_decay``, ``clip``, ``scaler`` and ``channels_last`` of ``TrainingLoop``.
+        settings: ``learning_rate``, ``ema_half_life``, ``clip``, ``scaler`` and ``channels_last`` of ``TrainingLoop``.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ class TrainerSettings:
         threads: of the CPU; None for all that are free.
         batch_size: of all processes together.
         clip: largest norm of a network's gradient, None for no limit.
-        ema: decay of the averaged weights.
+        ema_half_life: of the averaged weights, in images; None for no average.
         grids, saves, scores: pictures of samples, checkpoints and interim scores in a run.
         score_samples: drawn for each interim score.
         learning_rate: the configuration of the schedule.
@@ -33,7 +33,7 @@ class TrainerSettings:
     threads: int | None
     batch_size: int
     clip: float | None
-    ema: float
+    ema_half_life: float | None
     grids: int
     saves: int
     scores: int

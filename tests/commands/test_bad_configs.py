@@ -146,8 +146,8 @@ def a_syntax_that_is_none(rng: random.Random) -> Bad:
 
 def a_section_less(rng: random.Random) -> Bad:
     section = rng.choice(["model", "data", "optimizer", "trainer", "budget", "metrics", "trainer.learning_rate", "seed",
-                          "outputs", "data.source", "model._target_", "optimizer._target_", "data.shape", "trainer.ema",
-                          "data.levels", "metrics.n", "optimizer._partial_", "trainer.clip"])  # fmt: skip
+                          "outputs", "data.source", "model._target_", "optimizer._target_", "data.shape",
+                          "trainer.ema_half_life", "data.levels", "metrics.n", "optimizer._partial_", "trainer.clip"])  # fmt: skip
     return Bad((f"~{section}",), (section.partition(".")[0],))
 
 
@@ -226,7 +226,7 @@ PAIRS = """
     model=ddpm metrics.num_samples=3|num_samples
     trainer.accelerator=gpu|trainer.accelerator
     trainer.precision=16|trainer.precision
-    trainer.ema=1|trainer.ema
+    trainer.ema_half_life=0|trainer.ema_half_life
     logger=wandb logger.mode=never|logger.mode
     logger=csv logger.project=x|logger.project
     outputs=/proc/x|outputs

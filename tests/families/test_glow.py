@@ -303,7 +303,7 @@ def test_an_actnorm_that_gets_fresh_weights_is_initialised_again():
 def training(model: Glow) -> GenerativeModule:
     x = torch.randint(17, (64, *model.shape)).to(torch.uint8)
     adam = functools.partial(torch.optim.Adam, lr=1e-3)
-    return GenerativeModule(model, adam, Batches(Split(x, None), 32, seed=0), Budget(seconds=60), ema_decay=0.5)
+    return GenerativeModule(model, adam, Batches(Split(x, None), 32, seed=0), Budget(seconds=60), ema_half_life=32)
 
 
 def test_the_first_step_of_training_initialises_every_actnorm_by_its_own_input_and_the_average_follows(monkeypatch):

@@ -141,7 +141,7 @@ def test_training_lowers_the_distortion_and_the_averaged_model_reconstructs_as_w
     model = plane(codebook_size=16, tokens=2)
     model.likelihood.log_var.data.fill_(-3.0)
     batches, adam = Batches(Split(x, None), 64, seed=0), functools.partial(torch.optim.Adam, lr=3e-3)
-    module = GenerativeModule(model, adam, batches, Budget(images=64 * 300), ema_decay=0.999)
+    module = GenerativeModule(model, adam, batches, Budget(images=64 * 300), ema_half_life=44_000)
     module.make_plan()
     module.training_step((0, 300), 0)
     assert torch.equal(module.ema.model.quantizer.codes, model.quantizer.codes)

@@ -21,6 +21,7 @@ from genzoo.event import EventSpec
 from genzoo.model import GenerativeModel
 from genzoo.runs import Run
 from genzoo.runs.upgrade import upgraded, upgraded_names
+from genzoo.training.ema import ema_decay
 from genzoo.training.state_checks import check_weights, upgraded_weights
 
 MODELS = json.loads((Path(__file__).parents[1] / "fixtures" / "models-of-schema-1.json").read_text())
@@ -79,3 +80,11 @@ def test_runs_that_were_published_are_read():
     for path in RUNS:
         config = check("train", Run(path).config)
         assert isinstance(build(config["model"], "model", trusted=False), GenerativeModel), path
+
+
+@pytest.mark.parametrize("decay, half_life", [(0.9999, 887_184.03), (0.0, None), (0.5, 128.0)])
+def test_a_decay_of_averages_is_read_as_the_half_life_in_images_that_has_it(decay, half_life):
+    trainer = upgraded({"trainer": {"batch_size": 128, "ema": decay, "clip": 1.0}})["trainer"]
+    assert trainer.pop("ema_half_life") == (half_life and pytest.approx(half_life, rel=1e-6))
+    assert trainer == {"batch_size": 128, "clip": 1.0}
+    assert ema_decay(half_life, 128) == pytest.approx(decay, rel=1e-8)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from genzoo.training.ema import EMA
+from genzoo.training.ema import EMA, ema_decay
 
 
 def unrolled(weights: list[float], decay: float) -> float:
@@ -102,3 +102,25 @@ def test_frozen_weights_stay_and_the_average_needs_no_gradient():
 def test_a_decay_outside_zero_to_one_is_refused(decay):
     with pytest.raises(ValueError, match=r"must be in \[0, 1\), not"):
         EMA(nn.Linear(1, 1), decay)
+
+
+@pytest.mark.parametrize("batch_size", [1, 16, 128])
+def test_after_one_half_life_in_images_a_weight_counts_half_whatever_the_batch(batch_size):
+    half_life = 1280
+    model = nn.Linear(1, 1, bias=False).double()
+    ema = EMA(model, ema_decay(half_life, batch_size))
+    ema.watch("model", model)
+    ema.updates["model"] = 10**6  # long after the warm-up
+    with torch.no_grad():
+        ema.model.weight.fill_(1.0)
+        model.weight.zero_()
+    for _ in range(half_life // batch_size):
+        ema.update("model")
+    assert float(ema.model.weight) == pytest.approx(0.5, rel=1e-9)
+
+
+def test_no_half_life_is_no_average_and_one_that_is_not_positive_is_refused():
+    assert ema_decay(None, 64) == 0.0
+    for half_life in (0, -1.0):
+        with pytest.raises(ValueError, match="half-life of an average must be positive"):
+            ema_decay(half_life, 64)

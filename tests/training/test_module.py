@@ -595,7 +595,7 @@ def test_the_state_holds_plain_types_and_tensors_and_what_was_done():
 
 
 def test_a_finished_stage_gets_the_average_of_its_weights_and_the_next_builds_on_it():
-    module = module_of(Relay(), 20, ema_decay=0.99)
+    module = module_of(Relay(), 20, ema_half_life=552)
     module.training_step((0, 4), 0)
     assert not torch.equal(module.model.first.map.weight, module.ema.model.first.map.weight)
     module.training_step((4, 5), 0)
