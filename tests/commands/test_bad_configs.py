@@ -146,8 +146,8 @@ def a_syntax_that_is_none(rng: random.Random) -> Bad:
 
 def a_section_less(rng: random.Random) -> Bad:
     section = rng.choice(["model", "data", "optimizer", "trainer", "budget", "metrics", "trainer.learning_rate", "seed",
-                          "outputs", "data.source", "model._target_", "optimizer._target_", "data.shape",
-                          "trainer.ema_half_life", "data.levels", "metrics.n", "optimizer._partial_", "trainer.clip"])  # fmt: skip
+                          "outputs", "data.source", "model._target_", "optimizer._target_", "data.shape", "data.levels",
+                          "trainer.ema_half_life", "metrics.n", "optimizer._partial_", "trainer.clip"])  # fmt: skip
     return Bad((f"~{section}",), (section.partition(".")[0],))
 
 
