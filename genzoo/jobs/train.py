@@ -7,7 +7,7 @@ import functools
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,6 +63,7 @@ class Parts(NamedTuple):
 
     module: Any  # a GenerativeModule
     subject: Any  # the data, as scores take them
+    metrics: Any  # EvalSettings
     network: Any  # what features are made of, or None
     records: Any  # a kind of logger, or None
     device: str
@@ -158,89 +159,57 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
         compiled=settings.compile,
         channels_last=settings.channels_last,
     )
-    return Parts(module, subject, network, records, device, parents)
+    return Parts(module, subject, metrics, network, records, device, parents)
 
 
 def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: Sequence[str] = ()) -> Path | None:
-    """Train a new run, or go on with an old one.
+    """Train a new run, or resume an old one, and score it.
 
     Args:
         config: of the run.
         family: what was chosen as ``model=``.
-        old: the run to go on with.
+        old: the run to resume.
         trust: classes that its configuration may name besides genzoo's own.
     """
-    import torch
-
     from genzoo.evaluation.records import NotKept
-    from genzoo.evaluation.scores import evaluate_run, interim
-    from genzoo.evaluation.settings import EvalSettings
+    from genzoo.evaluation.scores import evaluate_run
     from genzoo.loading import PARENTS, inline_runs
     from genzoo.report.terminal import show
 
     job = job_id(config)
-    module, subject, network, records, device, parents = prepare(config, old, list(trust))
+    parts = prepare(config, old, list(trust))
 
-    from genzoo.training.callbacks import fit, take_precomputed
+    from genzoo.training.callbacks import take_precomputed
     from genzoo.training.checkpoints import clean, keep_models, latest_valid
     from genzoo.training.stopping import Signals
 
     quiet()
     config = {**config, "model": inline_runs(config["model"])}
-    settings, metrics, seed = TrainerSettings(**config["trainer"]), EvalSettings(**config["metrics"]), config["seed"]
-
-    def scoring(model: Any) -> dict[str, float | None]:
-        with resources(old.path if old else Path(config["outputs"]), metrics.batch_size, "metrics.batch_size"):
-            return interim(model, subject, metrics, settings.score_samples, network, seed)
-
-    training = functools.partial(
-        fit,
-        module,
-        draw=lambda model, path: draw_grid(model, subject.data, path),
-        grids=settings.grids,
-        saves=settings.saves,
-        save_seconds=settings.save_seconds,
-        score=scoring,
-        scores=settings.scores,
-        accelerator="gpu" if device == "cuda" else "cpu",
-        devices=settings.devices,
-        nodes=settings.nodes,
-        precision=settings.precision,
-    )
+    module, metrics, settings = parts.module, parts.metrics, TrainerSettings(**config["trainer"])
     weights = sum(tensor.nbytes for tensor in module.model.state_dict().values())
     newest = functools.partial(latest_valid, limit=16 * weights + 2**24)  # bytes of state, at most
+    fit_run = _fitting(parts, settings, config["seed"], old.path if old else Path(config["outputs"]))
     if old:
         take_precomputed(module, old)
-    if (
-        rank_of(settings.devices) > 0 and settings.processes > 1
-    ):  # one of those that help the first one, which alone writes
+    if rank_of(settings.devices) > 0 and settings.processes > 1:  # only the first process writes
         if old and (found := newest(old.path / "checkpoints", lambda _: None, remove_damaged=False)):
             restore(module, *found)
         with Signals() as signals:
-            training(run=None, loggers=[], signals=signals)
+            fit_run(run=None, loggers=[], signals=signals)
         return None
 
     def keep_parents(path: Path) -> None:
-        if parents:
-            keep_models(path / PARENTS, parents)
+        if parts.parents:
+            keep_models(path / PARENTS, parts.parents)
 
-    facts = {
-        "model": family,
-        "threads": torch.get_num_threads(),
-        "allocator": tune(),
-        "device": device,
-        "gpu": gpu_facts(torch.device(device)),
-        "data_sha256": subject.data.sha256,
-        "classes": class_names(subject.data),
-    }
-    # A run that is gone on with has the precision that was chosen for it in its configuration, and its job has not.
+    facts = _facts(parts, family)
+    # The configuration of a resumed run holds the precision that was chosen for it, and its job does not.
     began_as = (old and checked_status(old).get("job")) or ""
-    held = claimed(
-        config["outputs"], began_as if re.fullmatch("[0-9a-f]{64}", began_as) else job, settings.devices, needed=False
-    )
+    job = began_as if re.fullmatch("[0-9a-f]{64}", began_as) else job
+    held = claimed(config["outputs"], job, settings.devices, needed=False)
     with held, Signals() as signals, contextlib.ExitStack() as stack:
         run = old or Run.create(config["outputs"], f"{family}-{config['data']['name']}", config, job, keep_parents)
-        parents.clear()  # the model has those that it needs
+        parts.parents.clear()  # the model has those that it needs
         stack.enter_context(run.training())
         if old:
             run.complete()
@@ -250,13 +219,13 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
         run.update_status(**facts, state="running", why=None, pid=os.getpid(), diagnostics=module.diagnostics())
         logger = None
         try:
-            logger = records.open(run, config) if records else None
+            logger = parts.records.open(run, config) if parts.records else None
             with resources(run.path, settings.batch_size):
-                training(run=run, loggers=[logger] if logger else [], signals=signals)
+                fit_run(run=run, loggers=[logger] if logger else [], signals=signals)
             with resources(run.path, metrics.batch_size, "metrics.batch_size"):
-                network = network and network.to(module.ema.model.device)
+                network = parts.network and parts.network.to(module.ema.model.device)
                 result = evaluate_run(
-                    module.ema.model, subject, run, metrics, network, seed=seed, ema=True, note=log_line
+                    module.ema.model, parts.subject, run, metrics, network, seed=config["seed"], ema=True, note=log_line
                 )
             if logger:
                 values = {name: entry["value"] for name, entry in result["metrics"].items()}
@@ -266,15 +235,62 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
                 show(error.result)
             with contextlib.suppress(OSError, ResourceError):  # on a full disk this cannot be written either
                 run.update_status(state="failed", why=one_line(f"{type(error).__name__}: {error}").removesuffix(":"))
-                if records and logger:
-                    records.close(logger, failed=True)
+                if logger:
+                    parts.records.close(logger, failed=True)
             raise
-        if records and logger:
-            records.close(logger, failed=False)
+        if logger:
+            parts.records.close(logger, failed=False)
         run.update_status(state="done", why=None)
     show(result)
     print(f"run: {run.path}", flush=True)
     return run.path
+
+
+def _fitting(parts: Parts, settings: TrainerSettings, seed: int, path: Path) -> Callable[..., None]:
+    """Return ``fit`` of a module with its pictures and interim scores, without run, loggers and signals.
+
+    Args:
+        parts: of the training.
+        settings: of the trainer.
+        seed: of interim scores.
+        path: where files are written.
+    """
+    from genzoo.evaluation.scores import interim
+    from genzoo.training.callbacks import fit
+
+    def score(model: Any) -> dict[str, float | None]:
+        with resources(path, parts.metrics.batch_size, "metrics.batch_size"):
+            return interim(model, parts.subject, parts.metrics, settings.score_samples, parts.network, seed)
+
+    return functools.partial(
+        fit,
+        parts.module,
+        draw=lambda model, picture: draw_grid(model, parts.subject.data, picture),
+        grids=settings.grids,
+        saves=settings.saves,
+        save_seconds=settings.save_seconds,
+        score=score,
+        scores=settings.scores,
+        accelerator="gpu" if parts.device == "cuda" else "cpu",
+        devices=settings.devices,
+        nodes=settings.nodes,
+        precision=settings.precision,
+    )
+
+
+def _facts(parts: Parts, family: str) -> dict[str, Any]:
+    """Return what a run's status holds about its model, data and machine."""
+    import torch
+
+    return {
+        "model": family,
+        "threads": torch.get_num_threads(),
+        "allocator": tune(),
+        "device": parts.device,
+        "gpu": gpu_facts(torch.device(parts.device)),
+        "data_sha256": parts.subject.data.sha256,
+        "classes": class_names(parts.subject.data),
+    }
 
 
 def draw_grid(model: Any, data: Any, path: Path, n: int = 64) -> None:
