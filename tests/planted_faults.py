@@ -1592,6 +1592,49 @@ FAULTS = [
         "if False:",
         "tests/training/test_processes.py::test_the_cause_of_a_broken_communication_is_found",
     ),
+    # Guidance
+    Fault(
+        "guidance: the scale is counted from the conditional prediction",
+        "diffusion/guidance.py",
+        "mean=u + scale * (prediction.mean - u)",
+        "mean=prediction.mean + scale * (prediction.mean - u)",
+        "tests/diffusion/test_guidance.py",
+    ),
+    Fault(
+        "guidance: both predictions have the condition",
+        "diffusion/guidance.py",
+        "return self.denoiser.predict(x_t, t, None).mean",
+        "return self.denoiser.predict(x_t, t, y).mean",
+        "tests/diffusion/test_guidance.py",
+    ),
+    Fault(
+        "guidance: scales below one are taken for none",
+        "diffusion/guidance.py",
+        "elif self.scale == 1.0:",
+        "elif self.scale <= 1.0:",
+        "tests/diffusion/test_guidance.py",
+    ),
+    Fault(
+        "guidance: the interval is one of times",
+        "diffusion/guidance.py",
+        "guided = (sigma >= low * alpha) & (sigma <= high * alpha)",
+        "guided = (t >= low) & (t <= high)",
+        "tests/diffusion/test_guidance.py",
+    ),
+    Fault(
+        "guidance: the worse model's prediction is taken for another kind",
+        "diffusion/guidance.py",
+        "return self.worse.predict_as(prediction.kind, x_t, t, y)",
+        "return self.worse.predict(x_t, t, y).mean, self.worse.evaluations",
+        "tests/diffusion/test_guidance.py",
+    ),
+    Fault(
+        "guidance: the evaluations of the reference are not counted",
+        "diffusion/guidance.py",
+        "        self._evaluations += evaluations\n",
+        "",
+        "tests/diffusion/test_guidance.py",
+    ),
     # On a GPU
     Fault(
         "on a GPU reconstructions stay on the device",
