@@ -1452,7 +1452,7 @@ FAULTS = [
     ),
     Fault(
         "a parent's pairs are simulated among the steps, on the run's clock",
-        "training/callbacks.py",
+        "training/fit.py",
         "callbacks=[Stop(signals), Precompute(run, signals), *writers]",
         "callbacks=[Stop(signals), *writers]",
         "tests/commands/test_resume.py",

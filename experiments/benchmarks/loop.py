@@ -46,7 +46,7 @@ def by_genzoo(steps: int, folder: str) -> None:
     from genzoo.data.loader import Batches
     from genzoo.runs import Run
     from genzoo.training.budget import Budget, LearningRate
-    from genzoo.training.callbacks import fit
+    from genzoo.training.fit import fit
     from genzoo.training.module import GenerativeModule
 
     batches = Batches(Split(points(), None), BATCH, seed=0)

@@ -46,7 +46,7 @@ def by_genzoo(precision: str) -> Callable[[], Go]:
         from genzoo.jobs.train import draw_grid
         from genzoo.runs import Run
         from genzoo.training.budget import Budget
-        from genzoo.training.callbacks import fit
+        from genzoo.training.fit import fit
         from genzoo.training.module import GenerativeModule
 
         quiet()

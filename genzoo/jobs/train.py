@@ -179,8 +179,8 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
     job = job_id(config)
     parts = prepare(config, old, list(trust))
 
-    from genzoo.training.callbacks import take_precomputed
     from genzoo.training.checkpoints import clean, keep_models, latest_valid
+    from genzoo.training.precompute import take_precomputed
     from genzoo.training.stopping import Signals
 
     quiet()
@@ -256,7 +256,7 @@ def _fitting(parts: Parts, settings: TrainerSettings, seed: int, path: Path) -> 
         path: where files are written.
     """
     from genzoo.evaluation.scores import interim
-    from genzoo.training.callbacks import fit
+    from genzoo.training.fit import fit
 
     def score(model: Any) -> dict[str, float | None]:
         with resources(path, parts.metrics.batch_size, "metrics.batch_size"):

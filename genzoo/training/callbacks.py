@@ -1,4 +1,4 @@
-"""What happens beside the optimisation: hand-overs, records, grids, checkpoints and a progress bar.
+"""Callbacks of Lightning beside the optimisation: records, grids, scores, checkpoints, signals and a progress bar.
 
 What is recorded, drawn and scored happens at steps that follow from the plan alone, never from the machine's speed. Checkpoints
 are also written when some time has passed and when the run is told to stop: whenever that is, a run that goes on from there
@@ -12,25 +12,21 @@ import math
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.plugins.io import CheckpointIO
-from pytorch_lightning.plugins.precision import MixedPrecision
-from pytorch_lightning.strategies import DDPStrategy
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from genzoo.console import log_stderr, stderr
-from genzoo.model import GenerativeModel, Precomputed
+from genzoo.console import stderr
+from genzoo.model import GenerativeModel
 from genzoo.numerics import distributed
-from genzoo.runs import Run, RunError, storing, write_atomically
+from genzoo.runs import Run, storing, write_atomically
 from genzoo.training import checkpoints
-from genzoo.training.launcher import Launcher
 from genzoo.training.loggers import numbers
 from genzoo.training.module import GenerativeModule
 from genzoo.training.stopping import Signals, Stopped
@@ -41,37 +37,6 @@ RECORDS = 200  # lines of metrics.jsonl that a whole run writes
 def milestones(planned: int, count: int) -> set[int]:
     """Spread ``count`` steps evenly over a plan, the last step included."""
     return {max(1, round(planned * (i + 1) / count)) for i in range(count)}
-
-
-class StepRanges:
-    """What Lightning takes for a data loader: ranges of steps that last about a quarter of a second.
-
-    A range ends at every milestone and at the end of each stage. How long the others are depends on the machine, and nothing
-    depends on it; several processes that train together share the clock, and so the ranges.
-
-    Args:
-        module: whose steps are handed over.
-        milestones: gives the steps at which a range must end.
-    """
-
-    def __init__(self, module: GenerativeModule, milestones: Callable[[], set[int]]):
-        self.module, self.milestones = module, milestones
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        module = self.module
-        position, seconds, speed = module.steps, module.progress.train_seconds, 0.0
-        while not module.finished:
-            # Asked anew each time: a plan by the clock is corrected on the way.
-            ends = {*self.milestones(), *module.plan.boundaries}
-            end = min((step for step in ends if step > position), default=position + 1)
-            seconds_left = (module.plan.budget.seconds or math.inf) - module.progress.train_seconds
-            within = min(0.25, seconds_left)
-            stop = min(end, position + min(max(int(within * speed), 1), 1000))
-            yield position, stop
-            spent = module.progress.train_seconds - seconds
-            # The speed of a new stage is not known yet.
-            speed = (stop - position) / spent if spent > 0 and stop not in module.plan.boundaries else 0.0
-            position, seconds = stop, module.progress.train_seconds
 
 
 class Record(pl.Callback):
@@ -156,62 +121,6 @@ class PeriodicCallback(pl.Callback, ABC):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: GenerativeModule, *_: Any) -> None:
         if self.due(pl_module):
             self.act(trainer, pl_module)
-
-
-PRECOMPUTED = "precomputed"  # folder of a run
-
-
-def precomputed_parts(module: GenerativeModule) -> dict[str, Precomputed]:
-    """List the parts of a model whose losses read what is computed once, by the names of their files."""
-    parts = module.model.named_modules(prefix="model")
-    return {name: part for name, part in parts if isinstance(part, Precomputed) and part.precomputed_shapes()}
-
-
-def take_precomputed(module: GenerativeModule, run: Run) -> None:
-    """Give a model what was computed before the first step of its run, where that was done.
-
-    Raises:
-        RunError: where a file is missing or damaged, or belongs to another model.
-    """
-    folder = run.path / PRECOMPUTED
-    if not folder.is_dir():
-        return
-    for name, part in precomputed_parts(module).items():
-        shapes = part.precomputed_shapes()
-        limit = 8 * sum(math.prod(shape) for shape in shapes.values()) + 2**16  # of numbers in double precision
-        tensors = checkpoints.load_tensors(folder, name, limit)
-        try:
-            if (found := {key: tuple(tensor.shape) for key, tensor in tensors.items()}) != shapes:
-                raise ValueError(f"has {found}, not {shapes}")
-            part.set_precomputed(tensors)
-        except ValueError as error:
-            raise RunError(f"{folder / name}.safetensors: does not fit the model of config.yaml: {error}") from error
-
-
-class Precompute(pl.Callback):
-    """Computes what losses read before the clock starts, and keeps it in the run; the status says how long that took.
-
-    Args:
-        run: where it is kept; None in a process that is not the first.
-        signals: heard at once meanwhile.
-    """
-
-    def __init__(self, run: Run | None, signals: Signals):
-        self.run, self.signals = run, signals
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: GenerativeModule) -> None:
-        parts = precomputed_parts(pl_module)
-        begun = time.monotonic()
-        self.signals.listen()  # Lightning may have taken them for itself
-        with self.signals.free() if distributed.world_size() == 1 else contextlib.nullcontext():
-            tensors = {name: part.precompute() for name, part in parts.items()}
-        if not tensors or self.run is None or (self.run.path / PRECOMPUTED).is_dir():
-            return
-        checkpoints.keep_tensors(self.run.path / PRECOMPUTED, tensors)
-        seconds = round(time.monotonic() - begun, 3)
-        self.run.update_status(precompute_seconds=seconds)
-        rows = ", ".join(f"{len(next(iter(own.values()))):,} rows for {name}" for name, own in tensors.items())
-        log_stderr(f"computed before the clock: {rows}, in {seconds:.3g} s")
 
 
 class Grids(PeriodicCallback):
@@ -435,104 +344,3 @@ class ProgressBar(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: GenerativeModule, exception: BaseException) -> None:
         self.progress.stop()
-
-
-class ManualDDPStrategy(DDPStrategy):
-    """Lightning's way to start and join processes; gradients are averaged by ``GenerativeModule``."""
-
-    def configure_ddp(self) -> None:
-        """Leave the module as it is."""
-
-    def _configure_launcher(self) -> None:
-        assert self.cluster_environment is not None
-        self._launcher = Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
-
-
-def fit(
-    module: GenerativeModule,
-    run: Run | None,
-    draw: Callable[[GenerativeModel, Any], None],
-    *,
-    grids: int,
-    saves: int,
-    save_seconds: float | None = None,
-    score: Callable[[GenerativeModel], dict[str, float | None]] | None = None,
-    scores: int = 0,
-    loggers: list[Any],
-    signals: Signals | None = None,
-    devices: int = 1,
-    nodes: int = 1,
-    **trainer: Any,
-) -> None:
-    """Train a module, new or restored, into a run directory.
-
-    Args:
-        module: what is trained.
-        run: where everything is written; None in a process that is not the first.
-        draw: makes a picture of a model's samples at a path.
-        grids, saves: how many pictures and checkpoints.
-        save_seconds: after which there is one more checkpoint.
-        score, scores: measures a few samples of a model, and how many times.
-        loggers: of Lightning.
-        signals: that end the run after a checkpoint; entered by the caller, or by this function where they are None.
-        devices, nodes: how many processes on each machine, and machines, share a batch; Lightning starts those of this machine.
-        trainer: accelerator and precision, as Lightning's ``Trainer`` takes them.
-
-    Raises:
-        NonFiniteError: when a loss or gradient is not finite.
-        Stopped: by a signal.
-    """
-    signals, entered = (Signals(), False) if signals is None else (signals, True)
-    module.managed = True
-    writers: list[Any] = []
-    if run is not None:
-        writers = [Record(run), Grids(run, draw, grids, signals), Scores(run, score, scores, signals)]
-        writers += [Checkpoints(run, saves, save_seconds), ProgressBar()]
-
-    def stops() -> set[int]:
-        # The same in every process: Lightning lets them wait for each other at the end of each range.
-        counts = grids, saves, scores and scores + 1
-        return {step for count in counts if count for step in milestones(module.plan.planned_steps or 1, count)}
-
-    half = None
-    if trainer["precision"] == "16-mixed":  # for which Lightning would choose bfloat16 on a CPU
-        device = "cuda" if trainer["accelerator"] == "gpu" else "cpu"
-        half = MixedPrecision("16-mixed", device, module.scaler)
-        del trainer["precision"]
-    lightning = pl.Trainer(
-        max_epochs=1,
-        logger=loggers,
-        callbacks=[Stop(signals), Precompute(run, signals), *writers],
-        devices=devices,
-        num_nodes=nodes,
-        strategy=ManualDDPStrategy() if devices * nodes > 1 else "auto",
-        plugins=[CheckpointFolders(), *([] if half is None else [half])],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=10**9,
-        default_root_dir=str(run.path) if run else None,
-        **trainer,
-    )
-    if module.batches.device != lightning.strategy.root_device:
-        module.batches.to(lightning.strategy.root_device)
-    module.ema.model.to(lightning.strategy.root_device)
-    with contextlib.nullcontext() if entered else signals, torch.random.fork_rng(devices=[]), signals.held():
-        launcher = lightning.strategy.launcher
-        if isinstance(launcher, Launcher) and run is not None:
-            launcher.on_hang = lambda cause: run.update_status(state="failed", why=cause)
-        try:
-            lightning.fit(module, train_dataloaders=StepRanges(module, stops))
-        except Exception as error:
-            if not isinstance(launcher, Launcher):
-                raise
-            cause = launcher.explain(error)
-            launcher.end()
-            if cause is error:
-                raise
-            raise cause from error
-        finally:
-            if isinstance(launcher, Launcher):
-                launcher.leaving = True
-            if torch.distributed.is_initialized():  # what follows is the first process's alone
-                torch.distributed.destroy_process_group()

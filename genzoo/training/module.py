@@ -1,6 +1,6 @@
 """One Lightning module trains any family.
 
-``genzoo.training.loop`` has the steps. Optimisation is manual, and ``genzoo.training.callbacks.fit`` hands over several steps
+``genzoo.training.loop`` has the steps. Optimisation is manual, and ``genzoo.training.fit.fit`` hands over several steps
 at once where steps are short, since Lightning's own loop would cost more than a small model's step. In a Trainer of the user's
 own it is an ordinary module: one step for each batch, logged, validated and checkpointed.
 """
@@ -54,7 +54,7 @@ class GenerativeModule(TrainingLoop, pl.LightningModule):
         pl.Trainer(max_epochs=10, callbacks=[ModelCheckpoint(monitor="val/loss")]).fit(module)
 
     There it logs the terms of the loss as ``train/...``, and the loss of the averaged weights on held-out examples as
-    ``val/...``. With several devices, give that Trainer ``genzoo.training.callbacks.ManualDDPStrategy``.
+    ``val/...``. With several devices, give that Trainer ``genzoo.training.fit.ManualDDPStrategy``.
 
     Args:
         model: the model.

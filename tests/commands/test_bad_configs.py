@@ -20,7 +20,7 @@ import pytest
 
 import genzoo as package
 from genzoo.config.paths import CONF, VERBS
-from genzoo.training import callbacks
+from genzoo.training import fit as fitting
 from tests.commands import genzoo
 from tests.conftest import composed
 
@@ -307,7 +307,7 @@ def empty(monkeypatch, tmp_path, without_a_login) -> Path:
     def never(*_, **__):
         raise AssertionError("this line was accepted")
 
-    monkeypatch.setattr(callbacks, "fit", never)
+    monkeypatch.setattr(fitting, "fit", never)
     for place in ("genzoo.data.images.urlopen", "genzoo.metrics.features.urlopen", "genzoo.jobs.sweep.run_process"):
         monkeypatch.setattr(place, never)
     return tmp_path

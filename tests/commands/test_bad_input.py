@@ -18,7 +18,7 @@ from PIL import Image
 
 from genzoo.cli.evaluate import evaluate
 from genzoo.errors import UsageError
-from genzoo.training import callbacks
+from genzoo.training import fit as fitting
 from tests.commands import SMALL, genzoo, untrained
 from tests.conftest import composed
 
@@ -144,7 +144,7 @@ def empty(monkeypatch, tmp_path) -> Path:
     def fit(*_, **__):
         raise AssertionError("this line was accepted")
 
-    monkeypatch.setattr(callbacks, "fit", fit)
+    monkeypatch.setattr(fitting, "fit", fit)
     return here
 
 

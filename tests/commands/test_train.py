@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from genzoo.runs import Run
-from genzoo.training import callbacks
+from genzoo.training import fit as fitting
 from genzoo.training.module import GenerativeModule
 from tests.commands import SMALL, TINY, described, genzoo, trained
 
@@ -143,7 +143,7 @@ def failing(error: BaseException):
 
 
 def test_a_bug_in_training_is_written_down_and_raised(monkeypatch):
-    monkeypatch.setattr(callbacks, "fit", failing(KeyError("weights")))
+    monkeypatch.setattr(fitting, "fit", failing(KeyError("weights")))
     with pytest.raises(KeyError):
         genzoo(*TINY, *VAE)
     (status,) = (json.loads(path.read_text()) for path in Path("outputs").rglob("status.json"))

@@ -101,7 +101,7 @@ SPEAKING = """
     genzoo.config.compose.os.system genzoo.config.allow_list.named_in genzoo.__main__.main genzoo.__main__.by_hydra
     genzoo.model.reconstruct genzoo.model.GenerativeModel genzoo.runs.write_atomically genzoo.runs.Run
     genzoo.runs.Run.create genzoo.runs.os.system genzoo.runs.subprocess.run genzoo.training.checkpoints.save
-    genzoo.training.checkpoints.shutil.rmtree genzoo.training.callbacks.fit genzoo.training.loggers.FaultTolerantWandbLogger
+    genzoo.training.checkpoints.shutil.rmtree genzoo.training.fit.fit genzoo.training.loggers.FaultTolerantWandbLogger
     genzoo.training.loggers.CSVLogger genzoo.training.budget.Budget genzoo.metrics.features.feature_network
     genzoo.metrics.features.urlopen genzoo.data.images._download genzoo.data.images._write
     genzoo.data.images._ArrayUnpickler genzoo.data.images.pickle.loads genzoo.data.images.urlopen

@@ -22,7 +22,8 @@ from genzoo.numerics.random import generator
 from genzoo.runs import Run
 from genzoo.training import checkpoints
 from genzoo.training.budget import Budget, LearningRate
-from genzoo.training.callbacks import ProgressBar, StepRanges, fit, milestones
+from genzoo.training.callbacks import ProgressBar, milestones
+from genzoo.training.fit import StepRanges, fit
 from genzoo.training.module import GenerativeModule
 from genzoo.training.precision import NonFiniteError
 from tests.toys import Jittered, Mean, Relay

@@ -28,7 +28,7 @@ from genzoo.nn.mlp import MLP
 from genzoo.numerics.random import generator
 from genzoo.training import clock as clocks
 from genzoo.training.budget import Budget, LearningRate
-from genzoo.training.callbacks import StepRanges
+from genzoo.training.fit import StepRanges
 from genzoo.training.loop import TrainingLoop
 from genzoo.training.module import GenerativeModule
 from genzoo.training.precision import PATIENCE, FiniteCheck, NonFiniteError
