@@ -195,8 +195,10 @@ class GenerativeModule(TrainingLoop, pl.LightningModule):
         checkpoint["genzoo"] = {"ema": average, "state": self.state()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what ``on_save_checkpoint`` has added, until the Trainer has set up the devices."""
+        """Load the averaged weights, and keep the progress until a Trainer that trains has set up the devices."""
         self._checkpoint = checkpoint.get("genzoo")
+        if self._checkpoint is not None:  # a validation, and whoever loads the module to sample, has nothing else
+            self.ema.model.load_state_dict(self._checkpoint["ema"])
 
     def configure_optimizers(self) -> Any:
         """Return the optimisers, which the module steps itself; in a user's Trainer with schedulers that only show the rate."""

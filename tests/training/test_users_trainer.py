@@ -32,3 +32,21 @@ def test_a_critic_with_a_gradient_penalty_is_validated(tmp_path, condition):
     user = trainer(tmp_path, max_epochs=1)
     user.fit(module)
     assert module.steps == 7 and torch.isfinite(user.callback_metrics["val/critic"])
+
+
+def test_the_averaged_weights_are_loaded_with_a_checkpoint_by_whoever_loads_it(tmp_path):
+    def fresh(seed: int) -> dict[str, Any]:
+        torch.manual_seed(seed)
+        return {"model": VAE((2,)), "data": points(), "batch_size": 8}
+
+    kept = ModelCheckpoint(dirpath=tmp_path, save_last=True)
+    module = GenerativeModule(**fresh(0))
+    trainer(tmp_path, max_steps=5, enable_checkpointing=True, callbacks=[kept]).fit(module)
+    (expected,) = trainer(tmp_path).validate(module, verbose=False)
+
+    other = GenerativeModule(**fresh(1))
+    (found,) = trainer(tmp_path).validate(other, ckpt_path=tmp_path / "last.ckpt", verbose=False)
+    assert found == expected
+    loaded = GenerativeModule.load_from_checkpoint(tmp_path / "last.ckpt", **fresh(2))
+    for name, value in module.ema.model.state_dict().items():
+        assert torch.equal(loaded.ema.model.state_dict()[name], value), name
