@@ -134,6 +134,17 @@ class GenerativeModule(TrainingLoop, pl.LightningModule):
         """Raise where a step was not finite."""
         self.finite.read()
 
+    def on_validation_start(self) -> None:
+        """Move the averaged weights to where a Trainer has moved the others."""
+        self._match_average()
+
+    def _match_average(self) -> None:
+        """Give the averaged model the device and the floating-point type of the trained one."""
+        average: GenerativeModel = self.ema.model  # type: ignore[assignment]
+        average.to(self.model.device)
+        if average.dtype != self.model.dtype:  # as by precision="64-true"
+            average.to(self.model.dtype)
+
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Log the loss of the averaged weights on held-out examples."""
         x, *rest = batch if isinstance(batch, tuple | list) else (batch,)
@@ -178,7 +189,7 @@ class GenerativeModule(TrainingLoop, pl.LightningModule):
             raise ValueError("precision=16-mixed needs genzoo's own scaler: use bf16-mixed, or python -m genzoo")
         if self.batches.device != self.device:
             self.batches.to(self.device)
-        self.ema.model.to(self.device)
+        self._match_average()
         if self.budget is None:
             steps = self.trainer.estimated_stepping_batches
             endless = not math.isfinite(steps) or steps < 1

@@ -50,3 +50,13 @@ def test_the_averaged_weights_are_loaded_with_a_checkpoint_by_whoever_loads_it(t
     loaded = GenerativeModule.load_from_checkpoint(tmp_path / "last.ckpt", **fresh(2))
     for name, value in module.ema.model.state_dict().items():
         assert torch.equal(loaded.ema.model.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed"])
+def test_the_averaged_weights_have_the_precision_of_the_trained_ones(tmp_path, precision):
+    module = GenerativeModule(VAE((2,)), data=points(), batch_size=8)
+    user = trainer(tmp_path, max_epochs=1, precision=precision)
+    user.fit(module)
+    user.validate(module, verbose=False)
+    assert module.ema.model.dtype == module.model.dtype
+    assert torch.isfinite(user.callback_metrics["val/loss"])
