@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from genzoo.conditions import ClassLabels
-from genzoo.data.dataset import Split
+from genzoo.data.dataset import DataSet, Split
 from genzoo.families.gan import WGANGP
 from genzoo.families.vae import VAE
 from genzoo.numerics.random import generator
@@ -60,3 +60,19 @@ def test_the_averaged_weights_have_the_precision_of_the_trained_ones(tmp_path, p
     user.validate(module, verbose=False)
     assert module.ema.model.dtype == module.model.dtype
     assert torch.isfinite(user.callback_metrics["val/loss"])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (DataSet(Split(torch.zeros(9, 1, 4, 4, dtype=torch.uint8), None), points(), 17), "levels=17.*levels=256"),
+        (DataSet(points(), points(), None), r"shape=\(2,\).*shape=\(1, 4, 4\)"),
+        (points(), r"shape \(2,\)"),
+        (torch.zeros(9, 1, 4, 4), "Tensor is no DataSet"),
+        ("digits", "str is no DataSet"),
+    ],
+)
+def test_data_that_do_not_fit_the_model_are_refused_in_one_line(data, message):
+    with pytest.raises(ValueError, match=message) as refusal:
+        GenerativeModule(VAE((1, 4, 4), levels=256), data=data)
+    assert "\n" not in str(refusal.value)
