@@ -18,7 +18,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from genzoo.diffusion.path import PARAMETERIZATIONS, Prediction
+from genzoo.conditions import Vector
+from genzoo.diffusion.denoiser import Denoiser
+from genzoo.diffusion.path import PARAMETERIZATIONS, GaussianPath, Prediction
 from genzoo.diffusion.probability_flow import ProbabilityFlowODE
 from genzoo.diffusion.samplers import (
     DDIM,
@@ -44,6 +46,8 @@ from genzoo.diffusion.schedules import (
     VESchedule,
     VPSchedule,
 )
+from genzoo.event import EventSpec
+from genzoo.numerics.random import generator
 from tests.exact import MU, SIGMA, GaussianDenoiser, every_schedule, moments
 from tests.exact import SCHEDULES as ALL
 
@@ -587,3 +591,42 @@ def test_settings_that_make_no_sense_are_refused(make, what):
 def test_a_sampler_takes_at_least_one_step(steps):
     with pytest.raises(ValueError, match="at least 1"):
         DDIM(steps)
+
+
+class Shrinking(Denoiser):
+    """Estimates the data as ``w x_t + y``."""
+
+    def __init__(self, schedule: Schedule):
+        super().__init__()
+        self.event, self.condition, self.path = EventSpec((2,)), Vector(2), GaussianPath(schedule)
+        self.w = torch.nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+
+    def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
+        return Prediction("x0", self.w * x_t + (0 if y is None else y))
+
+
+EVERY = [Ancestral(steps=4), DDIM(4), DDIM(4, eta=1.0), DPMSolver(4), EulerMaruyama(4), PredictorCorrector(4)]
+
+
+@pytest.mark.parametrize("schedule", [VPSchedule(), CondOT()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("sampler", [*EVERY, Euler(4), Midpoint(4), Heun(4)], ids=lambda s: type(s).__name__)
+def test_the_gradient_of_samples_is_the_quotient_of_their_differences(sampler, schedule):
+    denoiser, y = Shrinking(schedule), torch.randn(3, 2, generator=generator("y"), dtype=torch.float64)
+
+    def total(y: Tensor, shift: float = 0.0) -> Tensor:
+        moved = copy.deepcopy(denoiser) if shift else denoiser
+        moved.w.data += shift
+        return sampler(moved, 3, y, rng=generator("gradient")).x.sum()
+
+    y.requires_grad_()
+    of_w, of_y = torch.autograd.grad(total(y), [denoiser.w, y])
+    with torch.no_grad():
+        quotient = (total(y, 1e-6) - total(y, -1e-6)) / 2e-6
+        along = (total(y + 1e-6) - total(y - 1e-6)) / 2e-6
+    torch.testing.assert_close(of_w, quotient, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(of_y.sum(), along, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", [VPSchedule(), CondOT()], ids=lambda s: type(s).__name__)
+def test_the_adaptive_solver_has_no_gradient_rather_than_one_of_its_last_step(schedule):
+    assert not AdaptiveODE(1e-2, 1e-2)(Shrinking(schedule), 3).x.requires_grad

@@ -21,8 +21,8 @@ Trajectory = Iterator[tuple[Tensor, int]]  # states, (n, *shape), and the networ
 class Sampler(ABC):
     """A map from noise to data.
 
-    Gradients flow through a sampler to the denoiser's weights and conditions, unless it is called under ``torch.no_grad``,
-    as ``GenerativeModel.sample`` does.
+    Gradients flow through every sampler but ``AdaptiveODE`` to the denoiser's weights and conditions, unless it is called under
+    ``torch.no_grad``, as ``GenerativeModel.sample`` does.
 
     Args:
         steps: of the trajectory; None for all steps of a discrete chain.
