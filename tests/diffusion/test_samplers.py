@@ -630,3 +630,22 @@ def test_the_gradient_of_samples_is_the_quotient_of_their_differences(sampler, s
 @pytest.mark.parametrize("schedule", [VPSchedule(), CondOT()], ids=lambda s: type(s).__name__)
 def test_the_adaptive_solver_has_no_gradient_rather_than_one_of_its_last_step(schedule):
     assert not AdaptiveODE(1e-2, 1e-2)(Shrinking(schedule), 3).x.requires_grad
+
+
+@pytest.mark.parametrize("sampler", [DDIM(3), Heun(3), AdaptiveODE(1e-2, 1e-2)], ids=lambda s: type(s).__name__)
+def test_a_denoiser_needs_no_weights(sampler):
+    class Halved(Denoiser):
+        event, condition = EventSpec((2,)), None
+
+        def __init__(self, counts: bool):
+            super().__init__()
+            self.path = GaussianPath(VPSchedule())
+            if counts:
+                self.register_buffer("count", torch.zeros(1, dtype=torch.int64))
+
+        def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
+            return Prediction("x0", 0.5 * x_t)
+
+    for denoiser in (Halved(False), Halved(True)):
+        x = sampler(denoiser, 3).x
+        assert x.shape == (3, 2) and x.dtype == torch.get_default_dtype() and bool(x.isfinite().all())
