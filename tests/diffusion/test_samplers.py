@@ -18,8 +18,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from genzoo.conditions import Vector
-from genzoo.diffusion.denoiser import Denoiser
+from genzoo.conditions import ClassLabels, Vector
+from genzoo.diffusion.denoiser import Denoiser, DenoiserWrapper
 from genzoo.diffusion.path import PARAMETERIZATIONS, GaussianPath, Prediction
 from genzoo.diffusion.probability_flow import ProbabilityFlowODE
 from genzoo.diffusion.samplers import (
@@ -47,6 +47,7 @@ from genzoo.diffusion.schedules import (
     VPSchedule,
 )
 from genzoo.event import EventSpec
+from genzoo.families.ddpm import DDPM
 from genzoo.numerics.random import generator
 from tests.exact import MU, SIGMA, GaussianDenoiser, every_schedule, moments
 from tests.exact import SCHEDULES as ALL
@@ -204,6 +205,7 @@ def test_without_a_number_of_steps_the_whole_chain_is_walked():
 @pytest.mark.parametrize("sampler", [cost[0] for cost in COSTS.values()], ids=COSTS)
 def test_every_question_names_the_classes_of_its_rows(sampler, monkeypatch):
     denoiser = GaussianDenoiser(LINEAR, MU, SIGMA)
+    denoiser.condition = ClassLabels(3)
     y, predict = torch.tensor([2, 0, 1]), denoiser.predict
 
     def predict_for(x_t: Tensor, t: Tensor, labels: Tensor) -> object:
@@ -649,3 +651,21 @@ def test_a_denoiser_needs_no_weights(sampler):
     for denoiser in (Halved(False), Halved(True)):
         x = sampler(denoiser, 3).x
         assert x.shape == (3, 2) and x.dtype == torch.get_default_dtype() and bool(x.isfinite().all())
+
+
+class Wrapped(DenoiserWrapper):
+    """The denoiser as it is."""
+
+    def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
+        return self.denoiser.predict(x_t, t, y)
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, Wrapped], ids=["model", "wrapped"])
+def test_a_sampler_refuses_conditions_that_are_not_the_denoisers(wrap):
+    conditional, unconditional = wrap(DDPM((2,), ClassLabels(3)).eval()), wrap(DDPM((2,)).eval())
+    for y, message in ((torch.tensor([0, 1, 4]), "0..2"), (torch.tensor([0, 1]), r"\(3,\)"), (torch.rand(3), "float32")):
+        with pytest.raises(ValueError, match=message):
+            DDIM(3)(conditional, 3, y)
+    with pytest.raises(ValueError, match="unconditional"):
+        DDIM(3)(unconditional, 3, torch.tensor([0, 1, 2]))
+    assert DDIM(3)(conditional, 3, torch.tensor([0, 3, 2])).x.shape == (3, 2)  # 3 is the null value

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from genzoo.conditions import Conditioner
 from genzoo.diffusion.denoiser import Denoiser
 from genzoo.diffusion.schedules import Schedule
 from genzoo.model import Samples
@@ -57,8 +58,11 @@ class Sampler(ABC):
             rng: source of all noise.
 
         Raises:
-            ValueError: for a stochastic sampler on a path whose noise is paired with its data.
+            ValueError: for a stochastic sampler on a path whose noise is paired with its data, and for conditions of another
+                number, type or domain than the denoiser's.
         """
+        if y is not None:
+            Conditioner(denoiser.condition).check(y, n, allow_null=True, wait=True)
         if self.stochastic and not denoiser.path.independent:
             raise ValueError(f"{type(self).__name__} is stochastic: a path with paired noise needs an ODE sampler")
         noise = randn((n, *denoiser.event.shape), rng=rng, device=denoiser.device, dtype=denoiser.dtype)
