@@ -18,10 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from genzoo.data.dataset import DataSet, Split
-from genzoo.data.loader import Batches
+from genzoo.data.loader import Batches, Split
 from genzoo.distributions.discretization import dequantize
-from genzoo.event import EventSpec
 from genzoo.model import Adversarial, GenerativeModel
 from genzoo.numerics import distributed
 from genzoo.numerics.random import generator, seed_of
@@ -91,7 +89,7 @@ class GenerativeModule(TrainingLoop, pl.LightningModule):
         if batches is None:
             if data is None:
                 raise ValueError("data: give a data set, or batches")
-            train, self._validation = _held_out(_training_split(data, model.event), val_fraction, seed)
+            train, self._validation = _held_out(_training_split(data, model), val_fraction, seed)
             batches = Batches(train, min(batch_size, len(train.x)), seed)
             if train.y is not None and model.condition:
                 model.conditioner.fit(train.y)
@@ -222,24 +220,22 @@ class GenerativeModule(TrainingLoop, pl.LightningModule):
         return optimizers, [{"scheduler": scheduler, "interval": "step"} for scheduler in shown]
 
 
-def _training_split(data: Any, event: EventSpec) -> Split:
+def _training_split(data: Any, model: GenerativeModel) -> Split:
     """Return the training split of a data set, or a split as it is.
 
     Raises:
         ValueError: for anything else, and for data of another shape or other levels than the model's.
     """
-    if isinstance(data, DataSet):
-        if data.event != event:
-            raise ValueError(f"data: {data.event}, but the model is of {event}")
-        return data.train
-    if not isinstance(data, Split):
+    split = getattr(data, "train", data)
+    if not isinstance(split, Split):
         raise ValueError(
             f"data: {type(data).__name__} is no DataSet or Split of genzoo.data; "
             "genzoo.data.from_arrays makes one of an array"
         )
-    if tuple(data.x.shape[1:]) != event.shape:
-        raise ValueError(f"data: events of shape {tuple(data.x.shape[1:])}, but the model is of {event}")
-    return data
+    shape, levels = tuple(split.x.shape[1:]), getattr(data, "levels", model.levels)
+    if (shape, levels) != (model.shape, model.levels):
+        raise ValueError(f"data: shape={shape}, levels={levels}, but the model has {model.shape} and {model.levels}")
+    return split
 
 
 def _held_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split | None]:

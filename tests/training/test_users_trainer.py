@@ -65,9 +65,9 @@ def test_the_averaged_weights_have_the_precision_of_the_trained_ones(tmp_path, p
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (DataSet(Split(torch.zeros(9, 1, 4, 4, dtype=torch.uint8), None), points(), 17), "levels=17.*levels=256"),
-        (DataSet(points(), points(), None), r"shape=\(2,\).*shape=\(1, 4, 4\)"),
-        (points(), r"shape \(2,\)"),
+        (DataSet(Split(torch.zeros(9, 1, 4, 4, dtype=torch.uint8), None), points(), 17), "levels=17.* 256"),
+        (DataSet(points(), points(), None), r"shape=\(2,\).*\(1, 4, 4\)"),
+        (points(), r"shape=\(2,\)"),
         (torch.zeros(9, 1, 4, 4), "Tensor is no DataSet"),
         ("digits", "str is no DataSet"),
     ],
