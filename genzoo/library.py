@@ -193,7 +193,9 @@ def evaluate(
     if isinstance(run, GenerativeModel):
         if data is None:
             raise UsageError("data: is needed to evaluate a model")
-        subject = _dataset(data, y)
+        subject = _dataset(data, y, model.event)
+    elif data is not None or y is not None:
+        raise UsageError("data, y: a run is scored on its own data; evaluate its model on others, genzoo.load(run)")
     else:
         opened = Run(_path(run))
         trained = Trained.of_run(opened, ema=ema)
@@ -209,6 +211,8 @@ def evaluate(
     options = EvalSettings(**settings)
     if model.event != subject.data.event:
         raise UsageError(f"data: {subject.data.event}, but the model is of {model.event}")
+    if model.condition and subject.data.condition is None:
+        raise UsageError(f"y: the model has the condition {model.condition}, and the data have none")
     check_settings(model, options)
     network = pick_network(options, subject.name, subject.data.event, needed=False)
     network = network and network.to(model.device)
@@ -283,12 +287,15 @@ def _data_words(data: Data, y: Any, outputs: Path, test_fraction: float) -> list
     ]
 
 
-def _dataset(data: Data, y: Any) -> EvalData:
-    """Make the data that a model is evaluated on."""
+def _dataset(data: Data, y: Any, event: EventSpec) -> EvalData:
+    """Make the data that a model of an event is evaluated on; a folder's pictures get the model's size and channels."""
     if isinstance(data, DataSet):
         return EvalData(data, "data", False)
     if isinstance(data, str | os.PathLike):
-        job = preflight("train", _data_words(data, y, Path(), 0.1))
+        words = _data_words(data, y, Path(), 0.1)
+        if words[0] == "data=folder" and event.is_image:
+            words += [f"data.size={event.shape[-1]}", f"data.channels={event.shape[0]}"]
+        job = preflight("train", words)
         assert job is not None
         section = job.config["data"]
         return EvalData(build(section["source"], "data"), section["name"], bool(section["flip"]))
