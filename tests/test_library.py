@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import genzoo
 from genzoo.conditions import ClassLabels
 from genzoo.families.vae import VAE
+from genzoo.library import _budget_words
 
 
 @pytest.fixture(scope="module")
@@ -44,3 +46,57 @@ def test_a_model_of_images_is_scored_on_a_folder_in_its_own_size(tmp_path):
         Image.fromarray(picture).save(tmp_path / f"{i}.png")
     scores = genzoo.evaluate(VAE((1, 8, 8), levels=256), tmp_path, n=0)
     assert scores["test/bpd_upper"]["value"] > 0
+
+
+def test_no_samples_are_none():
+    assert genzoo.sample(VAE((2,)), 0).shape == (0, 2)
+
+
+def test_conditions_may_be_arrays(run):
+    expected = genzoo.sample(run, 3, y=torch.tensor([0, 1, 2]))
+    for y in ([0, 1, 2], np.array([0, 1, 2], np.int32)):
+        assert torch.equal(genzoo.sample(run, 3, y=y), expected)
+
+
+def test_a_run_is_loaded_by_itself(run):
+    assert genzoo.load(run).event == genzoo.load(run.path).event
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n": -1}, "n=-1"),
+        ({"n": 2, "batch_size": 0}, "batch_size=0"),
+        ({"n": 2, "y": 1}, "no conditions of 2"),
+        ({"n": 2, "label": -1}, "label=-1: classes are 0..2"),
+        ({"n": 2, "label": True}, "label=True: classes are 0..2"),
+        ({"n": 2, "device": "gpu"}, "device=gpu: choose from auto, cpu, cuda"),
+        ({"n": 2, "sampler": "heun"}, "sampler=heun: a configuration"),
+    ],
+)
+def test_samples_that_cannot_be_drawn_are_refused(run, arguments, message):
+    with refused(message):
+        genzoo.sample(run, **arguments)
+
+
+def test_one_run_is_compared_and_none_are_refused(run, tmp_path):
+    assert genzoo.compare(run, tmp_path / "one").is_file()
+    assert genzoo.compare(run.path.parent, tmp_path / "folder").is_file()
+    with refused("there are none"):
+        genzoo.compare([], tmp_path / "none")
+    with refused("VAE is no run directory"):
+        genzoo.compare([VAE((2,))], tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("budget", [300, {"images": "300"}, {"images": None}, {"images": True}])
+def test_a_budget_is_a_name_or_numbers(budget):
+    with refused("budget"):
+        genzoo.train("vae", "digits", budget=budget)
+
+
+def test_a_limit_is_not_rounded():
+    assert _budget_words({"seconds": 1234567.5, "flops": 1e15}) == [
+        "budget.seconds=1234567.5",
+        f"budget.flops={10**15}",
+    ]

@@ -663,7 +663,11 @@ class Wrapped(DenoiserWrapper):
 @pytest.mark.parametrize("wrap", [lambda model: model, Wrapped], ids=["model", "wrapped"])
 def test_a_sampler_refuses_conditions_that_are_not_the_denoisers(wrap):
     conditional, unconditional = wrap(DDPM((2,), ClassLabels(3)).eval()), wrap(DDPM((2,)).eval())
-    for y, message in ((torch.tensor([0, 1, 4]), "0..2"), (torch.tensor([0, 1]), r"\(3,\)"), (torch.rand(3), "float32")):
+    for y, message in (
+        (torch.tensor([0, 1, 4]), "0..2"),
+        (torch.tensor([0, 1]), r"\(3,\)"),
+        (torch.rand(3), "float32"),
+    ):
         with pytest.raises(ValueError, match=message):
             DDIM(3)(conditional, 3, y)
     with pytest.raises(ValueError, match="unconditional"):

@@ -22,7 +22,12 @@ def points(n: int = 64) -> Split:
 
 
 def trainer(tmp_path: Any, **settings: Any) -> pl.Trainer:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     return pl.Trainer(**{**quiet, "accelerator": "cpu", "default_root_dir": tmp_path, **settings})
 
 
