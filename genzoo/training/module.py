@@ -109,7 +109,8 @@ class GenerativeModule(TrainingLoop, pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Do the steps of a range (first, end), as many of them as the budget allows, or one step on a batch (x, y)."""
         if isinstance(batch, tuple | list) and isinstance(batch[0], int):
-            end = batch[1]
+            # A user's Trainer may have counted these steps before it restored a checkpoint.
+            end = self.steps + batch[1] - batch[0] if self.in_users_trainer else batch[1]
         else:
             x, *rest = batch if isinstance(batch, tuple | list) else (batch,)
             self._given, end = (x, rest[0] if rest else None), self.steps + 1

@@ -81,3 +81,18 @@ def test_data_that_do_not_fit_the_model_are_refused_in_one_line(data, message):
     with pytest.raises(ValueError, match=message) as refusal:
         GenerativeModule(VAE((1, 4, 4), levels=256), data=data)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("first", [3, 7], ids=["within an epoch", "after an epoch"])
+def test_epochs_that_are_continued_from_a_checkpoint_are_those_of_one_fit(tmp_path, first):
+    def fresh(seed: int) -> GenerativeModule:
+        torch.manual_seed(seed)
+        return GenerativeModule(VAE((2,)), data=points(), batch_size=8)
+
+    whole, continued = fresh(0), fresh(1)
+    kept = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=first, save_top_k=-1)
+    trainer(tmp_path, max_epochs=3, enable_checkpointing=True, callbacks=[kept]).fit(whole)
+    trainer(tmp_path, max_epochs=3).fit(continued, ckpt_path=tmp_path / f"step={first}.ckpt")
+    assert continued.steps == whole.steps == 21
+    for mine, other in ((whole.model, continued.model), (whole.ema.model, continued.ema.model)):
+        assert all(torch.equal(value, other.state_dict()[name]) for name, value in mine.state_dict().items())
