@@ -100,6 +100,7 @@ class GenerativeModule(TrainingLoop, pl.LightningModule):
         self.managed = False  # whether genzoo's own ``fit`` trains it
         self.latest: dict[str, Any] = {"values": {}, "images_per_second": 0.0}  # what was recorded last
         self._checkpoint: Mapping[str, Any] | None = None  # of Lightning, to be restored
+        self._earlier = 0  # steps that other Trainers have done before this one
 
     @property
     def in_users_trainer(self) -> bool:
@@ -191,20 +192,23 @@ class GenerativeModule(TrainingLoop, pl.LightningModule):
         if self.batches.device != self.device:
             self.batches.to(self.device)
         self._match_average()
-        if self.budget is None:
-            steps = self.trainer.estimated_stepping_batches
-            endless = not math.isfinite(steps) or steps < 1
-            self.plan.budget = Budget(images=(UNPLANNED - 1 if endless else int(steps)) * self.batches.batch_size)
+        self._earlier = self.steps
         if self._checkpoint is not None:
             saved, self._checkpoint = self._checkpoint, None
+            self._earlier = saved.get("earlier", 0)
             self.restore(self.model.state_dict(), saved["ema"], saved["state"])
-            if self.budget is None:  # the end is this Trainer's
+        if self.budget is None:  # the end is this Trainer's
+            steps = self.trainer.estimated_stepping_batches
+            endless = not math.isfinite(steps) or steps < 1
+            steps = UNPLANNED - 1 if endless else self._earlier + int(steps)
+            self.plan.budget = Budget(images=steps * self.batches.batch_size)
+            if self.plan.planned_steps is not None:
                 self.make_plan()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the averaged weights and the progress to a checkpoint of Lightning's."""
         average: dict[str, Tensor] = {name: value.cpu() for name, value in self.ema.model.state_dict().items()}
-        checkpoint["genzoo"] = {"ema": average, "state": self.state()}
+        checkpoint["genzoo"] = {"ema": average, "state": self.state(), "earlier": self._earlier}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load the averaged weights, and keep the progress until a Trainer that trains has set up the devices."""

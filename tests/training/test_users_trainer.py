@@ -14,6 +14,7 @@ from genzoo.data.dataset import DataSet, Split
 from genzoo.families.gan import WGANGP
 from genzoo.families.vae import VAE
 from genzoo.numerics.random import generator
+from genzoo.training.budget import LearningRate
 from genzoo.training.module import GenerativeModule
 
 
@@ -87,7 +88,8 @@ def test_data_that_do_not_fit_the_model_are_refused_in_one_line(data, message):
 def test_epochs_that_are_continued_from_a_checkpoint_are_those_of_one_fit(tmp_path, first):
     def fresh(seed: int) -> GenerativeModule:
         torch.manual_seed(seed)
-        return GenerativeModule(VAE((2,)), data=points(), batch_size=8)
+        rate = LearningRate("cosine")
+        return GenerativeModule(VAE((2,)), data=points(), batch_size=8, learning_rate=rate)
 
     whole, continued = fresh(0), fresh(1)
     kept = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=first, save_top_k=-1)
@@ -96,3 +98,14 @@ def test_epochs_that_are_continued_from_a_checkpoint_are_those_of_one_fit(tmp_pa
     assert continued.steps == whole.steps == 21
     for mine, other in ((whole.model, continued.model), (whole.ema.model, continued.ema.model)):
         assert all(torch.equal(value, other.state_dict()[name]) for name, value in mine.state_dict().items())
+
+
+def test_a_second_fit_does_the_steps_of_its_own_trainer(tmp_path):
+    module = GenerativeModule(VAE((2,)), data=points(), batch_size=8)
+    kept = ModelCheckpoint(dirpath=tmp_path, save_last=True)
+    trainer(tmp_path, max_steps=5).fit(module)
+    trainer(tmp_path, max_steps=6, enable_checkpointing=True, callbacks=[kept]).fit(module)
+    assert module.steps == 11
+    continued = GenerativeModule(VAE((2,)), data=points(), batch_size=8)
+    trainer(tmp_path, max_steps=8).fit(continued, ckpt_path=tmp_path / "last.ckpt")
+    assert continued.steps == 13
