@@ -22,6 +22,9 @@ from genzoo.runs.redact import redact, redact_words, remember
 from genzoo.training.stopping import Signals, Stopped
 
 BAD_INPUT, INTERRUPTED = 2, 130
+EXPLAIN = """python -m genzoo explain [command] [key=value ...] key ...
+
+Prints the file and line that set each key, such as: python -m genzoo explain model=ddpm data=digits optimizer.lr"""
 LONGEST = 2000  # characters of a line on stderr
 
 
@@ -67,6 +70,9 @@ def command() -> None:
         verb, *overrides = overrides
         if verb == "explain":
             verb, *overrides = overrides if overrides and overrides[0] in VERBS else ("train", *overrides)
+            if flags.help:
+                print(EXPLAIN)
+                return None
             return explain(verb, overrides, flags.config_dir)
         if verb not in VERBS:
             fail(f"unknown command '{verb}': {nearest(verb, [*VERBS, 'explain'])}")

@@ -67,6 +67,8 @@ def pick_device(name: str, key: str = "device") -> str:
 
     if name.partition(":")[0] == "mps":
         raise UsageError(f"{key}={name}: the GPUs of Apple's machines are not supported; say {key}=cpu")
+    if name.partition(":")[0] not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"{key}={name}: choose from auto, cpu, cuda")
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():

@@ -30,6 +30,8 @@ def class_number(label: int | str, num_classes: int, names: Sequence[str]) -> in
     """
     if not num_classes:
         raise UsageError(f"label={label}: this model has no classes")
+    if isinstance(label, bool) or (not isinstance(label, str) and label < 0):
+        raise UsageError(f"label={label}: classes are 0..{num_classes - 1}")
     names = names if len(names) == num_classes else []
     if isinstance(label, int) and label < num_classes:
         if str(label) in names and names[label] != str(label):

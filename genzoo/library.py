@@ -17,6 +17,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,9 +92,7 @@ def train(
     if isinstance(budget, str):
         words.append(f"budget={budget}")
     elif budget is not None:
-        words += [
-            f"budget.{name}={limit:g}" if limit % 1 else f"budget.{name}={int(limit)}" for name, limit in budget.items()
-        ]
+        words += _budget_words(budget)
     job = preflight("train", [*words, *overrides])
     assert job is not None
     path = train_config(job.config, job.choices)
@@ -106,7 +105,7 @@ def sample(
     n: int = 64,
     *,
     label: int | str | None = None,
-    y: Tensor | None = None,
+    y: Any = None,
     seed: int = 0,
     batch_size: int = 64,
     sampler: Mapping[str, Any] | None = None,
@@ -122,7 +121,7 @@ def sample(
         run: a run directory, or a model.
         n: number of samples.
         label: class of all samples, by number or by name.
-        y: conditions, (n, *condition.shape); not with ``label``.
+        y: conditions as a tensor or an array, (n, *condition.shape); not with ``label``.
         seed: of all noise.
         batch_size: samples drawn at once; it changes no sample.
         sampler: configuration of another sampler, of a run.
@@ -135,6 +134,8 @@ def sample(
     Raises:
         ValueError: in one line, for wrong arguments.
     """
+    if n < 0 or batch_size < 1:
+        raise UsageError(f"n={n}, batch_size={batch_size}: there are at least 0 samples, and 1 is drawn at once")
     model = _model(run, ema=ema, device=device, sampler=sampler)
     if label is not None:
         if y is not None:
@@ -143,15 +144,18 @@ def sample(
         names = [] if isinstance(run, GenerativeModel) else class_names(str(_path(run)))
         number = class_number(label, classes, names)
         y = torch.full((n,), number)
-    if y is not None and len(y) != n:
-        raise UsageError(f"y: {len(y)} conditions of {n} samples")
+    if y is not None:
+        y = torch.as_tensor(y)
+        y = y if y.is_floating_point() else y.long()
+    if y is not None and (not y.ndim or len(y) != n):
+        raise UsageError(f"y: {len(y) if y.ndim else 'no'} conditions of {n} samples")
     parts = []
     for start in range(0, n, batch_size):
         rows = range(start, min(start + batch_size, n))
         own = None if y is None else y[rows.start : rows.stop].to(model.device)
         with full_float32():
             parts.append(model.sample(len(rows), own, rng=SampleStreams(seed, rows, device=model.device)).x.cpu())
-    return torch.cat(parts)
+    return torch.cat(parts) if parts else torch.empty(0, *model.shape, dtype=model.dtype)
 
 
 def evaluate(
@@ -193,7 +197,9 @@ def evaluate(
     if isinstance(run, GenerativeModel):
         if data is None:
             raise UsageError("data: is needed to evaluate a model")
-        subject = _dataset(data, y)
+        subject = _dataset(data, y, model.event)
+    elif data is not None or y is not None:
+        raise UsageError("data, y: a run is scored on its own data; evaluate its model on others, genzoo.load(run)")
     else:
         opened = Run(_path(run))
         trained = Trained.of_run(opened, ema=ema)
@@ -209,6 +215,8 @@ def evaluate(
     options = EvalSettings(**settings)
     if model.event != subject.data.event:
         raise UsageError(f"data: {subject.data.event}, but the model is of {model.event}")
+    if model.condition and subject.data.condition is None:
+        raise UsageError(f"y: the model has the condition {model.condition}, and the data have none")
     check_settings(model, options)
     network = pick_network(options, subject.name, subject.data.event, needed=False)
     network = network and network.to(model.device)
@@ -217,14 +225,14 @@ def evaluate(
 
 
 def compare(
-    runs: Iterable[Run | str | os.PathLike[str]],
+    runs: Iterable[Run | str | os.PathLike[str]] | Run | str | os.PathLike[str],
     out: str | os.PathLike[str] = "comparison",
     title: str | None = None,
 ) -> Path:
     """Write the comparison of runs: a web page, and the leaderboard as Markdown and CSV.
 
     Args:
-        runs: run directories, or folders of them.
+        runs: run directories, or folders of them; one or several.
         out: folder of the comparison.
         title: heading of the page.
 
@@ -234,10 +242,17 @@ def compare(
     Raises:
         ValueError: in one line, where there is no run, or nothing can be written.
     """
-    return write_comparison([str(_path(run)) for run in runs], Path(out), title)
+    if isinstance(runs, Run | str | os.PathLike):
+        runs = [runs]
+    folders = [str(_path(run)) for run in runs]
+    if not folders:
+        raise UsageError("runs: there are none to compare")
+    return write_comparison(folders, Path(out), title)
 
 
 def _path(run: Run | str | os.PathLike[str]) -> Path:
+    if not isinstance(run, Run | str | os.PathLike):
+        raise UsageError(f"run: {type(run).__name__} is no run directory")
     return run.path if isinstance(run, Run) else Path(run)
 
 
@@ -248,12 +263,25 @@ def _model(
         if sampler is not None:
             raise UsageError("sampler: set model.sampler of a model")
         return run.eval()
+    if sampler is not None and not isinstance(sampler, Mapping):
+        raise UsageError(f"sampler={sampler}: a configuration such as {{'_target_': 'genzoo.diffusion.samplers.Heun'}}")
     return load(_path(run), ema=ema, device=pick_device(device), sampler=None if sampler is None else dict(sampler))
 
 
 def _quoted(value: object) -> str:
     """Quote a value for Hydra's grammar."""
     return json.dumps(str(value), ensure_ascii=False)
+
+
+def _budget_words(budget: Mapping[str, float]) -> list[str]:
+    """Return the overrides that set the limits of a budget."""
+    if not isinstance(budget, Mapping):
+        raise UsageError(f"budget={budget}: the name of a budget, or limits such as {{'seconds': 60}}")
+    for name, limit in budget.items():
+        if isinstance(limit, bool) or not isinstance(limit, Real):
+            raise UsageError(f"budget.{name}={limit!r}: a limit is a number")
+    limits = {name: float(limit) for name, limit in budget.items()}
+    return [f"budget.{name}={int(limit) if limit.is_integer() else limit}" for name, limit in limits.items()]
 
 
 def _data_words(data: Data, y: Any, outputs: Path, test_fraction: float) -> list[str]:
@@ -283,12 +311,15 @@ def _data_words(data: Data, y: Any, outputs: Path, test_fraction: float) -> list
     ]
 
 
-def _dataset(data: Data, y: Any) -> EvalData:
-    """Make the data that a model is evaluated on."""
+def _dataset(data: Data, y: Any, event: EventSpec) -> EvalData:
+    """Make the data that a model of an event is evaluated on; a folder's pictures get the model's size and channels."""
     if isinstance(data, DataSet):
         return EvalData(data, "data", False)
     if isinstance(data, str | os.PathLike):
-        job = preflight("train", _data_words(data, y, Path(), 0.1))
+        words = _data_words(data, y, Path(), 0.1)
+        if words[0] == "data=folder" and event.is_image:
+            words += [f"data.size={event.shape[-1]}", f"data.channels={event.shape[0]}"]
+        job = preflight("train", words)
         assert job is not None
         section = job.config["data"]
         return EvalData(build(section["source"], "data"), section["name"], bool(section["flip"]))

@@ -22,7 +22,7 @@ PARENTS = "parents"  # folder of a run, with the weights of the finished models 
 
 
 def load(
-    run: str | os.PathLike[str],
+    run: Run | str | os.PathLike[str],
     *,
     ema: bool = True,
     device: str = "auto",
@@ -50,13 +50,13 @@ def load(
     Raises:
         ValueError: in one line, for a directory that is no run, damaged files, or classes that are not trusted.
     """
-    opened = Run(run)
+    opened = run if isinstance(run, Run) else Run(run)
     config = opened.config.get("model")
     if not isinstance(config, dict) or "_target_" not in config:
-        raise UsageError(f"{Path(run) / 'config.yaml'}: names no model")
+        raise UsageError(f"{opened.path / 'config.yaml'}: names no model")
     model = build(config, "model", trusted=False, trust=trust)
     if not isinstance(model, GenerativeModel):
-        raise UsageError(f"{Path(run) / 'config.yaml'}: model._target_={config['_target_']} is no generative model")
+        raise UsageError(f"{opened.path / 'config.yaml'}: model._target_={config['_target_']} is no generative model")
     load_weights(latest(opened.path), model, ema=ema)
     if sampler is not None:
         set_sampler(model, sampler)

@@ -216,7 +216,7 @@ FAULTS = [
     Fault(
         "the penalty has no second derivative",
         "families/gan.py",
-        "create_graph=True",
+        "create_graph=differentiable",
         "create_graph=False",
         "tests/families/test_gan.py",
     ),

@@ -20,6 +20,8 @@ from genzoo.conditions import Condition, Image, Vector
 from genzoo.data.arrays import read_array
 from genzoo.data.dataset import DataError, DataSet, Split
 
+CLASSES_MAX = 1_000_000  # beyond them integers are times or numbers of documents
+
 
 class Examples(NamedTuple):
     """Examples of a data set before it is split."""
@@ -45,37 +47,50 @@ def as_examples(data: Any, y: Any = None) -> Examples:
             raise DataError("data: holds pairs (x, y) already: leave y out")
         y = found if y is None else y
     x = _numpy(data)
-    if len(x) < 2:
-        raise DataError(f"data: {len(x)} examples, at least 2 are needed")
+    if not x.ndim or len(x) < 2:
+        raise DataError(f"data: {len(x) if x.ndim else 'no'} examples, at least 2 are needed")
+    if not x.size:
+        raise DataError(f"data: shape {x.shape} holds no numbers")
     x = _vectors(x) if x.ndim == 2 else _images(x)
-    return Examples(x, None if y is None else _conditions(_numpy(y), len(x)))
+    return Examples(x, None if y is None else _conditions(_numpy(y, "y"), len(x)))
 
 
 def _collected(data: Iterable[Any]) -> tuple[np.ndarray, np.ndarray | None]:
+    if not isinstance(data, Iterable) and not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        raise DataError(f"data: {type(data).__name__} is no array, tensor, torch Dataset, folder or name of data")
     items = list(data) if isinstance(data, Iterable) else [data[i] for i in range(len(data))]  # as torch's data sets
     if not items:
         raise DataError("data: no examples")
     pairs = isinstance(items[0], tuple | list)
-    try:
-        x = np.stack([_numpy(item[0] if pairs else item) for item in items])
-    except ValueError as error:
-        raise DataError(f"data: examples of unlike shapes: {error}") from error
-    return x, np.stack([_numpy(item[1]) for item in items]) if pairs and len(items[0]) > 1 else None
+    x = _stacked([item[0] if pairs else item for item in items], "data")
+    return x, _stacked([item[1] for item in items], "y") if pairs and len(items[0]) > 1 else None
 
 
-def _numpy(value: Any) -> np.ndarray:
+def _stacked(items: list[Any], name: str) -> np.ndarray:
+    arrays = [_numpy(item, name) for item in items]
+    if len(shapes := {array.shape for array in arrays}) > 1:
+        raise DataError(f"{name}: examples of unlike shapes, such as {' and '.join(map(str, sorted(shapes)[:2]))}")
+    return np.stack(arrays)
+
+
+def _numpy(value: Any, name: str = "data") -> np.ndarray:
     if isinstance(value, Tensor):
-        value = value.detach().cpu().numpy()
-    array = np.asarray(value)
+        value = value.detach().cpu()
+        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()  # numpy has no bfloat16
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # of a list of lists of unlike lengths
+        raise DataError(f"{name}: {error}") from error
     if array.dtype == object:
-        raise DataError(f"data: {type(value).__name__} is no array of numbers; convert pictures to arrays first")
+        raise DataError(f"{name}: {type(value).__name__} is no array of numbers; convert pictures to arrays first")
     return array
 
 
 def _vectors(x: np.ndarray) -> np.ndarray:
     if not np.issubdtype(x.dtype, np.floating) and not np.issubdtype(x.dtype, np.integer):
         raise DataError(f"data: vectors of {x.dtype}; floats are needed")
-    x = x.astype(np.float32)
+    with np.errstate(over="ignore"):  # what overflows is refused
+        x = x.astype(np.float32)
     if not np.isfinite(x).all():
         raise DataError("data: vectors with NaN or infinity")
     return x
@@ -91,6 +106,8 @@ def _images(x: np.ndarray) -> np.ndarray:
             raise DataError(f"data: shape {x.shape}; images have 1 channel (grey) or 3 (colour), first or last")
         x = np.moveaxis(x, 3, 1)
     if x.dtype == np.uint8:
+        if x.max() == 1:
+            raise DataError("data: bytes of 0 and 1 alone; images are uint8 on 0..255, or floats on [0, 1] or [-1, 1]")
         return np.ascontiguousarray(x)
     if not np.issubdtype(x.dtype, np.floating):
         raise DataError(f"data: images of {x.dtype}; uint8 on 0..255, or floats on [0, 1] or [-1, 1]")
@@ -107,11 +124,13 @@ def _images(x: np.ndarray) -> np.ndarray:
 
 
 def _conditions(y: np.ndarray, n: int) -> np.ndarray:
-    if len(y) != n:
-        raise DataError(f"y: {len(y)} conditions of {n} examples")
+    if not y.ndim or len(y) != n:
+        raise DataError(f"y: {len(y) if y.ndim else 'no'} conditions of {n} examples")
     if np.issubdtype(y.dtype, np.integer) and y.ndim == 1:
         if y.min() < 0:
             raise DataError(f"y: classes are 0, 1, ..., not {y.min()}")
+        if y.max() >= CLASSES_MAX:
+            raise DataError(f"y: classes are 0, 1, ..., and {y.max()} would be one of more than {CLASSES_MAX:,}")
         return y.astype(np.int64)
     if np.issubdtype(y.dtype, np.floating) and y.ndim in (1, 2, 4):
         y = (y[:, None] if y.ndim == 1 else y).astype(np.float32)

@@ -51,13 +51,14 @@ class Denoiser(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights."""
-        return next(chain(self.parameters(), self.buffers())).device
+        """Device of the weights; the CPU without any."""
+        return next((value.device for value in chain(self.parameters(), self.buffers())), torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
-        """Floating-point type of the weights."""
-        return next(chain(self.parameters(), self.buffers())).dtype
+        """Floating-point type of the weights; torch's default without any."""
+        types = (value.dtype for value in chain(self.parameters(), self.buffers()) if value.is_floating_point())
+        return next(types, torch.get_default_dtype())
 
     def predict_as(self, kind: Parameterization, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, int]:
         """Predict a given quantity, (B, *shape), and return it with the number of network evaluations.

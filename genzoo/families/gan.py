@@ -217,7 +217,8 @@ def gradient_penalty(
 ) -> Tensor:
     """Mean squared distance of the critic's slope from one, between data and samples (Gulrajani et al. 2017, eq. 3).
 
-    Computed without autocast: the penalty is a difference of squares, for which bfloat16 is too coarse.
+    Computed without autocast: the penalty is a difference of squares, for which bfloat16 is too coarse. The slope is computed
+    where gradients are switched off too, as in a validation.
 
     Args:
         critic: maps (B, *shape) and classes to (B,) or (B, 1).
@@ -225,10 +226,12 @@ def gradient_penalty(
         y: classes, (B,).
         a: place between the two, (B,) in [0, 1].
     """
-    with torch.autocast(x.device.type, enabled=False):
+    differentiable = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         a = a.view(-1, *[1] * (x.ndim - 1))
         x_hat = (a * x + (1 - a) * fake).detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(critic(x_hat, y).sum(), x_hat, create_graph=True)
+        y = y.clone() if y is not None and y.is_inference() else y  # a graph may hold no tensor of an inference mode
+        (gradient,) = torch.autograd.grad(critic(x_hat, y).sum(), x_hat, create_graph=differentiable)
         return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
 
 

@@ -89,7 +89,7 @@ class GenerativeModule(TrainingLoop, pl.LightningModule):
         if batches is None:
             if data is None:
                 raise ValueError("data: give a data set, or batches")
-            train, self._validation = _held_out(getattr(data, "train", data), val_fraction, seed)
+            train, self._validation = _held_out(_training_split(data, model), val_fraction, seed)
             batches = Batches(train, min(batch_size, len(train.x)), seed)
             if train.y is not None and model.condition:
                 model.conditioner.fit(train.y)
@@ -100,6 +100,7 @@ class GenerativeModule(TrainingLoop, pl.LightningModule):
         self.managed = False  # whether genzoo's own ``fit`` trains it
         self.latest: dict[str, Any] = {"values": {}, "images_per_second": 0.0}  # what was recorded last
         self._checkpoint: Mapping[str, Any] | None = None  # of Lightning, to be restored
+        self._earlier = 0  # steps that other Trainers have done before this one
 
     @property
     def in_users_trainer(self) -> bool:
@@ -109,7 +110,8 @@ class GenerativeModule(TrainingLoop, pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Do the steps of a range (first, end), as many of them as the budget allows, or one step on a batch (x, y)."""
         if isinstance(batch, tuple | list) and isinstance(batch[0], int):
-            end = batch[1]
+            # A user's Trainer may have counted these steps before it restored a checkpoint.
+            end = self.steps + batch[1] - batch[0] if self.in_users_trainer else batch[1]
         else:
             x, *rest = batch if isinstance(batch, tuple | list) else (batch,)
             self._given, end = (x, rest[0] if rest else None), self.steps + 1
@@ -133,6 +135,17 @@ class GenerativeModule(TrainingLoop, pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         """Raise where a step was not finite."""
         self.finite.read()
+
+    def on_validation_start(self) -> None:
+        """Move the averaged weights to where a Trainer has moved the others."""
+        self._match_average()
+
+    def _match_average(self) -> None:
+        """Give the averaged model the device and the floating-point type of the trained one."""
+        average: GenerativeModel = self.ema.model  # type: ignore[assignment]
+        average.to(self.model.device)
+        if average.dtype != self.model.dtype:  # as by precision="64-true"
+            average.to(self.model.dtype)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Log the loss of the averaged weights on held-out examples."""
@@ -178,25 +191,30 @@ class GenerativeModule(TrainingLoop, pl.LightningModule):
             raise ValueError("precision=16-mixed needs genzoo's own scaler: use bf16-mixed, or python -m genzoo")
         if self.batches.device != self.device:
             self.batches.to(self.device)
-        self.ema.model.to(self.device)
-        if self.budget is None:
-            steps = self.trainer.estimated_stepping_batches
-            endless = not math.isfinite(steps) or steps < 1
-            self.plan.budget = Budget(images=(UNPLANNED - 1 if endless else int(steps)) * self.batches.batch_size)
+        self._match_average()
+        self._earlier = self.steps
         if self._checkpoint is not None:
             saved, self._checkpoint = self._checkpoint, None
+            self._earlier = saved.get("earlier", 0)
             self.restore(self.model.state_dict(), saved["ema"], saved["state"])
-            if self.budget is None:  # the end is this Trainer's
+        if self.budget is None:  # the end is this Trainer's
+            steps = self.trainer.estimated_stepping_batches
+            endless = not math.isfinite(steps) or steps < 1
+            steps = UNPLANNED - 1 if endless else self._earlier + int(steps)
+            self.plan.budget = Budget(images=steps * self.batches.batch_size)
+            if self.plan.planned_steps is not None:
                 self.make_plan()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the averaged weights and the progress to a checkpoint of Lightning's."""
         average: dict[str, Tensor] = {name: value.cpu() for name, value in self.ema.model.state_dict().items()}
-        checkpoint["genzoo"] = {"ema": average, "state": self.state()}
+        checkpoint["genzoo"] = {"ema": average, "state": self.state(), "earlier": self._earlier}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what ``on_save_checkpoint`` has added, until the Trainer has set up the devices."""
+        """Load the averaged weights, and keep the progress until a Trainer that trains has set up the devices."""
         self._checkpoint = checkpoint.get("genzoo")
+        if self._checkpoint is not None:  # a validation, and whoever loads the module to sample, has nothing else
+            self.ema.model.load_state_dict(self._checkpoint["ema"])
 
     def configure_optimizers(self) -> Any:
         """Return the optimisers, which the module steps itself; in a user's Trainer with schedulers that only show the rate."""
@@ -207,7 +225,25 @@ class GenerativeModule(TrainingLoop, pl.LightningModule):
         return optimizers, [{"scheduler": scheduler, "interval": "step"} for scheduler in shown]
 
 
-def _held_out(split: Any, fraction: float, seed: int) -> tuple[Split, Split | None]:
+def _training_split(data: Any, model: GenerativeModel) -> Split:
+    """Return the training split of a data set, or a split as it is.
+
+    Raises:
+        ValueError: for anything else, and for data of another shape or other levels than the model's.
+    """
+    split = getattr(data, "train", data)
+    if not isinstance(split, Split):
+        raise ValueError(
+            f"data: {type(data).__name__} is no DataSet or Split of genzoo.data; "
+            "genzoo.data.from_arrays makes one of an array"
+        )
+    shape, levels = tuple(split.x.shape[1:]), getattr(data, "levels", model.levels)
+    if (shape, levels) != (model.shape, model.levels):
+        raise ValueError(f"data: shape={shape}, levels={levels}, but the model has {model.shape} and {model.levels}")
+    return split
+
+
+def _held_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split | None]:
     """Cut a fraction of a split off, chosen by the seed."""
     n = len(split.x)
     held = round(fraction * n)

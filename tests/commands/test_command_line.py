@@ -329,3 +329,8 @@ def test_a_bug_of_ours_is_not_dressed_up_as_bad_input(monkeypatch, error):
     with pytest.raises(type(error)) as raised:  # which Python answers with a traceback and exit code 1
         genzoo()
     assert raised.value is error
+
+
+def test_explain_has_help():
+    outcome = genzoo("explain", "--help")
+    assert outcome.code == 0 and "python -m genzoo explain [command]" in outcome.out

@@ -18,7 +18,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from genzoo.diffusion.path import PARAMETERIZATIONS, Prediction
+from genzoo.conditions import ClassLabels, Vector
+from genzoo.diffusion.denoiser import Denoiser, DenoiserWrapper
+from genzoo.diffusion.path import PARAMETERIZATIONS, GaussianPath, Prediction
 from genzoo.diffusion.probability_flow import ProbabilityFlowODE
 from genzoo.diffusion.samplers import (
     DDIM,
@@ -44,6 +46,9 @@ from genzoo.diffusion.schedules import (
     VESchedule,
     VPSchedule,
 )
+from genzoo.event import EventSpec
+from genzoo.families.ddpm import DDPM
+from genzoo.numerics.random import generator
 from tests.exact import MU, SIGMA, GaussianDenoiser, every_schedule, moments
 from tests.exact import SCHEDULES as ALL
 
@@ -200,6 +205,7 @@ def test_without_a_number_of_steps_the_whole_chain_is_walked():
 @pytest.mark.parametrize("sampler", [cost[0] for cost in COSTS.values()], ids=COSTS)
 def test_every_question_names_the_classes_of_its_rows(sampler, monkeypatch):
     denoiser = GaussianDenoiser(LINEAR, MU, SIGMA)
+    denoiser.condition = ClassLabels(3)
     y, predict = torch.tensor([2, 0, 1]), denoiser.predict
 
     def predict_for(x_t: Tensor, t: Tensor, labels: Tensor) -> object:
@@ -587,3 +593,83 @@ def test_settings_that_make_no_sense_are_refused(make, what):
 def test_a_sampler_takes_at_least_one_step(steps):
     with pytest.raises(ValueError, match="at least 1"):
         DDIM(steps)
+
+
+class Shrinking(Denoiser):
+    """Estimates the data as ``w x_t + y``."""
+
+    def __init__(self, schedule: Schedule):
+        super().__init__()
+        self.event, self.condition, self.path = EventSpec((2,)), Vector(2), GaussianPath(schedule)
+        self.w = torch.nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+
+    def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
+        return Prediction("x0", self.w * x_t + (0 if y is None else y))
+
+
+EVERY = [Ancestral(steps=4), DDIM(4), DDIM(4, eta=1.0), DPMSolver(4), EulerMaruyama(4), PredictorCorrector(4)]
+
+
+@pytest.mark.parametrize("schedule", [VPSchedule(), CondOT()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("sampler", [*EVERY, Euler(4), Midpoint(4), Heun(4)], ids=lambda s: type(s).__name__)
+def test_the_gradient_of_samples_is_the_quotient_of_their_differences(sampler, schedule):
+    denoiser, y = Shrinking(schedule), torch.randn(3, 2, generator=generator("y"), dtype=torch.float64)
+
+    def total(y: Tensor, shift: float = 0.0) -> Tensor:
+        moved = copy.deepcopy(denoiser) if shift else denoiser
+        moved.w.data += shift
+        return sampler(moved, 3, y, rng=generator("gradient")).x.sum()
+
+    y.requires_grad_()
+    of_w, of_y = torch.autograd.grad(total(y), [denoiser.w, y])
+    with torch.no_grad():
+        quotient = (total(y, 1e-6) - total(y, -1e-6)) / 2e-6
+        along = (total(y + 1e-6) - total(y - 1e-6)) / 2e-6
+    torch.testing.assert_close(of_w, quotient, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(of_y.sum(), along, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", [VPSchedule(), CondOT()], ids=lambda s: type(s).__name__)
+def test_the_adaptive_solver_has_no_gradient_rather_than_one_of_its_last_step(schedule):
+    assert not AdaptiveODE(1e-2, 1e-2)(Shrinking(schedule), 3).x.requires_grad
+
+
+@pytest.mark.parametrize("sampler", [DDIM(3), Heun(3), AdaptiveODE(1e-2, 1e-2)], ids=lambda s: type(s).__name__)
+def test_a_denoiser_needs_no_weights(sampler):
+    class Halved(Denoiser):
+        event, condition = EventSpec((2,)), None
+
+        def __init__(self, counts: bool):
+            super().__init__()
+            self.path = GaussianPath(VPSchedule())
+            if counts:
+                self.register_buffer("count", torch.zeros(1, dtype=torch.int64))
+
+        def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
+            return Prediction("x0", 0.5 * x_t)
+
+    for denoiser in (Halved(False), Halved(True)):
+        x = sampler(denoiser, 3).x
+        assert x.shape == (3, 2) and x.dtype == torch.get_default_dtype() and bool(x.isfinite().all())
+
+
+class Wrapped(DenoiserWrapper):
+    """The denoiser as it is."""
+
+    def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
+        return self.denoiser.predict(x_t, t, y)
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, Wrapped], ids=["model", "wrapped"])
+def test_a_sampler_refuses_conditions_that_are_not_the_denoisers(wrap):
+    conditional, unconditional = wrap(DDPM((2,), ClassLabels(3)).eval()), wrap(DDPM((2,)).eval())
+    for y, message in (
+        (torch.tensor([0, 1, 4]), "0..2"),
+        (torch.tensor([0, 1]), r"\(3,\)"),
+        (torch.rand(3), "float32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            DDIM(3)(conditional, 3, y)
+    with pytest.raises(ValueError, match="unconditional"):
+        DDIM(3)(unconditional, 3, torch.tensor([0, 1, 2]))
+    assert DDIM(3)(conditional, 3, torch.tensor([0, 3, 2])).x.shape == (3, 2)  # 3 is the null value

@@ -118,7 +118,8 @@ class AdaptiveODE(Sampler):
     """The probability-flow ODE to a tolerance, by Dormand and Prince's method, each sample at its own pace.
 
     Rejected steps count as evaluations; what is reported is the count of the slowest sample of the batch. On a
-    diffusion's path the ODE ends at the schedule's last time, and the estimate of the data is taken there.
+    diffusion's path the ODE ends at the schedule's last time, and the estimate of the data is taken there. No gradient flows
+    through it.
 
     Args:
         rtol, atol: of the solver.
@@ -144,10 +145,15 @@ class AdaptiveODE(Sampler):
 
     def iterate(self, denoiser: Denoiser, noise: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Trajectory:
         ode = ProbabilityFlowODE(denoiser, y)
-        first, last = ode.ends[1], 0.0 if ode.in_time else ode.variable(ode.schedule.t_last)
+        first = ode.ends[1]
         x = initial_state(denoiser.path.schedule, noise, ode.time_at(first))
         yield x, 0
-        x = ode.solve(x / ode.scales([first])[0], first, last, self.rtol, self.atol)
-        if not ode.in_time:
-            x = x - last * ode.drift(last, x)  # at r = 0 the state is x itself
+        x = self._solve(ode, x / ode.scales([first])[0], first)
         yield (x.clamp(-1, 1) if self.clip and denoiser.event.levels is not None else x), ode.nfe
+
+    @torch.no_grad()
+    def _solve(self, ode: ProbabilityFlowODE, z: Tensor, first: float) -> Tensor:
+        """Follow the ODE from its first value to the data; a gradient of the last evaluation alone would be a wrong one."""
+        last = 0.0 if ode.in_time else ode.variable(ode.schedule.t_last)
+        z = ode.solve(z, first, last, self.rtol, self.atol)
+        return z if ode.in_time else z - last * ode.drift(last, z)  # at r = 0 the state is x itself

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from genzoo.conditions import Conditioner
 from genzoo.diffusion.denoiser import Denoiser
 from genzoo.diffusion.schedules import Schedule
 from genzoo.model import Samples
@@ -21,8 +22,8 @@ Trajectory = Iterator[tuple[Tensor, int]]  # states, (n, *shape), and the networ
 class Sampler(ABC):
     """A map from noise to data.
 
-    Gradients flow through a sampler to the denoiser's weights and conditions, unless it is called under ``torch.no_grad``,
-    as ``GenerativeModel.sample`` does.
+    Gradients flow through every sampler but ``AdaptiveODE`` to the denoiser's weights and conditions, unless it is called under
+    ``torch.no_grad``, as ``GenerativeModel.sample`` does.
 
     Args:
         steps: of the trajectory; None for all steps of a discrete chain.
@@ -57,8 +58,11 @@ class Sampler(ABC):
             rng: source of all noise.
 
         Raises:
-            ValueError: for a stochastic sampler on a path whose noise is paired with its data.
+            ValueError: for a stochastic sampler on a path whose noise is paired with its data, and for conditions of another
+                number, type or domain than the denoiser's.
         """
+        if y is not None:
+            Conditioner(denoiser.condition).check(y, n, allow_null=True, wait=True)
         if self.stochastic and not denoiser.path.independent:
             raise ValueError(f"{type(self).__name__} is stochastic: a path with paired noise needs an ODE sampler")
         noise = randn((n, *denoiser.event.shape), rng=rng, device=denoiser.device, dtype=denoiser.dtype)
