@@ -619,8 +619,8 @@ FAULTS = [
     Fault(
         "a loss clamps its estimates of the data",
         "families/ddpm.py",
-        "self._term(x, x_t, index, prediction, clip=False)",
-        "self._term(x, x_t, index, prediction, clip=self.levels is not None)",
+        "self._vlb_term(x, x_t, index, prediction, clip=False)",
+        "self._vlb_term(x, x_t, index, prediction, clip=self.levels is not None)",
         "tests/families/test_ddpm.py",
     ),
     Fault(
@@ -1232,8 +1232,8 @@ FAULTS = [
     Fault(
         "a clamp takes the gradient of most pixels",
         "families/ddpm.py",
-        "self._term(x, x_t, index, prediction, clip=False)",
-        "self._term(x, x_t, index, prediction, clip=self.levels is not None)",
+        "self._vlb_term(x, x_t, index, prediction, clip=False)",
+        "self._vlb_term(x, x_t, index, prediction, clip=self.levels is not None)",
         "tests/test_crossings.py::test_a_gradient_reaches_every_weight_and_every_pixel",
     ),
     Fault(
@@ -1366,8 +1366,8 @@ FAULTS = [
     Fault(
         "a VAE's posterior is one of flipped classes",
         "families/vae.py",
-        "self.encoder(self.likelihood.init_statistics(x), y)",
-        "self.encoder(self.likelihood.init_statistics(x), y if y is None else y.flip(0))",
+        "self.encoder(self.likelihood.encoder_input(x), y)",
+        "self.encoder(self.likelihood.encoder_input(x), y if y is None else y.flip(0))",
         "tests/test_labels.py",
     ),
     Fault(

@@ -44,13 +44,13 @@ class Prediction(NamedTuple):
     Attributes:
         kind: the parameterization.
         mean: the conditional mean, (B, *shape).
-        variance_share: learned interpolation weight of the log variance of a reverse step, (B, *shape): 0 for that of the
+        variance_weight: learned interpolation weight of the log variance of a reverse step, (B, *shape): 0 for that of the
             posterior, 1 for that of the forward step. A weight applies to a strided chain too. None for a fixed variance.
     """
 
     kind: Parameterization
     mean: Tensor
-    variance_share: Tensor | None = None
+    variance_weight: Tensor | None = None
 
 
 def expand(t: Tensor, like: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ class Likelihood(nn.Module, ABC):
         if self.levels not in (None, levels):
             raise ValueError(f"the likelihood is of integers with {self.levels} levels, the data have levels={levels}")
 
-    def init_statistics(self, x: Tensor) -> Tensor:
+    def encoder_input(self, x: Tensor) -> Tensor:
         """Return what may be known of an event, such as by an encoder: its levels where the law is one of integers.
 
         The noise of dequantisation is no part of an integer: a posterior that saw it would bound nothing.

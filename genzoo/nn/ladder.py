@@ -189,7 +189,7 @@ class Ladder(nn.Module):
         self.register_buffer("nothing", torch.zeros(width, 1, 1), persistent=False)
         self.head = _conv(width, self.out_shape[0] * patch**2, self.sizes[0])
 
-    def ascend(self, x: Tensor) -> list[Tensor]:
+    def bottom_up(self, x: Tensor) -> list[Tensor]:
         """Return the activation that each rung sees, the top one first: (B, *in_shape) -> (B, C, H, W) each."""
         h_BCHW = self.stem(F.pixel_unshuffle(x.reshape(-1, *self.in_shape), self.patch))
         seen: list[Tensor] = []

@@ -122,7 +122,7 @@ class NCSNpp(nn.Module):
         super().__init__()
         in_channels, height, width = in_shape
         if height % 2 ** (len(multipliers) - 1) or width % 2 ** (len(multipliers) - 1):
-            raise ValueError(f"{len(multipliers)} levels need sides that divide by {2 ** (len(multipliers) - 1)}")
+            raise ValueError(f"{len(multipliers)} levels need sides divisible by {2 ** (len(multipliers) - 1)}")
         E = 4 * channels
         features = 2 * channels if fourier else channels
         first = RandomFourierFeatures(features) if fourier else SinusoidalEmbedding(features)

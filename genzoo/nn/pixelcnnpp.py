@@ -122,7 +122,7 @@ class PixelCNNPP(CausalNetwork):
             raise ValueError(f"resolutions and resnets must be at least 1, not {resolutions} and {resnets}")
         if H % 2 ** (resolutions - 1) or W % 2 ** (resolutions - 1):
             raise ValueError(
-                f"resolutions={resolutions} needs sides that divide by {2 ** (resolutions - 1)}, not {H}x{W}"
+                f"resolutions={resolutions} needs sides divisible by {2 ** (resolutions - 1)}, not {H}x{W}"
             )
         self.in_shape, inputs = tuple(in_shape), channels + 1
         self.above = ShiftedConv(inputs, width, corner=False)

@@ -135,11 +135,11 @@ def test_classes_have_no_order_for_the_network():
     """One-hot inputs: a permutation of the levels that permutes the weights of the first layer changes nothing."""
     model = built(NETWORKS["transformer"], Categorical, (1, 2, 2), 5, inputs="classes")
     k = torch.randint(5, (6, 1, 2, 2))
-    before = model.network(model._seen(bin_center(k, 5, torch.float64)))
+    before = model.network(model._network_input(bin_center(k, 5, torch.float64)))
     order = torch.randperm(5)
     with torch.no_grad():
         model.network.stem[0].weight.copy_(model.network.stem[0].weight[:, order.argsort()])
-    after = model.network(model._seen(bin_center(order[k], 5, torch.float64)))
+    after = model.network(model._network_input(bin_center(order[k], 5, torch.float64)))
     torch.testing.assert_close(after, before, rtol=1e-12, atol=1e-12)
 
 

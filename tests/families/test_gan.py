@@ -502,7 +502,7 @@ def test_without_a_turn_the_loss_is_that_of_the_first_step(family):
         (WGAN, {"n_critic": 0}, "latent_dim and n_critic must be at least 1, not 48 and 0"),
         (WGAN, {"clip": 0.0}, "clip must be positive, not 0.0"),
         (WGANGP, {"penalty": -1.0}, "penalty must not be negative, not -1.0"),
-        (WGANGP, {"critic": DCGANCritic, "shape": (1, 16, 16)}, "the critic must have no batch norm"),
+        (WGANGP, {"critic": DCGANCritic, "shape": (1, 16, 16)}, "the critic must not have batch norm"),
     ],
 )
 def test_what_makes_no_sense_is_refused(family, wrong, message):

@@ -385,20 +385,20 @@ def test_a_codec_may_be_unconditional():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"codec": lambda: WGANGP((2,), generator=small, critic=small)}, "codec: WGANGP does not encode"),
+        ({"codec": lambda: WGANGP((2,), generator=small, critic=small)}, "codec: WGANGP has no encoder"),
         (
             {"codec": lambda: VAE((3,), encoder=small, decoder=small, likelihood=Gaussian())},
-            r"codec: made for EventSpec\(shape=\(3,\), levels=None\), but the data are EventSpec\(shape=\(2,\)",
+            r"codec: models EventSpec\(shape=\(3,\), levels=None\), not EventSpec\(shape=\(2,\)",
         ),
-        ({"codec": lambda: vq(ClassLabels(3))}, r"codec: has the condition ClassLabels\(n=3\), but the model has None"),
-        ({"event": EventSpec((2,), 17)}, "codec: made for .* levels=None.*, but the data are .* levels=17"),
+        ({"codec": lambda: vq(ClassLabels(3))}, r"codec: its condition is ClassLabels\(n=3\), that of the model None"),
+        ({"event": EventSpec((2,), 17)}, "codec: models .* levels=None.*, not .* levels=17"),
         (
             {"prior": functools.partial(WGANGP, generator=small, critic=small)},
-            "prior: WGANGP is not trained by one loss",
+            "prior: WGANGP has no single training loss",
         ),
         (
             {"prior": functools.partial(RealNVP, network=small)},
-            r"prior: does not fit latents of shape \[1, 2, 1\] of 5 codes: scales=2",
+            r"prior: incompatible with latents of shape \[1, 2, 1\] of 5 codes: scales=2",
         ),
         ({"codec_share": 1.0}, "codec_share must be between 0 and 1, not 1.0"),
     ],

@@ -236,7 +236,7 @@ def test_impossible_settings_are_refused(wrong, message):
 
 
 def test_an_image_that_cannot_be_halved_is_refused():
-    with pytest.raises(ValueError, match="resolutions=3 needs sides that divide by 4, not 6x8"):
+    with pytest.raises(ValueError, match="resolutions=3 needs sides divisible by 4, not 6x8"):
         PixelCNNPP((1, 6, 8), (1, 6, 8), width=4)
     with pytest.raises(ValueError, match="must be at least 1, not 3 and 0"):
         PixelCNNPP((1, 8, 8), (1, 8, 8), width=4, resnets=0)

@@ -48,12 +48,12 @@ class Ancestral(ChainSampler):
     def std(self, c: StepCoefficients, prediction: Prediction) -> Tensor | float:
         """Standard deviation of a reverse step."""
         if self.variance == "learned":
-            if prediction.variance_share is None:
+            if prediction.variance_weight is None:
                 raise ValueError("this denoiser has no learned variance: use variance=fixedlarge or fixedsmall")
-            return torch.exp(0.5 * log_variance(c, prediction.variance_share))
+            return torch.exp(0.5 * log_variance(c, prediction.variance_weight))
         return (c.var_ts if self.variance == "fixedlarge" else c.posterior_var) ** 0.5
 
 
-def log_variance(c: StepCoefficients, share: Tensor) -> Tensor:
+def log_variance(c: StepCoefficients, weight: Tensor) -> Tensor:
     """Interpolate between the two fixed log variances (Nichol, Dhariwal 2021, eq. 15)."""
-    return share * math.log(c.var_ts) + (1 - share) * math.log(c.posterior_var)
+    return weight * math.log(c.var_ts) + (1 - weight) * math.log(c.posterior_var)
