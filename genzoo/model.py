@@ -354,7 +354,7 @@ class Adversarial(GenerativeModel):
     """A model of networks trained alternately on different losses."""
 
     @abstractmethod
-    def players(self) -> dict[str, nn.Module]:
+    def networks(self) -> dict[str, nn.Module]:
         """Return the alternately trained networks, by name; they share no parameters."""
 
     @abstractmethod
@@ -373,15 +373,15 @@ class Adversarial(GenerativeModel):
 
         Args:
             x, y, rng: as in ``GenerativeModel``.
-            turn: name of the network, one of ``players()``; by default the one updated first.
+            turn: name of the network, one of ``networks()``; by default the one updated first.
 
         Raises:
             ValueError: for an unknown name or invalid conditions.
         """
         self.conditioner.check(y, len(x))
         turn = self.turn(0) if turn is None else turn
-        if turn not in self.players():
-            raise ValueError(f"turn must be one of {', '.join(self.players())}, not {turn!r}")
+        if turn not in self.networks():
+            raise ValueError(f"turn must be one of {', '.join(self.networks())}, not {turn!r}")
         return self._loss(x, y, rng, turn)
 
     @abstractmethod

@@ -179,7 +179,7 @@ FAULTS = [
     Fault(
         "the density of standardised latents forgets its Jacobian",
         "families/latent.py",
-        "return -self.places * self.std.log().sum()",
+        "return -self.positions * self.std.log().sum()",
         "return 0 * self.std.log().sum()",
         "tests/families/test_latent.py",
     ),
@@ -1288,8 +1288,8 @@ FAULTS = [
     Fault(
         "losses seen at each time are those of the own share",
         "families/ddpm.py",
-        "{name: distributed.all_gather(value.detach()).flatten() for name, value in seen.items()}",
-        "{name: value.detach() for name, value in seen.items()}",
+        "{name: distributed.all_gather(value.detach()).flatten() for name, value in record.items()}",
+        "{name: value.detach() for name, value in record.items()}",
         "tests/test_crossings.py::test_two_processes_take_the_step_of_one",
     ),
     Fault(

@@ -393,7 +393,7 @@ def trained(model: GenerativeModel, n: int, y: Tensor | None = None) -> None:
     """Check the loss and its gradients at the first step, and end it."""
     x, rng = events(model, n), generator("noise")
     model.train().initialize(x, y, rng=rng)
-    for turn in model.players() if isinstance(model, Adversarial) else (None,):
+    for turn in model.networks() if isinstance(model, Adversarial) else (None,):
         model.zero_grad()
         loss = model.loss(x, y, rng=rng, **({"turn": turn} if turn else {}))
         assert loss.total.shape == () and bool(loss.total.isfinite())

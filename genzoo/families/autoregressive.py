@@ -96,12 +96,12 @@ class Autoregressive(Density):
         return Loss(nll / self.dim, {"nll": nll.detach()})
 
     def _sample(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
-        walk = self.network.walk(n, y)
+        state = self.network.incremental(n, y)
         _, H, W = self.raster
         pixels: list[Tensor] = []
         for i in range(H * W):
             with torch.inference_mode():  # reduces the overhead of many small steps
-                params = walk.step(self._network_input(pixels[-1]) if i else None)
+                params = state.step(self._network_input(pixels[-1]) if i else None)
             pixels.append(self.likelihood.sample(params.to(self.dtype), rng))
         x = torch.stack(pixels, dim=2).view(n, *self.raster)
         return Samples(F.pixel_shuffle(x, self.patch).view(n, *self.shape), nfe=H * W)

@@ -210,8 +210,8 @@ class DDPM(Density, Denoiser):
     def _vlb_term(self, x: Tensor, x_t: Tensor, index: Tensor, prediction: Prediction, *, clip: bool) -> Tensor:
         """Return a term of the bound for each event, at ``index``, (B,): a KL, or -log p(x | x_0) at index 0.
 
-        ``clip`` clamps the estimate of the data to [-1, 1], as samplers do: for reported bounds, not for losses, since a clamped
-        pixel has no gradient (as in the code of Nichol and Dhariwal).
+        ``clip`` clamps the estimate of the data to [-1, 1], as samplers do: for reported bounds, not for losses, since
+        a clamped pixel has no gradient (as in the code of Nichol and Dhariwal).
         """
         chain = self._chain.on(x.device)[index].to(x.dtype).view(len(x), -1, *[1] * (x.ndim - 1))
         _, _, _, _, sigma_t, alpha_s, _, var_ts, posterior_var, _, _ = chain.unbind(1)  # the fields of StepCoefficients

@@ -96,7 +96,7 @@ class GeneratorAndCritic(Decoder, Adversarial):
     def generator_loss(self, fake: Tensor, y: Tensor | None) -> Tensor:
         """Return the generator's loss, (), on its samples with conditions y."""
 
-    def players(self) -> dict[str, nn.Module]:
+    def networks(self) -> dict[str, nn.Module]:
         return {"critic": self.critic, "generator": self.generator}
 
     def turn(self, step: int) -> str:

@@ -301,7 +301,7 @@ def test_pairs_that_a_teacher_cannot_have_made_are_refused():
         (lambda: GaussianDenoiser(CondOT(), [0.0] * 4, [1.0] * 4), r"shape=\(4,\).* not .*shape=\(3,\)"),
         (lambda: GaussianDenoiser(CondOT(), MU, SIGMA, levels=8), "8"),
         (lambda: GaussianDenoiser(VESchedule(), MU, SIGMA), "standard deviation 50, not 1"),
-        (lambda: Mean((3,)), "Mean has no ODE"),
+        (lambda: Mean((3,)), "Mean is not a denoiser"),
     ],
     ids=["shape", "levels", "prior", "family"],
 )
