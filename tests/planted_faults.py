@@ -612,8 +612,8 @@ FAULTS = [
     Fault(
         "the neighbours of the test split are kept without regard to mirror images",
         "evaluation/samples.py",
-        '"test": sha256_of(y), "flip": flip}',
-        '"test": sha256_of(y)}',
+        '"test": tensor_sha256(y), "flip": flip}',
+        '"test": tensor_sha256(y)}',
         "tests/metrics/test_evaluator.py",
     ),
     Fault(
@@ -675,7 +675,7 @@ FAULTS = [
     Fault(
         "references do not depend on the network",
         "metrics/reference.py",
-        '"n": len(images), **network.card, "dtype"',
+        '"n": len(images), **network.metadata, "dtype"',
         '"n": len(images), "dtype"',
         "tests/metrics/test_reference.py",
     ),
@@ -1126,8 +1126,8 @@ FAULTS = [
     Fault(
         "noise depends on the rank and not on the example",
         "numerics/random.py",
-        "return noise[self.rank * share : (self.rank + 1) * share]",
-        "return noise[:share]",
+        "return noise[self.rank * n : (self.rank + 1) * n]",
+        "return noise[:n]",
         "tests/numerics/test_random.py tests/numerics/test_distributed.py",
     ),
     Fault(

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genzoo.numerics import distributed
-from genzoo.numerics.random import choose
+from genzoo.numerics.random import randint_shared
 
 
 def straight_through(z: Tensor, e: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ class VectorQuantizer(nn.Module):
         """
         N, device = len(z_ND), z_ND.device
         place_K = distributed.broadcast(
-            choose(distributed.world_size() * N, self.codebook_size, rng=rng, device=device)
+            randint_shared(distributed.world_size() * N, self.codebook_size, rng=rng, device=device)
         )
         mine_K1 = (place_K // N == distributed.rank())[:, None]
         return distributed.all_reduce_sum(torch.where(mine_K1, z_ND.index_select(0, place_K % N), 0))

@@ -436,7 +436,7 @@ def test_data_that_have_changed_since_the_training_are_said(here):
 def test_samples_without_neighbours_are_refused_before_anything_is_drawn(here, features):
     run = untrained(here, "model=realnvp", "data=moons", "model.couplings=2")[0]
     code, _, err = genzoo("evaluate", f"run={run}", "metrics.n=5", f"metrics.features={features}", "metrics.force=true")
-    assert code == 2 and err == "genzoo: metrics.n=5: 6 samples are the least that can be compared; 0 for none\n"
+    assert code == 2 and err == "genzoo: metrics.n=5: at least 6 samples are needed (0 skips sample metrics)\n"
 
 
 @pytest.mark.parametrize("batch, said", [(1.5, True), (0.0, False)])

@@ -216,7 +216,7 @@ def test_a_sample_is_the_same_whatever_its_batch_and_costs_one_evaluation_a_pixe
         ({"shape": (2,), "patch": 2}, r"patch=2 does not tile an event of shape \(2,\)"),
         ({"levels": None}, "needs data with levels"),
         ({"levels": None, "inputs": "classes", "likelihood": GaussianMixture}, "inputs=classes needs data with levels"),
-        ({"likelihood": GaussianMixture}, "knows nothing of the 4 levels"),
+        ({"likelihood": GaussianMixture}, "not images with 4 levels"),
     ],
 )
 def test_what_makes_no_sense_is_refused(settings, message):

@@ -384,7 +384,7 @@ def test_bfloat16_networks_leave_the_bound_in_float32():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="integers with 17 levels, the data have levels=256"):
+    with pytest.raises(ValueError, match="has 17 levels, the data levels=256"):
         HVAE((1, 8, 8), network=SMALL, likelihood=DiscretizedLogistic(17), levels=256)
     with pytest.raises(ValueError, match="num_samples must be at least 1, not 0"):
         chain().log_prob(data(2), num_samples=0)
