@@ -306,7 +306,7 @@ class Conditioner(nn.Module):
         """
         if self.condition is None:
             return
-        self.check(y, len(y), wait=True)
+        self.check(y, len(y), synchronize=True)
         if isinstance(self.condition, ClassLabels):
             counts = torch.bincount(y.cpu(), minlength=self.condition.n).float()
             self.probs.copy_(counts / len(y))
@@ -315,7 +315,7 @@ class Conditioner(nn.Module):
             chosen = torch.linspace(0, len(y) - 1, min(kept, len(y))).round().long()
             self.examples = y.cpu()[chosen].to(self.examples.device, self.examples.dtype)
 
-    def check(self, y: Tensor | None, n: int, *, allow_null: bool = False, wait: bool = False) -> None:
+    def check(self, y: Tensor | None, n: int, *, allow_null: bool = False, synchronize: bool = False) -> None:
         """Validate a batch of conditions.
 
         In training on a GPU, values are checked by a device-side assertion, since reading them would synchronise each step;
@@ -326,7 +326,7 @@ class Conditioner(nn.Module):
             y: the conditions; must be None for an unconditional model.
             n: batch size.
             allow_null: whether the null value is accepted.
-            wait: whether to synchronise in training on a GPU too.
+            synchronize: whether to synchronise in training on a GPU too.
 
         Raises:
             ValueError: for missing, unexpected or out-of-domain conditions.
@@ -336,15 +336,15 @@ class Conditioner(nn.Module):
             if y is not None:
                 raise ValueError("this model is unconditional: y must be None")
             return
-        wanted = f"{n} {condition.domain}"
+        expected = f"{n} {condition.domain}"
         if y is None:
-            raise ValueError(f"this model is conditional: y must hold {wanted}")
-        right_type = y.dtype == condition.dtype if condition.dtype else y.is_floating_point()
-        valid = y.shape == (n, *condition.shape) and right_type
+            raise ValueError(f"this model is conditional: y must hold {expected}")
+        dtype_matches = y.dtype == condition.dtype if condition.dtype else y.is_floating_point()
+        valid = y.shape == (n, *condition.shape) and dtype_matches
         if valid and n:
             within = condition.valid(y, allow_null=allow_null)
-            if y.device.type == "cuda" and self.training and not wait:
-                torch._assert_async(within, f"y must hold {wanted}")
+            if y.device.type == "cuda" and self.training and not synchronize:
+                torch._assert_async(within, f"y must hold {expected}")
             else:
                 valid = bool(within)
         if not valid:
@@ -360,7 +360,7 @@ class Conditioner(nn.Module):
             ValueError: for out-of-domain ``y``, or without a fitted training distribution.
         """
         if self.condition is None or y is not None:
-            self.check(y, n, wait=True)
+            self.check(y, n, synchronize=True)
             return y
         if isinstance(self.condition, ClassLabels):
             return categorical(self.probs, n, rng=rng)

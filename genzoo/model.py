@@ -94,7 +94,7 @@ class Stage(NamedTuple):
 
     name: str
     module: GenerativeModel  # the part that is trained
-    share: float  # fraction of the training budget; the fractions of all stages sum to 1
+    fraction: float  # of the training budget; the fractions of all stages sum to 1
 
 
 class _EventFirst(ABCMeta):
@@ -288,7 +288,7 @@ class Codec(Decoder):
         """Encode events, see ``encode``."""
 
 
-class Inferred(NamedTuple):
+class PosteriorSample(NamedTuple):
     """A sample of the posterior q(z | x), with its log density."""
 
     z: Tensor  # (B, *latent.shape)
@@ -301,13 +301,13 @@ class LatentVariable(Codec):
     log p(x) >= E_q[log p(x | z) + log p(z) - log q(z | x)].
     """
 
-    def infer(self, x: Tensor, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Inferred:
+    def infer(self, x: Tensor, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> PosteriorSample:
         """Sample the posterior q(z | x) of each event, (B, *shape)."""
         self.conditioner.check(y, len(x))
         return self._infer(x, y, rng)
 
     @abstractmethod
-    def _infer(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Inferred:
+    def _infer(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> PosteriorSample:
         """Sample the posterior, see ``infer``."""
 
     def log_likelihood(self, x: Tensor, z: Tensor, y: Tensor | None = None) -> Tensor:

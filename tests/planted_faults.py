@@ -380,8 +380,8 @@ FAULTS = [
     Fault(
         "optimal transport pairs across classes",
         "families/flow_matching.py",
-        "eps = transport(x, eps, y)",
-        "eps = transport(x, eps)",
+        "eps = minibatch_ot(x, eps, y)",
+        "eps = minibatch_ot(x, eps)",
         "tests/families/test_flow_matching.py",
     ),
     Fault(
@@ -1218,8 +1218,8 @@ FAULTS = [
     Fault(
         "optimal transport pairs across classes, and samples come out between them",
         "families/flow_matching.py",
-        "eps = transport(x, eps, y)",
-        "eps = transport(x, eps)",
+        "eps = minibatch_ot(x, eps, y)",
+        "eps = minibatch_ot(x, eps)",
         "tests/test_crossings.py::test_samples_have_the_law_of_the_condition_that_is_asked_for",
     ),
     Fault(
@@ -1617,14 +1617,14 @@ FAULTS = [
     Fault(
         "on a GPU classes are read at each step",
         "conditions.py",
-        'if y.device.type == "cuda" and self.training and not wait:',
+        'if y.device.type == "cuda" and self.training and not synchronize:',
         "if wait:",
         "tests/test_pretended_gpu.py::test_a_gpu_is_neither_mixed_with_the_host_nor_waited_for[glow-conditional]",
     ),
     Fault(
         "on a GPU the values of conditions are read at each step",
         "conditions.py",
-        'if y.device.type == "cuda" and self.training and not wait:',
+        'if y.device.type == "cuda" and self.training and not synchronize:',
         "if False:",
         "tests/test_pretended_gpu.py::test_a_gpu_is_neither_mixed_with_the_host_nor_waited_for[latent-conditional]",
     ),

@@ -16,7 +16,7 @@ from genzoo.event import EventSpec
 from genzoo.families.autoregressive import Autoregressive
 from genzoo.families.ddpm import DDPM
 from genzoo.families.flow import Flow
-from genzoo.families.flow_matching import FlowMatching, transport
+from genzoo.families.flow_matching import FlowMatching, minibatch_ot
 from genzoo.families.gan import GAN, WGAN, WGANGP
 from genzoo.families.glow import Glow
 from genzoo.families.hvae import HVAE
@@ -473,4 +473,4 @@ def test_ranks_that_share_a_batch_pair_noise_by_whole_conditions(condition, monk
     monkeypatch.setattr(distributed, "all_gather", lambda tensor: torch.stack([tensor, tensor]))
     for rank in (0, 1):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        assert torch.equal(transport(x, eps, y), eps)
+        assert torch.equal(minibatch_ot(x, eps, y), eps)

@@ -714,7 +714,7 @@ def test_stages_share_the_budget_and_leave_earlier_weights_alone(case):
     model = (case.model() if case else Relay()).train()
     module = in_training(model, 16)
     stages = module.stages
-    assert math.fsum(stage.share for stage in stages) == pytest.approx(1) and all(s.share > 0 for s in stages)
+    assert math.fsum(stage.fraction for stage in stages) == pytest.approx(1) and all(s.fraction > 0 for s in stages)
     assert len({stage.name for stage in stages}) == len(stages) > 1
     for i, stage in enumerate(stages):
         here, earlier = snapshot(stage.module), [snapshot(done.module) for done in stages[:i]]

@@ -24,7 +24,7 @@ from genzoo.model import Composite, GenerativeModel
 
 
 class Denoiser(nn.Module, ABC):
-    """A conditional expectation given x_t on a Gaussian path.
+    """A predictor of E[x | x_t], or an equivalent parameterization, on a Gaussian path.
 
     Attributes:
         event: shape and levels of the data.

@@ -249,7 +249,7 @@ class LossHistory(nn.Module):
     """
 
     LAST = 10
-    UNIFORM = 1e-3  # mixture weight of the uniform distribution
+    UNIFORM_WEIGHT = 1e-3  # mixture weight of the uniform distribution
 
     losses: Tensor
     counts: Tensor
@@ -263,7 +263,7 @@ class LossHistory(nn.Module):
         """Return the probability of each index, (T,) float64."""
         T = len(self.counts)
         weights = self.losses.double().square().mean(1).sqrt()
-        probs = (1 - self.UNIFORM) * weights / weights.sum() + self.UNIFORM / T
+        probs = (1 - self.UNIFORM_WEIGHT) * weights / weights.sum() + self.UNIFORM_WEIGHT / T
         # A branch would synchronise with the device.
         return torch.where((self.counts < self.LAST).any(), 1 / T, probs)
 

@@ -51,7 +51,7 @@ from genzoo.numerics import distributed
 from genzoo.numerics.random import SampleStreams, randint, randn
 
 
-def transport(x: Tensor, eps: Tensor, y: Tensor | None = None) -> Tensor:
+def minibatch_ot(x: Tensor, eps: Tensor, y: Tensor | None = None) -> Tensor:
     """Minibatch optimal transport: permute noise to minimise the sum of squared distances to the data, (B, *shape) each.
 
     The data keep their order. With conditions ``y``, (B, ...), whose distinct values are classes, noise is permuted within each
@@ -77,7 +77,7 @@ def transport(x: Tensor, eps: Tensor, y: Tensor | None = None) -> Tensor:
 CHUNK = 500  # pairs per ODE solve
 
 
-class TeacherPairs:
+class ReflowPairs:
     """Pairs of noise and data on the probability-flow trajectories of a teacher, for reflow.
 
     They are neither parameters nor buffers of the student, and are shared by its copies, such as the EMA.
@@ -91,7 +91,7 @@ class TeacherPairs:
         self.teacher, self.size = teacher.eval().requires_grad_(False), size
         self.tensors: dict[str, Tensor] = {}  # "x" and "eps", (size, *shape), and if conditional "y"
 
-    def __deepcopy__(self, memo: dict[int, object]) -> TeacherPairs:
+    def __deepcopy__(self, memo: dict[int, object]) -> ReflowPairs:
         return self
 
     @torch.no_grad()
@@ -170,7 +170,7 @@ class FlowMatching(ProbabilityFlow, Precomputed):
         self.noise_levels = noise_levels or UniformTime()
         self.sampler = sampler or Heun(steps=25)
         self.rtol = self.atol = tolerance
-        self.pairs = None if teacher is None else TeacherPairs(self._checked(teacher), pool)
+        self.pairs = None if teacher is None else ReflowPairs(self._checked(teacher), pool)
 
     def _checked(self, teacher: Denoiser) -> Denoiser:
         if not isinstance(teacher, Denoiser):
@@ -192,7 +192,7 @@ class FlowMatching(ProbabilityFlow, Precomputed):
         else:
             eps = randn(x.shape, rng=rng, device=x.device, dtype=x.dtype)
             if self.pairing == "optimal_transport":
-                eps = transport(x, eps, y)
+                eps = minibatch_ot(x, eps, y)
         y = self.conditioner.drop(y, rng)
         t = self.noise_levels.sample(len(x), self.path.schedule, rng, x.device)
         x_t = self.path.sample(x, eps, t)
@@ -201,7 +201,7 @@ class FlowMatching(ProbabilityFlow, Precomputed):
         return Loss(mse, {"mse": mse.detach()})
 
     def _draw_pairs(
-        self, pairs: TeacherPairs, n: int, dtype: torch.dtype, rng: torch.Generator | None
+        self, pairs: ReflowPairs, n: int, dtype: torch.dtype, rng: torch.Generator | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Draw data, noise and conditions from the teacher's pairs."""
         tensors = self.precompute()

@@ -42,10 +42,10 @@ from genzoo.model import (
     Continuous,
     Density,
     Diagnostic,
-    Inferred,
     LatentVariable,
     LogProb,
     Loss,
+    PosteriorSample,
     Samples,
 )
 from genzoo.nn.ladder import Ladder
@@ -203,12 +203,12 @@ class HVAE(Density, LatentVariable):
             return LogProb(log_weights[0])
         return LogProb(*importance_weighted(torch.stack(log_weights)))
 
-    def _infer(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Inferred:
+    def _infer(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> PosteriorSample:
         activations = self.network.bottom_up(self.likelihood.encoder_input(x))
         _, layers = self._top_down(self._noise(len(x), rng), y, activations)
         # By the change of variables from z to the noise, with the Jacobian prod s_l.
         log_q = torch.stack([q.log_prob(z) + p.log_std.flatten(1).sum(1) for p, q, z in layers]).sum(0)
-        return Inferred(self._noise_of(layers), log_q - 0.5 * sum(self.sizes) * math.log(2 * math.pi))
+        return PosteriorSample(self._noise_of(layers), log_q - 0.5 * sum(self.sizes) * math.log(2 * math.pi))
 
     def _log_likelihood(self, x: Tensor, z: Tensor, y: Tensor | None) -> Tensor:
         return self.likelihood.log_prob(self._top_down(z, y)[0], x)

@@ -76,7 +76,7 @@ class LatentTransform(nn.Module, ABC):
         """Estimate the moments of the latents from the first batch; a no-op by default."""
 
 
-class Codes(LatentTransform):
+class Dequantized(LatentTransform):
     """Uniform dequantisation of integers in 0..levels-1 to [-1, 1]."""
 
     def __init__(self, latent: Discrete):
@@ -146,7 +146,7 @@ class _Latent(Codec, Composite, Staged):
     def __init__(self, codec: Codec, prior: GenerativeModel, codec_share: float):
         super().__init__(codec.event, prior.condition)
         self.codec, self.prior, self.latent = codec, prior, codec.latent
-        self.transform = Codes(codec.latent) if isinstance(codec.latent, Discrete) else Standardized(codec.latent)
+        self.transform = Dequantized(codec.latent) if isinstance(codec.latent, Discrete) else Standardized(codec.latent)
         # A codec without trainable weights has no stage.
         self.codec_share = codec_share if any(p.requires_grad for p in codec.parameters()) else 0.0
 

@@ -34,10 +34,10 @@ from genzoo.model import (
     Continuous,
     Density,
     Diagnostic,
-    Inferred,
     LatentVariable,
     LogProb,
     Loss,
+    PosteriorSample,
     Samples,
 )
 from genzoo.nn import defaults
@@ -131,11 +131,11 @@ class VAE(Density, LatentVariable):
             log_weights.append(log_likelihood + log_prior_over_posterior)
         return LogProb(*importance_weighted(torch.stack(log_weights)))
 
-    def _infer(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Inferred:
+    def _infer(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> PosteriorSample:
         mean, log_var = self.posterior(x, y)
         eps = randn(mean.shape, rng=rng, device=x.device, dtype=x.dtype)
         log_q = -0.5 * (eps**2 + log_var + math.log(2 * math.pi)).flatten(1).sum(1)
-        return Inferred(mean + torch.exp(0.5 * log_var) * eps, log_q)
+        return PosteriorSample(mean + torch.exp(0.5 * log_var) * eps, log_q)
 
     def _log_likelihood(self, x: Tensor, z: Tensor, y: Tensor | None) -> Tensor:
         return self.likelihood.log_prob(self.decoder(z, y).to(z.dtype), x)

@@ -31,7 +31,7 @@ from genzoo.conditions import Condition
 from genzoo.distributions.discretization import to_bin_centers
 from genzoo.distributions.likelihoods import Likelihood, default_likelihood
 from genzoo.event import EventSpec
-from genzoo.model import Diagnostic, Discrete, Inferred, LatentVariable, Loss, Samples
+from genzoo.model import Diagnostic, Discrete, LatentVariable, Loss, PosteriorSample, Samples
 from genzoo.nn import defaults
 from genzoo.nn.quantize import VectorQuantizer, perplexity, straight_through
 from genzoo.numerics.precision import cumulative_sum
@@ -128,9 +128,9 @@ class VQVAE(LatentVariable):
     ) -> dict[str, Tensor]:
         return {"dead": self.quantizer.update(aux["z"], aux["k"], rng)}
 
-    def _infer(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Inferred:
+    def _infer(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> PosteriorSample:
         """Return the codes of each event, (B, 1, h, w), with log q = 0 for a point mass."""
-        return Inferred(self._encode(x, y), x.new_zeros(len(x)))
+        return PosteriorSample(self._encode(x, y), x.new_zeros(len(x)))
 
     def _log_likelihood(self, x: Tensor, z: Tensor, y: Tensor | None) -> Tensor:
         return self.likelihood.log_prob(self._params(z, y), x)

@@ -193,16 +193,16 @@ class Embedded(FeatureNetwork):
     def __init__(self, name: str):
         from safetensors.torch import load
 
-        said = json.loads((EMBEDDED / "networks.json").read_text())[name]
+        config = json.loads((EMBEDDED / "networks.json").read_text())[name]
         file = EMBEDDED / f"{name}.safetensors"
         content = file.read_bytes()
         self.name, self.sha256 = name, hashlib.sha256(content).hexdigest()
-        if self.sha256 != said["sha256"]:
-            raise FeatureError(f"{file}: its SHA-256 is {self.sha256}, not {said['sha256']}: install genzoo again")
-        self.network = SmallConvNet(said["side"], said["num_classes"], said["width"], said["dim"])
+        if self.sha256 != config["sha256"]:
+            raise FeatureError(f"{file}: its SHA-256 is {self.sha256}, not {config['sha256']}: install genzoo again")
+        self.network = SmallConvNet(config["side"], config["num_classes"], config["width"], config["dim"])
         self.network.load_state_dict(load(content))
         self.network.eval().requires_grad_(False)
-        self.dim, self.classes = said["dim"], name
+        self.dim, self.classes = config["dim"], name
         self.resize = f"grey, bilinear with antialiasing to {self.network.side}x{self.network.side}"
 
     def forward(self, images: Tensor) -> Features:

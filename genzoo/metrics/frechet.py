@@ -200,7 +200,7 @@ def frechet_stderr(features: Tensor, q: Moments) -> float | None:
 
         2 (m1 - m2)'(x - m1) + (x - m1)'(I - T)(x - m1) + const,
 
-    where ``T = R (R' C1 R)^(-1/2) R'`` with ``C2 = R R'`` is the optimal map between the two laws.
+    where ``T = R (R' C1 R)^(-1/2) R'`` with ``C2 = R R'`` is the optimal map between the two Gaussians.
 
     Returns:
         None for fewer than 2 D features, where the covariance estimate is too inaccurate.

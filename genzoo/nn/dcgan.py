@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from genzoo.conditions import Condition, embed
-from genzoo.nn.layers import BatchNorm2d, bound_spectra
+from genzoo.nn.layers import BatchNorm2d, apply_spectral_norm
 from genzoo.nn.resnet import resolutions
 
 
@@ -115,7 +115,7 @@ class DCGANCritic(nn.Module):
         self.embed_y = embed(condition, features)
         _initialise(self)
         if spectral_norm:
-            bound_spectra(self)
+            apply_spectral_norm(self)
 
     def forward(self, x_BCHW: Tensor, y: Tensor | None = None) -> Tensor:
         h = self.body(x_BCHW)

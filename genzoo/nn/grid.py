@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from genzoo.conditions import Condition, embed
 
 
-def halvings(image: Sequence[int], grid: Sequence[int]) -> int:
+def num_downsamplings(image: Sequence[int], grid: Sequence[int]) -> int:
     """Number of halvings from an image, (C, H, W), to a grid, (D, h, w).
 
     Raises:
@@ -70,7 +70,7 @@ class GridEncoder(nn.Module):
     ):
         super().__init__()
         channels, layers = in_shape[0], []
-        for i in range(halvings(in_shape, out_shape)):
+        for i in range(num_downsamplings(in_shape, out_shape)):
             wider = width // 2 if i == 0 else width
             layers += [nn.Conv2d(channels, wider, 4, stride=2, padding=1), nn.ReLU()]
             channels = wider
@@ -102,7 +102,7 @@ class GridDecoder(nn.Module):
         self.stem = nn.Conv2d(in_shape[0], width, 3, padding=1)
         self.embed_y = embed(condition, width)
         self.stack = ResidualStack(width, residual_width, blocks)
-        count = halvings(out_shape, in_shape)
+        count = num_downsamplings(out_shape, in_shape)
         layers: list[nn.Module] = []
         for i in range(count - 1):
             before, after = width if i == 0 else width // 2, width // 2

@@ -30,7 +30,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels)
 
 
-def bound_spectra(network: nn.Module) -> None:
+def apply_spectral_norm(network: nn.Module) -> None:
     """Apply spectral normalisation to all weights of a network.
 
     Singular vectors are updated by one power iteration per training pass, not in evaluation.
@@ -189,7 +189,7 @@ class ResBlock(nn.Module):
         return self.skip(x_BCHW) + h
 
 
-class DoublingConv2d(nn.Conv2d):
+class UpsampleConv2d(nn.Conv2d):
     """Nearest-neighbour upsampling, by default by 2, and a 3x3 convolution, (B, C, H, W) -> (B, C', *size).
 
     Upsampling by 2 is fused with the convolution: a 3x3 window covers at most 2x2 different pixels, whose weights are summed

@@ -48,7 +48,7 @@ class ShiftedConv(nn.Module):
         return self.conv(F.pad(x, self.padding))
 
 
-def _doubling(width: int, corner: bool) -> nn.Module:
+def _upsampling_conv(width: int, corner: bool) -> nn.Module:
     """An upsampling transposed convolution with the causality of ``ShiftedConv``."""
     if corner:
         return weight_norm(nn.ConvTranspose2d(width, width, (2, 2), 2), dim=1)
@@ -133,18 +133,18 @@ class PixelCNNPP(CausalNetwork):
             u = GatedResnet(width, skip, False, condition, dropout)
             return nn.ModuleList([u, GatedResnet(width, width + skip, True, condition, dropout)])
 
-        def halving() -> nn.ModuleList:
+        def downsample() -> nn.ModuleList:
             return nn.ModuleList(ShiftedConv(width, width, corner, stride=2) for corner in (False, True))
 
-        def doubling() -> nn.ModuleList:
-            return nn.ModuleList(_doubling(width, corner) for corner in (False, True))
+        def upsample() -> nn.ModuleList:
+            return nn.ModuleList(_upsampling_conv(width, corner) for corner in (False, True))
 
         # Layers in order, a pair for the two streams.
         down, up = nn.ModuleList(), nn.ModuleList()
         for i in range(resolutions):
-            down.extend([halving()] if i else [])
+            down.extend([downsample()] if i else [])
             down.extend(blocks(skip=0) for _ in range(resnets))
-            up.extend([doubling()] if i else [])
+            up.extend([upsample()] if i else [])
             up.extend(blocks(skip=width) for _ in range(resnets + (i > 0)))
         self.down: Sequence[Sequence[nn.Module]] = down  # type: ignore[assignment]
         self.up: Sequence[Sequence[nn.Module]] = up  # type: ignore[assignment]

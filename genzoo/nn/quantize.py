@@ -133,15 +133,15 @@ class VectorQuantizer(nn.Module):
 
     def _revive(self, z_ND: Tensor, rng: torch.Generator | None) -> Tensor:
         """Replace rarely used codes, initially all, by vectors of the batch; return their number, ()."""
-        spare = self._spare(z_ND, rng)
+        replacements = self._replacements(z_ND, rng)
         mean = self.counts.sum() / self.codebook_size
         dead = (self.counts < self.revival * mean) | ~self.placed
         self.counts.copy_(torch.where(dead, mean, self.counts))
-        self.sums.copy_(torch.where(dead[:, None], mean * spare, self.sums))
+        self.sums.copy_(torch.where(dead[:, None], mean * replacements, self.sums))
         self.placed.fill_(True)
         return dead.sum()
 
-    def _spare(self, z_ND: Tensor, rng: torch.Generator | None) -> Tensor:
+    def _replacements(self, z_ND: Tensor, rng: torch.Generator | None) -> Tensor:
         """Draw vectors of the global batch, (K, D).
 
         Always K, since their required number would need a device synchronisation.
@@ -154,16 +154,16 @@ class VectorQuantizer(nn.Module):
         return distributed.all_reduce_sum(torch.where(mine_K1, z_ND.index_select(0, place_K % N), 0))
 
 
-def perplexity(k: Tensor, codebook_size: int, shared: bool = False) -> tuple[Tensor, Tensor]:
+def perplexity(k: Tensor, codebook_size: int, all_ranks: bool = False) -> tuple[Tensor, Tensor]:
     """Return the perplexity of the codes of a batch, and the fraction of codes used.
 
     Args:
         k: indices of codes, (B, ...) int64.
         codebook_size: K.
-        shared: whether to average over ranks.
+        all_ranks: whether to average over ranks.
     """
     counts = torch.zeros(codebook_size, device=k.device).index_add_(
         0, k.flatten(), torch.ones(k.numel(), device=k.device)
     )
-    p = (distributed.all_reduce_mean(counts) if shared else counts) / k.numel()
+    p = (distributed.all_reduce_mean(counts) if all_ranks else counts) / k.numel()
     return torch.exp(-torch.xlogy(p, p).sum()), (p > 0).float().mean()

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genzoo.conditions import Condition, embed
-from genzoo.nn.layers import BatchNorm2d, DoublingConv2d, bound_spectra
+from genzoo.nn.layers import BatchNorm2d, UpsampleConv2d, apply_spectral_norm
 from genzoo.nn.resnet import resolutions
 
 
@@ -58,13 +58,13 @@ class ConditionalBatchNorm(nn.Module):
         return h
 
 
-class _Doubling(nn.Module):
+class _UpBlock(nn.Module):
     """Residual block of the generator, with nearest-neighbour upsampling."""
 
     def __init__(self, width: int, condition: Condition | None):
         super().__init__()
         self.norm1, self.norm2 = ConditionalBatchNorm(width, condition), ConditionalBatchNorm(width, condition)
-        self.conv1 = _glorot(DoublingConv2d(width, width), math.sqrt(2))
+        self.conv1 = _glorot(UpsampleConv2d(width, width), math.sqrt(2))
         self.conv2 = _conv(width, width, 3, math.sqrt(2))
         self.skip = _conv(width, width, 1, 1.0)
 
@@ -75,18 +75,18 @@ class _Doubling(nn.Module):
         return F.interpolate(self.skip(x_BCHW), scale_factor=2) + h
 
 
-class _Halving(nn.Module):
+class _DownBlock(nn.Module):
     """Residual block of the critic, with optional average pooling; the first block has no ReLU on its input."""
 
-    def __init__(self, in_channels: int, width: int, first: bool, halve: bool):
+    def __init__(self, in_channels: int, width: int, first: bool, downsample: bool):
         super().__init__()
-        self.first, self.halve = first, halve
+        self.first, self.downsample = first, downsample
         self.conv1, self.conv2 = _conv(in_channels, width, 3, math.sqrt(2)), _conv(width, width, 3, math.sqrt(2))
-        self.skip = _conv(in_channels, width, 1, 1.0) if first or halve else nn.Identity()
+        self.skip = _conv(in_channels, width, 1, 1.0) if first or downsample else nn.Identity()
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         h = self.conv2(F.relu(self.conv1(x_BCHW if self.first else F.relu(x_BCHW))))
-        if not self.halve:
+        if not self.downsample:
             return self.skip(x_BCHW) + h
         return self.skip(F.avg_pool2d(x_BCHW, 2)) + F.avg_pool2d(h, 2)
 
@@ -111,7 +111,7 @@ class ResNetGenerator(nn.Module):
         self.stem = nn.Linear(math.prod(in_shape), math.prod(self.start))
         nn.init.xavier_uniform_(self.stem.weight)
         # Without blocks, the final norm is the only conditional layer.
-        self.blocks = nn.ModuleList(_Doubling(width, condition) for _ in sizes[1:])
+        self.blocks = nn.ModuleList(_UpBlock(width, condition) for _ in sizes[1:])
         self.norm = ConditionalBatchNorm(width, None if self.blocks else condition)
         self.head = _conv(width, channels, 3, 1.0)
 
@@ -151,10 +151,13 @@ class ResNetCritic(nn.Module):
         if blocks < 1:
             raise ValueError(f"blocks must be at least 1, not {blocks}")
         channels, *sides = in_shape
-        halvings = min(len(resolutions(*sides)) - 1, 2)
+        downsamplings = min(len(resolutions(*sides)) - 1, 2)
         self.out_shape, self.pool = tuple(out_shape), pool
         self.blocks = nn.Sequential(
-            *(_Halving(width if i else channels, width, first=i == 0, halve=i < halvings) for i in range(blocks))
+            *(
+                _DownBlock(width if i else channels, width, first=i == 0, downsample=i < downsamplings)
+                for i in range(blocks)
+            )
         )
         self.head = nn.Linear(width, math.prod(out_shape))
         nn.init.xavier_uniform_(self.head.weight)
@@ -164,7 +167,7 @@ class ResNetCritic(nn.Module):
                 if parameter.ndim > 1:
                     nn.init.xavier_uniform_(parameter)
         if spectral_norm:
-            bound_spectra(self)
+            apply_spectral_norm(self)
 
     def forward(self, x_BCHW: Tensor, y: Tensor | None = None) -> Tensor:
         h_BCHW = F.relu(self.blocks(x_BCHW))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genzoo.conditions import Condition, embed
-from genzoo.nn.layers import DoublingConv2d, ResBlock, group_norm, zero_
+from genzoo.nn.layers import ResBlock, UpsampleConv2d, group_norm, zero_
 
 
 def resolutions(height: int, width: int) -> list[tuple[int, int]]:
@@ -128,11 +128,11 @@ class ConvDecoder(nn.Module):
             if i:
                 before = widths[i - 1]
                 layers += [group_norm(before) if norm else nn.Identity(), nn.SiLU()]
-                layers += [nn.Identity(), DoublingConv2d(before, w)]
+                layers += [nn.Identity(), UpsampleConv2d(before, w)]
             layers += [_Block(w, norm) for _ in range(blocks)]
         layers += [group_norm(widths[-1]) if norm else nn.Identity(), nn.SiLU()]
         if len(sizes) > 1:
-            layers += [nn.Identity(), DoublingConv2d(widths[-1], channels)]
+            layers += [nn.Identity(), UpsampleConv2d(widths[-1], channels)]
         else:
             layers += [nn.Conv2d(widths[-1], channels, 3, padding=1)]
         self.body = nn.Sequential(*layers)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genzoo.conditions import Condition
-from genzoo.nn.layers import Attention, DoublingConv2d, ResBlock, TimeAndCondition, group_norm, zero_
+from genzoo.nn.layers import Attention, ResBlock, TimeAndCondition, UpsampleConv2d, group_norm, zero_
 
 
 class UNet(nn.Module):
@@ -91,7 +91,7 @@ class UNet(nn.Module):
                 self.up.append(level(c + skips.pop(), channels * multiplier, sides[i]))
                 c = channels * multiplier
             if i:
-                self.up.append(DoublingConv2d(c, c))
+                self.up.append(UpsampleConv2d(c, c))
         self.head = nn.Sequential(group_norm(c), nn.SiLU(), zero_(nn.Conv2d(c, out_shape[0] * patch**2, 3, padding=1)))
 
     def forward(self, x_BCHW: Tensor, t_B: Tensor, y: Tensor | None = None) -> Tensor:

@@ -26,7 +26,7 @@ from genzoo.distributions.likelihoods import Gaussian
 from genzoo.event import EventSpec
 from genzoo.families.ddpm import DDPM
 from genzoo.families.gan import WGANGP
-from genzoo.families.latent import Codes, LatentDensity, LatentModel, Standardized, latent
+from genzoo.families.latent import Dequantized, LatentDensity, LatentModel, Standardized, latent
 from genzoo.families.realnvp import RealNVP
 from genzoo.families.vae import VAE
 from genzoo.families.vqvae import VQVAE
@@ -196,7 +196,7 @@ def test_a_latent_that_never_varies_does_not_divide_by_zero():
 
 
 def test_codes_come_back_from_anywhere_in_their_bins():
-    transform = Codes(Discrete((1, 4, 4), 512))
+    transform = Dequantized(Discrete((1, 4, 4), 512))
     k = torch.randint(512, (64, 1, 4, 4))
     event = transform(k, generator(0))
     assert torch.equal(transform.inverse(event), k) and float((event - bin_center(k, 512)).std()) > 0.5 / 512
@@ -320,7 +320,7 @@ def test_a_step_of_the_whole_model_ends_as_one_of_its_last_stage():
 
 def test_a_codec_whose_weights_are_fixed_is_finished():
     model = latent(EventSpec((2,)), codec=frozen(vq()), prior=Dice, codec_share=0.3)
-    assert [(stage.name, stage.share) for stage in model.stages()] == [("prior", 1.0)]
+    assert [(stage.name, stage.fraction) for stage in model.stages()] == [("prior", 1.0)]
     assert {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in model.prior.parameters()}
 
 

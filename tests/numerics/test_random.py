@@ -339,7 +339,7 @@ def test_streams_are_standard_normal_and_uncorrelated():
 
 
 def test_noise_for_another_number_of_samples_is_refused():
-    with pytest.raises(ValueError, match="for 3 samples, not 4"):
+    with pytest.raises(ValueError, match="of 3 samples, not 4"):
         randn((4, 2), rng=SampleStreams(0, range(3)))
 
 

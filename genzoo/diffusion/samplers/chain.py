@@ -166,7 +166,7 @@ class ChainSampler(Sampler):
         schedule = denoiser.path.schedule
         chain = chain_coefficients(denoiser.path, self.times(schedule))
         denoise = CountedDenoiser(denoiser, y, self.clip, chain, noise)
-        # A strided chain starts before t_first, and from the prior all the same, as is common.
+        # The first time of a strided chain may be below t_first; it uses the noise of t_first all the same, as is common.
         x = initial_state(schedule, noise, min(schedule.t_first, schedule.t_max) if self.rho is None else chain[0].t)
         yield x, 0
         for step in chain:

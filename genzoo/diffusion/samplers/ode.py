@@ -37,7 +37,7 @@ class Solver(Sampler):
     """
 
     stochastic = False
-    halfway = False  # whether a step evaluates the drift at its midpoint
+    uses_midpoint = False  # whether a step evaluates the drift at its midpoint
 
     def __init__(
         self,
@@ -62,8 +62,8 @@ class Solver(Sampler):
     def iterate(self, denoiser: Denoiser, noise: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Trajectory:
         ode = ProbabilityFlowODE(denoiser, y)
         grid = self.grid(ode)
-        halfway = [(u + v) / 2 for u, v in itertools.pairwise(grid)] if self.halfway else []
-        scales = ode.cache_grid([*grid, *halfway], noise)
+        midpoints = [(u + v) / 2 for u, v in itertools.pairwise(grid)] if self.uses_midpoint else []
+        scales = ode.cache_grid([*grid, *midpoints], noise)
         x = initial_state(denoiser.path.schedule, noise, ode.time_at(grid[0]))
         yield x, 0
         z = x / scales[0]
@@ -89,7 +89,7 @@ class Euler(Solver):
 class Midpoint(Solver):
     """The midpoint method, second order, two evaluations per step."""
 
-    halfway = True
+    uses_midpoint = True
 
     def step(self, ode: ProbabilityFlowODE, z: Tensor, u: float, v: float) -> Tensor:
         slope = ode.drift(u, z)
