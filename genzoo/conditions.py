@@ -326,7 +326,7 @@ class Conditioner(nn.Module):
             y: the conditions; must be None for an unconditional model.
             n: batch size.
             allow_null: whether the null value is accepted.
-            synchronize: whether to synchronise in training on a GPU too.
+            synchronize: whether to read values in training on a GPU too.
 
         Raises:
             ValueError: for missing, unexpected or out-of-domain conditions.

@@ -274,7 +274,7 @@ FAULTS = [
     Fault(
         "the data's estimate is clipped, but the noise is not computed anew",
         "diffusion/samplers/ddim.py",
-        "x_s = c.renoised(x_t, x0, max(c.sigma_s**2 - fresh_var, 0.0) ** 0.5)",
+        "x_s = c.renoise(x_t, x0, max(c.sigma_s**2 - fresh_var, 0.0) ** 0.5)",
         "x_s = c.alpha_s * x0 + c.sigma_s * denoise.denoiser.eps(x_t, torch.full((len(x_t),), c.t).double(), denoise.y)",
         "tests/diffusion/test_samplers.py",
     ),

@@ -73,7 +73,7 @@ def test_values_of_the_domain_are_accepted(condition, training):
     conditioner = Conditioner(condition).train(training)
     for n in (0, 1, 6):
         conditioner.check(values(condition, n), n)
-        conditioner.check(values(condition, n), n, allow_null=True, wait=True)
+        conditioner.check(values(condition, n), n, allow_null=True, synchronize=True)
 
 
 @every

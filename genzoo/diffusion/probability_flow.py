@@ -60,7 +60,7 @@ class ProbabilityFlowODE:
         self.denoiser, self.y = denoiser, y
         self.schedule = denoiser.path.schedule
         self.in_time = self.schedule.coordinates == "time"
-        self.slope: Parameterization = "velocity" if self.in_time else "eps"  # dz/du
+        self.parameterization: Parameterization = "velocity" if self.in_time else "eps"  # dz/du
         self.nfe = 0
         self._points: dict[float, tuple[Tensor, float]] = {}  # cached times and scales by u
 
@@ -107,7 +107,7 @@ class ProbabilityFlowODE:
         else:
             t = self.time(u)
             scale = 1.0 if self.in_time else expand(self.schedule.at(t).alpha, z)
-        drift, evaluations = self.denoiser.predict_as(self.slope, z if self.in_time else scale * z, t, y)
+        drift, evaluations = self.denoiser.predict_as(self.parameterization, z if self.in_time else scale * z, t, y)
         self.nfe += evaluations
         return cast_like(drift, z)
 

@@ -60,7 +60,7 @@ class Normal(NamedTuple):
     log_std: Tensor
 
     @classmethod
-    def of(cls, moments: Tensor, dtype: torch.dtype) -> Normal:
+    def from_moments(cls, moments: Tensor, dtype: torch.dtype) -> Normal:
         """Parameterise by a network's output of means and log standard deviations, (B, 2Z, H, W)."""
         mean, log_std = moments.to(dtype).chunk(2, dim=1)
         return cls(mean, projected_clamp(log_std, -10, 5))
@@ -152,9 +152,9 @@ class HVAE(Density, LatentVariable):
         for i, rung in enumerate(self.network.rungs):
             h = rung.enter(h, y)
             moments, features = rung.prior(h)
-            prior = posterior = Normal.of(moments, eps.dtype)
+            prior = posterior = Normal.from_moments(moments, eps.dtype)
             if activations is not None:
-                posterior = Normal.of(rung.posterior(h, activations[i]), eps.dtype)
+                posterior = Normal.from_moments(rung.posterior(h, activations[i]), eps.dtype)
             z = posterior.at(noise[i])
             h = rung.merge(h + features, z)
             layers.append(Layer(prior, posterior, z))

@@ -114,7 +114,7 @@ def shifted_copies(x: Tensor, train: Tensor, flip: bool = False) -> Tensor:
     The distance of two images is the minimum over nine shifts of that between their overlapping crops.
 
     Args:
-        x: (N, C, H, W) bytes or floats, H and W at least 3.
+        x: (N, C, H, W) bytes or floats, H and W at least 3; crops of tiny images match by chance.
         train: (M, C, H, W), at least 3.
         flip: whether training includes horizontal flips.
     """

@@ -38,7 +38,7 @@ class ActNorm(nn.Module):
         channels: C.
     """
 
-    SPEED = 3.0
+    LOGSCALE_FACTOR = 3.0
 
     def __init__(self, channels: int):
         super().__init__()
@@ -49,7 +49,7 @@ class ActNorm(nn.Module):
     @property
     def log_scale(self) -> Tensor:
         """Log scale of each channel, (C, 1, 1)."""
-        return self.SPEED * self.scale
+        return self.LOGSCALE_FACTOR * self.scale
 
     @torch.no_grad()
     def init_statistics(self, x_BCHW: Tensor) -> None:
@@ -58,7 +58,7 @@ class ActNorm(nn.Module):
         variance, mean = distributed.pooled_moments(*torch.var_mean(x_BCHW, dim=(0, 2, 3), correction=0))
         self.bias.copy_(-mean[:, None, None])
         # The scale of a constant channel is bounded by 1e6.
-        self.scale.copy_(-(variance.sqrt() + 1e-6).log()[:, None, None] / self.SPEED)
+        self.scale.copy_(-(variance.sqrt() + 1e-6).log()[:, None, None] / self.LOGSCALE_FACTOR)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         if self.initializing:

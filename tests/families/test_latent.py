@@ -263,7 +263,7 @@ def test_the_stage_of_the_prior_owns_no_weight_of_the_codec_and_leaves_its_codeb
         torch.randn(40, 2).double(),
     )
     first, second = model.stages()
-    assert (first.name, first.share, second.name, second.share) == ("codec", 0.3, "prior", 0.7)
+    assert (first.name, first.fraction, second.name, second.fraction) == ("codec", 0.3, "prior", 0.7)
     assert {id(p) for p in second.module.parameters()} == {id(p) for p in model.prior.parameters()}
     before = copy.deepcopy(model.codec.state_dict())
     second.module.loss(x, rng=generator(0)).total.backward()

@@ -46,7 +46,7 @@ def axpby(a: float, x: Tensor, b: float, y: Tensor) -> Tensor:
 class StepCoefficients(NamedTuple):
     """Scalar coefficients of a step ``t -> s`` of a chain."""
 
-    number: int  # index of the step, from 0
+    i: int  # index of the step, from 0
     t: float
     s: float
     alpha_t: float
@@ -79,7 +79,7 @@ class StepCoefficients(NamedTuple):
         """Return the noise in ``x_t = alpha_t x0 + sigma_t eps``."""
         return axpby(1 / self.sigma_t, x_t, -self.alpha_t / self.sigma_t, x0)
 
-    def renoised(self, x_t: Tensor, x0: Tensor, std: float) -> Tensor:
+    def renoise(self, x_t: Tensor, x0: Tensor, std: float) -> Tensor:
         """Return ``alpha_s x0 + std eps`` with the noise of ``x_t``."""
         return axpby(std / self.sigma_t, x_t, self.alpha_s - std * self.alpha_t / self.sigma_t, x0)
 
@@ -147,7 +147,7 @@ class CountedDenoiser:
 
     def next_step(self, step: StepCoefficients) -> StepCoefficients:
         """Return the step after ``step``, which must not be the last."""
-        return self.chain[step.number + 1]
+        return self.chain[step.i + 1]
 
 
 class ChainSampler(Sampler):

@@ -32,7 +32,7 @@ class DDIM(ChainSampler):
         x0, _ = denoise(x_t, c)
         fresh_var = self.eta**2 * c.posterior_var
         # eps follows from the clipped estimate, so that x_t = alpha x0 + sigma eps holds.
-        x_s = c.renoised(x_t, x0, max(c.sigma_s**2 - fresh_var, 0.0) ** 0.5)
+        x_s = c.renoise(x_t, x0, max(c.sigma_s**2 - fresh_var, 0.0) ** 0.5)
         if fresh_var > 0:
             x_s += fresh_var**0.5 * randn(x_s.shape, rng=rng, device=x_s.device, dtype=x_s.dtype)
         return x_s
