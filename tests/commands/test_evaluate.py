@@ -336,7 +336,7 @@ def test_a_split_of_two_pictures_is_compared_by_what_two_can_say(here):
     path = drawn(here / "made.npz", stored(digits().test.x[:70], 17))
     words = [f"samples={path}", *FOLDER, f"data.root={here / 'few'}", "data.test_fraction=0.06"]
     code, out, err = genzoo("evaluate", *words)
-    assert (code, out) == (2, "") and "train (3" in err and "test (" in err and "64 features" in err
+    assert (code, out) == (2, "") and "train (3" in err and "test (" in err and "dimension 64" in err
     code, _, err = genzoo("evaluate", *words, "metrics.force=true")
     assert code == 0, err
     found = json.loads((here / "made.scores.json").read_text())["metrics"]
