@@ -1,11 +1,10 @@
-r"""What a model is conditioned on, described by one small value, and everything that depends on it.
+r"""Conditioning: specification, validation, sampling, dropout and embedding of ``y`` in ``p(x | y)``.
 
-A condition says what ``y`` is in ``p(x | y)``: a class, a vector, a sequence of tokens or an image; ``None`` stands for an
-unconditional model. This module alone checks conditions, draws them from their training distribution, drops them for
-classifier-free guidance and embeds them. Networks and families only pass ``y`` on.
+A condition is a class, a vector, a sequence of tokens or an image; ``None`` denotes an unconditional model. Networks and
+families only pass ``y`` on.
 
-Every condition has a **null value** outside its domain, which stands for "no condition": class n of n classes, token V of a
-vocabulary of V, NaN in vectors and images. A denoiser that was trained with dropped conditions is unconditional there.
+Every condition has a **null value** outside its domain, the null token of classifier-free guidance: class n of n classes,
+token V of a vocabulary of V, NaN in vectors and images. A denoiser trained with condition dropout is unconditional there.
 
 References:
     Ho, Salimans, "Classifier-Free Diffusion Guidance", 2022, https://arxiv.org/abs/2207.12598 (algorithm 1: the null value
@@ -24,14 +23,14 @@ from torch import Tensor, nn
 
 from genzoo.numerics.random import categorical, rand, randint
 
-EXAMPLES_BYTES = 2**22  # of training conditions that a model keeps to draw from, where they are no classes
+EXAMPLES_BYTES = 2**22  # of stored training conditions, other than classes
 
 
 class Condition(ABC):
-    """A description of the conditions of one example, (B, *shape) in a batch."""
+    """Specification of a conditioning variable, (B, *shape) in a batch."""
 
     shape: tuple[int, ...]
-    dtype: torch.dtype | None  # None for that of the model
+    dtype: torch.dtype | None  # None for the dtype of the model
 
     @abstractmethod
     def null(self, like: Tensor) -> Tensor:
@@ -39,19 +38,19 @@ class Condition(ABC):
 
     @abstractmethod
     def valid(self, y: Tensor, *, allow_null: bool = False) -> Tensor:
-        """Return whether all values are in the domain, () bool, without waiting for the device."""
+        """Return whether all values are in the domain, () bool, without a device synchronisation."""
 
     @abstractmethod
     def embedding(self, features: int, *, null: bool, constant: float | None) -> Embedding:
-        """Build the embedding, see ``embed``."""
+        """Build the embedding layer, see ``embed``."""
 
     @property
     @abstractmethod
     def domain(self) -> str:
-        """The values that are accepted, in words."""
+        """Description of the accepted values, for error messages."""
 
     def empty(self, n: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Return memory for n conditions."""
+        """Allocate n conditions."""
         return torch.empty(n, *self.shape, device=device, dtype=self.dtype or dtype)
 
 
@@ -140,7 +139,7 @@ class Image(Condition):
 class Tokens(Condition):
     """A sequence of tokens, (B, length) int64 in 0..vocabulary-1; the token ``vocabulary`` is the null value.
 
-    Shorter sequences are padded with a token of the vocabulary that is set aside for it.
+    Shorter sequences are padded with a reserved token of the vocabulary.
     """
 
     length: int
@@ -184,20 +183,20 @@ def embed(
     """Build the embedding of a condition, (B, *condition.shape) -> (B, features), or None without a condition.
 
     Args:
-        condition: what is embedded.
-        features: of the embedding.
-        null: whether the null value has an embedding too, as in networks that classifier-free guidance calls.
-        constant: the first output, whatever the condition; None for a random one.
+        condition: the conditioning variable.
+        features: dimension of the embedding.
+        null: whether the null value is embedded too, as classifier-free guidance requires.
+        constant: initial output for every condition; None for random initialisation.
     """
     return None if condition is None else condition.embedding(features, null=null, constant=constant)
 
 
 class Embedding(nn.Module, ABC):
-    """A map from conditions to features, (B, *condition.shape) -> (B, features)."""
+    """An embedding of conditions, (B, *condition.shape) -> (B, features)."""
 
 
 class ClassEmbedding(nn.Embedding, Embedding):
-    """A learned vector for each class, and one for the null value where ``null``."""
+    """A learned vector for each class, and for the null value if ``null``."""
 
     def __init__(self, n: int, features: int, null: bool, constant: float | None):
         super().__init__(n + null, features)
@@ -218,7 +217,7 @@ def _null_features(features: int, null: bool, constant: float | None) -> nn.Para
 
 
 class VectorEmbedding(Embedding):
-    """A perceptron with one hidden layer; the null value has features of its own."""
+    """An MLP with one hidden layer, and a learned null embedding."""
 
     def __init__(self, d: int, features: int, null: bool, constant: float | None):
         super().__init__()
@@ -234,7 +233,7 @@ class VectorEmbedding(Embedding):
 
 
 class ImageEmbedding(Embedding):
-    """Strided convolutions down to one vector; the null value has features of its own."""
+    """Strided convolutions followed by an MLP, and a learned null embedding."""
 
     def __init__(self, shape: Sequence[int], features: int, null: bool, constant: float | None):
         super().__init__()
@@ -257,7 +256,7 @@ class ImageEmbedding(Embedding):
 
 
 class TokensEmbedding(Embedding):
-    """A mean over positions of features of each token and its position; order matters, since they are mixed before it."""
+    """Token and position embeddings, a nonlinear layer per token, mean pooling and an MLP."""
 
     def __init__(self, length: int, vocabulary: int, features: int, null: bool, constant: float | None):
         super().__init__()
@@ -270,19 +269,19 @@ class TokensEmbedding(Embedding):
         return self.layers(F.silu(self.mix(self.tokens(y) + self.positions)).mean(1))
 
 
-# The conditions of one model
+# The conditioner of a model
 
 
 class Conditioner(nn.Module):
-    """Checks, draws and drops the conditions of one model.
+    """Validation, sampling and dropout of the conditions of a model.
 
     Args:
         condition: None for an unconditional model.
-        dropout: how often training replaces a condition by the null value.
+        dropout: probability of replacing a condition by the null value in training.
 
     Attributes:
-        probs: of classes, how often each occurs in training, (n,).
-        examples: of other conditions, some that occur in training, (m, *shape).
+        probs: for classes, their empirical distribution in the training data, (n,).
+        examples: for other conditions, a subset of those in the training data, (m, *shape).
     """
 
     probs: Tensor
@@ -300,14 +299,14 @@ class Conditioner(nn.Module):
             self.register_buffer("examples", condition.empty(0, torch.device("cpu"), torch.get_default_dtype()))
 
     def fit(self, y: Tensor) -> None:
-        """Take the training distribution of conditions from those of all training examples, (N, *shape).
+        """Estimate the training distribution of conditions from those of all training examples, (N, *shape).
 
         Raises:
             ValueError: for values outside the domain.
         """
         if self.condition is None:
             return
-        self.check(y, len(y), wait=True)
+        self.check(y, len(y), synchronize=True)
         if isinstance(self.condition, ClassLabels):
             counts = torch.bincount(y.cpu(), minlength=self.condition.n).float()
             self.probs.copy_(counts / len(y))
@@ -316,35 +315,36 @@ class Conditioner(nn.Module):
             chosen = torch.linspace(0, len(y) - 1, min(kept, len(y))).round().long()
             self.examples = y.cpu()[chosen].to(self.examples.device, self.examples.dtype)
 
-    def check(self, y: Tensor | None, n: int, *, allow_null: bool = False, wait: bool = False) -> None:
-        """Reject conditions of an unconditional model, and missing or impossible ones of a conditional model.
+    def check(self, y: Tensor | None, n: int, *, allow_null: bool = False, synchronize: bool = False) -> None:
+        """Validate a batch of conditions.
 
-        In training on a GPU, values are checked by an assertion on the device, which ends the process's use of the GPU: to
-        read them would stall each step. ``GenerativeModule`` therefore checks all of a data set once, on the host.
+        In training on a GPU, values are checked by a device-side assertion, since reading them would synchronise each step;
+        a failed assertion leaves the CUDA context unusable. ``GenerativeModule`` therefore checks the data set once on the
+        host.
 
         Args:
-            y: the conditions.
-            n: how many there must be.
+            y: the conditions; must be None for an unconditional model.
+            n: batch size.
             allow_null: whether the null value is accepted.
-            wait: whether values are read on a GPU in training too.
+            synchronize: whether to read values in training on a GPU too.
 
         Raises:
-            ValueError: naming what was given and what is accepted.
+            ValueError: for missing, unexpected or out-of-domain conditions.
         """
         condition = self.condition
         if condition is None:
             if y is not None:
                 raise ValueError("this model is unconditional: y must be None")
             return
-        wanted = f"{n} {condition.domain}"
+        expected = f"{n} {condition.domain}"
         if y is None:
-            raise ValueError(f"this model is conditional: y must hold {wanted}")
-        right_type = y.dtype == condition.dtype if condition.dtype else y.is_floating_point()
-        valid = y.shape == (n, *condition.shape) and right_type
+            raise ValueError(f"this model is conditional: y must hold {expected}")
+        dtype_matches = y.dtype == condition.dtype if condition.dtype else y.is_floating_point()
+        valid = y.shape == (n, *condition.shape) and dtype_matches
         if valid and n:
             within = condition.valid(y, allow_null=allow_null)
-            if y.device.type == "cuda" and self.training and not wait:
-                torch._assert_async(within, f"y must hold {wanted}")
+            if y.device.type == "cuda" and self.training and not synchronize:
+                torch._assert_async(within, f"y must hold {expected}")
             else:
                 valid = bool(within)
         if not valid:
@@ -354,35 +354,35 @@ class Conditioner(nn.Module):
             )
 
     def draw(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Tensor | None:
-        """Return the conditions to sample: ``y``, or without it n draws from the training distribution.
+        """Return ``y``, or if it is None n draws from the training distribution.
 
         Raises:
-            ValueError: for impossible ``y``, and where no training distribution is known.
+            ValueError: for out-of-domain ``y``, or without a fitted training distribution.
         """
         if self.condition is None or y is not None:
-            self.check(y, n, wait=True)
+            self.check(y, n, synchronize=True)
             return y
         if isinstance(self.condition, ClassLabels):
             return categorical(self.probs, n, rng=rng)
         if not len(self.examples):
-            raise ValueError("this model has seen no training conditions to draw from: y must be given")
+            raise ValueError("no training conditions to sample from: y must be given")
         return self.examples[randint(len(self.examples), (n,), rng=rng, device=self.examples.device)]
 
     def drop(self, y: Tensor | None, rng: torch.Generator | None) -> Tensor | None:
-        """Replace each condition by the null value with the probability ``dropout``."""
+        """Replace each condition by the null value with probability ``dropout``."""
         if y is None or self.condition is None:
             return y
         dropped = rand((len(y),), rng=rng, device=y.device) < self.dropout
         return torch.where(dropped.view(-1, *[1] * (y.ndim - 1)), self.condition.null(y), y)
 
     def distinct(self, n: int) -> Tensor | None:
-        """Return n conditions to look at side by side: of classes each that occurs, in turn."""
+        """Return n conditions for a sample grid: the classes of the training data, or stored conditions, cyclically."""
         if self.condition is None:
             return None
         if isinstance(self.condition, ClassLabels):
             known = self.probs.nonzero().flatten()
         elif not len(known := self.examples):
-            raise ValueError("this model has seen no training conditions to draw from: y must be given")
+            raise ValueError("no training conditions to sample from: y must be given")
         return known[torch.arange(n, device=known.device) % len(known)]
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: object) -> None:

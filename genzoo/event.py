@@ -1,4 +1,4 @@
-"""What one example of the data is."""
+"""The specification of one data example."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class EventSpec:
-    """One example of the data.
+    """Shape and quantisation of one example.
 
     Args:
         shape: (channels, height, width) of an image, (d,) of a vector.
-        levels: of integer images, which lie on [-1, 1]; None for real vectors.
+        levels: number of levels of integer images, which lie on [-1, 1]; None for real vectors.
     """
 
     shape: tuple[int, ...]
@@ -23,7 +23,7 @@ class EventSpec:
         if len(self.shape) not in (1, 3) or min(self.shape) < 1:
             raise ValueError(f"shape must be (channels, height, width) or (d,) of positive sizes, not {self.shape}")
         if self.levels is not None and self.levels < 2:
-            raise ValueError(f"levels must be at least 2, or null for data that are not integers, not {self.levels}")
+            raise ValueError(f"levels must be at least 2, or null for real-valued data, not {self.levels}")
 
     @property
     def dim(self) -> int:
@@ -32,5 +32,5 @@ class EventSpec:
 
     @property
     def is_image(self) -> bool:
-        """Whether the event has channels, height and width."""
+        """Whether the event has shape (channels, height, width)."""
         return len(self.shape) == 3

@@ -1,20 +1,20 @@
-r"""The interface of every family: what a generative model is, and the abilities that it may have.
+r"""The interface of generative models, and the abstract classes of their abilities.
 
-A family is a plain ``torch.nn.Module``: it needs no trainer and no configuration file.
+A family is a plain ``torch.nn.Module``, usable without a trainer or a configuration file.
 
     model = VAE((1, 28, 28), levels=256)
     loss = model.loss(x).total
     images = model.sample(16).x
 
-A model is described by two values: its ``event``, the shape of one example and the number of its levels, and its
-``condition``, see ``genzoo.conditions``. Abilities are abstract classes that a family inherits: ``isinstance(model, Density)``.
-The rest of genzoo tests for nothing else; a figure that needs an ability which a family lacks is shown as ``n/a``.
+A model has an ``event``, the shape and number of levels of one example, and a ``condition``, see ``genzoo.conditions``.
+Abilities are abstract classes that a family inherits, tested by ``isinstance(model, Density)`` and in no other way; a metric
+whose ability a family lacks is reported as ``n/a``.
 
-Public methods check their arguments here, once; families implement the methods of the same name with a leading underscore.
+Public methods validate their arguments; families implement the methods of the same name with a leading underscore.
 
-Data are points of [-1, 1] where they come from images with K levels (see ``genzoo.distributions.discretization``), any real
-vectors otherwise. Time of diffusion and flow models runs from ``t = 0``, data, to ``t = 1``, noise. Randomness comes from
-``rng``, a ``torch.Generator``; without one from torch's global generator.
+Images with K levels are dequantised to [-1, 1] (see ``genzoo.distributions.discretization``); other data are real vectors.
+Time of diffusion and flow models runs from data, ``t = 0``, to noise, ``t = 1``. All randomness is drawn from ``rng``, a
+``torch.Generator``; None for torch's global generator.
 """
 
 from __future__ import annotations
@@ -41,30 +41,30 @@ class Loss(NamedTuple):
 
 
 class Diagnostic(NamedTuple):
-    """How a term of the loss is shown: label, unit, and which direction is better."""
+    """Label, unit and direction of a logged term of the loss."""
 
     label: str
     unit: str
-    better: Literal["lower", "higher"] | None = None  # None where neither is
+    better: Literal["lower", "higher"] | None = None
 
 
 class LogProb(NamedTuple):
     """Log density of each event in nats, with respect to Lebesgue measure on the data."""
 
     value: Tensor  # (B,)
-    stderr: Tensor | None = None  # (B,), where the value is an estimate
+    stderr: Tensor | None = None  # (B,), of an estimate
 
 
 class Samples(NamedTuple):
-    """Samples and their cost."""
+    """Samples and their number of function evaluations."""
 
     x: Tensor  # (n, *shape)
-    nfe: int  # evaluations of the network for each sample, those of guidance and rejected steps included
-    trajectory: Tensor | None = None  # (steps, n, *shape), where requested
+    nfe: int  # network evaluations per sample, including guidance and rejected steps
+    trajectory: Tensor | None = None  # (steps, n, *shape), if requested
 
 
 class Bound(Flag):
-    """What ``Density.log_prob`` returns; a model made of parts may be LOWER and an ESTIMATE at once."""
+    """Relation of ``Density.log_prob`` to the log density; a composite model may be both LOWER and ESTIMATE."""
 
     EXACT = 0
     LOWER = auto()  # a lower bound of the log density
@@ -72,7 +72,7 @@ class Bound(Flag):
 
     @property
     def suffix(self) -> str:
-        """The end of a metric's name: a lower bound of log p bounds bits/dim from above."""
+        """Suffix of a metric's name; a lower bound of log p bounds bits/dim from above."""
         return ("_upper" if Bound.LOWER in self else "") + ("_estimate" if Bound.ESTIMATE in self else "")
 
 
@@ -90,19 +90,19 @@ class Discrete(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """One part of a training that goes in stages."""
+    """One stage of a multi-stage training."""
 
     name: str
-    module: GenerativeModel  # whose loss is minimised and whose weights move
-    share: float  # of the budget; the shares of all stages sum to 1
+    module: GenerativeModel  # the part that is trained
+    fraction: float  # of the training budget; the fractions of all stages sum to 1
 
 
 class _EventFirst(ABCMeta):
-    """Lets ``Model((1, 28, 28), levels=256)`` stand for ``Model(EventSpec((1, 28, 28), levels=256))``."""
+    """Accept ``Model((1, 28, 28), levels=256)`` for ``Model(EventSpec((1, 28, 28), levels=256))``."""
 
     @property
     def __signature__(cls) -> inspect.Signature:
-        """The signature of ``__init__``, for whoever inspects the class."""
+        """The signature of ``__init__``."""
         signature = inspect.signature(cls.__init__)  # type: ignore[misc]
         return signature.replace(parameters=list(signature.parameters.values())[1:])
 
@@ -116,19 +116,19 @@ class GenerativeModel(nn.Module, ABC, metaclass=_EventFirst):
     """A model that can be trained on data and sampled from.
 
     Args:
-        event: of the data; a shape may be given in its place, with ``levels=`` as a keyword.
-        condition: what the model is conditioned on, None for nothing.
-        condition_dropout: how often training replaces a condition by the null value, for classifier-free guidance.
+        event: shape and levels of the data; a shape with the keyword ``levels=`` is accepted too.
+        condition: the conditioning variable, None for an unconditional model.
+        condition_dropout: probability of replacing a condition by the null value, for classifier-free guidance.
     """
 
-    diagnostics: Mapping[str, Diagnostic] = {}  # of terms of the loss, by their names
-    eager: tuple[str, ...] = ()  # networks that torch.compile cannot take as a whole
+    diagnostics: Mapping[str, Diagnostic] = {}  # by the name of the term of the loss
+    eager: tuple[str, ...] = ()  # networks that torch.compile cannot capture in one graph
 
     def __init__(self, event: EventSpec, condition: Condition | None = None, condition_dropout: float = 0.0):
         super().__init__()
         self.event, self.condition = event, condition
         self.conditioner = Conditioner(condition, condition_dropout)
-        # Of no elements: it has the device and dtype of the model, which may have no weights.
+        # Empty; tracks the device and dtype of a model without parameters.
         self.register_buffer("_placement", torch.empty(0), persistent=False)
 
     _placement: Tensor
@@ -159,22 +159,22 @@ class GenerativeModel(nn.Module, ABC, metaclass=_EventFirst):
         return self._placement.dtype
 
     def loss(self, x: Tensor, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Loss:
-        """Compute the objective of a training step; it changes no state of the model.
+        """Compute the training loss, without side effects.
 
         Args:
             x: a batch of data, (B, *shape).
             y: conditions, (B, *condition.shape), of a conditional model.
-            rng: source of all noise.
+            rng: source of randomness.
 
         Raises:
-            ValueError: conditions given to an unconditional model, missing for a conditional one, or out of their domain.
+            ValueError: for missing, unexpected or out-of-domain conditions.
         """
         self.conditioner.check(y, len(x))
         return self._loss(x, y, rng)
 
     @abstractmethod
     def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
-        """Compute the objective, see ``loss``."""
+        """Compute the training loss, see ``loss``."""
 
     @torch.no_grad()
     def sample(self, n: int, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Samples:
@@ -182,11 +182,11 @@ class GenerativeModel(nn.Module, ABC, metaclass=_EventFirst):
 
         Args:
             n: number of samples.
-            y: conditions, (n, *condition.shape); without them a conditional model draws conditions as often as in training.
-            rng: source of all noise.
+            y: conditions, (n, *condition.shape); None to draw them from the training distribution.
+            rng: source of randomness.
 
         Raises:
-            ValueError: conditions given to an unconditional model, or out of their domain.
+            ValueError: for unexpected or out-of-domain conditions.
         """
         return self._sample(n, self.conditioner.draw(n, y, rng), rng)
 
@@ -196,27 +196,27 @@ class GenerativeModel(nn.Module, ABC, metaclass=_EventFirst):
 
     @torch.no_grad()
     def initialize(self, x: Tensor, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> None:
-        """Initialise from the first training batch, such as activation norms; called once, before the first step.
+        """Data-dependent initialisation, such as of activation norms; called once, before the first step.
 
         Args:
-            x, y, rng: as in ``loss``; the noise is that of the first step.
+            x, y, rng: those of the first call of ``loss``.
         """
         self.conditioner.check(y, len(x))
         self._initialize(x, y, rng)
 
     def _initialize(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> None:
-        """Initialise from the first batch, see ``initialize``; by default nothing."""
+        """Data-dependent initialisation, see ``initialize``; none by default."""
 
     @torch.no_grad()
     def after_step(
         self, aux: Mapping[str, Tensor], batch_size: int, *, rng: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """Update what training changes without a gradient, such as codebooks; called after each optimiser step.
+        """Update gradient-free state, such as codebooks; called after each optimiser step.
 
         Args:
-            aux: of the step's ``Loss``.
-            batch_size: examples of the step, on all ranks.
-            rng: source of noise, the one that the step's ``loss`` has drawn from.
+            aux: ``Loss.aux`` of the step.
+            batch_size: global batch size, over all ranks.
+            rng: source of randomness, shared with the step's ``loss``.
 
         Returns:
             Further terms to log, as in ``Loss``.
@@ -225,10 +225,10 @@ class GenerativeModel(nn.Module, ABC, metaclass=_EventFirst):
 
 
 class Density(GenerativeModel):
-    """A model with a log density, or a bound or an estimate of it."""
+    """A model with an exact, bounded or estimated log density."""
 
     bound: Bound
-    num_samples: int = 1  # by default, of a bound or an estimate
+    num_samples: int = 1  # default number of Monte Carlo samples of a bound or an estimate
 
     def log_prob(
         self,
@@ -243,12 +243,11 @@ class Density(GenerativeModel):
         Args:
             x: (B, *shape).
             y: conditions, (B, *condition.shape), of a conditional model.
-            num_samples: draws that an estimate or a bound uses for each event, not used where it is exact; None for
-                the family's default.
-            rng: source of these draws.
+            num_samples: Monte Carlo samples per event of a bound or an estimate; None for the family's default.
+            rng: source of randomness.
 
         Raises:
-            ValueError: for wrong conditions, as in ``loss``, and for ``num_samples`` below 1.
+            ValueError: for invalid conditions, as in ``loss``, and for ``num_samples`` below 1.
         """
         self.conditioner.check(y, len(x))
         num_samples = self.num_samples if num_samples is None else num_samples
@@ -262,7 +261,7 @@ class Density(GenerativeModel):
 
 
 class Decoder(GenerativeModel):
-    """A model that maps a latent to an event."""
+    """A model with a deterministic map from latents to events."""
 
     latent: Continuous | Discrete
 
@@ -277,7 +276,7 @@ class Decoder(GenerativeModel):
 
 
 class Codec(Decoder):
-    """A decoder with an encoder."""
+    """A model with an encoder and a decoder."""
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Encode events, (B, *shape) -> (B, *latent.shape)."""
@@ -289,27 +288,27 @@ class Codec(Decoder):
         """Encode events, see ``encode``."""
 
 
-class Inferred(NamedTuple):
-    """A latent drawn from q(z | x)."""
+class PosteriorSample(NamedTuple):
+    """A sample of the posterior q(z | x), with its log density."""
 
     z: Tensor  # (B, *latent.shape)
     log_q: Tensor  # (B,), log q(z | x); zero where q is a point mass
 
 
 class LatentVariable(Codec):
-    """A codec with distributions q(z | x) and p(x | z), so that any prior p(z) gives a bound:
+    """A codec with an approximate posterior q(z | x) and a likelihood p(x | z), so that any prior p(z) gives a bound:
 
     log p(x) >= E_q[log p(x | z) + log p(z) - log q(z | x)].
     """
 
-    def infer(self, x: Tensor, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Inferred:
-        """Draw a latent of each event, (B, *shape), from q(z | x)."""
+    def infer(self, x: Tensor, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> PosteriorSample:
+        """Sample the posterior q(z | x) of each event, (B, *shape)."""
         self.conditioner.check(y, len(x))
         return self._infer(x, y, rng)
 
     @abstractmethod
-    def _infer(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Inferred:
-        """Draw latents, see ``infer``."""
+    def _infer(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> PosteriorSample:
+        """Sample the posterior, see ``infer``."""
 
     def log_likelihood(self, x: Tensor, z: Tensor, y: Tensor | None = None) -> Tensor:
         """Compute log p(x | z) in nats, (B,)."""
@@ -321,20 +320,20 @@ class LatentVariable(Codec):
         """Compute log p(x | z), see ``log_likelihood``."""
 
     def generate(self, z: Tensor, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Tensor:
-        """Return an event of p(x | z) for each latent, (B, *shape), as ``sample`` does: a draw of it, or its mean."""
+        """Return a sample or the mean of p(x | z) for each latent, (B, *shape), whichever ``sample`` uses."""
         self.conditioner.check(y, len(z))
         return self._generate(z, y, rng)
 
     @abstractmethod
     def _generate(self, z: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Tensor:
-        """Return events of p(x | z), see ``generate``."""
+        """Return a sample or the mean of p(x | z), see ``generate``."""
 
 
 class Bijective(Codec):
-    """A codec without loss: ``decode(encode(x))`` is ``x``."""
+    """An invertible codec, ``decode(encode(x)) = x``."""
 
-    diagnostics: Mapping[str, Diagnostic] = {  # of flows that are trained on their likelihood
-        "log_det_min": Diagnostic("least log |det dz/dx| in a batch", "nats/dim"),
+    diagnostics: Mapping[str, Diagnostic] = {  # of flows trained by maximum likelihood
+        "log_det_min": Diagnostic("smallest log |det dz/dx| in a batch", "nats/dim"),
         "log_det_max": Diagnostic("largest log |det dz/dx| in a batch", "nats/dim"),
     }
 
@@ -352,15 +351,15 @@ class Bijective(Codec):
 
 
 class Adversarial(GenerativeModel):
-    """A model whose networks minimise different losses in turns."""
+    """A model of networks trained alternately on different losses."""
 
     @abstractmethod
-    def players(self) -> dict[str, nn.Module]:
-        """Return the networks that are trained in turns, by name; they share no weights."""
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the alternately trained networks, by name; they share no parameters."""
 
     @abstractmethod
     def turn(self, step: int) -> str:
-        """Return the name of the network that is trained at a step, counted from 0."""
+        """Return the name of the network that is updated at a step, counted from 0."""
 
     def loss(
         self,
@@ -370,69 +369,69 @@ class Adversarial(GenerativeModel):
         turn: str | None = None,
         rng: torch.Generator | None = None,
     ) -> Loss:
-        """Compute the objective of one network.
+        """Compute the loss of one network.
 
         Args:
             x, y, rng: as in ``GenerativeModel``.
-            turn: the network, one of ``players()``; by default that of the first step.
+            turn: name of the network, one of ``networks()``; by default the one updated first.
 
         Raises:
-            ValueError: for another name, or wrong conditions.
+            ValueError: for an unknown name or invalid conditions.
         """
         self.conditioner.check(y, len(x))
         turn = self.turn(0) if turn is None else turn
-        if turn not in self.players():
-            raise ValueError(f"turn must be one of {', '.join(self.players())}, not {turn!r}")
+        if turn not in self.networks():
+            raise ValueError(f"turn must be one of {', '.join(self.networks())}, not {turn!r}")
         return self._loss(x, y, rng, turn)
 
     @abstractmethod
     def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None, turn: str = "") -> Loss:
-        """Compute the objective of one network, see ``loss``."""
+        """Compute the loss of one network, see ``loss``."""
 
 
 class Staged(GenerativeModel):
-    """A model whose parts are trained one after another."""
+    """A model whose parts are trained in successive stages."""
 
     @abstractmethod
     def stages(self) -> list[Stage]:
-        """Return the stages in their order; a stage does not change the weights of earlier ones."""
+        """Return the stages in order; a stage does not change the weights of earlier ones."""
 
 
 class Precomputed(GenerativeModel):
     """A model whose loss uses tensors that are computed once, before the first step.
 
-    They follow from the model's arguments alone and are not part of its weights, nor of the average of these. A trainer
-    computes them before its clock starts and keeps them beside its checkpoints.
+    They depend on the model's arguments alone and are part neither of its weights nor of their EMA. A trainer computes them
+    outside the timed budget and stores them beside its checkpoints.
     """
 
     @abstractmethod
     def precomputed_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the names and shapes of the tensors; empty where the loss needs none."""
+        """Return the names and shapes of the tensors; empty if the loss needs none."""
 
     @abstractmethod
     def precompute(self) -> dict[str, Tensor]:
-        """Compute the tensors, unless they are there, and return them by name.
+        """Return the tensors by name, computed on the first call.
 
-        Of several processes that train together each computes a part, and all of them return all.
+        In distributed training each rank computes a part, and all ranks return all tensors.
         """
 
     @abstractmethod
     def set_precomputed(self, tensors: Mapping[str, Tensor]) -> None:
-        """Set tensors of these names and shapes, which ``precompute`` returned in another process.
+        """Set the tensors returned by ``precompute`` in another process.
 
         Raises:
-            ValueError: for values that it cannot have returned.
+            ValueError: for values outside their domain.
         """
 
 
 class Composite(GenerativeModel):
-    """A model that maps samples of another one, its prior, whose sampler may be exchanged."""
+    """A model that maps samples of a prior, another generative model with an exchangeable sampler."""
 
     prior: GenerativeModel
 
 
 def frozen(model: GenerativeModel) -> GenerativeModel:
-    """Exclude the weights of a finished model from training; others may build on them."""
+    """Freeze the weights of a pretrained model."""
     return model.requires_grad_(False)
 
 
@@ -442,15 +441,15 @@ def reconstruct(codec: Codec, x: Tensor, y: Tensor | None = None) -> Tensor:
 
 
 def interpolate(decoder: Decoder, start: Tensor, end: Tensor, steps: int, y: Tensor | None = None) -> Tensor:
-    """Decode points on the great circle between pairs of continuous latents.
+    """Decode a spherical interpolation (slerp) between pairs of continuous latents.
 
-    A straight line between two draws of a high-dimensional normal law leaves the shell where its mass is.
+    Linear interpolation between samples of a high-dimensional Gaussian leaves its typical set.
 
     Args:
         decoder: a decoder with a continuous latent.
         start, end: (B, *latent.shape).
-        steps: how many points, both ends included.
-        y: classes, (B,), for a conditional model.
+        steps: number of points, both ends included.
+        y: conditions, (B, *condition.shape), of a conditional model.
 
     Returns:
         (steps, B, *shape).

@@ -172,7 +172,7 @@ def train(scenario: Steps) -> str:
 def turns(module: Any) -> list[str | None]:
     from genzoo.model import Adversarial
 
-    return list(module.players()) if isinstance(module, Adversarial) else [None]
+    return list(module.networks()) if isinstance(module, Adversarial) else [None]
 
 
 def use(model: Any, x: Any, y: Any, rng: Any) -> None:

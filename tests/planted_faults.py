@@ -179,7 +179,7 @@ FAULTS = [
     Fault(
         "the density of standardised latents forgets its Jacobian",
         "families/latent.py",
-        "return -self.places * self.std.log().sum()",
+        "return -self.positions * self.std.log().sum()",
         "return 0 * self.std.log().sum()",
         "tests/families/test_latent.py",
     ),
@@ -274,7 +274,7 @@ FAULTS = [
     Fault(
         "the data's estimate is clipped, but the noise is not computed anew",
         "diffusion/samplers/ddim.py",
-        "x_s = c.renoised(x_t, x0, max(c.sigma_s**2 - fresh_var, 0.0) ** 0.5)",
+        "x_s = c.renoise(x_t, x0, max(c.sigma_s**2 - fresh_var, 0.0) ** 0.5)",
         "x_s = c.alpha_s * x0 + c.sigma_s * denoise.denoiser.eps(x_t, torch.full((len(x_t),), c.t).double(), denoise.y)",
         "tests/diffusion/test_samplers.py",
     ),
@@ -380,8 +380,8 @@ FAULTS = [
     Fault(
         "optimal transport pairs across classes",
         "families/flow_matching.py",
-        "eps = transport(x, eps, y)",
-        "eps = transport(x, eps)",
+        "eps = minibatch_ot(x, eps, y)",
+        "eps = minibatch_ot(x, eps)",
         "tests/families/test_flow_matching.py",
     ),
     Fault(
@@ -612,15 +612,15 @@ FAULTS = [
     Fault(
         "the neighbours of the test split are kept without regard to mirror images",
         "evaluation/samples.py",
-        '"test": sha256_of(y), "flip": flip}',
-        '"test": sha256_of(y)}',
+        '"test": tensor_sha256(y), "flip": flip}',
+        '"test": tensor_sha256(y)}',
         "tests/metrics/test_evaluator.py",
     ),
     Fault(
         "a loss clamps its estimates of the data",
         "families/ddpm.py",
-        "self._term(x, x_t, index, prediction, clip=False)",
-        "self._term(x, x_t, index, prediction, clip=self.levels is not None)",
+        "self._vlb_term(x, x_t, index, prediction, clip=False)",
+        "self._vlb_term(x, x_t, index, prediction, clip=self.levels is not None)",
         "tests/families/test_ddpm.py",
     ),
     Fault(
@@ -675,7 +675,7 @@ FAULTS = [
     Fault(
         "references do not depend on the network",
         "metrics/reference.py",
-        '"n": len(images), **network.card, "dtype"',
+        '"n": len(images), **network.metadata, "dtype"',
         '"n": len(images), "dtype"',
         "tests/metrics/test_reference.py",
     ),
@@ -1133,8 +1133,8 @@ FAULTS = [
     Fault(
         "noise depends on the rank and not on the example",
         "numerics/random.py",
-        "return noise[self.rank * share : (self.rank + 1) * share]",
-        "return noise[:share]",
+        "return noise[self.rank * n : (self.rank + 1) * n]",
+        "return noise[:n]",
         "tests/numerics/test_random.py tests/numerics/test_distributed.py",
     ),
     Fault(
@@ -1225,8 +1225,8 @@ FAULTS = [
     Fault(
         "optimal transport pairs across classes, and samples come out between them",
         "families/flow_matching.py",
-        "eps = transport(x, eps, y)",
-        "eps = transport(x, eps)",
+        "eps = minibatch_ot(x, eps, y)",
+        "eps = minibatch_ot(x, eps)",
         "tests/test_crossings.py::test_samples_have_the_law_of_the_condition_that_is_asked_for",
     ),
     Fault(
@@ -1239,8 +1239,8 @@ FAULTS = [
     Fault(
         "a clamp takes the gradient of most pixels",
         "families/ddpm.py",
-        "self._term(x, x_t, index, prediction, clip=False)",
-        "self._term(x, x_t, index, prediction, clip=self.levels is not None)",
+        "self._vlb_term(x, x_t, index, prediction, clip=False)",
+        "self._vlb_term(x, x_t, index, prediction, clip=self.levels is not None)",
         "tests/test_crossings.py::test_a_gradient_reaches_every_weight_and_every_pixel",
     ),
     Fault(
@@ -1295,8 +1295,8 @@ FAULTS = [
     Fault(
         "losses seen at each time are those of the own share",
         "families/ddpm.py",
-        "{name: distributed.all_gather(value.detach()).flatten() for name, value in seen.items()}",
-        "{name: value.detach() for name, value in seen.items()}",
+        "{name: distributed.all_gather(value.detach()).flatten() for name, value in record.items()}",
+        "{name: value.detach() for name, value in record.items()}",
         "tests/test_crossings.py::test_two_processes_take_the_step_of_one",
     ),
     Fault(
@@ -1373,8 +1373,8 @@ FAULTS = [
     Fault(
         "a VAE's posterior is one of flipped classes",
         "families/vae.py",
-        "self.encoder(self.likelihood.init_statistics(x), y)",
-        "self.encoder(self.likelihood.init_statistics(x), y if y is None else y.flip(0))",
+        "self.encoder(self.likelihood.encoder_input(x), y)",
+        "self.encoder(self.likelihood.encoder_input(x), y if y is None else y.flip(0))",
         "tests/test_labels.py",
     ),
     Fault(
@@ -1667,14 +1667,14 @@ FAULTS = [
     Fault(
         "on a GPU classes are read at each step",
         "conditions.py",
-        'if y.device.type == "cuda" and self.training and not wait:',
+        'if y.device.type == "cuda" and self.training and not synchronize:',
         "if wait:",
         "tests/test_pretended_gpu.py::test_a_gpu_is_neither_mixed_with_the_host_nor_waited_for[glow-conditional]",
     ),
     Fault(
         "on a GPU the values of conditions are read at each step",
         "conditions.py",
-        'if y.device.type == "cuda" and self.training and not wait:',
+        'if y.device.type == "cuda" and self.training and not synchronize:',
         "if False:",
         "tests/test_pretended_gpu.py::test_a_gpu_is_neither_mixed_with_the_host_nor_waited_for[latent-conditional]",
     ),

@@ -32,7 +32,7 @@ def examine(model: GenerativeModel, x: Tensor, y: Tensor | None) -> list[dict[st
     found = []
     for repetition in range(2):
         for part in [stage.module for stage in model.stages()] if isinstance(model, Staged) else [model]:
-            for turn, player in (part.players() if isinstance(part, Adversarial) else {None: part}).items():
+            for turn, player in (part.networks() if isinstance(part, Adversarial) else {None: part}).items():
                 own = {name: p for name, p in player.named_parameters() if any(p is other for other in trained)}
                 model.requires_grad_(False)
                 for p in own.values():

@@ -149,7 +149,7 @@ def every(ability: type = GenerativeModel, data: tuple[str, ...] | None = None, 
 def objectives(model: GenerativeModel) -> Iterator[tuple[GenerativeModel, dict[str, str]]]:
     """List what training minimises: the stages of a model, and for each of them the turns, as arguments of the loss."""
     for part in [stage.module for stage in model.stages()] if isinstance(model, Staged) else [model]:
-        for turn in part.players() if isinstance(part, Adversarial) else [None]:
+        for turn in part.networks() if isinstance(part, Adversarial) else [None]:
             yield part, {} if turn is None else {"turn": turn}
 
 
@@ -386,7 +386,7 @@ def trained(case: Case, x: Tensor, steps: int = 120) -> GenerativeModel:
     y = one_class(model, len(x))
     for part, turn in objectives(model):
         part.initialize(x, y, rng=generator("training"))
-        parameters = list(part.players()[turn["turn"]].parameters() if turn else part.parameters())
+        parameters = list(part.networks()[turn["turn"]].parameters() if turn else part.parameters())
         optimizer = torch.optim.Adam([p for p in parameters if p.requires_grad], lr=1e-2)
         for _ in range(steps):
             optimizer.zero_grad()
@@ -684,7 +684,7 @@ def moved(module: nn.Module, before: list[Tensor]) -> list[bool]:
 @every(Adversarial)
 def test_players_share_no_weights_and_own_them_all(case):
     model = case.model()
-    owned = [id(p) for part in model.players().values() for p in part.parameters()]
+    owned = [id(p) for part in model.networks().values() for p in part.parameters()]
     assert len(owned) == len(set(owned))
     assert set(owned) == {id(p) for p in model.parameters()}
     with pytest.raises(ValueError, match="turn must be"):
@@ -696,14 +696,14 @@ def test_a_turn_moves_the_weights_of_its_player_alone(case):
     model = case.model().train()
     module, seen = in_training(model, 12), set()
     for step in range(12):
-        before = {name: snapshot(part) for name, part in model.players().items()}
+        before = {name: snapshot(part) for name, part in model.networks().items()}
         module.step()
         turn = model.turn(step)
         seen.add(turn)
-        for name, part in model.players().items():
+        for name, part in model.networks().items():
             change = moved(part, before[name])
             assert any(change) if name == turn else not any(change), (step, name)
-    assert seen == set(model.players())
+    assert seen == set(model.networks())
 
 
 STAGED = [*(case for case, model in cases().values() if isinstance(model, Staged)), None]
@@ -714,7 +714,7 @@ def test_stages_share_the_budget_and_leave_earlier_weights_alone(case):
     model = (case.model() if case else Relay()).train()
     module = in_training(model, 16)
     stages = module.stages
-    assert math.fsum(stage.share for stage in stages) == pytest.approx(1) and all(s.share > 0 for s in stages)
+    assert math.fsum(stage.fraction for stage in stages) == pytest.approx(1) and all(s.fraction > 0 for s in stages)
     assert len({stage.name for stage in stages}) == len(stages) > 1
     for i, stage in enumerate(stages):
         here, earlier = snapshot(stage.module), [snapshot(done.module) for done in stages[:i]]

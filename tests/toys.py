@@ -51,7 +51,7 @@ class Duel(Toy, Adversarial):
         super().__init__(event)
         self.generator, self.critic = nn.Linear(2, 2), nn.Linear(2, 1)
 
-    def players(self) -> dict[str, nn.Module]:
+    def networks(self) -> dict[str, nn.Module]:
         return {"critic": self.critic, "generator": self.generator}
 
     def turn(self, step: int) -> str:

@@ -22,7 +22,7 @@ from genzoo.distributions.likelihoods import DiscretizedLogistic
 from genzoo.families.ddpm import DDPM
 from genzoo.families.vae import VAE
 from genzoo.model import GenerativeModel
-from genzoo.nn.layers import DoublingConv2d, attend
+from genzoo.nn.layers import UpsampleConv2d, attend
 from genzoo.nn.resnet import ConvDecoder, ConvEncoder
 from genzoo.nn.unet import UNet
 from genzoo.training.budget import Budget
@@ -99,7 +99,7 @@ def by_einsum(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor
 def doubled(literal: bool) -> Go:
     """Scale an image up and convolve it, forward and backward."""
     torch.manual_seed(0)
-    layer, x = DoublingConv2d(64, 64), torch.randn(16, 64, 16, 16, requires_grad=True)
+    layer, x = UpsampleConv2d(64, 64), torch.randn(16, 64, 16, 16, requires_grad=True)
 
     def scaled_up() -> torch.Tensor:
         return nn.Conv2d.forward(layer, F.interpolate(x, scale_factor=2)) if literal else layer(x, (32, 32))

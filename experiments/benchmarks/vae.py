@@ -21,7 +21,7 @@ import torch
 from run import Go, Pair
 from torch import nn
 
-from genzoo.nn.layers import DoublingConv2d
+from genzoo.nn.layers import UpsampleConv2d
 from genzoo.nn.resnet import ConvDecoder, ConvEncoder
 
 N, SHAPE, LATENT, BATCH, EPOCHS, RATE = 4_096, (1, 28, 28), 16, 64, 4, 1e-3
@@ -73,7 +73,7 @@ def by_genzoo(precision: str) -> Callable[[], Go]:
 def plain(network: ConvDecoder) -> ConvDecoder:
     """Let a decoder double its images by torch's own layers, as one writes it without genzoo."""
     for i, layer in enumerate(network.body):
-        if isinstance(layer, DoublingConv2d):
+        if isinstance(layer, UpsampleConv2d):
             network.body[i - 1] = nn.Upsample(scale_factor=2)
             network.body[i] = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1)
     return network

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from genzoo import load
 from genzoo.data import densities
-from genzoo.metrics.likelihood import mean_with_error
+from genzoo.metrics.likelihood import mean_and_stderr
 from genzoo.metrics.sliced_wasserstein import sliced_wasserstein
 from genzoo.model import Density, GenerativeModel
 from genzoo.numerics.random import SampleStreams, generator
@@ -98,7 +98,7 @@ def gap(model: GenerativeModel, density: str, x: torch.Tensor) -> dict:
         log_prob = [
             model.log_prob(part, num_samples=20, rng=SampleStreams(0, range(len(part)))).value for part in x.split(1000)
         ]
-    value, stderr, _ = mean_with_error(DENSITIES[density].log_prob(x) - torch.cat(log_prob))
+    value, stderr, _ = mean_and_stderr(DENSITIES[density].log_prob(x) - torch.cat(log_prob))
     bound = "+".join(name for name in ("LOWER", "ESTIMATE") if name in str(model.bound)) or "EXACT"
     return {"bound": bound, "gap": value, "stderr": stderr}
 

@@ -105,7 +105,7 @@ def score_samples(config: dict[str, Any]) -> None:
 
     from genzoo.data.pictures import check_range, read_samples
     from genzoo.evaluation.samples import stored
-    from genzoo.metrics.reference import sha256_of
+    from genzoo.metrics.reference import tensor_sha256
     from genzoo.metrics.sample_size import check_references
     from genzoo.runs import now, to_json, write_atomically
 
@@ -126,7 +126,7 @@ def score_samples(config: dict[str, Any]) -> None:
     odd = check_range(x, stored(next(iter(data.splits.values())).x, data.levels), data.levels)
     if odd and odd.certain and not settings.force:
         raise UsageError(f"samples={path}: {odd.text}; metrics.force=true scores them all the same, with a mark")
-    setting = {"samples": path.name, "samples_sha256": sha256_of(x), **({"range": odd.text} if odd else {})}
+    setting = {"samples": path.name, "samples_sha256": tensor_sha256(x), **({"range": odd.text} if odd else {})}
     device = torch.device(pick_device(config["device"]))
     subject = EvalData(data, section["name"], bool(section["flip"]))
     metrics, warnings = compare(x, None, subject, settings, setting, network and network.to(device), device)

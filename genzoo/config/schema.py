@@ -203,7 +203,7 @@ class Data(Section):
 
 
 class Metrics(Section):
-    n: Samples | None  # of which genzoo.metrics.sample_size.check_enough knows more
+    n: Samples | None  # of which genzoo.metrics.sample_size.check_sample_size knows more
     events: Positive | None
     num_samples: Count | None
     batch_size: Count

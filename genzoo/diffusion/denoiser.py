@@ -1,10 +1,9 @@
-r"""Denoisers: what samplers, guidance and likelihoods of diffusion and flow models need of a model.
+r"""Denoisers: the interface between a model and its samplers, guidance and likelihoods.
 
-A denoiser predicts, from ``x_t = alpha(t) x + sigma(t) eps``, one of the quantities of ``genzoo.diffusion.path``; every
-other one follows by a linear map. It need not be trainable: a guided, a restarted or a distilled denoiser wraps another one
-and implements ``predict`` alone.
+From ``x_t = alpha(t) x + sigma(t) eps`` a denoiser predicts one of the parameterizations of ``genzoo.diffusion.path``; the
+others follow by a linear map. Guidance or distillation wraps another denoiser and implements ``predict`` alone:
 
-    class Scaled(DenoiserWrapper):  # an example: the estimates of the data shrunk by a factor
+    class Scaled(DenoiserWrapper):  # for example, shrunk x0-predictions
         def predict(self, x_t, t, y=None):
             x0 = self.denoiser.denoise(x_t, t, y)
             return Prediction("x0", 0.9 * x0)
@@ -25,13 +24,13 @@ from genzoo.model import Composite, GenerativeModel
 
 
 class Denoiser(nn.Module, ABC):
-    """The ability to denoise along a Gaussian path.
+    """A predictor of E[x | x_t], or an equivalent parameterization, on a Gaussian path.
 
     Attributes:
-        event: of the data.
-        condition: of the data, None for an unconditional denoiser.
-        path: from data to noise.
-        evaluations: of a network in one ``predict``; classifier-free guidance takes two.
+        event: shape and levels of the data.
+        condition: the conditioning variable, None for an unconditional denoiser.
+        path: the Gaussian path from data to noise.
+        evaluations: network evaluations per ``predict``; two with classifier-free guidance.
     """
 
     event: EventSpec
@@ -45,7 +44,7 @@ class Denoiser(nn.Module, ABC):
 
         Args:
             x_t: noisy data, (B, *shape).
-            t: times, (B,) in [0, 1], 0 = data, 1 = noise.
+            t: times, (B,) in [0, 1]; 0 is data, 1 is noise.
             y: conditions, (B, *condition.shape), null values included; None for the null value.
         """
 
@@ -61,13 +60,13 @@ class Denoiser(nn.Module, ABC):
         return next(types, torch.get_default_dtype())
 
     def predict_as(self, kind: Parameterization, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, int]:
-        """Predict a given quantity, (B, *shape), and return it with the number of network evaluations.
+        """Predict in a given parameterization, (B, *shape); also return the number of network evaluations.
 
-        At an end point of the path where the conversion divides zero by zero, the network is called again beside it.
+        At an end of the path where the conversion is singular, the network is called again at the nearest regular time.
         """
         prediction, evaluations = self.predict(x_t, t, y), self.evaluations
         if prediction.kind != kind:
-            inside = self.path.conditioned(prediction.kind, kind, t)
+            inside = self.path.well_conditioned_time(prediction.kind, kind, t)
             if bool((inside != t).any()):
                 prediction, evaluations = self.predict(x_t, inside, y), 2 * evaluations
             t = inside
@@ -89,16 +88,16 @@ class Denoiser(nn.Module, ABC):
         """Estimate grad log p_t(x_t).
 
         Raises:
-            ValueError: where the path pairs its noise with its data.
+            ValueError: for a path with coupled noise and data.
         """
         return self.predict_as("score", x_t, t, y)[0]
 
 
 class DenoiserWrapper(Denoiser):
-    """A denoiser made of another one, whose event, condition and path it has.
+    """A denoiser that wraps another one, with the same event, condition and path.
 
     Args:
-        denoiser: the other one.
+        denoiser: the wrapped denoiser.
     """
 
     def __init__(self, denoiser: Denoiser):
@@ -108,7 +107,7 @@ class DenoiserWrapper(Denoiser):
 
     @property
     def evaluations(self) -> int:  # type: ignore[override]
-        """Of a network in one ``predict``."""
+        """Network evaluations per ``predict``."""
         return self.denoiser.evaluations
 
 
@@ -118,7 +117,7 @@ def call_network(network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor | None) -
 
 
 def sampling_denoiser(model: GenerativeModel) -> Denoiser | None:
-    """Return the denoiser that a model is sampled with, of a composite its prior; None of a model without a sampler."""
+    """Return the denoiser that a model's sampler calls, that of the prior for a composite model; None for other models."""
     while isinstance(model, Composite):
         model = model.prior
     return model if isinstance(model, Denoiser) else None

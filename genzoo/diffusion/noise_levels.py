@@ -1,4 +1,4 @@
-r"""Laws of the time at which a denoiser is trained: which noise levels it sees how often.
+r"""Distributions of training times, which weight the noise levels of the denoising loss.
 
 References:
     Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
@@ -19,7 +19,7 @@ from genzoo.numerics.random import rand, randn
 
 
 class NoiseLevels(ABC):
-    """A law of training times."""
+    """A distribution of training times."""
 
     @abstractmethod
     def sample(self, n: int, schedule: Schedule, rng: torch.Generator | None, device: torch.device) -> Tensor:
@@ -27,7 +27,7 @@ class NoiseLevels(ABC):
 
 
 class UniformTime(NoiseLevels):
-    """Every time alike."""
+    """Uniform times on [t_min, t_max]."""
 
     def sample(self, n: int, schedule: Schedule, rng: torch.Generator | None, device: torch.device) -> Tensor:
         u = rand((n,), rng=rng, device=device, dtype=torch.float64)
@@ -35,7 +35,7 @@ class UniformTime(NoiseLevels):
 
 
 class LogitNormalTime(NoiseLevels):
-    """``logit t ~ N(mean, std^2)``: the middle of the path more often than its ends."""
+    """Logit-normal times, ``logit t ~ N(mean, std^2)``, concentrated in the middle of the path."""
 
     def __init__(self, mean: float = 0.0, std: float = 1.0):
         if std <= 0:
@@ -48,7 +48,7 @@ class LogitNormalTime(NoiseLevels):
 
 
 class LogNormalRatio(NoiseLevels):
-    """``log(sigma/alpha) ~ N(mean, std^2)``, as Karras et al. train (P_mean, P_std)."""
+    """Log-normal noise levels, ``log(sigma/alpha) ~ N(mean, std^2)``; P_mean and P_std of Karras et al."""
 
     def __init__(self, mean: float = -1.2, std: float = 1.2):
         if std <= 0:

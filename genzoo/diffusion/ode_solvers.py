@@ -1,20 +1,19 @@
-r"""An adaptive solver of ordinary differential equations, in which every sample walks at its own pace.
+r"""An adaptive ODE solver with a step size per sample.
 
-Dormand and Prince's pair of orders 5 and 4 takes seven evaluations a step, the last of which is the next step's first. The
-difference of the two orders estimates the error; a step whose error exceeds ``atol + rtol |z|`` is rejected and
-repeated with a smaller one. Here z is the state at the end of the step, which keeps the error: where a step shrinks the state,
-as from noise to data, the larger state at its start would excuse an error as large as what is left.
+The Dormand-Prince pair of orders 5 and 4 has seven stages, the last of which is the first of the next step (FSAL). The
+difference of the two orders estimates the local error; a step whose error exceeds ``atol + rtol |z|`` is rejected and
+repeated with a smaller step size. z is the state at the end of the step: where a step contracts the state, as from noise to
+data, the larger initial state would accept errors of the size of the result.
 
-The estimate is right for steps shorter than what the drift varies over. A longer one may be far off and have an estimate that
-happens to be small; ``max_step`` keeps steps below that length where it is known.
+The error estimate is valid for steps shorter than the length scale of the drift; a longer step may have a small estimate by
+coincidence. ``max_step`` bounds the steps where the length scale is known.
 
-A solver that takes one step for a whole batch couples the samples: what a sample becomes depends on its neighbours. Here
-each row has its own variable, its own step and its own decision to accept, and leaves the batch when it has arrived.
+A step size shared by a batch would make each sample depend on the others. Here each row has its own time, step size and
+acceptance, and leaves the batch when it reaches the end.
 
-The rule that chooses the next step is chaotic where the drift holds waves shorter than the steps, as a network's time embedding
-does: what a row's drift differs by in its last digit when it is computed in another batch grows severalfold with each step,
-until after some tens of them the row takes other steps and ends within the tolerance elsewhere. So step sizes are rounded
-down to eighths of an octave, which forgets the last digits each time.
+Step size control amplifies rounding errors where the drift oscillates within a step, as with a network's time embedding: a
+difference in the last digit, from another batch size, grows severalfold per step, until the row takes other steps and ends
+elsewhere within the tolerance. Step sizes are therefore rounded down to eighths of an octave, which removes the difference.
 
 References:
     Dormand, Prince, "A family of embedded Runge-Kutta formulae", 1980, https://doi.org/10.1016/0771-050X(80)90013-3.
@@ -32,9 +31,9 @@ from torch import Tensor
 from genzoo.diffusion.path import expand
 
 Drift = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Maps the variable u, (n,) float64, the state z, (n, ...), and the rows of the batch that these are, (n,), to dz/du."""
+"""Maps time u, (n,) float64, state z, (n, ...), and row indices into the batch, (n,), to dz/du."""
 
-# Dormand and Prince's table: row i weighs the moves along slopes 0..i to the point at which slope i + 1 is taken.
+# The Butcher tableau: row i weights slopes 0..i for stage i + 1.
 _NODES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
 _WEIGHTS = (
     (1 / 5,),
@@ -45,7 +44,7 @@ _WEIGHTS = (
     (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
 )
 _ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
-# The rows of both, and a column for each slope.
+# The tableau and the error weights, a column per slope.
 _TABLE = [[*row, *[0.0] * (7 - len(row))] for row in (*_WEIGHTS, _ERROR)]
 
 
@@ -72,18 +71,18 @@ def dopri5(
 
     Args:
         drift: see ``Drift``.
-        start, stop: of the variable, in either order.
-        z: states at the start, (B, ...).
-        rtol, atol: a step's error may be ``atol + rtol |z|``, with z at its end.
-        norm: of the errors of each row in these units, (n, ...) -> (n,), in proportion to their size.
-        max_steps: of any row, rejected ones included.
-        max_step: longest step of the variable.
+        start, stop: limits of u, in either order.
+        z: initial states, (B, ...).
+        rtol, atol: error tolerance of a step, ``atol + rtol |z|``, with z at its end.
+        norm: of the scaled errors of each row, (n, ...) -> (n,), homogeneous.
+        max_steps: maximum number of steps of a row, rejected steps included.
+        max_step: maximum step size.
 
     Returns:
-        The states at the stop, and how often the drift was evaluated for the slowest row, rejected steps included.
+        The final states, and the largest number of drift evaluations of a row, rejected steps included.
 
     Raises:
-        ArithmeticError: where a row has not arrived after ``max_steps``, or its step size vanishes.
+        ArithmeticError: if a row needs more than ``max_steps`` steps, or its step size underflows.
     """
     result, sign, length = z.clone(), 1.0 if stop >= start else -1.0, abs(stop - start)
     if start == stop or not len(z):
@@ -111,7 +110,7 @@ def dopri5(
         evaluations += 6
         scale = torch.add(floor, point.abs(), alpha=rtol)
         error, rest = h * norm(stages[6] / scale), left - h
-        # By 0.9 error^(-1/5), but at least to a fifth and at most tenfold: in eighths of an octave.
+        # The factor 0.9 error^(-1/5), clamped to [0.2, 10], as a logarithm in eighths of an octave.
         growth = torch.add(safety, error.log2(), alpha=-8 / 5).clamp_(8 * math.log2(0.2), 8 * math.log2(10))
         h = _rounded(growth.add_(h.log2(), alpha=8))
         largest, smallest, nearest = torch.stack([error.max(), h.min(), rest.min()]).tolist()
@@ -123,30 +122,28 @@ def dopri5(
             chosen = accepted.view(step.shape)
             z, slope = torch.where(chosen, point, z), torch.where(chosen, ahead, slope)
         if not (smallest > 1e-14 * length and largest < math.inf):
-            raise ArithmeticError(
-                f"the solver's step vanished near u = {float(u[h.argmin()]):.4g}: the drift is not smooth"
-            )
+            raise ArithmeticError(f"step size underflow near u = {float(u[h.argmin()]):.4g}: the drift is not smooth")
         if nearest <= 1e-12 * length:
-            walking = left > 1e-12 * length
-            result[rows[~walking]] = z[~walking]
-            rows, u, z, slope, h, left = (values[walking] for values in (rows, u, z, slope, h, left))
+            active = left > 1e-12 * length
+            result[rows[~active]] = z[~active]
+            rows, u, z, slope, h, left = (values[active] for values in (rows, u, z, slope, h, left))
             stages, following = _sums(z)
         if not len(rows):
             return result, evaluations
-    raise ArithmeticError(f"the solver has not arrived after {max_steps} steps: try larger rtol and atol")
+    raise ArithmeticError(f"the solver exceeded {max_steps} steps: increase rtol and atol")
 
 
 def _sums(z: Tensor) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-    """Make room for the weighted sums of slopes at the six stages and in the error, each alone and with all that follow.
+    """Allocate the weighted sums of slopes of the six stages and of the error; return each, and each with all later ones.
 
-    They grow together, so that a new slope is added to all that follow at once.
+    A new slope is added to all later sums in one operation.
     """
     sums = z.new_empty(7, *z.shape)
     return sums.unbind(), [sums[i:] for i in range(7)]
 
 
 def _rounded(eighths: Tensor) -> Tensor:
-    """Round step sizes, given by their logarithms in eighths of an octave, down to whole ones."""
+    """Round step sizes, given as logarithms in eighths of an octave, down to integer logarithms."""
     return eighths.floor().mul_(1 / 8).exp2_()
 
 
@@ -162,7 +159,7 @@ def _first_step(
     atol: float,
     norm: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Guess a first step from the sizes of the state and of its first two derivatives, (n,) float64."""
+    """Choose the initial step size from the norms of the state and its first two derivatives, (n,) float64."""
     scale = atol + rtol * z.abs()
     d0, d1 = norm(z / scale).double(), norm(slope / scale).double()
     trial = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1.clamp(min=1e-30)).clamp(max=length)

@@ -1,21 +1,21 @@
-r"""Gaussian paths from data to noise, and the five things a network may predict along them.
+r"""Gaussian paths from data to noise, and the five parameterizations of a prediction.
 
-A path moves a data point ``x`` towards noise ``eps ~ N(0, I)``:
+A path interpolates between a data point ``x`` and noise ``eps ~ N(0, I)``:
 
     x_t = alpha(t) x + sigma(t) eps,      0 = data, 1 = noise.
 
-Whatever a network predicts, knowing ``x_t`` it has predicted everything else: each kind is a linear combination
-``a x + b eps``, and two linear equations give back ``x`` and ``eps``.
+Each parameterization is a linear combination ``a x + b eps``; together with ``x_t`` it determines ``x`` and ``eps``, and so
+every other parameterization.
 
     kind        a          b
     x0          1          0
     eps         0          1
     v           -sigma     alpha            (Salimans, Ho 2022)
-    velocity    alpha'     sigma'           (the path's own speed; regressed by flow matching)
+    velocity    alpha'     sigma'           (dx_t/dt, the target of flow matching)
     score       0          -1/sigma         (grad log p_t, by Tweedie's formula)
 
-The score and every stochastic sampler presuppose that noise and data are paired independently; where they are not
-(optimal-transport pairing, reflow) the path says ``independent = False``.
+The score and stochastic samplers require an independent coupling of noise and data; paths with another one
+(optimal-transport pairing, reflow) have ``independent = False``.
 
 References:
     Salimans, Ho, "Progressive Distillation for Fast Sampling of Diffusion Models", 2022,
@@ -39,42 +39,41 @@ Number = TypeVar("Number", Tensor, float)
 
 
 class Prediction(NamedTuple):
-    """What a denoiser says about ``x_t``.
+    """A prediction given ``x_t``.
 
-    ``kind`` says which quantity ``mean`` is, (B, *shape). ``variance_share`` is, where the network has learned it, the place of
-    a reverse step's log variance between the posterior's, 0, and the forward step's, 1, per element, (B, *shape): a share
-    rather than a variance, so that it also serves a chain that is thinned out.
+    Attributes:
+        kind: the parameterization.
+        mean: the conditional mean, (B, *shape).
+        variance_weight: learned interpolation weight of the log variance of a reverse step, (B, *shape): 0 for that of the
+            posterior, 1 for that of the forward step. A weight applies to a strided chain too. None for a fixed variance.
     """
 
     kind: Parameterization
     mean: Tensor
-    variance_share: Tensor | None = None
+    variance_weight: Tensor | None = None
 
 
 def expand(t: Tensor, like: Tensor) -> Tensor:
-    """Give a per-sample value, (B,) or (), the trailing dimensions and the dtype of a batch, (B, ...)."""
+    """Reshape a per-sample value, (B,) or (), to broadcast with a batch, (B, ...), and cast it."""
     return t.to(like.dtype).reshape(t.shape + (1,) * (like.ndim - t.ndim)) if t.ndim else t.to(like.dtype)
 
 
 def cast_like(x: Tensor, like: Tensor) -> Tensor:
-    """Give numbers the type of others; to look is a tenth of what a conversion costs that changes nothing."""
+    """Cast to the dtype of another tensor; the check is ten times as fast as a cast without effect."""
     return x if x.dtype == like.dtype else x.to(like.dtype)
 
 
 def batch_times(t: Tensor, batch: Tensor) -> tuple[Tensor, ...]:
-    """Give each of some times, (T,), to every row of a batch, (B, ...): T times, (B,), on its device.
-
-    All of them at once cost no more than a few would one by one.
-    """
+    """Expand T times, (T,), over a batch, (B, ...): T tensors, (B,), on its device, from a single copy."""
     return t.to(batch.device)[:, None].expand(-1, len(batch)).contiguous().unbind()
 
 
 def conversion_coefficients(
     kind: Parameterization, to: Parameterization, alpha: Number, sigma: Number, d_alpha: Number, d_sigma: Number
 ) -> tuple[Number, Number]:
-    """Return the weights of ``x_t`` and of a prediction of ``kind`` in what it says of ``to``.
+    """Return the coefficients of ``x_t`` and of a prediction of ``kind`` in the parameterization ``to``.
 
-    Cramer's rule on ``[alpha sigma; a b] (x, eps) = (x_t, mean)``, contracted with the row of ``to``.
+    By Cramer's rule on ``[alpha sigma; a b] (x, eps) = (x_t, mean)``, contracted with the row of ``to``.
     """
     a, b, det = _row(kind, alpha, sigma, d_alpha, d_sigma)
     a_to, b_to, _ = _row(to, alpha, sigma, d_alpha, d_sigma)
@@ -84,7 +83,7 @@ def conversion_coefficients(
 def _row(
     kind: Parameterization, alpha: Number, sigma: Number, d_alpha: Number, d_sigma: Number
 ) -> tuple[Number | float, Number | float, Number]:
-    """Return ``a``, ``b`` of the kind and the determinant ``alpha b - sigma a``."""
+    """Return ``a``, ``b`` and the determinant ``alpha b - sigma a`` of a parameterization."""
     match kind:
         case "x0":
             return 1.0, 0.0, -sigma
@@ -99,11 +98,11 @@ def _row(
 
 
 class GaussianPath(nn.Module):
-    """The path of a schedule.
+    """The Gaussian path of a schedule.
 
     Args:
-        schedule: gives alpha(t) and sigma(t).
-        independent: whether noise and data are paired independently.
+        schedule: alpha(t) and sigma(t).
+        independent: whether noise and data are coupled independently.
     """
 
     def __init__(self, schedule: Schedule, independent: bool = True):
@@ -117,7 +116,7 @@ class GaussianPath(nn.Module):
         return expand(c.alpha, x) * x + expand(c.sigma, x) * eps
 
     def target(self, kind: Parameterization, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """Return the quantity ``kind`` of the pair ``(x, eps)`` at times ``t``, (B,), inside the open interval."""
+        """Return the regression target ``kind`` of a pair ``(x, eps)`` at times ``t``, (B,) in (0, 1)."""
         if kind == "x0" or kind == "eps":
             return x if kind == "x0" else eps
         a, b, _ = _row(kind, *self.schedule.at(t))
@@ -125,33 +124,33 @@ class GaussianPath(nn.Module):
         return a * x + b * eps
 
     def convert(self, prediction: Prediction, x_t: Tensor, t: Tensor, to: Parameterization) -> Tensor:
-        """Turn a prediction into another kind.
+        """Convert a prediction to another parameterization.
 
-        Where the conversion would divide zero by zero (the noise of an x0-prediction at t = 0, the data of an
-        eps-prediction where alpha = 0), the coefficients of the nearest well-conditioned time are used.
+        Where the conversion is singular (eps from x0 at t = 0, x0 from eps where alpha = 0), the coefficients of the nearest
+        well-conditioned time are used.
 
         Args:
-            prediction: what the denoiser said about ``x_t``.
+            prediction: the prediction at ``x_t``.
             x_t: (B, *shape).
             t: (B,) or (), in [0, 1].
-            to: the kind wanted.
+            to: the target parameterization.
 
         Raises:
-            ValueError: for the score of a path whose noise depends on the data.
+            ValueError: for the score of a path with coupled noise and data.
         """
-        return self.combine(prediction, x_t, self.conditioned(prediction.kind, to, t), to)
+        return self.combine(prediction, x_t, self.well_conditioned_time(prediction.kind, to, t), to)
 
     def combine(self, prediction: Prediction, x_t: Tensor, t: Tensor, to: Parameterization) -> Tensor:
-        """Turn a prediction into another kind, as ``convert`` does, at times at which it can be."""
+        """Convert a prediction, as ``convert`` does, at well-conditioned times."""
         if "score" in (to, prediction.kind) and not self.independent:
-            raise ValueError("a path whose noise is paired with its data has no score: use an ODE sampler")
+            raise ValueError("a path with coupled noise and data has no score: use an ODE sampler")
         if prediction.kind == to:
             return prediction.mean
         of_x_t, of_mean = conversion_coefficients(prediction.kind, to, *self.schedule.at(t))
         return expand(of_x_t, x_t) * x_t + expand(of_mean, x_t) * prediction.mean
 
-    def conditioned(self, kind: Parameterization, to: Parameterization, t: Tensor) -> Tensor:
-        """Return ``t``, float64, and where ``kind`` cannot be turned into ``to`` the nearest time at which it can."""
+    def well_conditioned_time(self, kind: Parameterization, to: Parameterization, t: Tensor) -> Tensor:
+        """Return ``t``, float64, or the nearest time at which the conversion from ``kind`` to ``to`` is well-conditioned."""
         t = t.double()
         if kind == to:
             return t

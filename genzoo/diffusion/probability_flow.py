@@ -1,24 +1,24 @@
-r"""The probability-flow ODE: the deterministic way between data and noise that every denoiser knows.
+r"""The probability-flow ODE: a deterministic, invertible map between data and noise.
 
-The law of ``x_t = alpha(t) x + sigma(t) eps`` moves like a fluid whose velocity is ``v(x, t) = E[dx_t/dt | x_t]``. To follow
-``dx/dt = v(x, t)`` from the data to the noise is an invertible map, and the change of variables gives a density:
+The marginals of ``x_t = alpha(t) x + sigma(t) eps`` satisfy the continuity equation with the velocity
+``v(x, t) = E[dx_t/dt | x_t]``. The flow of ``dx/dt = v(x, t)`` from data to noise is invertible, and the instantaneous change
+of variables gives the density:
 
     log p(x_0) = log p_1(x_1) + int_0^1 div v(x_t, t) dt.
 
-**Coordinates.** Where ``v`` is finite at both ends (flow matching's straight path) the ODE is integrated in time. Elsewhere it
-is integrated in the ratio ``r = sigma/alpha`` for ``z = x/alpha``, in which every schedule becomes the same smooth equation,
+**Coordinates.** If ``v`` is finite at both ends (the straight path of flow matching) the ODE is integrated in time. Otherwise
+it is integrated in the ratio ``r = sigma/alpha`` for ``z = x/alpha``, in which every schedule gives the same smooth equation,
 
     dz/dr = E[eps | x_t],
 
-and an Euler step of it is a step of DDIM. It runs from ``r(t_min)``, as good as data, to ``r(t_max)``. The ratio spans five
-orders of magnitude, and z changes over lengths in proportion to it: of normal data with variance lambda
-``z ~ sqrt(lambda + r^2)``, with branch points at ``r = +- i sqrt(lambda)``. The adaptive solver therefore works in log r, where
-these are pi/2 away from every real point whatever lambda is, and takes steps of at most one. In r itself it tries steps of the
-length of r again and again: most are rejected, and those whose estimated error is small by accident leave an error of several
-hundred tolerances.
+whose Euler steps are those of DDIM. It runs from ``r(t_min)``, close to data, to ``r(t_max)``. The ratio spans five orders of
+magnitude, and the length scale of z is proportional to r: for Gaussian data of variance lambda ``z ~ sqrt(lambda + r^2)``, with
+branch points at ``r = +- i sqrt(lambda)``. The adaptive solver therefore integrates in log r, where they are at distance pi/2
+from the real axis for every lambda, with steps of at most one. In r it would try steps of length r: most are rejected, and
+those accepted by coincidence have errors of several hundred tolerances.
 
-**Divergence.** Hutchinson's estimator takes ``e^T (dv/dx) e`` with random signs ``e``, fixed along one solve; with as many
-probes as there are dimensions the trace is computed exactly instead.
+**Divergence.** Hutchinson's estimator is ``e^T (dv/dx) e`` with Rademacher noise ``e``, fixed along a solve; with at least as
+many probes as dimensions the exact trace is computed instead.
 
 References:
     Song et al., "Score-Based Generative Modeling through SDEs", 2021, https://arxiv.org/abs/2011.13456 (eq. 13, appendix D).
@@ -46,26 +46,26 @@ TIME_STEP, LOG_RATIO_STEP = 0.2, 1.0  # longest steps of the adaptive solver
 
 
 class ProbabilityFlowODE:
-    """The ODE of a denoiser in its natural coordinates: a variable ``u``, the time or the ratio, and a state ``z``.
+    """The ODE of a denoiser in its natural coordinates: ``u``, the time or the ratio, and the state ``z``.
 
     Args:
-        denoiser: whose predictions are the drift.
+        denoiser: predicts the drift.
         y: conditions of the batch, (B, *condition.shape), or None.
 
     Attributes:
-        nfe: evaluations of the network so far, for each sample.
+        nfe: network evaluations so far, per sample.
     """
 
     def __init__(self, denoiser: Denoiser, y: Tensor | None = None):
         self.denoiser, self.y = denoiser, y
         self.schedule = denoiser.path.schedule
         self.in_time = self.schedule.coordinates == "time"
-        self.slope: Parameterization = "velocity" if self.in_time else "eps"  # what dz/du is
+        self.parameterization: Parameterization = "velocity" if self.in_time else "eps"  # dz/du
         self.nfe = 0
-        self._points: dict[float, tuple[Tensor, float]] = {}  # times and scales at values of u, of those visited so far
+        self._points: dict[float, tuple[Tensor, float]] = {}  # cached times and scales by u
 
-    def variable(self, t: float) -> float:
-        """Return u at a time."""
+    def variable_at(self, t: float) -> float:
+        """Return u at time t."""
         return t if self.in_time else float(self.schedule.ratio(torch.tensor(t, dtype=torch.float64)))
 
     def time(self, u: Tensor) -> Tensor:
@@ -73,46 +73,46 @@ class ProbabilityFlowODE:
         return u if self.in_time else self.schedule.time_of(u)
 
     def time_at(self, u: float) -> float:
-        """Return the time at u, a number."""
+        """Return the time at u, a float."""
         return u if self.in_time else float(self.time(torch.tensor(u, dtype=torch.float64)))
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The variable at the data and at the noise."""
+        """The values of u at data and at noise."""
         s = self.schedule
-        return (0.0, 1.0) if self.in_time else (self.variable(s.t_min), self.variable(s.t_max))
+        return (0.0, 1.0) if self.in_time else (self.variable_at(s.t_min), self.variable_at(s.t_max))
 
     def scales(self, grid: Sequence[float]) -> list[float]:
-        """Return x/z at each value of u: alpha, or one where the state is x itself."""
+        """Return x/z at each value of u: alpha in the ratio, one in time."""
         return self._scales(self.time(torch.tensor(grid, dtype=torch.float64)))
 
     def _scales(self, t: Tensor) -> list[float]:
         return [1.0] * len(t) if self.in_time else self.schedule.at(t).alpha.tolist()
 
-    def visit(self, grid: Sequence[float], z: Tensor) -> list[float]:
-        """Return the scales of a grid, and remember them and its times for the drift of states like ``z``, (B, *shape)."""
+    def cache_grid(self, grid: Sequence[float], z: Tensor) -> list[float]:
+        """Return the scales of a grid, and cache them with its times for drifts of states like ``z``, (B, *shape)."""
         t = self.time(torch.tensor(grid, dtype=torch.float64))
         scales = self._scales(t)
         self._points.update(zip(grid, zip(batch_times(t, z), scales, strict=True), strict=True))
         return scales
 
     def drift(self, u: Tensor | float, z: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Return dz/du, for u a number or (B,) and z (B, *shape), the whole batch or some rows of it."""
+        """Return dz/du, for u a float or (B,), and z, (B, *shape), the batch or a subset of its rows."""
         y = self.y if self.y is None or rows is None else self.y[rows]
         scale: Tensor | float
         if isinstance(u, float):
             if u not in self._points:
-                self.visit([u], z)
+                self.cache_grid([u], z)
             t, scale = self._points[u]
         else:
             t = self.time(u)
             scale = 1.0 if self.in_time else expand(self.schedule.at(t).alpha, z)
-        drift, asked = self.denoiser.predict_as(self.slope, z if self.in_time else scale * z, t, y)
-        self.nfe += asked
+        drift, evaluations = self.denoiser.predict_as(self.parameterization, z if self.in_time else scale * z, t, y)
+        self.nfe += evaluations
         return cast_like(drift, z)
 
     def solve(self, z: Tensor, start: float, stop: float, rtol: float, atol: float) -> Tensor:
-        """Integrate from one value of u to another, with adaptive steps per sample; both positive where u is the ratio."""
+        """Integrate from one value of u to another, with an adaptive step size per sample; a ratio must be positive."""
         return self._integrate(self.drift, z, start, stop, rtol, atol)
 
     def _integrate(
@@ -125,7 +125,7 @@ class ProbabilityFlowODE:
         atol: float,
         norm: Callable[[Tensor], Tensor] = rms,
     ) -> Tensor:
-        """Integrate dz/du, in time itself or in the logarithm of the ratio."""
+        """Integrate dz/du in time or in the log ratio."""
         if self.in_time:
             return dopri5(drift, start, stop, z, rtol=rtol, atol=atol, norm=norm, max_step=TIME_STEP)[0]
 
@@ -139,16 +139,16 @@ class ProbabilityFlowODE:
     def solve_with_divergence(
         self, z: Tensor, start: float, stop: float, probes: Tensor | None, rtol: float, atol: float
     ) -> tuple[Tensor, Tensor]:
-        """Follow the ODE and integrate its divergence beside it.
+        """Integrate the ODE together with its divergence.
 
         Args:
-            z: (B, *shape).
-            start, stop: of the variable.
-            probes: random signs, (k, B, *shape), each giving an estimate; None for the exact trace.
+            z: initial states, (B, *shape).
+            start, stop: limits of u.
+            probes: Rademacher noise, (k, B, *shape), of k Hutchinson estimates; None for the exact trace.
             rtol, atol: of the solver.
 
         Returns:
-            The states at the stop, and the integrals, (B, k), or (B, 1) where they are exact.
+            The final states, and the integrated divergences, (B, k), or (B, 1) for the exact trace.
         """
         shape, D = self.denoiser.event.shape, self.denoiser.event.dim
 
@@ -169,7 +169,7 @@ class ProbabilityFlowODE:
 
     @staticmethod
     def _jacobian_products(slope: Tensor, point: Tensor, probes: Tensor | None) -> Tensor:
-        """Return ``e^T J e`` for each probe, (n, k), or the trace of J, (n, 1)."""
+        """Return ``e^T J e`` of each probe, (n, k), or the trace of J, (n, 1)."""
         if probes is not None:
             products = [
                 torch.autograd.grad(slope, point, probe, retain_graph=True)[0].flatten(1).mul(probe).sum(1)
@@ -184,10 +184,10 @@ class ProbabilityFlowODE:
 
 
 class ProbabilityFlow(Density, Bijective, Denoiser):
-    """A denoiser whose density and latents are those of its probability-flow ODE.
+    """A denoiser with the density and latents of its probability-flow ODE.
 
-    The latent is the noise at the end of the path, divided by the prior's standard deviation. Tolerances are those of
-    the adaptive solver.
+    The latent is the noise at the end of the path, divided by the standard deviation of the prior. ``rtol`` and ``atol`` are
+    the tolerances of the adaptive solver.
     """
 
     bound = Bound.ESTIMATE
@@ -200,7 +200,7 @@ class ProbabilityFlow(Density, Bijective, Denoiser):
         return Continuous(self.shape)
 
     def _forward_and_log_det(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the latent and the log-determinant with the exact trace: D derivatives at each evaluation."""
+        """Return the latent and the log-determinant, by the exact trace: D vector-Jacobian products per evaluation."""
         z, log_det = self._forward(x, y, None)
         return z, log_det[:, 0]
 
@@ -211,7 +211,7 @@ class ProbabilityFlow(Density, Bijective, Denoiser):
         return state * scale_stop, divergence + self.dim * math.log(scale_stop / scale_start)
 
     def _scales(self, ode: ProbabilityFlowODE) -> tuple[float, float]:
-        """Return x over the ODE's state at the data, and the latent over it at the noise."""
+        """Return the ratios x/z at data and latent/z at noise."""
         at_data, at_noise = ode.scales(ode.ends)
         return at_data, at_noise / self.path.schedule.prior_std
 
@@ -229,10 +229,10 @@ class ProbabilityFlow(Density, Bijective, Denoiser):
         return scale_stop * ode.solve(z / scale_start, start, stop, self.rtol, self.atol)
 
     def _log_prob(self, x: Tensor, y: Tensor | None, num_samples: int, rng: torch.Generator | None) -> LogProb:
-        """Estimate the log density from ``num_samples`` random probes of the divergence along one solve.
+        """Estimate the log density by one solve with ``num_samples`` Hutchinson probes.
 
-        The standard error is that of the mean over probes, known with more than one. With as many probes as dimensions, the
-        exact trace costs less and has none.
+        The standard error is that of the mean over probes, None for a single probe. With at least as many probes as
+        dimensions the exact trace is cheaper, with a standard error of 0.
         """
         if num_samples >= self.dim:
             z, log_dets = self._forward(x, y, None)

@@ -1,10 +1,10 @@
-r"""Schedules of a Gaussian path: how much data, ``alpha(t)``, and how much noise, ``sigma(t)``, at each time.
+r"""Noise schedules: the coefficients ``alpha(t)`` and ``sigma(t)`` of a Gaussian path.
 
-The clock of this project runs from data to noise, ``t = 0`` is data and ``t = 1`` is noise:
+Time runs from data, ``t = 0``, to noise, ``t = 1``:
 
     x_t = alpha(t) x + sigma(t) eps,   eps ~ N(0, I),   alpha(0) = 1, sigma(0) = 0.
 
-A schedule computes in float64 whatever it is given; who uses its numbers casts them down.
+All computations are in float64; callers cast the results.
 
 References:
     Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", 2020, https://arxiv.org/abs/2006.11239 (section 4).
@@ -30,29 +30,29 @@ from torch import Tensor, nn
 
 
 class Coefficients(NamedTuple):
-    """Values of a schedule at some times, each of the shape of ``t``, float64."""
+    """Values of a schedule at times ``t``, each of the shape of ``t``, float64."""
 
     alpha: Tensor
     sigma: Tensor
     d_alpha: Tensor  # time derivative of alpha
-    d_sigma: Tensor  # time derivative of sigma, inf where it has no limit
+    d_sigma: Tensor  # time derivative of sigma, inf where it diverges
 
 
 class Schedule(nn.Module, ABC):
-    """A pair of smooth functions ``alpha(t)`` and ``sigma(t)`` on [0, 1], whose ratio ``sigma/alpha`` rises strictly.
+    """Smooth functions ``alpha(t)`` and ``sigma(t)`` on [0, 1] with a strictly increasing ratio ``sigma/alpha``.
 
-    ``coordinates`` says in which variable the probability-flow ODE is integrated: the time, where velocities are finite
-    at both ends, or else the noise-to-data ratio ``sigma/alpha``, see ``genzoo.diffusion.probability_flow``.
+    ``coordinates`` is the integration variable of the probability-flow ODE: the time if velocities are finite at both ends,
+    otherwise the noise-to-data ratio ``sigma/alpha``, see ``genzoo.diffusion.probability_flow``.
     """
 
-    t_min: float = 1e-5  # the least time at which every quantity is well-conditioned in float32
-    t_max: float = 1.0 - 1e-5  # the greatest
-    t_first: float = 1.0  # where chains of steps begin, at most t_max
-    t_last: float = 1e-5  # where they stop before they take the estimate of the data
+    t_min: float = 1e-5  # smallest time at which all conversions are well-conditioned in float32
+    t_max: float = 1.0 - 1e-5  # largest such time
+    t_first: float = 1.0  # first time of a sampling chain, at most t_max
+    t_last: float = 1e-5  # last time before the final denoising step to t = 0
     coordinates: Literal["time", "ratio"] = "ratio"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Schedule:
-        """Move buffers with the model, but keep their type: a schedule is float64 in a model of any precision."""
+        """Move buffers with the model without casting them: a schedule is float64 in a model of any precision."""
         before = dict(self._buffers)
         super()._apply(fn, recurse)
         for name, buffer in before.items():
@@ -71,15 +71,15 @@ class Schedule(nn.Module, ABC):
 
     @abstractmethod
     def time_of(self, ratio: Tensor) -> Tensor:
-        """Return the time at which ``sigma/alpha`` is ``ratio``, float64; beyond the last one, the last."""
+        """Return the time at which ``sigma/alpha`` equals ``ratio``, float64, clamped to the range of the schedule."""
 
     def ratio(self, t: Tensor) -> Tensor:
-        """Return ``sigma/alpha``, float64: the noise on data that were scaled back to their own size."""
+        """Return ``sigma/alpha``, float64: the noise level of ``x_t/alpha``."""
         c = self.at(t)
         return c.sigma / c.alpha
 
     def times(self, steps: int | None = None) -> Tensor:
-        """List the times that a sampler visits, from noise to data: (steps + 1,) float64, ending at t = 0."""
+        """Return the time grid of a sampler, from noise to data: (steps + 1,) float64, ending at t = 0."""
         if steps is None or steps < 1:
             raise ValueError(f"a schedule in continuous time needs steps >= 1, not {steps}")
         first = min(self.t_first, self.t_max)
@@ -87,7 +87,7 @@ class Schedule(nn.Module, ABC):
 
     @property
     def prior_std(self) -> float:
-        """Standard deviation of the noise that sampling starts from."""
+        """Standard deviation of the prior, the initial noise of sampling."""
         return float(self.at(torch.ones(())).sigma)
 
 
@@ -95,7 +95,7 @@ class CondOT(Schedule):
     """The straight path of flow matching, ``alpha = 1 - t``, ``sigma = t`` (Lipman et al. 2023, eq. 20, sigma_min = 0)."""
 
     coordinates = "time"
-    t_first = 80 / 81  # where sigma/alpha is 80: its SDE, unlike its ODE, is singular at the noise
+    t_first = 80 / 81  # where sigma/alpha is 80: its SDE, unlike its ODE, is singular at t = 1
     t_last = 1e-3
 
     def at(self, t: Tensor) -> Coefficients:
@@ -108,15 +108,15 @@ class CondOT(Schedule):
 
     @property
     def prior_std(self) -> float:
-        """One: the path ends in N(0, I)."""
+        """1: the path ends in N(0, I)."""
         return 1.0
 
 
 class VESchedule(Schedule):
     """The variance-exploding SDE: ``alpha = 1``, ``sigma^2 = sigma_min^2 (r^{2t} - 1)``, ``r = sigma_max/sigma_min``.
 
-    The variance that the SDE adds to the data (Song et al. 2021, eq. 29-30); often written without the -1, which is noise
-    that would be there at t = 0. The time is, but for the least noise, an affine function of ``log sigma``.
+    The transition variance of the SDE (Song et al. 2021, eq. 29-30); often written without the -1, with noise at t = 0. Except
+    for the smallest noise levels, ``log sigma`` is affine in t.
     """
 
     t_max = 1.0
@@ -138,10 +138,9 @@ class VESchedule(Schedule):
 
 
 class EDMSchedule(Schedule):
-    """Karras et al.'s noise: ``alpha = 1``, ``sigma = sigma_max t^rho``.
+    """The EDM schedule of Karras et al.: ``alpha = 1``, ``sigma = sigma_max t^rho``.
 
-    Their ODE runs in sigma itself, to which any clock may be attached; this one spreads the times evenly over
-    ``sigma^{1/rho}``, as their sampler's steps are (eq. 5).
+    Times are uniform in ``sigma^{1/rho}``, as are the steps of their sampler (eq. 5).
     """
 
     t_max = 1.0
@@ -165,7 +164,7 @@ class EDMSchedule(Schedule):
 
 
 class LogAlphaSchedule(Schedule):
-    """A schedule that is given by ``log alpha(t)``."""
+    """A schedule defined by ``log alpha(t)``."""
 
     @abstractmethod
     def log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,11 +172,11 @@ class LogAlphaSchedule(Schedule):
 
     @abstractmethod
     def time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
-        """Return the time at which ``log alpha`` has a value, (0, ...) float64; beyond the last one, the last."""
+        """Return the time at which ``log alpha`` has a given value, float64, clamped to the range of the schedule."""
 
     @property
     def prior_std(self) -> float:
-        """One: the path ends as good as in N(0, I), and sampling starts from exactly that."""
+        """1: the path ends approximately in N(0, I), the prior of sampling."""
         return 1.0
 
 
@@ -187,7 +186,7 @@ class VariancePreserving(LogAlphaSchedule):
     def at(self, t: Tensor) -> Coefficients:
         log_alpha, slope = self.log_alpha(t.double())
         alpha = log_alpha.exp()
-        sigma = torch.expm1(2 * log_alpha).abs().sqrt()  # 1 - alpha^2, and +0 rather than -0 at the data
+        sigma = torch.expm1(2 * log_alpha).abs().sqrt()  # 1 - alpha^2, and +0 rather than -0 at t = 0
         d_alpha = alpha * slope
         return Coefficients(alpha, sigma, d_alpha, -alpha * d_alpha / sigma)
 
@@ -196,7 +195,7 @@ class VariancePreserving(LogAlphaSchedule):
 
 
 class _LinearBeta(LogAlphaSchedule):
-    """``log alpha(t) = -1/2 int_0^t beta``, with beta rising linearly from ``beta_min`` to ``beta_max``."""
+    """``log alpha(t) = -1/2 int_0^t beta``, with beta linear from ``beta_min`` to ``beta_max``."""
 
     t_max = 1.0
     t_last = 1e-3  # Song et al. 2021, appendix C
@@ -212,19 +211,19 @@ class _LinearBeta(LogAlphaSchedule):
         return -0.5 * t * (self.beta_min + 0.5 * rise * t), -0.5 * (self.beta_min + rise * t)
 
     def time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
-        # The positive root of rise/2 t^2 + beta_min t + 2 log alpha = 0, in the form that does not cancel near t = 0.
+        # The positive root of rise/2 t^2 + beta_min t + 2 log alpha = 0, in the form without cancellation near t = 0.
         integral, rise = -2 * log_alpha, self.beta_max - self.beta_min
         return (2 * integral / (self.beta_min + (self.beta_min**2 + 2 * rise * integral).sqrt())).clamp(max=1.0)
 
 
 class VPSchedule(_LinearBeta, VariancePreserving):
-    """The variance-preserving SDE (Song et al. 2021, eq. 11): DDPM's chain as T goes to infinity."""
+    """The variance-preserving SDE (Song et al. 2021, eq. 11), the limit of DDPM as T goes to infinity."""
 
 
 class SubVPSchedule(_LinearBeta):
-    """The sub-VP SDE: VP's alpha, and ``sigma = 1 - alpha^2``, without a root (Song et al. 2021, eq. 13, 29)."""
+    """The sub-VP SDE: alpha of VP, and ``sigma = 1 - alpha^2`` (Song et al. 2021, eq. 13, 29)."""
 
-    t_min = 1e-4  # sigma, without a root, is 1e-5 here, below which float32 loses the noise on the data
+    t_min = 1e-4  # sigma is 1e-5 here, close to the float32 resolution of the data
 
     def at(self, t: Tensor) -> Coefficients:
         log_alpha, slope = self.log_alpha(t.double())
@@ -239,8 +238,8 @@ class SubVPSchedule(_LinearBeta):
 class DiscreteSchedule(VariancePreserving):
     r"""The variance-preserving schedule of a chain of T steps with variances ``beta_0 .. beta_{T-1}``.
 
-    Index ``i`` of the chain is the time ``t = (i + 1)/T``, where ``alpha^2 = prod_{j <= i} (1 - beta_j)`` exactly;
-    between two steps ``log alpha`` is linear in ``t``, so that solvers in continuous time may stop anywhere.
+    Index ``i`` of the chain is the time ``t = (i + 1)/T``, where ``alpha^2 = prod_{j <= i} (1 - beta_j)`` exactly. Between
+    two indices ``log alpha`` is linear in ``t``, for solvers in continuous time.
 
     Args:
         betas: (T,), each in (0, 1).
@@ -265,7 +264,7 @@ class DiscreteSchedule(VariancePreserving):
 
     def log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
         position = t * self.num_steps
-        # The table is exact on the grid: (i + 1)/T times T may miss an integer by one rounding.
+        # Exact on the grid: (i + 1)/T times T may differ from an integer by rounding.
         nearest = position.round()
         position = torch.where((position - nearest).abs() < 1e-9, nearest, position)
         left = position.floor().long().clamp_(0, self.num_steps - 1)
@@ -275,11 +274,11 @@ class DiscreteSchedule(VariancePreserving):
     def time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
         table = self._log_alpha.to(log_alpha.device)
         left = (torch.searchsorted(-table, -log_alpha, right=True) - 1).clamp_(0, self.num_steps - 1)
-        share = (log_alpha - table[left]) / (table[left + 1] - table[left])
-        return (left + share.clamp(max=1.0)) / self.num_steps
+        fraction = (log_alpha - table[left]) / (table[left + 1] - table[left])
+        return (left + fraction.clamp(max=1.0)) / self.num_steps
 
     def times(self, steps: int | None = None) -> Tensor:
-        """Visit the whole chain, or the indices 0, T/steps, 2T/steps, ... of it (rounded down), and then t = 0."""
+        """Return the full chain, or its indices 0, T/steps, 2T/steps, ... (rounded down), followed by t = 0."""
         steps = self.num_steps if steps is None else steps
         if not 1 <= steps <= self.num_steps:
             raise ValueError(f"steps must be in 1..{self.num_steps}, the length of the chain, not {steps}")
@@ -288,7 +287,7 @@ class DiscreteSchedule(VariancePreserving):
 
 
 class LinearSchedule(DiscreteSchedule):
-    """DDPM's schedule: betas rise linearly from 1e-4 to 2e-2 at T = 1000, and scale by 1000/T otherwise."""
+    """The linear schedule of DDPM: betas from 1e-4 to 2e-2 at T = 1000, scaled by 1000/T otherwise."""
 
     def __init__(self, num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 2e-2):
         if num_steps < 2:
@@ -299,7 +298,7 @@ class LinearSchedule(DiscreteSchedule):
 
 
 class CosineSchedule(DiscreteSchedule):
-    """Improved DDPM's schedule: ``abar(t) = cos^2((t + s)/(1 + s) pi/2)``, betas capped at 0.999."""
+    """The cosine schedule of Improved DDPM: ``abar(t) = cos^2((t + s)/(1 + s) pi/2)``, betas capped at 0.999."""
 
     def __init__(self, num_steps: int = 1000, s: float = 0.008):
         if num_steps < 2:

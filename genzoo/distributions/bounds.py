@@ -1,14 +1,13 @@
-r"""Lower bounds of a log density by latents: what is reported, and what is minimised in its place.
+r"""Variational lower bounds of a log density, and the KL weighting of training losses.
 
-With an approximate posterior q(z | x) the log density of an event splits into what its description by z loses and costs,
+With an approximate posterior q(z | x) the ELBO is the negative sum of distortion and rate,
 
     log p(x) >= E_q log p(x | z) - KL(q(z | x) || p(z)) = -distortion - rate,
 
-and K draws of z with weights ``w_k = p(x, z_k) / q(z_k | x)`` give a tighter bound, E log 1/K sum_k w_k.
+and K samples with weights ``w_k = p(x, z_k) / q(z_k | x)`` give the tighter importance-weighted bound, E log 1/K sum_k w_k.
 
-Training may charge for the rate otherwise than the bound does: less at first, so that latents are learned before they are
-priced (warm-up); nothing for the first nats of each group of latents, so that none is given up early (free bits); or
-``beta`` times as much throughout. None of it belongs in a bound that is reported.
+Training losses may reweight the rate, against posterior collapse: by a linear warm-up, by free bits per group of latents, or by
+a constant ``beta``. Reported bounds are not reweighted.
 
 References:
     Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", 2016, https://arxiv.org/abs/1509.00519 (eq. 8).
@@ -29,16 +28,15 @@ from genzoo.numerics import distributed
 
 
 def importance_weighted(log_weights: Tensor) -> tuple[Tensor, Tensor | None]:
-    r"""Return the bound that K weights give, ``log 1/K sum_k w_k``, and its standard error, (K, B) -> (B,), (B,) or None.
+    r"""Importance-weighted bound ``log 1/K sum_k w_k`` and its standard error, (K, B) -> (B,), (B,) or None for K = 1.
 
-    The error is the jackknife's: with ``v_k`` the bound of all weights but w_k,
+    The standard error is the jackknife estimate: with ``v_k`` the bound of all weights but w_k,
 
         stderr^2 = (K - 1)/K sum_k (v_k - mean of v)^2
 
-    Where weights are alike it is that of the delta method, ``std(w)/(sqrt(K) mean(w))``, which never exceeds 1 nat. Where one
-    weight outweighs the others, as those of high-dimensional events do, it goes on growing: over repetitions its root mean
-    square is the spread of the bound within 15 %, with two draws (too small) as with many. Of a single event it is as rough as
-    K draws allow, and of one draw unknown: None.
+    For similar weights it agrees with the delta method, ``std(w)/(sqrt(K) mean(w))``. That is at most 1 nat, even where
+    one weight dominates, as in high dimensions; there the root mean square of the jackknife estimate over repetitions is within
+    15 % of the standard deviation of the bound (for K = 2 too small).
 
     References:
         Efron, Stein, "The Jackknife Estimate of Variance", 1981, https://doi.org/10.1214/aos/1176345462.
@@ -56,17 +54,17 @@ def importance_weighted(log_weights: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 class RateCost(nn.Module):
-    r"""What the loss charges for the rate, in nats.
+    r"""The weighted KL term of a training loss, in nats.
 
         beta min(1, seen / warmup) sum_j max(free_bits, mean over the batch of KL_j)
 
-    with ``KL_j`` the divergence of group j of the latents: one latent, or one channel of a feature map over all of its
-    places (Kingma et al. 2016). ``seen`` counts the images of training and is saved with the weights.
+    with ``KL_j`` the divergence of group j of the latents: a latent, or a channel of a feature map summed over positions
+    (Kingma et al. 2016). ``seen`` is the number of training images, saved with the weights.
 
     Args:
-        beta: weight of the rate.
-        warmup: images over which the weight rises linearly from zero; 0 for none.
-        free_bits: nats of each group that cost nothing more.
+        beta: weight of the KL term.
+        warmup: images over which the weight increases linearly from 0; 0 for no warm-up.
+        free_bits: nats per group below which the KL is not minimised.
     """
 
     seen: Tensor
@@ -80,19 +78,19 @@ class RateCost(nn.Module):
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     def forward(self, *divergences: Tensor) -> Tensor:
-        """Return the cost of one batch, ().
+        """Return the weighted KL of a batch, ().
 
         Args:
             divergences: KL of each latent, (B, groups, ...), from one or several layers.
         """
         groups = [kl.reshape(*kl.shape[:2], -1).sum(2).mean(0) for kl in divergences]
         rates = torch.cat(groups)
-        if self.training and self.free_bits:  # without free bits the cost is a mean over examples
+        if self.training and self.free_bits:  # nonlinear in the mean over the batch
             rates = distributed.all_reduce_mean(rates)
         rate = rates.clamp(min=self.free_bits).sum()
         weight = (self.seen / self.warmup).clamp(max=1) if self.warmup else 1.0
         return self.beta * weight * rate
 
     def count(self, images: int) -> None:
-        """Advance the warm-up by the images of a training step."""
+        """Count the images of a training step, for the warm-up."""
         self.seen += images

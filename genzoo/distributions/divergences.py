@@ -13,8 +13,8 @@ from torch import Tensor
 def kl_normal(
     mean_q: Tensor, log_var_q: Tensor, mean_p: Tensor | float = 0.0, log_var_p: Tensor | float = 0.0
 ) -> Tensor:
-    """KL(N(mean_q, exp log_var_q) || N(mean_p, exp log_var_p)) of each element; by default from N(0, 1)."""
-    if not isinstance(log_var_p, Tensor):  # filled, and not copied from the host, which would wait for the device
+    """KL(N(mean_q, exp log_var_q) || N(mean_p, exp log_var_p)), elementwise; p is N(0, 1) by default."""
+    if not isinstance(log_var_p, Tensor):  # a copy from the host would synchronise
         log_var_p = torch.full((), log_var_p, dtype=mean_q.dtype, device=mean_q.device)
     ratio = log_var_q - log_var_p
     return 0.5 * (ratio.exp() - 1 - ratio + (mean_q - mean_p) ** 2 * torch.exp(-log_var_p))

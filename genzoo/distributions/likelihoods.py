@@ -1,12 +1,11 @@
-r"""Likelihoods: laws of an event given the output of a network.
+r"""Likelihoods p(x | params), parameterised by the output of a network.
 
-A likelihood turns the output of a network, (B, P, ...), into a law of the event, (B, C, ...), with ``P = num_params(C)``
-numbers for the C channels of each pixel, and answers three questions about it: the log density of an event, its mean, and
-a draw. Pixels are independent given the output. Every log density is on the measure of the data, so that a discrete
-probability P counts as log P + D log(K/2) (see ``genzoo.distributions.discretization``).
+The output, (B, P, ...), has ``P = num_params(C)`` parameters for the C channels of each pixel of an event, (B, C, ...). Pixels
+are conditionally independent. Log densities are with respect to Lebesgue measure on the data: a discrete probability P counts
+as log P + D log(K/2) (see ``genzoo.distributions.discretization``).
 
-Channels are independent too, except in ``Categorical`` and ``LogisticMixture``, which chain them: red, then green given
-red, then blue given both.
+Channels are independent too, except in ``Categorical`` and ``LogisticMixture``, which chain them: red, green given red, blue
+given both.
 
 References:
     Salimans, Karpathy, Chen, Kingma, "PixelCNN++", 2017, https://arxiv.org/abs/1701.05517 (eq. 2, discretised logistic
@@ -37,13 +36,13 @@ LOG_SCALE_MIN = -7.0
 
 
 class Likelihood(nn.Module, ABC):
-    """The law of an event given ``num_params(C)`` numbers for each of its pixels."""
+    """The distribution of an event given ``num_params(C)`` parameters per pixel."""
 
-    levels: int | None = None  # of the integers whose law it is; None for a density of real vectors
+    levels: int | None = None  # of a discrete likelihood; None for a density
 
     @abstractmethod
     def num_params(self, channels: int) -> int:
-        """Return how many numbers the law of a pixel takes."""
+        """Return the number of parameters per pixel."""
 
     @abstractmethod
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
@@ -51,72 +50,72 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def mean(self, params: Tensor) -> Tensor:
-        """Return the mean of the law, (B, C, ...), where the data have levels on the level that holds it."""
+        """Return the mean, (B, C, ...); for discrete likelihoods rounded to a bin center."""
 
     @abstractmethod
     def sample(self, params: Tensor, rng: torch.Generator | None = None) -> Tensor:
-        """Draw from the law, (B, C, ...)."""
+        """Draw samples, (B, C, ...)."""
 
     def check(self, levels: int | None) -> None:
-        """Refuse data with other levels; the dequantised values of any image have a density.
+        """Check the number of levels of the data; a density applies to any.
 
         Raises:
-            ValueError: saying both numbers.
+            ValueError: for a discrete likelihood with another number of levels.
         """
         if self.levels not in (None, levels):
-            raise ValueError(f"the likelihood is of integers with {self.levels} levels, the data have levels={levels}")
+            raise ValueError(f"the likelihood has {self.levels} levels, the data levels={levels}")
 
-    def init_statistics(self, x: Tensor) -> Tensor:
-        """Return what may be known of an event, such as by an encoder: its levels where the law is one of integers.
+    def encoder_input(self, x: Tensor) -> Tensor:
+        """Return the input of an encoder: for a discrete likelihood x without dequantisation noise.
 
-        The noise of dequantisation is no part of an integer: a posterior that saw it would bound nothing.
+        A posterior that depended on the noise would not give a bound.
         """
         return x if self.levels is None else to_bin_centers(x, self.levels)
 
     def channels(self, params: Tensor) -> int:
-        """Return how many channels the event has that a network's output describes."""
+        """Return the number of channels of the event, from that of the parameters."""
         return next(c for c in itertools.count(1) if self.num_params(c) >= params.shape[1])
 
 
 def _precise(params: Tensor) -> Tensor:
-    """Move the output of a network to float32 or better: log-likelihoods are sums of many terms."""
+    """Cast the output of a network to float32 or better, for sums of many terms."""
     return params if params.dtype == torch.float64 else params.float()
 
 
 def _levels(levels: int | None) -> int:
-    """Refuse data without levels."""
+    """Reject data without levels."""
     if levels is None:
-        raise ValueError("a discrete likelihood needs data with levels: use a Gaussian one for points of the plane")
+        raise ValueError("a discrete likelihood needs data with levels: use a Gaussian one for real vectors")
     return levels
 
 
 def _summed(log_p: Tensor) -> Tensor:
-    """Add up the pixels of each event, (B, ...) -> (B,); a vector is a single pixel, with no dimension of its own."""
+    """Sum over pixels, (B, ...) -> (B,); a vector is a single pixel without dimensions."""
     return log_p.reshape(len(log_p), math.prod(log_p.shape[1:])).sum(1)
 
 
 def _draw_index(logits: Tensor, u: Tensor) -> Tensor:
-    """Draw an index of dimension 1 by inversion of the cumulative sum, (B, K, ...) and uniform (B, 1, ...) -> (B, 1, ...)."""
+    """Sample a categorical over dimension 1 by inversion, logits (B, K, ...) and uniform u (B, 1, ...) -> (B, 1, ...)."""
     cdf = cumulative_sum(logits.double().softmax(1), 1)
     below = cdf <= u * cdf[:, -1:]
     return below.sum(1, keepdim=True).clamp_(max=logits.shape[1] - 1)
 
 
 def _logistic(u: Tensor) -> Tensor:
-    """Turn uniform noise into that of the standard logistic law, without its infinite ends."""
+    """Transform uniform to standard logistic noise, with clamped tails."""
     u = u.clamp(1e-5, 1 - 1e-5)
     return torch.log(u) - torch.log1p(-u)
 
 
 def _chained(own: Tensor, slopes: Tensor, before: Tensor) -> Tensor:
-    """Shift the next channel's own numbers by the channels before it, (B, M, C, ...) and (B, 1 or M, c, ...) -> (B, M, ...)."""
+    """Shift the parameters of channel c by the c channels before it, (B, M, C, ...), (B, 1 or M, c, ...) -> (B, M, ...)."""
     c = before.shape[2]
     start = c * (c - 1) // 2
     return own[:, :, c] + (slopes[:, :, start : start + c] * before).sum(2)
 
 
 class Gaussian(Likelihood):
-    """A normal law; its log variance is one learned number, or with ``per_element`` an output of the network."""
+    """A Gaussian with a single learned log variance, or with ``per_element`` one predicted per element."""
 
     def __init__(self, per_element: bool = False, log_var: float = 0.0):
         super().__init__()
@@ -144,7 +143,7 @@ class Gaussian(Likelihood):
 
 
 def logistic_log_mass(k: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Tensor:
-    r"""Log probability of each level under a logistic law integrated over bins, elementwise.
+    r"""Log probability of each level under a discretised logistic, elementwise.
 
         P(k) = s((x_k + 1/K - mu)/b) - s((x_k - 1/K - mu)/b),    s the logistic function, x_k the centre of bin k
 
@@ -168,10 +167,7 @@ def logistic_log_mass(k: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -
 
 
 class DiscretizedLogistic(Likelihood):
-    """A logistic law of each element integrated over the bin of each level.
-
-    The log scale is an output of the network, at least -7.
-    """
+    """A discretised logistic of each element, with a predicted log scale of at least -7."""
 
     levels: int
 
@@ -199,15 +195,15 @@ class DiscretizedLogistic(Likelihood):
 
 
 class LogisticMixture(Likelihood):
-    r"""A mixture of discretised logistic laws whose indicator is common to the channels of a pixel, which are chained.
+    r"""A mixture of discretised logistics, with one component per pixel and chained channels.
 
         P(r, g, b) = sum_m pi_m P(r | mu_r, s_r) P(g | mu_g + c_1 r, s_g) P(b | mu_b + c_2 r + c_3 g, s_b)
 
-    with all parameters those of component m, and c the hyperbolic tangent of an output.
+    with the parameters of component m, and c the hyperbolic tangent of an output.
 
     Args:
         levels: K.
-        components: how many logistic laws are mixed.
+        components: number of mixture components.
     """
 
     levels: int
@@ -238,7 +234,7 @@ class LogisticMixture(Likelihood):
         return log_density(_summed(log_mass), x[0].numel(), self.levels)
 
     def mean(self, params: Tensor) -> Tensor:
-        """Return the mean of the locations: bins, and what the ends cut off, are left out of account."""
+        """Return the mean of the locations, an approximation that ignores discretisation and truncation."""
         logits, mean, _, coefficients = self._split(params)
         x = mean[:, :, :0]
         for _ in range(mean.shape[2]):
@@ -246,10 +242,10 @@ class LogisticMixture(Likelihood):
         return to_bin_centers((logits.softmax(1) * x).sum(1).to(params.dtype), self.levels)
 
     def sample(self, params: Tensor, rng: torch.Generator | None = None) -> Tensor:
-        logits, *laws = self._split(params)
+        logits, *parameters = self._split(params)
         u = rand(logits[:, 0].shape, rng=rng, device=params.device)
         index = _draw_index(logits.squeeze(2), u)[:, :, None]
-        mean, log_scale, coefficients = (law.gather(1, index.expand(-1, -1, *law.shape[2:])) for law in laws)
+        mean, log_scale, coefficients = (p.gather(1, index.expand(-1, -1, *p.shape[2:])) for p in parameters)
         noise = torch.exp(log_scale) * _logistic(rand(mean[:, 0].shape, rng=rng, device=params.device))[:, None]
         x = mean[:, :, :0]
         for c in range(mean.shape[2]):
@@ -259,9 +255,9 @@ class LogisticMixture(Likelihood):
 
 
 class Bernoulli(Likelihood):
-    """A coin for each element of a binary image.
+    """A Bernoulli distribution of each element of a binary image.
 
-    Cross-entropy against grey values is the likelihood of no data: other numbers of levels are refused.
+    Other numbers of levels are rejected, since cross-entropy with grey values is not a likelihood.
     """
 
     def __init__(self, levels: int = 2):
@@ -288,14 +284,14 @@ class Bernoulli(Likelihood):
 
 
 class Categorical(Likelihood):
-    r"""A probability for each level; the levels need have no order.
+    r"""A categorical distribution over levels, ordered or not.
 
-    The channels of a pixel are chained: those before tilt the logits of channel c,
+    The channels of a pixel are chained: preceding ones shift the logits of channel c,
 
         P(k_c = k | k_0, ..., k_{c-1}) = softmax_k(l_ck + sum_{j<c} t_cjk x_j),    x_j the centre of bin k_j
 
-    whose slopes t are outputs of the network as the logits l are. A normal law of channel c with a mean linear in x is of
-    this form, with a slope proportional to k.
+    with logits l and slopes t predicted by the network. A discretised Gaussian of channel c with a mean linear in x has this
+    form, with a slope proportional to k.
     """
 
     levels: int
@@ -322,7 +318,7 @@ class Categorical(Likelihood):
         return log_density(log_mass.flatten(1).sum(1), x[0].numel(), self.levels)
 
     def mean(self, params: Tensor) -> Tensor:
-        """Return the mean of each channel given the means of those before it."""
+        """Return the mean of each channel given the means of the preceding ones."""
         logits, slopes = self._split(params)
         centre = bin_center(torch.arange(self.levels, device=params.device), self.levels, logits.dtype)
         x = logits[:, :1, :0]
@@ -342,18 +338,18 @@ class Categorical(Likelihood):
 
 
 class GaussianMixture(Likelihood):
-    """A mixture of normal laws with diagonal covariances, for data without levels.
+    """A mixture of Gaussians with diagonal covariances, for data without levels.
 
     Args:
         levels: of the data; must be None.
-        components: how many normal laws are mixed.
+        components: number of mixture components.
     """
 
     def __init__(self, levels: int | None = None, components: int = 8):
         super().__init__()
         if levels is not None:
             raise ValueError(
-                f"a Gaussian mixture knows nothing of the {levels} levels of images: use a discrete likelihood"
+                f"a Gaussian mixture is for real vectors, not images with {levels} levels: use a discrete likelihood"
             )
         if components < 1:
             raise ValueError(f"components must be at least 1, not {components}")
@@ -379,18 +375,18 @@ class GaussianMixture(Likelihood):
         return (logits.softmax(1) * mean).sum(1).to(params.dtype)
 
     def sample(self, params: Tensor, rng: torch.Generator | None = None) -> Tensor:
-        logits, *law = self._split(params)
+        logits, *moments = self._split(params)
         u = rand(logits[:, 0].shape, rng=rng, device=params.device)
         index = _draw_index(logits.squeeze(2), u)[:, :, None]
-        mean, log_std = (part.gather(1, index.expand(-1, -1, *part.shape[2:])).squeeze(1) for part in law)
+        mean, log_std = (part.gather(1, index.expand(-1, -1, *part.shape[2:])).squeeze(1) for part in moments)
         eps = randn(mean.shape, rng=rng, device=params.device, dtype=mean.dtype)
         return (mean + torch.exp(log_std) * eps).to(params.dtype)
 
 
 def log_ndtr(x: Tensor) -> Tensor:
-    """Log of the standard normal distribution function, elementwise, with the right gradient far out in the lower tail.
+    """Log of the standard normal CDF, elementwise, with the correct gradient in the lower tail.
 
-    There torch.special.log_ndtr has the value and loses the gradient: in float32 that at -3e4 is .4.
+    The gradient of torch.special.log_ndtr is wrong there: in float32 0.4 at -3e4.
     """
     below = x < -1
     tail = torch.where(below, x, -1.0)
@@ -399,9 +395,9 @@ def log_ndtr(x: Tensor) -> Tensor:
 
 
 def discretized_gaussian_log_mass(x: Tensor, mean: Tensor, log_var: Tensor, levels: int) -> Tensor:
-    """Log probability of the level of each element under a normal law integrated over bins, elementwise.
+    """Log probability of the level of each element under a discretised Gaussian, elementwise.
 
-    The first and the last bin reach to infinity (Ho et al. 2020, eq. 13).
+    The first and the last bin extend to infinity (Ho et al. 2020, eq. 13).
 
     Args:
         x: data on [-1, 1], (B, ...).
@@ -414,12 +410,12 @@ def discretized_gaussian_log_mass(x: Tensor, mean: Tensor, log_var: Tensor, leve
     inverse = torch.exp(-0.5 * log_var)
     upper = (centre + 1 / levels - mean) * inverse
     lower = (centre - 1 / levels - mean) * inverse
-    # Work in the tail where both ends are negative, so that the difference of two numbers near 1 never occurs.
+    # Use the tail where both limits are negative, to avoid differences of numbers near 1.
     flip = centre > mean
     hi = torch.where(flip, -lower, upper)
     lo = torch.where(flip, -upper, lower)
     log_hi, log_lo = log_ndtr(hi), log_ndtr(lo)
-    # Far out in the tail the two logarithms round to one number; exp of this one is still below 1.
+    # In the far tail the logarithms round to equal numbers; the bound keeps exp below 1.
     least = max(1e-12, torch.finfo(log_hi.dtype).eps)
     inner = log_hi + torch.log1p(-torch.exp((log_lo - log_hi).clamp(max=-least)))
     first, last = log_ndtr(upper), log_ndtr(-lower)
@@ -427,10 +423,10 @@ def discretized_gaussian_log_mass(x: Tensor, mean: Tensor, log_var: Tensor, leve
 
 
 def default_likelihood(levels: int | None) -> Likelihood:
-    """Return the likelihood of autoencoders: a discretised logistic of integers, a normal of real numbers."""
+    """Return the default likelihood of VAEs: a discretised logistic for images, a Gaussian for real vectors."""
     return Gaussian() if levels is None else DiscretizedLogistic(levels)
 
 
 def default_pixel_likelihood(levels: int | None) -> Likelihood:
-    """Return the likelihood of a pixel given earlier ones: a mixture of logistics of integers, of normals of real numbers."""
+    """Return the default likelihood of autoregressive models: a mixture of logistics for images, of Gaussians otherwise."""
     return GaussianMixture(levels) if levels is None else LogisticMixture(levels)

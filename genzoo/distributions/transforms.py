@@ -1,4 +1,4 @@
-"""Invertible transformations without weights, and their log-determinants."""
+"""Invertible transformations without parameters, and their log-determinants."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from genzoo.numerics import distributed
 
 
 class Logit(nn.Module):
-    """From [-1, 1] to the real line: squeeze to [margin, 1 - margin], then a logit.
+    """The logit transform of [-1, 1], after rescaling to [margin, 1 - margin].
 
         p = margin + (1 - 2 margin) (x + 1)/2,    z = log p - log(1 - p)
         log |dz/dx| = softplus(z) + softplus(-z) + log(1/2 - margin)
@@ -36,18 +36,18 @@ class Logit(nn.Module):
         return z, log_det.flatten(1).sum(1)
 
     def inverse(self, z: Tensor) -> Tensor:
-        """Return x; a latent beyond the squeezed interval lands outside [-1, 1]."""
+        """Return x, which may lie slightly outside [-1, 1]."""
         return (torch.sigmoid(z) - self.margin) / (0.5 - self.margin) - 1
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation of each element of dimension 1, (B, C, ...) -> (B, C, ...).
+    """Invertible batch normalisation over dimension 1, (B, C, ...) -> (B, C, ...).
 
         z = (x - mean)/sqrt(variance + eps)
         log |det| = -h w sum log(variance + eps)/2
 
-    Mean and variance are those of the batch in training, and running averages of them in evaluation and on the way back.
-    Either way they count as constants: the log-determinant of an image leaves out that its batch depends on it.
+    Mean and variance are those of the batch in training, and running averages in evaluation and in the inverse. The
+    log-determinant treats them as constants.
 
     References:
         Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", 2017, https://arxiv.org/abs/1605.08803
@@ -55,8 +55,8 @@ class BatchNorm(nn.Module):
 
     Args:
         channels: C.
-        momentum: how far the running averages move towards the statistics of a batch.
-        eps: least variance.
+        momentum: weight of a batch in the running averages.
+        eps: added to the variance.
     """
 
     mean: Tensor
@@ -69,7 +69,7 @@ class BatchNorm(nn.Module):
         self.register_buffer("variance", torch.ones(channels))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return z and the log-determinant, which all events of a batch share, ()."""
+        """Return z and the log-determinant, shared by the batch, ()."""
         mean, variance = self.mean, self.variance
         if self.training:
             variance, mean = distributed.pooled_moments(*torch.var_mean(x, dim=(0, *range(2, x.ndim)), correction=0))

@@ -14,7 +14,7 @@ from genzoo.errors import REFUSALS, misfit
 from genzoo.evaluation.records import to_record
 from genzoo.evaluation.samples import stored, subset
 from genzoo.evaluation.settings import EvalSettings
-from genzoo.metrics.likelihood import mean_with_error, score_log_prob
+from genzoo.metrics.likelihood import mean_and_stderr, score_log_prob
 from genzoo.metrics.reconstruction import reconstruction_error
 from genzoo.model import Bijective, Bound, Codec, Density, GenerativeModel, reconstruct
 
@@ -46,7 +46,7 @@ def likelihood(model: Density, data: Any, settings: EvalSettings, setting: dict[
     name = f"test/{name}"
     metrics = {name: to_record(name, result.value, result.stderr, {**protocol, **of_bound}, {**setting, **draws})}
     if data.density is not None:
-        truth = mean_with_error(-data.density.log_prob(x))
+        truth = mean_and_stderr(-data.density.log_prob(x))
         protocol = {**protocol, "bound": "EXACT", "model": "the law that made the data"}
         name = "test/nll_truth"
         metrics[name] = to_record(name, truth.value, truth.stderr, protocol, {})

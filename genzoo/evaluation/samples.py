@@ -32,11 +32,11 @@ from genzoo.metrics.kernel import (
     kernel_distance_stderr,
     median_distance,
 )
-from genzoo.metrics.likelihood import mean_with_error
+from genzoo.metrics.likelihood import mean_and_stderr
 from genzoo.metrics.manifold import manifold
 from genzoo.metrics.memorisation import Neighbours, exact_copies, memorisation, neighbours, shifted_copies
-from genzoo.metrics.reference import Reference, cached, sha256_of
-from genzoo.metrics.sample_size import K_COVERAGE, LEAST, K, check_enough
+from genzoo.metrics.reference import Reference, cached, tensor_sha256
+from genzoo.metrics.sample_size import K_COVERAGE, MIN_SAMPLES, K, check_sample_size
 from genzoo.metrics.sliced_wasserstein import DIRECTIONS, sliced_wasserstein
 from genzoo.numerics.random import generator
 
@@ -89,12 +89,12 @@ def feature_scores(
         device: where to compute.
 
     Raises:
-        TooFew: where the samples are fewer than the features.
+        TooFewSamplesError: where the samples are fewer than the features.
     """
     x, real = fake.features.to(device), reference.features.to(device)
-    check_enough(len(x), network, force)
+    check_sample_size(len(x), network, force)
     protocol = {
-        **network.card,
+        **network.metadata,
         "reference": reference.name,
         "reference_sha256": reference.sha256,
         "levels": reference.levels,
@@ -118,7 +118,7 @@ def feature_scores(
             frechet_stderr(x, law),
             {**protocol, "extrapolation": "1/n, k=1..4"},
         )
-    if network.resize is not None and len(real) >= LEAST:
+    if network.resize is not None and len(real) >= MIN_SAMPLES:
         size = min(SUBSET_SIZE, len(real), len(x))
         chosen = [side[subset(len(side), NEIGHBOURS)] for side in (real, x)]
         found["kd"] = MetricResult(
@@ -127,7 +127,7 @@ def feature_scores(
             {**protocol, "kernel": "(x'y/D + 1)^3", "subsets": SUBSETS, "subset_size": size},
         )
     n = min(NEIGHBOURS, len(real), len(x))
-    enough = n >= LEAST
+    enough = n >= MIN_SAMPLES
     shape = manifold(real[subset(len(real), n)], x[subset(len(x), n)], K, K_COVERAGE)._asdict() if enough else {}
     for name, value in shape.items():
         k = K if name in ("precision", "recall") else K_COVERAGE
@@ -159,7 +159,7 @@ def class_scores(
         return {}
     check_finite(logits=fake.logits)
     x, logits = fake.features.to(device), fake.logits.to(device)
-    protocol = {**network.card, "n_fake": len(x)}
+    protocol = {**network.metadata, "n_fake": len(x)}
     found: dict[str, MetricResult] = {}
     if len(logits) >= SPLITS:
         score = inception_score(logits)
@@ -174,7 +174,7 @@ def class_scores(
     y = y.to(device)
     right = (logits.argmax(1) == y).double()
     each = {name: float(right[y == i].mean()) if (y == i).any() else None for i, name in enumerate(names)}
-    accuracy = mean_with_error(right)
+    accuracy = mean_and_stderr(right)
     found["class_accuracy"] = MetricResult(accuracy.value, accuracy.stderr, protocol, {"per_class": each})
     distances = {
         name: frechet_distance_of_features(x[y == i], moments(reference.of_class(i).to(device)))
@@ -201,7 +201,7 @@ def point_scores(fake: Tensor, real: Tensor, name: str) -> dict[str, MetricResul
     bandwidth = median_distance(real)
     protocol = {
         "reference": name,
-        "reference_sha256": sha256_of(real),
+        "reference_sha256": tensor_sha256(real),
         "n_real": len(real),
         "n_fake": len(fake),
     }
@@ -242,7 +242,7 @@ def memorization_scores(
     x, y = fake[subset(len(fake), MEMORISED)], test[subset(len(test), MEMORISED)]
     if len(train) < 3:
         return {}, None
-    key = {"version": 2, "what": "neighbours", "train": sha256_of(train), "test": sha256_of(y), "flip": flip}
+    key = {"version": 2, "what": "neighbours", "train": tensor_sha256(train), "test": tensor_sha256(y), "flip": flip}
     place = train.to(device)
     # Points have no shifts, and the insides of tiny images are alike by chance.
     moves = train.dim() == 4 and min(train.shape[-2:]) >= 8

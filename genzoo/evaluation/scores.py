@@ -31,9 +31,9 @@ from genzoo.metrics.features import (
     default_feature_network,
     feature_network,
 )
-from genzoo.metrics.finite import NotFinite
+from genzoo.metrics.finite import NonFiniteError
 from genzoo.metrics.reference import reference
-from genzoo.metrics.sample_size import check_enough, too_small
+from genzoo.metrics.sample_size import check_sample_size, small_splits
 from genzoo.model import Codec, Density, GenerativeModel
 from genzoo.numerics.precision import full_float32
 from genzoo.numerics.random import SampleStreams
@@ -181,7 +181,7 @@ def quality(
         return {}, [f"{broken} of {len(x)} samples are not finite: they are compared with nothing"]
     try:
         return compare(x, y, subject, settings, setting, network, model.device)
-    except NotFinite as error:  # features of samples that are finite
+    except NonFiniteError as error:  # features of samples that are finite
         return {}, [str(error)]
 
 
@@ -214,7 +214,7 @@ def compare(
     found: dict[str, Any] = {}
     if network is not None:
         status_line(f"features of {len(x)} samples")
-        small = too_small({name: len(images) for name, images in splits.items()}, network)
+        small = small_splits({name: len(images) for name, images in splits.items()}, network)
         if small and not settings.force:
             warnings.append(f"{small}: no such distance was computed; metrics.force=true gives it, marked")
         fake = network.extract(x, settings.batch_size)
@@ -283,12 +283,12 @@ def pick_network(settings: EvalSettings, name: str, event: EventSpec, *, needed:
 
     Raises:
         FeatureError: for a network that cannot be had.
-        TooFew: for fewer samples than it has features.
+        TooFewSamplesError: for fewer samples than it has features.
     """
     features, n = settings.features, settings.n
     if n == 0:
         return None
-    check_enough(n, None, settings.force)
+    check_sample_size(n, None, settings.force)
     check_cache()
     if features is None:
         return None
@@ -305,5 +305,5 @@ def pick_network(settings: EvalSettings, name: str, event: EventSpec, *, needed:
             raise
         log_stderr(f"no FID at the end of this run: {error}")
         return None
-    check_enough(n, network, settings.force)
+    check_sample_size(n, network, settings.force)
     return network

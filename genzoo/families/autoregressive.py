@@ -1,17 +1,14 @@
-r"""Autoregressive models: the chain rule of probability, with a network for its factors.
-
-The pixels of an event are put in raster order, and the density is the product
+r"""Autoregressive models: the chain rule over pixels in raster order,
 
     p(x) = prod_i p(x_i | x_1, ..., x_{i-1})
 
-whose factors are laws of one kind, ``likelihood``, with parameters that a causal network reads off the earlier pixels. All
-factors of a known event come from one evaluation of the network, so that the density is exact and training is by maximum
-likelihood; an event is made pixel by pixel, with one evaluation each, and the channels of a pixel are chained within the
-likelihood.
+Each factor is a ``likelihood`` whose parameters are the output of a causal network of the preceding pixels. One evaluation of
+the network gives all factors of a given event, so that the density is exact and training is by maximum likelihood; sampling
+takes one evaluation per pixel. The channels of a pixel are chained within the likelihood.
 
-The network is a gated PixelCNN or a transformer. A vector of D numbers is a raster of D pixels, each with a continuous
-law: ``p(x_1) p(x_2 | x_1) ...``. Integers that stand for no quantity, such as the codes of a codec, enter one-hot. With
-``patch`` a block of pixels counts as one pixel of many channels: fewer steps, of which each has more to say at once.
+The network is a gated PixelCNN or a transformer. A vector of D numbers is a raster of D pixels with a continuous
+likelihood, ``p(x_1) p(x_2 | x_1) ...``. Categorical data, such as the codes of a codec, are one-hot encoded. With ``patch`` a
+block of pixels is one pixel of many channels, which reduces the number of sampling steps.
 
 References:
     van den Oord, Kalchbrenner, Kavukcuoglu, "Pixel Recurrent Neural Networks", 2016, https://arxiv.org/abs/1601.06759
@@ -40,17 +37,17 @@ from genzoo.nn.causal import CausalNetwork
 
 
 class Autoregressive(Density):
-    """A product of conditional laws in raster order.
+    """An autoregressive model in raster order.
 
     Args:
-        network: builds the causal network, called as ``network(in_shape, out_shape, condition)``, for ``(x, y)``.
-        likelihood: builds the law of a pixel, called as ``likelihood(levels=levels)``.
+        network: factory of the causal network, called as ``network(in_shape, out_shape, condition)``, for ``(x, y)``.
+        likelihood: factory of the likelihood of a pixel, called as ``likelihood(levels=levels)``.
         event, condition: as in ``GenerativeModel``.
-        inputs: how the network sees a pixel: its "values", or which of the levels, its "classes", one-hot.
-        patch: side of the blocks of an image that count as one pixel.
+        inputs: encoding of the network's inputs: the "values" of the pixels, or their "classes", one-hot levels.
+        patch: side of the blocks of an image that are modelled as one pixel.
 
     Raises:
-        ValueError: for classes of data without levels, and blocks that do not tile the image.
+        ValueError: for one-hot inputs of data without levels, and blocks that do not tile the image.
     """
 
     bound = Bound.EXACT
@@ -78,11 +75,11 @@ class Autoregressive(Density):
         self.raster = C * patch**2, H // patch, W // patch
         self.likelihood = likelihood(levels=event.levels)
         channels, *sides = self.raster
-        seen = channels * event.levels if inputs == "classes" and event.levels is not None else channels
-        self.network = network((seen, *sides), (self.likelihood.num_params(channels), *sides), condition)
+        in_channels = channels * event.levels if inputs == "classes" and event.levels is not None else channels
+        self.network = network((in_channels, *sides), (self.likelihood.num_params(channels), *sides), condition)
 
-    def _seen(self, pixels: Tensor) -> Tensor:
-        """Return what the network sees of pixels, (B, C, ...) -> (B, C or C * levels, ...)."""
+    def _network_input(self, pixels: Tensor) -> Tensor:
+        """Encode pixels as network inputs, (B, C, ...) -> (B, C or C * levels, ...)."""
         if self.inputs == "values" or self.levels is None:
             return pixels
         return F.one_hot(quantize(pixels, self.levels), self.levels).movedim(-1, 2).flatten(1, 2).to(pixels.dtype)
@@ -90,21 +87,21 @@ class Autoregressive(Density):
     def _log_prob(self, x: Tensor, y: Tensor | None, num_samples: int, rng: torch.Generator | None) -> LogProb:
         x = x if self.levels is None else to_bin_centers(x, self.levels)
         pixels = F.pixel_unshuffle(x.view(-1, *self.unpatched), self.patch)
-        params = self.network(self._seen(pixels), y).to(x.dtype)
+        params = self.network(self._network_input(pixels), y).to(x.dtype)
         return LogProb(self.likelihood.log_prob(params, pixels))
 
     def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
         nll = -self._log_prob(x, y, 1, rng).value.mean()
-        # In nats a dimension, so that one learning rate serves small and large images.
+        # In nats per dimension, so that one learning rate suits images of any size.
         return Loss(nll / self.dim, {"nll": nll.detach()})
 
     def _sample(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
-        walk = self.network.walk(n, y)
+        state = self.network.incremental(n, y)
         _, H, W = self.raster
         pixels: list[Tensor] = []
         for i in range(H * W):
-            with torch.inference_mode():  # of many small steps, each of which torch then keeps less account
-                params = walk.step(self._seen(pixels[-1]) if i else None)
+            with torch.inference_mode():  # reduces the overhead of many small steps
+                params = state.step(self._network_input(pixels[-1]) if i else None)
             pixels.append(self.likelihood.sample(params.to(self.dtype), rng))
         x = torch.stack(pixels, dim=2).view(n, *self.raster)
         return Samples(F.pixel_shuffle(x, self.patch).view(n, *self.shape), nfe=H * W)

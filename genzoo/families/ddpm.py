@@ -1,26 +1,27 @@
 r"""Denoising diffusion probabilistic models.
 
-A chain of T steps turns data into noise, ``x_t = alpha_t x + sigma_t eps`` with ``alpha_t^2 + sigma_t^2 = 1``. The model is
-the chain in reverse: a normal law for each step, whose mean follows from a network's estimate of the noise,
+A forward chain of T steps diffuses data into noise, ``x_t = alpha_t x + sigma_t eps`` with ``alpha_t^2 + sigma_t^2 = 1``. The
+model is a reverse chain of Gaussian steps, whose means follow from a network's prediction of the noise,
 
     p(x_s | x_t) = N(mean of q(x_s | x_t, x0), v_t I),    x0 = (x_t - sigma_t eps(x_t, t)) / alpha_t.
 
-Training minimises the simple loss of eq. 14, the mean squared error of the noise at a time drawn uniformly,
+Training minimises the simple loss of eq. 14, the mean squared error of the noise at uniform times,
 
     L_simple = E_{t, x, eps} |eps - eps_theta(alpha_t x + sigma_t eps, t)|^2
 
-which weighs the terms of the variational bound anew. The bound itself (eq. 5) is what ``log_prob`` estimates, for images with
-estimates x0 clamped to [-1, 1]; a loss clamps none, so that its gradient flows:
+a reweighted variational bound. ``log_prob`` estimates the bound itself (eq. 5), for images with x0 clamped to [-1, 1]; losses
+do not clamp, which would zero gradients:
 
     -log p(x) <= KL(q(x_T | x) || N(0, I)) + sum_{i=1}^{T-1} E KL(q(x_{i-1} | x_i, x) || p(x_{i-1} | x_i)) - E log p(x | x_0)
 
-**Improved DDPM** learns the variance too. The network's second half, w in [-1, 1], is a place between the two fixed choices,
+**Improved DDPM** learns the variance too. The second half of the network's output, w in [-1, 1], interpolates between the two
+fixed choices,
 
     log v_t = s log beta_t + (1 - s) log (posterior variance),    s = (w + 1)/2,
 
-which L_simple cannot teach. The hybrid objective adds one term of the bound, with the mean held fixed: ``L_simple + T/1000
-L_i``, L_i in bits a dimension. The bound alone may be minimised too; its terms differ by orders of magnitude, so that times
-are best drawn in proportion to ``sqrt(E L_i^2)``, from the last losses seen at each time, and weighed by the inverse.
+of which L_simple is independent. The hybrid objective adds a term of the bound, with a stop-gradient on the mean: ``L_simple +
+T/1000 L_i``, L_i in bits/dim. The bound may also be the objective (vlb); its terms differ by orders of magnitude, so that
+importance sampling draws times in proportion to ``sqrt(E L_i^2)``, estimated from the last losses at each time.
 
 References:
     Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", 2020, https://arxiv.org/abs/2006.11239.
@@ -57,7 +58,7 @@ from genzoo.numerics.random import categorical, randint, randn
 
 
 def geometric_strata(T: int, count: int) -> list[tuple[int, int]]:
-    """Cut 0..T-1 into at most ``count`` ranges [start, stop): index 0 alone, then ranges that widen geometrically."""
+    """Partition 0..T-1 into at most ``count`` ranges [start, stop): index 0 alone, then geometrically growing ranges."""
     edges = [0, 1]
     for left in range(min(count, T) - 1, 0, -1):
         edges.append(max(edges[-1] + 1, round(edges[-1] * (T / edges[-1]) ** (1 / left))))
@@ -65,18 +66,18 @@ def geometric_strata(T: int, count: int) -> list[tuple[int, int]]:
 
 
 class DDPM(Density, Denoiser):
-    """A denoising diffusion model.
+    """A denoising diffusion probabilistic model.
 
     Args:
-        network: builds the network, called as ``network(in_shape, out_shape, condition)``, for ``(x_t, t, y)``.
+        network: factory of the network, called as ``network(in_shape, out_shape, condition)``, for ``(x_t, t, y)``.
         event, condition: as in ``GenerativeModel``.
-        schedule: of the chain; the linear one of 1000 steps by default.
-        prediction: what the network predicts.
-        variance: v_t of a reverse step: "fixedlarge", beta_t, "fixedsmall", the posterior's, or "learned".
-        objective: "simple", "hybrid", which a learned variance needs, or "vlb", the variational bound.
-        importance: whether training draws its times by the losses seen there.
-        condition_dropout: how often training replaces a condition by the null value, for classifier-free guidance.
-        sampler: draws the samples; DDIM with 50 steps by default.
+        schedule: of the chain; linear with 1000 steps by default.
+        prediction: parameterization of the network's output.
+        variance: v_t of a reverse step: "fixedlarge", beta_t, "fixedsmall", that of the posterior, or "learned".
+        objective: "simple", "hybrid", for a learned variance, or "vlb", the variational bound.
+        importance: whether to draw training times by loss-based importance sampling.
+        condition_dropout: probability of replacing a condition by the null value, for classifier-free guidance.
+        sampler: default sampler; DDIM with 50 steps by default.
     """
 
     bound = Bound.LOWER
@@ -105,7 +106,7 @@ class DDPM(Density, Denoiser):
             raise ValueError(f"objective must be simple, hybrid or vlb, not {objective!r}")
         if (objective == "hybrid") != (variance == "learned") and objective != "vlb":
             raise ValueError(
-                f"variance={variance} goes with another objective than {objective}: a learned one with hybrid or vlb"
+                f"variance={variance} is incompatible with objective={objective}: a learned variance needs hybrid or vlb"
             )
         channels, *sides = self.shape
         self.network = network(self.shape, ((2 if variance == "learned" else 1) * channels, *sides), condition)
@@ -115,18 +116,18 @@ class DDPM(Density, Denoiser):
         self.objective = objective
         self.history = LossHistory(self.schedule.num_steps) if importance else None
         self.sampler = sampler or DDIM()
-        # Coefficients of every step of the chain, row i for index i, in float64 whatever the model's dtype.
+        # Coefficients of every step of the chain, row i for index i, float64.
         chain = chain_coefficients(self.path, self.schedule.times())[::-1]
         self._chain = Constant(torch.tensor(chain, dtype=torch.float64))
-        # Index 0 has no posterior variance: it takes the next one's (Ho et al.'s code clips the same way).
+        # The posterior variance of index 0 is 0: it is replaced by the next one, as in the code of Ho et al.
         self._variance_floor = chain[1].posterior_var
 
     def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
         output = call_network(self.network, x_t, t, y)
         if self.variance != "learned":
             return Prediction(self.prediction, output)
-        mean, place = output.chunk(2, dim=1)
-        return Prediction(self.prediction, mean, (place + 1) / 2)
+        mean, w = output.chunk(2, dim=1)
+        return Prediction(self.prediction, mean, (w + 1) / 2)
 
     def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
         x = x if self.levels is None else to_bin_centers(x, self.levels)
@@ -146,13 +147,13 @@ class DDPM(Density, Denoiser):
         if self.objective != "simple":
             if self.objective == "hybrid":
                 prediction = prediction._replace(mean=prediction.mean.detach())
-            terms["vlb"] = self._term(x, x_t, index, prediction, clip=False) / (self.dim * math.log(2))
+            terms["vlb"] = self._vlb_term(x, x_t, index, prediction, clip=False) / (self.dim * math.log(2))
             losses = terms["vlb"] * T / 1000 + (mse if self.objective == "hybrid" else 0.0)
         aux: dict[str, Tensor] = {}
         if weight is not None:
-            seen = {"index": index, "losses": losses}
+            record = {"index": index, "losses": losses}
             if self.training:
-                aux = {name: distributed.all_gather(value.detach()).flatten() for name, value in seen.items()}
+                aux = {name: distributed.all_gather(value.detach()).flatten() for name, value in record.items()}
             losses = weight.to(losses.dtype) * losses
         return Loss(losses.mean(), {name: values.detach().mean() for name, values in terms.items()}, aux)
 
@@ -168,18 +169,17 @@ class DDPM(Density, Denoiser):
         return self.sampler(self, n, y, rng)
 
     def _log_prob(self, x: Tensor, y: Tensor | None, num_samples: int, rng: torch.Generator | None) -> LogProb:
-        """Estimate the variational bound without bias from ``num_samples`` of its T terms.
+        """Estimate the variational bound without bias from ``num_samples`` of its T terms, by stratified sampling.
 
-        The chain's indices are cut into strata: index 0, whose term is the largest by far, alone, and ``num_samples/2 - 1``
-        ranges that widen geometrically, as the terms decay. Two terms are drawn in each; their mean estimates the stratum and
-        their difference its variance.
+        The strata are index 0, by far the largest term, and ``num_samples/2 - 1`` geometrically growing ranges, as the terms
+        decay. Two terms are drawn per stratum; their difference estimates the variance.
 
         Args:
             x, y, rng: as in ``Density``.
-            num_samples: evaluations of the network for each event, even and at least 4.
+            num_samples: network evaluations per event, even and at least 4.
 
         Raises:
-            ValueError: for another ``num_samples``.
+            ValueError: for an odd ``num_samples``, or below 4.
         """
         if num_samples < 4 or num_samples % 2:
             raise ValueError(f"num_samples must be even and at least 4, not {num_samples}")
@@ -189,7 +189,7 @@ class DDPM(Density, Denoiser):
         variance = torch.zeros_like(value)
         for start, stop in geometric_strata(self.schedule.num_steps, num_samples // 2):
             first, second = (
-                self._drawn_term(x, y, start + randint(stop - start, (B,), rng=rng, device=x.device), rng)
+                self._sampled_vlb_term(x, y, start + randint(stop - start, (B,), rng=rng, device=x.device), rng)
                 for _ in range(2)
             )
             value = value - (stop - start) * (first + second) / 2
@@ -201,17 +201,17 @@ class DDPM(Density, Denoiser):
         c = self.schedule.at(torch.ones((), device=x.device))
         return kl_normal(c.alpha.to(x) * x, (2 * c.sigma.log()).to(x).expand_as(x)).flatten(1).sum(1)
 
-    def _drawn_term(self, x: Tensor, y: Tensor | None, index: Tensor, rng: torch.Generator | None) -> Tensor:
-        """Draw noise, and return a term of the bound for each event."""
+    def _sampled_vlb_term(self, x: Tensor, y: Tensor | None, index: Tensor, rng: torch.Generator | None) -> Tensor:
+        """Draw x_t, and return a term of the bound for each event."""
         t = (index + 1).double() / self.schedule.num_steps
         x_t = self.path.sample(x, randn(x.shape, rng=rng, device=x.device, dtype=x.dtype), t)
-        return self._term(x, x_t, index, self.predict(x_t, t, y), clip=self.levels is not None)
+        return self._vlb_term(x, x_t, index, self.predict(x_t, t, y), clip=self.levels is not None)
 
-    def _term(self, x: Tensor, x_t: Tensor, index: Tensor, prediction: Prediction, *, clip: bool) -> Tensor:
-        """One term of the bound for each event, at the chain's ``index``, (B,): a KL, or -log p(x | x_0) at index 0.
+    def _vlb_term(self, x: Tensor, x_t: Tensor, index: Tensor, prediction: Prediction, *, clip: bool) -> Tensor:
+        """Return a term of the bound for each event, at ``index``, (B,): a KL, or -log p(x | x_0) at index 0.
 
-        ``clip`` clamps the estimate of the data to [-1, 1], as the sampler does: in a bound that is reported, and in no
-        loss, since a clamped pixel has no gradient (Nichol and Dhariwal's code does the same).
+        ``clip`` clamps the estimate of the data to [-1, 1], as samplers do: for reported bounds, not for losses, since
+        a clamped pixel has no gradient (as in the code of Nichol and Dhariwal).
         """
         chain = self._chain.on(x.device)[index].to(x.dtype).view(len(x), -1, *[1] * (x.ndim - 1))
         _, _, _, _, sigma_t, alpha_s, _, var_ts, posterior_var, _, _ = chain.unbind(1)  # the fields of StepCoefficients
@@ -219,7 +219,7 @@ class DDPM(Density, Denoiser):
         x0 = self.path.convert(prediction, x_t, t, "x0")
         if clip:
             x0 = x0.clamp(-1, 1)
-        # The two means differ by their estimates of x alone.
+        # The means differ in x0 alone.
         gap = alpha_s * var_ts / sigma_t**2 * (x - x0)
         first = (index == 0).view(sigma_t.shape)
         posterior = torch.where(first, self._variance_floor, posterior_var).log().expand_as(x)
@@ -229,27 +229,27 @@ class DDPM(Density, Denoiser):
         if self.levels is None:
             nll = 0.5 * ((x - x0) ** 2 * torch.exp(-log_var) + math.log(2 * math.pi) + log_var).flatten(1).sum(1)
         else:
-            # At other indices x0 may be so far off that the mass underflows, and the gradient of what is not used is NaN.
+            # At other indices the mass may underflow, and the gradient of the unused branch be NaN.
             mean = torch.where(first, x0, x)
             log_mass = discretized_gaussian_log_mass(x, mean, log_var, self.levels).flatten(1).sum(1)
             nll = -log_density(log_mass, self.dim, self.levels)
         return torch.where(index == 0, nll, kl)
 
     def _log_var(self, posterior: Tensor, large: Tensor, forward: Tensor, prediction: Prediction) -> Tensor:
-        """Log variance of a reverse step, (B, *shape); ``large`` is the forward step's, but at index 0 the posterior's."""
-        if prediction.variance_share is not None:
-            return prediction.variance_share * forward + (1 - prediction.variance_share) * posterior
+        """Log variance of a reverse step, (B, *shape); ``large`` is that of the forward step, at index 0 of the posterior."""
+        if prediction.variance_weight is not None:
+            return prediction.variance_weight * forward + (1 - prediction.variance_weight) * posterior
         return large.expand_as(posterior) if self.variance == "fixedlarge" else posterior
 
 
 class LossHistory(nn.Module):
-    """The last losses seen at each time, and a law of times in proportion to their root mean squares.
+    """Importance sampling of times in proportion to the root mean square of their last losses.
 
-    Until every time has been seen ``LAST`` times, times are drawn uniformly (Nichol, Dhariwal 2021, eq. 18).
+    Times are uniform until each has ``LAST`` losses (Nichol, Dhariwal 2021, eq. 18).
     """
 
     LAST = 10
-    UNIFORM = 1e-3  # share of times that are drawn uniformly for ever, so that none is forgotten
+    UNIFORM_WEIGHT = 1e-3  # mixture weight of the uniform distribution
 
     losses: Tensor
     counts: Tensor
@@ -263,23 +263,23 @@ class LossHistory(nn.Module):
         """Return the probability of each index, (T,) float64."""
         T = len(self.counts)
         weights = self.losses.double().square().mean(1).sqrt()
-        probs = (1 - self.UNIFORM) * weights / weights.sum() + self.UNIFORM / T
-        # Selected and not branched upon: looking would stall an accelerator.
+        probs = (1 - self.UNIFORM_WEIGHT) * weights / weights.sum() + self.UNIFORM_WEIGHT / T
+        # A branch would synchronise with the device.
         return torch.where((self.counts < self.LAST).any(), 1 / T, probs)
 
     def sample(self, n: int, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Draw ``n`` indices, and the weights that keep the mean loss that of uniform times."""
+        """Draw ``n`` indices and their importance weights."""
         probs = self.probs()
         index = categorical(probs, n, rng=rng)
         return index, 1 / (len(probs) * probs[index])
 
     def update(self, index: Tensor, losses: Tensor) -> None:
-        """Remember the losses at some times, (B,), (B,); the newest replace the oldest."""
-        i, order = index.sort(stable=True)  # losses of one time side by side, the oldest first
+        """Record the losses at some indices, (B,), (B,); the newest replace the oldest."""
+        i, order = index.sort(stable=True)  # grouped by index, the oldest first
         begin, end = torch.searchsorted(i, i), torch.searchsorted(i, i, right=True)
         place = torch.arange(len(i), device=i.device)
         slot = i * self.LAST + (self.counts[i] + place - begin) % self.LAST
-        # Only the last ones stay of more than there is room for; the others fall behind the end.
+        # Beyond ``LAST`` per index only the last are kept; the others go to the discarded extra slot.
         slot = torch.where(end - place <= self.LAST, slot, self.losses.numel())
         flat = torch.cat([self.losses.flatten(), self.losses.new_zeros(1)])
         flat.scatter_(0, slot, losses.to(self.losses)[order])

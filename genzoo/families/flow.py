@@ -1,6 +1,6 @@
-r"""Likelihood, loss and sampling of a normalising flow, given its invertible map.
+r"""Normalising flows: likelihood, loss and sampling, given an invertible map.
 
-An invertible map ``f`` takes data to noise, ``z = f(x)``, and the change of variables gives the exact density
+An invertible map ``f`` from data to noise, ``z = f(x)``, has the exact density, by the change of variables,
 
     log p(x) = log N(f(x); 0, I) + log |det df/dx|.
 
@@ -22,7 +22,7 @@ from genzoo.numerics.random import randn
 
 
 class Flow(Density, Bijective):
-    """A density model whose latent is standard normal noise; subclasses define the map and its inverse."""
+    """A normalising flow with a standard normal prior; subclasses define the map and its inverse."""
 
     bound = Bound.EXACT
 
@@ -38,7 +38,7 @@ class Flow(Density, Bijective):
         low, high = (log_det.detach() / self.dim).aminmax()
         if self.training:
             low, high = distributed.all_reduce_minmax(low, high)
-        # In nats per dimension, so that one learning rate serves small and large images.
+        # In nats per dimension, so that one learning rate suits images of any size.
         total = self._penalized(nll) / self.dim
         return Loss(total, {"nll": nll.detach(), "log_det_min": low, "log_det_max": high})
 
@@ -48,7 +48,7 @@ class Flow(Density, Bijective):
                 self._forward_and_log_det(x, y)
 
     def _penalized(self, nll: Tensor) -> Tensor:
-        """Add penalties of the weights to the negative log-likelihood."""
+        """Add weight penalties to the negative log-likelihood."""
         return nll
 
     def _sample(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:

@@ -1,26 +1,23 @@
 r"""Flow matching.
 
-A velocity field moves noise to data. Along the straight path between a data point and a noise point (on this project's
-clock: t = 0 is data, t = 1 is noise)
+A velocity field transports noise to data. On the straight path between a data point, t = 0, and a noise point, t = 1,
 
     x_t = (1 - t) x + t eps,      dx_t/dt = eps - x,
 
-the field that transports the whole law is the mean velocity of all pairs that pass through a point,
-``v(x_t, t) = E[dx_t/dt | x_t]``, and regression finds it:
+the marginal velocity field is the conditional expectation ``v(x_t, t) = E[dx_t/dt | x_t]``, learned by regression:
 
     L = E_{t, x, eps} |v_theta(x_t, t) - (alpha' x + sigma' eps)|^2.
 
-Sampling integrates ``dx/dt = v_theta`` from t = 1 to t = 0; latents and densities come from the same ODE, see
-``genzoo.diffusion.probability_flow``. Any Gaussian path will do: ``CondOT`` is the straight one, ``VPSchedule`` that
-of diffusion.
+Sampling integrates ``dx/dt = v_theta`` from t = 1 to t = 0; latents and densities use the same ODE, see
+``genzoo.diffusion.probability_flow``. Any Gaussian path applies: ``CondOT`` is the straight path, ``VPSchedule`` that of
+diffusion.
 
-**Pairing.** Noise and data may be drawn independently, or paired so that paths cross less and the field is straighter: within
-each batch by the assignment of least squared distance (optimal transport), or by a trained model's own ODE (**reflow**),
-whose pairs ``(eps, x = ODE(eps))`` already lie on one trajectory; these are simulated once, before the first step. With
-either, eps depends on x: there is no score any more and no stochastic sampler, while ODE samplers stay right.
+**Coupling.** Noise and data are drawn independently, or coupled to reduce crossings and straighten the field: by minibatch
+optimal transport, or by the ODE of a teacher (**reflow**), with pairs ``(eps, x = ODE(eps))`` simulated once, before the first
+step. Under a coupling eps depends on x: the score and stochastic samplers are undefined, while ODE samplers stay valid.
 
-Samples of class y begin at p(eps) = N(0, I), so that the pairing must leave p(eps | y) = N(0, I): a conditional model pairs
-within each class. Across classes, the noise near a class's data would be paired with it, and p(eps | y) would not be normal.
+Samples of class y start from p(eps) = N(0, I), so that the coupling must preserve p(eps | y) = N(0, I): a conditional model
+couples within each class. A coupling across classes would assign to a class the noise near its data.
 
 References:
     Lipman et al., "Flow Matching for Generative Modeling", 2023, https://arxiv.org/abs/2210.02747 (eq. 9, 20-23).
@@ -54,17 +51,16 @@ from genzoo.numerics import distributed
 from genzoo.numerics.random import SampleStreams, randint, randn
 
 
-def transport(x: Tensor, eps: Tensor, y: Tensor | None = None) -> Tensor:
-    """Reorder noise so that the sum of squared distances to the data is least: (B, *shape), (B, *shape) -> (B, *shape).
+def minibatch_ot(x: Tensor, eps: Tensor, y: Tensor | None = None) -> Tensor:
+    """Minibatch optimal transport: permute noise to minimise the sum of squared distances to the data, (B, *shape) each.
 
-    The data keep their order, and with it their classes. With conditions ``y``, (B, ...), whose distinct values are classes,
-    noise changes places within a class alone: which noise a class has then depends on the classes and not on the data, so that
-    it is N(0, I) in each of them. Where ranks share a batch, noise changes places in all of it.
+    The data keep their order. With conditions ``y``, (B, ...), whose distinct values are classes, noise is permuted within each
+    class, which preserves p(eps | y) = N(0, I). In distributed training the global batch is permuted.
     """
     if distributed.world_size() > 1:
         eps = distributed.all_gather(eps.detach()).flatten(0, 1)
         y = None if y is None else distributed.all_gather(y).flatten(0, 1)
-    # Each rank computes its rows of the costs.
+    # Each rank computes its rows of the cost matrix.
     rows = torch.cdist(x.detach().flatten(1).float(), eps.flatten(1).float()).square()
     cost = distributed.all_gather(rows).flatten(0, 1).cpu().numpy()
     if y is None:
@@ -78,34 +74,33 @@ def transport(x: Tensor, eps: Tensor, y: Tensor | None = None) -> Tensor:
     return eps[torch.from_numpy(order).to(eps.device).chunk(distributed.world_size())[distributed.rank()]]
 
 
-CHUNK = 500  # pairs that are simulated at once
+CHUNK = 500  # pairs per ODE solve
 
 
-class TeacherPairs:
-    """Pairs of noise and data on the trajectories of a trained model's probability-flow ODE.
+class ReflowPairs:
+    """Pairs of noise and data on the probability-flow trajectories of a teacher, for reflow.
 
-    They are neither weights nor buffers of the model that learns them, and its copies, such as the average of its weights,
-    share them: there is one teacher and one pool.
+    They are neither parameters nor buffers of the student, and are shared by its copies, such as the EMA.
 
     Args:
         teacher: the trained model.
-        size: how many pairs.
+        size: number of pairs.
     """
 
     def __init__(self, teacher: Denoiser, size: int):
         self.teacher, self.size = teacher.eval().requires_grad_(False), size
-        self.tensors: dict[str, Tensor] = {}  # "x" and "eps", (size, *shape), and with classes "y", (size,)
+        self.tensors: dict[str, Tensor] = {}  # "x" and "eps", (size, *shape), and if conditional "y"
 
-    def __deepcopy__(self, memo: dict[int, object]) -> TeacherPairs:
+    def __deepcopy__(self, memo: dict[int, object]) -> ReflowPairs:
         return self
 
     @torch.no_grad()
     def simulate(self, model: FlowMatching, chunk: int = CHUNK) -> dict[str, Tensor]:
-        """Solve the teacher's ODE from noise to data for the whole pool, in chunks that several processes share.
+        """Solve the teacher's ODE from noise to data for all pairs, in chunks distributed over the ranks.
 
         Args:
-            model: gives the device, the type and the frequencies of the classes.
-            chunk: pairs at once; pair i depends on i alone, up to rounding.
+            model: the student; provides device, dtype and distribution of conditions.
+            chunk: pairs per solve; pair i depends on i alone, up to rounding.
         """
         device, dtype = model.device, model.dtype
         teacher = self.teacher.to(device=device, dtype=dtype)
@@ -125,28 +120,27 @@ class TeacherPairs:
         for i, part in enumerate(chunks if distributed.world_size() > 1 else []):
             for tensor in tensors.values():
                 distributed.broadcast(tensor[part.start : part.stop], i % distributed.world_size())
-        teacher.cpu()  # an accelerator's memory is the model's
+        teacher.cpu()  # frees device memory
         return tensors
 
 
 class FlowMatching(ProbabilityFlow, Precomputed):
-    """A model of the velocity that moves noise to data.
+    """A flow matching model.
 
     Args:
-        network: builds the network, called as ``network(in_shape, out_shape, condition)``, for ``(x_t, t, y)``.
+        network: factory of the velocity network, called as ``network(in_shape, out_shape, condition)``, for ``(x_t, t, y)``.
         event, condition: as in ``GenerativeModel``.
-        schedule: of the path; the straight one by default.
-        pairing: "independent", or "optimal_transport" within each batch, and within each class of a conditional model. Where
-            ranks share a batch, all of it is paired.
-        teacher: a trained model whose pairs are learned instead of the data's (reflow), or None.
-        pool: how many pairs the teacher makes, once, before the first step; the data are not used then.
-        noise_levels: law of the training times; uniform by default.
-        condition_dropout: how often training replaces a condition by the null value, for classifier-free guidance.
-        sampler: draws the samples; Heun's method with 25 steps by default.
-        tolerance: of the adaptive solver behind latents and densities, relative and absolute.
+        schedule: of the path; ``CondOT`` by default.
+        pairing: "independent", or "optimal_transport" within each batch, and within each class of a conditional model.
+        teacher: for reflow, a trained model whose pairs replace the data; None to train on data.
+        pool: number of pairs of the teacher.
+        noise_levels: distribution of training times; uniform by default.
+        condition_dropout: probability of replacing a condition by the null value, for classifier-free guidance.
+        sampler: default sampler; Heun with 25 steps by default.
+        tolerance: relative and absolute tolerance of the adaptive solver of latents and densities.
 
     Raises:
-        ValueError: for a teacher that is no denoiser of the same data, has another prior, or draws noise on its way.
+        ValueError: for a teacher that is not a denoiser of the same data with a standard normal prior.
     """
 
     def __init__(
@@ -176,17 +170,17 @@ class FlowMatching(ProbabilityFlow, Precomputed):
         self.noise_levels = noise_levels or UniformTime()
         self.sampler = sampler or Heun(steps=25)
         self.rtol = self.atol = tolerance
-        self.pairs = None if teacher is None else TeacherPairs(self._checked(teacher), pool)
+        self.pairs = None if teacher is None else ReflowPairs(self._checked(teacher), pool)
 
     def _checked(self, teacher: Denoiser) -> Denoiser:
         if not isinstance(teacher, Denoiser):
-            raise ValueError(f"teacher: {type(teacher).__name__} has no ODE that could pair noise with data")
+            raise ValueError(f"teacher: {type(teacher).__name__} is not a denoiser and has no probability-flow ODE")
         if (self.event, self.condition) != (teacher.event, teacher.condition):
             raise ValueError(
                 f"teacher: models {teacher.event} with condition {teacher.condition}, not {self.event} with {self.condition}"
             )
         if teacher.path.schedule.prior_std != 1:
-            raise ValueError(f"teacher: its noise has standard deviation {teacher.path.schedule.prior_std:g}, not 1")
+            raise ValueError(f"teacher: its prior has standard deviation {teacher.path.schedule.prior_std:g}, not 1")
         return teacher
 
     def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
@@ -194,11 +188,11 @@ class FlowMatching(ProbabilityFlow, Precomputed):
 
     def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
         if self.pairs is not None:
-            x, eps, y = self._rectified(self.pairs, len(x), x.dtype, rng)
+            x, eps, y = self._draw_pairs(self.pairs, len(x), x.dtype, rng)
         else:
             eps = randn(x.shape, rng=rng, device=x.device, dtype=x.dtype)
             if self.pairing == "optimal_transport":
-                eps = transport(x, eps, y)
+                eps = minibatch_ot(x, eps, y)
         y = self.conditioner.drop(y, rng)
         t = self.noise_levels.sample(len(x), self.path.schedule, rng, x.device)
         x_t = self.path.sample(x, eps, t)
@@ -206,10 +200,10 @@ class FlowMatching(ProbabilityFlow, Precomputed):
         mse = (self.predict(x_t, t, y).mean - target).square().mean()
         return Loss(mse, {"mse": mse.detach()})
 
-    def _rectified(
-        self, pairs: TeacherPairs, n: int, dtype: torch.dtype, rng: torch.Generator | None
+    def _draw_pairs(
+        self, pairs: ReflowPairs, n: int, dtype: torch.dtype, rng: torch.Generator | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Draw pairs of the teacher's: data, noise and classes."""
+        """Draw data, noise and conditions from the teacher's pairs."""
         tensors = self.precompute()
         chosen = randint(pairs.size, (n,), rng=rng, device=self.device)
         drawn = {name: tensor[chosen] for name, tensor in tensors.items()}

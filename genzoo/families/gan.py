@@ -1,26 +1,25 @@
-r"""Generative adversarial networks: non-saturating and hinge GANs, Wasserstein GANs with clipping and with a penalty.
+r"""Generative adversarial networks: non-saturating and hinge GAN, WGAN with weight clipping and with gradient penalty.
 
-A generator turns noise into events, ``x = G(z)``, ``z ~ N(0, I)``, and a critic ``D`` learns to tell them from data. The two
-take turns, several of the critic's for one of the generator's; neither has a density. What the critic is asked for makes
-the family.
+A generator maps noise to events, ``x = G(z)``, ``z ~ N(0, I)``, and a critic ``D`` is trained to separate them from data. They
+are updated alternately, several critic steps per generator step. There is no density. The families differ in the critic's
+objective.
 
-``GAN``: the log odds that an event comes from the data, as a classifier or by a margin,
+``GAN``: the critic's output is the logit of an event being data, with the losses
 
     non-saturating    L_critic = E softplus(-D(x)) + E softplus(D(G(z)))           L_generator = E softplus(-D(G(z)))
     hinge             L_critic = E max(0, 1 - D(x)) + E max(0, 1 + D(G(z)))        L_generator = -E D(G(z))
 
-The best classifier is ``D = log p_data/p_G``, where ``-L_critic = 2 JSD(p_data, p_G) - 2 log 2``. The generator's slope,
-``-sigmoid(-D)`` in each of its logits, is steepest where the critic is surest that it sees a fake.
+The optimal classifier is ``D = log p_data/p_G``, where ``-L_critic = 2 JSD(p_data, p_G) - 2 log 2``. The gradient of the
+non-saturating generator loss in a logit, ``-sigmoid(-D)``, does not vanish for confidently rejected samples.
 
-``WGAN``: a function of bounded slope, which measures Wasserstein's distance in its dual form,
+``WGAN``: the critic is a Lipschitz function that estimates the Wasserstein-1 distance by its dual,
 
     W(p_data, p_G) = sup_{|grad D| <= 1}  E D(x) - E D(G(z))
     L_critic       = E D(G(z)) - E D(x)                                            L_generator = -E D(G(z))
 
-up to the factor that bounds the slope of all critics whose weights lie in [-c, c].
+up to the Lipschitz constant of critics with weights clipped to [-c, c].
 
-``WGANGP``: the same losses, and the slope held near one by a penalty on the norm of the gradient, per sample over all its
-dimensions, at points between data and samples,
+``WGANGP``: the same losses, with a penalty on the gradient norm of each sample at random interpolates of data and samples,
 
     L_critic = E D(G(z)) - E D(x) + lambda E (|grad D(x_hat)|_2 - 1)^2,    x_hat = a x + (1 - a) G(z),  a ~ U[0, 1]
 
@@ -52,22 +51,22 @@ from genzoo.numerics.random import rand, randn
 
 
 class GeneratorAndCritic(Decoder, Adversarial):
-    """What every GAN shares: a generator, a critic and their turns.
+    """Common base of GANs: a generator and a critic, updated alternately.
 
     Args:
-        generator: builds the generator, called as ``generator(in_shape, out_shape, condition)``, for ``(z, y)``.
-        critic: builds the critic, in the same way, for ``(x, y)``.
-        event, condition: as in ``GenerativeModel``; images leave the generator through a tanh.
-        latent_dim: size of z.
-        n_critic: steps of the critic for each of the generator's.
+        generator: factory of the generator, called as ``generator(in_shape, out_shape, condition)``, for ``(z, y)``.
+        critic: factory of the critic, called in the same way, for ``(x, y)``.
+        event, condition: as in ``GenerativeModel``; a generator of images has a final tanh.
+        latent_dim: dimension of z.
+        n_critic: critic steps per generator step.
     """
 
     diagnostics: Mapping[str, Diagnostic] = {
         "critic": Diagnostic("loss of the critic", "", "lower"),
         "generator": Diagnostic("loss of the generator", "", "lower"),
-        "accuracy": Diagnostic("decisions of the critic that are right", "share, 0.5 is a draw"),
-        "distance": Diagnostic("critic on data less critic on samples", "", "lower"),
-        "penalty": Diagnostic("gradient penalty", "mean of (slope - 1) squared", "lower"),
+        "accuracy": Diagnostic("accuracy of the critic", "fraction, 0.5 is chance"),
+        "distance": Diagnostic("E D(x) - E D(G(z))", "", "lower"),
+        "penalty": Diagnostic("gradient penalty", "(|grad D| - 1)^2", "lower"),
         "critic_grad_norm": Diagnostic("gradient of the critic", "norm"),
         "generator_grad_norm": Diagnostic("gradient of the generator", "norm"),
     }
@@ -91,13 +90,13 @@ class GeneratorAndCritic(Decoder, Adversarial):
 
     @abstractmethod
     def critic_loss(self, x: Tensor, fake: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
-        """Return the critic's loss on data and on samples that have no gradient, (B, *shape) each, of classes y."""
+        """Return the critic's loss on data and detached samples, (B, *shape) each, with conditions y."""
 
     @abstractmethod
     def generator_loss(self, fake: Tensor, y: Tensor | None) -> Tensor:
-        """Return the generator's loss, (), on its samples of classes y."""
+        """Return the generator's loss, (), on its samples with conditions y."""
 
-    def players(self) -> dict[str, nn.Module]:
+    def networks(self) -> dict[str, nn.Module]:
         return {"critic": self.critic, "generator": self.generator}
 
     def turn(self, step: int) -> str:
@@ -126,11 +125,11 @@ class GeneratorAndCritic(Decoder, Adversarial):
 
 
 class GAN(GeneratorAndCritic):
-    """A GAN whose critic classifies: Goodfellow's, or the hinge GAN.
+    """A GAN with the non-saturating or the hinge loss.
 
     Args:
         loss: "non_saturating" or "hinge".
-        event, condition, generator, critic, latent_dim, n_critic: as in every GAN, see ``GeneratorAndCritic``.
+        event, condition, generator, critic, latent_dim, n_critic: as in ``GeneratorAndCritic``.
     """
 
     def __init__(
@@ -150,7 +149,7 @@ class GAN(GeneratorAndCritic):
         self.hinge = loss == "hinge"
 
     def critic_loss(self, x: Tensor, fake: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
-        # Two passes: in one, batch norm would mix the statistics of both halves and give each away to the other.
+        # Two passes, so that batch norm does not mix the statistics of data and samples.
         on_data, on_fake = self.critic(x, y).to(x.dtype), self.critic(fake, y).to(x.dtype)
         if self.hinge:
             loss = F.relu(1 - on_data).mean() + F.relu(1 + on_fake).mean()
@@ -165,13 +164,13 @@ class GAN(GeneratorAndCritic):
 
 
 class WGAN(GeneratorAndCritic):
-    """A Wasserstein GAN whose critic has weights in [-c, c].
+    """A Wasserstein GAN with weight clipping.
 
-    Weights are clipped before the first step and after each one (Arjovsky et al. 2017, algorithm 1).
+    Weights are clipped to [-c, c] before the first step and after each step (Arjovsky et al. 2017, algorithm 1).
 
     Args:
-        clip: c, for all of the critic's parameters, those of batch norm included, as in the authors' code.
-        event, condition, generator, critic, latent_dim, n_critic: as in every GAN, see ``GeneratorAndCritic``.
+        clip: c, for all parameters of the critic, including those of batch norm, as in the authors' code.
+        event, condition, generator, critic, latent_dim, n_critic: as in ``GeneratorAndCritic``.
     """
 
     def __init__(
@@ -215,16 +214,15 @@ class WGAN(GeneratorAndCritic):
 def gradient_penalty(
     critic: Callable[[Tensor, Tensor | None], Tensor], x: Tensor, fake: Tensor, y: Tensor | None, a: Tensor
 ) -> Tensor:
-    """Mean squared distance of the critic's slope from one, between data and samples (Gulrajani et al. 2017, eq. 3).
+    """Mean squared deviation of the critic's gradient norm from 1 at interpolates (Gulrajani et al. 2017, eq. 3).
 
-    Computed without autocast: the penalty is a difference of squares, for which bfloat16 is too coarse. The slope is computed
-    where gradients are switched off too, as in a validation.
+    Computed without autocast, since the cancellation is too severe for bfloat16, and with gradients even in a validation.
 
     Args:
-        critic: maps (B, *shape) and classes to (B,) or (B, 1).
+        critic: maps (B, *shape) and conditions to (B,) or (B, 1).
         x, fake: data and samples, (B, *shape).
-        y: classes, (B,).
-        a: place between the two, (B,) in [0, 1].
+        y: conditions, (B, *condition.shape).
+        a: interpolation weight of the data, (B,) in [0, 1].
     """
     differentiable = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
@@ -240,11 +238,14 @@ class WGANGP(GeneratorAndCritic):
 
     Args:
         penalty: lambda.
-        event, condition, generator, critic, latent_dim, n_critic: as in every GAN, see ``GeneratorAndCritic``; batch
-            norm is refused in the critic, since it would make one sample's slope depend on the others.
+        event, condition, generator, critic, latent_dim, n_critic: as in ``GeneratorAndCritic``; the critic must not have batch
+            norm, which couples the gradients of the samples.
+
+    Raises:
+        ValueError: for a critic with batch norm.
     """
 
-    eager = ("critic",)  # of whose slope the slope is wanted
+    eager = ("critic",)  # needs double backward
 
     def __init__(
         self,
@@ -261,11 +262,11 @@ class WGANGP(GeneratorAndCritic):
         if penalty < 0:
             raise ValueError(f"penalty must not be negative, not {penalty}")
         if any(isinstance(module, _BatchNorm) for module in self.critic.modules()):
-            raise ValueError("the gradient penalty is per sample: the critic must have no batch norm")
+            raise ValueError("the gradient penalty is per sample: the critic must not have batch norm")
         self.penalty = penalty
 
     def critic_loss(self, x: Tensor, fake: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
-        # One pass for both halves: half the launches, and no batch statistics that could tell them apart.
+        # One pass for both: without batch statistics the result is the same, with half the kernel launches.
         pair = torch.cat([x, fake]), None if y is None else torch.cat([y, y])
         on_data, on_fake = self.critic(*pair).to(x.dtype).chunk(2)
         distance = on_data.mean() - on_fake.mean()

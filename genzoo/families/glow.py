@@ -1,31 +1,29 @@
-r"""Glow: a normalising flow of activation norms, invertible linear maps of the channels, and affine couplings.
+r"""Glow: a normalising flow of activation norms, invertible 1x1 convolutions and affine couplings.
 
-An invertible map ``f`` takes data to noise, ``z = f(x)``, and the change of variables gives the exact density
+An invertible map ``f`` from data to noise, ``z = f(x)``, has the exact density, by the change of variables,
 
     log p(x) = log N(f(x); 0, I) + log |det df/dx|.
 
-A step of the flow has three layers; h and w are the sides of the feature map, on which every pixel is treated alike:
+A step of the flow has three layers, on a feature map of h x w pixels:
 
     activation norm       x <- (x + b) exp(s)                                    log |det| = h w sum s
     1x1 convolution       x <- W x,  W = P L (U + diag(sign exp d))              log |det| = h w sum d
     affine coupling       x = (a, b):  b <- (b + m(a)) sigmoid(r(a) + 2)         log |det| = sum log sigmoid(r(a) + 2)
 
-P is a fixed permutation, L lower triangular with ones on its diagonal and U upper triangular with none: W starts as a
-random rotation, may become any matrix whose factors have these signs, and neither its determinant nor its inverse costs
-anything. It takes the place of the fixed shuffles between the couplings of RealNVP.
+P is a fixed permutation, L unit lower triangular and U strictly upper triangular. W is initialised as a random rotation; its
+determinant and inverse are cheap. It generalises the fixed permutations between the couplings of RealNVP.
 
-A scale turns blocks of 2x2 pixels into four channels and takes a number of steps. Then half of the channels leave: their
-law given the half that stays is N(mu, sigma^2) with mu and sigma from a zero-initialised convolution. What leaves is put
-out as ``(x - mu)/sigma``, the last half with a mu and sigma of its channel and class, so that all of z is standard normal
-and ``decode`` of normal noise is a draw.
+A scale squeezes 2x2 blocks into channels and applies a number of steps. Then half of the channels are factored out, with
+the conditional prior N(mu, sigma^2) given the other half, mu and sigma from a zero-initialised convolution. The latent is
+``(x - mu)/sigma``, so that z is standard normal; the prior of the last scale has a learned mu and sigma per channel and class.
 
-Images on [-1, 1] first go through the logit of RealNVP, whose way back bounds the samples; the paper has none. Points of
-the plane are images of one pixel, whose coordinates are its channels, at one scale.
+Images on [-1, 1] first go through the logit of RealNVP, whose inverse bounds the samples; the paper has none. Vectors are
+images of one pixel, with one scale.
 
 References:
     Kingma, Dhariwal, "Glow: Generative Flow with Invertible 1x1 Convolutions", 2018, https://arxiv.org/abs/1807.03039
     (table 1 for the three layers, section 3.2 for the decomposition of W), and the authors' code,
-    https://github.com/openai/glow, for the sigmoid and for the laws of what leaves.
+    https://github.com/openai/glow, for the sigmoid and the conditional priors.
 """
 
 from __future__ import annotations
@@ -47,7 +45,7 @@ from genzoo.nn.coupling import ActNorm, EdgeConv
 
 
 class InvertibleConv(nn.Module):
-    """A 1x1 convolution with an invertible matrix of the channels, kept as its factors.
+    """An invertible 1x1 convolution, parameterised by its PLU decomposition.
 
     Args:
         channels: C.
@@ -62,7 +60,7 @@ class InvertibleConv(nn.Module):
         P, L, U = torch.linalg.lu(rotation)
         self.register_buffer("permutation", P.argmax(1))  # row i of W is row permutation[i] of L U
         self.register_buffer("sign", U.diag().sign().float())
-        # One matrix holds all: L below the diagonal, U above it, and on it the logarithms d.
+        # L below the diagonal, U above it, and d on it.
         self.factors = nn.Parameter((L.tril(-1) + U.triu(1) + U.diag().abs().log().diag()).float())
 
     def _triangles(self) -> tuple[Tensor, Tensor]:
@@ -76,7 +74,7 @@ class InvertibleConv(nn.Module):
         return (L @ U)[self.permutation]
 
     def inverse_matrix(self) -> Tensor:
-        """Return the inverse of W, (C, C), by two triangular solves in double precision."""
+        """Return the inverse of W, (C, C), by two triangular solves in float64."""
         L, U = (factor.double() for factor in self._triangles())
         eye = torch.eye(len(L), dtype=L.dtype, device=L.device)
         right = torch.linalg.solve_triangular(L, eye[self.permutation.argsort()], upper=False, unitriangular=True)
@@ -92,11 +90,10 @@ class FlowStep(nn.Module):
     """One step of the flow.
 
     Args:
-        network: builds the net of the coupling, called as ``network(in_shape, out_shape, condition)``; it should start as
-            zero.
-        shape: of the step's input, (C, H, W).
-        affine: whether the coupling scales what it shifts.
-        condition: of the net.
+        network: factory of the coupling's network, called as ``network(in_shape, out_shape, condition)``; zero-initialised.
+        shape: input shape, (C, H, W).
+        affine: whether the coupling is affine or additive.
+        condition: of the network.
     """
 
     def __init__(
@@ -117,11 +114,11 @@ class FlowStep(nn.Module):
         return shift, F.logsigmoid(raw + 2)
 
     def forward(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
-        # A rotation that was rounded to bfloat16 has another determinant: what must be inverted is computed in full.
+        # Invertible layers are computed without autocast: rounding W to bfloat16 changes its determinant.
         with torch.autocast(x.device.type, enabled=False):
             if self.norm.initializing:
                 self.norm.init_statistics(x)
-            # Norm and convolution are one affine map of the channels, W (x + b) exp(s): one pass over the image.
+            # Fuse norm and convolution into one affine map of the channels.
             matrix = self.mix.matrix() * self.norm.log_scale.exp().view(-1)
             x = torch.einsum("ij,bjhw->bihw", matrix, x) + torch.einsum("ij,jhw->ihw", matrix, self.norm.bias)
             log_det = math.prod(self.sides) * (self.norm.log_scale.sum() + self.mix.log_det)
@@ -143,7 +140,7 @@ class FlowStep(nn.Module):
 
 
 class Split(nn.Module):
-    """Half of the channels leave, standardised by moments that depend on the other half."""
+    """Factor out half of the channels, with a Gaussian prior conditioned on the other half."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -167,15 +164,15 @@ class Glow(Flow):
     """A flow of activation norms, invertible 1x1 convolutions and affine couplings.
 
     Args:
-        network: builds the net of a coupling, called as ``network(in_shape, out_shape, condition)``, for ``(x, y)``.
+        network: factory of a coupling's network, called as ``network(in_shape, out_shape, condition)``, for ``(x, y)``.
         event, condition: as in ``GenerativeModel``.
-        scales: of an image; each halves the sides. Vectors have one.
-        steps: of the flow at each scale.
-        affine: whether couplings scale what they shift.
-        logit: whether images go through a logit first; without it, as in the paper, samples may leave [-1, 1].
+        scales: number of scales of an image; each halves the sides. Vectors have one.
+        steps: flow steps per scale.
+        affine: whether couplings are affine or additive.
+        logit: whether to apply a logit to images; without it, as in the paper, samples may leave [-1, 1].
 
     Raises:
-        ValueError: for images whose sides cannot be halved ``scales`` times, and for vectors of one element.
+        ValueError: for images whose sides are not divisible by ``2**scales``, and for vectors of one element.
     """
 
     def __init__(
@@ -197,10 +194,10 @@ class Glow(Flow):
         is_image = len(self.shape) == 3
         self.pixels = C, H, W = self.shape if is_image else (self.dim, 1, 1)
         if is_image and (H % 2**scales or W % 2**scales):
-            raise ValueError(f"scales={scales} needs sides that divide by {2**scales}, not {H}x{W}")
+            raise ValueError(f"scales={scales} needs sides divisible by {2**scales}, not {H}x{W}")
         if not is_image and self.dim < 2:
             raise ValueError("a coupling needs at least two dimensions")
-        self.block = 2 if is_image else 1  # side of the pixel blocks that a scale turns into channels
+        self.block = 2 if is_image else 1  # side of the pixel blocks squeezed into channels
         flows: list[nn.ModuleList] = []
         splits: list[Split] = []
         for i in range(scales if is_image else 1):
@@ -212,7 +209,7 @@ class Glow(Flow):
         self.flows: Sequence[Sequence[FlowStep]] = nn.ModuleList(flows)  # type: ignore[assignment]
         self.splits: Sequence[Split] = nn.ModuleList(splits)  # type: ignore[assignment]
         self.top = C, H, W
-        # Mean and log scale of the channels that never leave; an unconditional flow has those of one class.
+        # Mean and log std of the prior of the last scale; a single class for an unconditional flow.
         top = embed(condition or ClassLabels(1), 2 * C, constant=0.0)
         assert top is not None
         self.top_prior = top
@@ -249,7 +246,7 @@ class Glow(Flow):
             for step in reversed(steps):
                 x = step.inverse(x, y)
             x = F.pixel_shuffle(x, self.block)
-            if i:  # as much left as stayed
+            if i:  # half of the channels were factored out
                 size = x[:1].numel()
                 z, left = z.split([z.shape[1] - size, size], dim=1)
                 x = self.splits[i - 1].inverse(x, left.reshape(x.shape))

@@ -1,20 +1,20 @@
 r"""Hierarchical variational autoencoders.
 
-The latents of a hierarchy are drawn one after another, each from a law that those above it decide,
+The latents have a hierarchical prior,
 
     p(x, z_1, ..., z_L) = p(x | z_1, ..., z_L) prod_l p(z_l | z_<l),    p(z_l | z_<l) = N(mu_l, diag s_l^2),
 
-and the posterior goes down the same way, with the event in view, q(z_l | z_<l, x) = N(m_l, diag r_l^2). So the lower bound
-has a term for each layer, against a prior that is learned and depends on the layers above,
+and a top-down posterior, q(z_l | z_<l, x) = N(m_l, diag r_l^2). The lower bound has a KL term per layer, to a learned prior
+that depends on the layers above,
 
     log p(x) >= E_q [log p(x | z) - sum_l KL(q(z_l | z_<l, x) || p(z_l | z_<l))],                    (ELBO)
 
-and K draws of all layers together give the tighter one
+and K joint samples of all layers give the tighter bound
 
     log p(x) >= E log 1/K sum_k p(x, z^k) / q(z^k | x).                                              (IWAE)
 
-The latent of an event is the noise of the priors, eps_l = (z_l - mu_l)/s_l, which is N(0, I) whatever the weights: to decode
-noise is to sample.
+The latent of an event is the noise of the priors, eps_l = (z_l - mu_l)/s_l, which is N(0, I) for any weights; decoding
+standard normal noise is sampling.
 
 References:
     Sonderby, Raiko, Maaloe, Sonderby, Winther, "Ladder Variational Autoencoders", 2016, https://arxiv.org/abs/1602.02282.
@@ -42,10 +42,10 @@ from genzoo.model import (
     Continuous,
     Density,
     Diagnostic,
-    Inferred,
     LatentVariable,
     LogProb,
     Loss,
+    PosteriorSample,
     Samples,
 )
 from genzoo.nn.ladder import Ladder
@@ -54,35 +54,35 @@ from genzoo.numerics.random import randn
 
 
 class Normal(NamedTuple):
-    """A normal law with a diagonal covariance."""
+    """A Gaussian with diagonal covariance."""
 
     mean: Tensor  # (B, Z, H, W)
     log_std: Tensor
 
     @classmethod
-    def of(cls, moments: Tensor, dtype: torch.dtype) -> Normal:
-        """Read means and log standard deviations off a network's output, (B, 2Z, H, W)."""
+    def from_moments(cls, moments: Tensor, dtype: torch.dtype) -> Normal:
+        """Parameterise by a network's output of means and log standard deviations, (B, 2Z, H, W)."""
         mean, log_std = moments.to(dtype).chunk(2, dim=1)
         return cls(mean, projected_clamp(log_std, -10, 5))
 
     def at(self, eps: Tensor) -> Tensor:
-        """Return the point that is ``eps`` standard deviations from the mean."""
+        """Return ``mean + std eps``."""
         return self.mean + torch.exp(self.log_std) * eps
 
     def standardize(self, z: Tensor) -> Tensor:
-        """Return how many standard deviations a point is from the mean."""
+        """Return ``(z - mean)/std``."""
         return (z - self.mean) * torch.exp(-self.log_std)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Return the log density of each event, (B,), without the constant that all normal laws share."""
+        """Return the log density of each event, (B,), up to the constant -D/2 log 2 pi."""
         return -(0.5 * self.standardize(z).square() + self.log_std).flatten(1).sum(1)
 
 
 class Layer(NamedTuple):
-    """What happened at one layer of a descent."""
+    """Prior, posterior and sample of one layer of a top-down pass."""
 
     prior: Normal
-    posterior: Normal  # the prior itself where no event was seen
+    posterior: Normal  # the prior in unconditional sampling
     z: Tensor
 
     def divergence(self) -> Tensor:
@@ -95,15 +95,14 @@ class HVAE(Density, LatentVariable):
     """A variational autoencoder with a hierarchy of latents.
 
     Args:
-        network: builds the network, called as ``network(in_shape, out_shape, condition)``; see ``genzoo.nn.ladder``.
-        likelihood: p(x | z) given the network's output.
+        network: factory of the network, called as ``network(in_shape, out_shape, condition)``; see ``genzoo.nn.ladder``.
+        likelihood: p(x | z), parameterised by the network's output.
         event, condition: as in ``GenerativeModel``.
-        beta, warmup, free_bits: what the loss charges for the KL terms, see ``RateCost``; the bound that ``log_prob``
-            reports uses none of them.
-        sample_likelihood: whether samples are draws of p(x | z), noise of each pixel included, or its mean.
+        beta, warmup, free_bits: weighting of the KL terms in the loss, see ``RateCost``; not used by ``log_prob``.
+        sample_likelihood: whether samples are draws of p(x | z), or its mean.
 
     Raises:
-        ValueError: for a likelihood of other data.
+        ValueError: for a likelihood with another number of levels than the data.
     """
 
     bound = Bound.LOWER
@@ -135,27 +134,27 @@ class HVAE(Density, LatentVariable):
             **{f"rate_{i}": Diagnostic(f"KL of level {i}, the top is 0", "nats") for i in range(len(self.sizes))},
         }
 
-    def _descend(
-        self, eps: Tensor, y: Tensor | None, seen: Sequence[Tensor] | None = None
+    def _top_down(
+        self, eps: Tensor, y: Tensor | None, activations: Sequence[Tensor] | None = None
     ) -> tuple[Tensor, list[Layer]]:
-        """Draw the latents from the top to the bottom, by the noise that is given.
+        """Run the top-down pass with given noise.
 
         Args:
             eps: noise of all layers, (B, *latent.shape).
-            y: classes.
-            seen: what each layer sees of an event, for draws from the posterior; without it they are from the prior.
+            y: conditions.
+            activations: bottom-up activations of each layer, for the posterior; None for the prior.
 
         Returns:
-            The parameters of the likelihood, and the layers, the top one first.
+            The parameters of the likelihood, and the layers from top to bottom.
         """
         h, layers = self.network.top(len(eps)), []
         noise = [e.reshape(-1, *shape) for e, shape in zip(eps.split(self.sizes, 1), self.network.latents, strict=True)]
         for i, rung in enumerate(self.network.rungs):
             h = rung.enter(h, y)
             moments, features = rung.prior(h)
-            prior = posterior = Normal.of(moments, eps.dtype)
-            if seen is not None:
-                posterior = Normal.of(rung.posterior(h, seen[i]), eps.dtype)
+            prior = posterior = Normal.from_moments(moments, eps.dtype)
+            if activations is not None:
+                posterior = Normal.from_moments(rung.posterior(h, activations[i]), eps.dtype)
             z = posterior.at(noise[i])
             h = rung.merge(h + features, z)
             layers.append(Layer(prior, posterior, z))
@@ -166,16 +165,16 @@ class HVAE(Density, LatentVariable):
 
     @staticmethod
     def _noise_of(layers: Sequence[Layer]) -> Tensor:
-        """Return the noise by which the priors would have drawn these latents, (B, *latent.shape)."""
+        """Return the noise of these latents under the priors, (B, *latent.shape)."""
         return torch.cat([layer.prior.standardize(layer.z).flatten(1) for layer in layers], dim=1)
 
     def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
-        seen = self.network.ascend(self.likelihood.init_statistics(x))
-        params, layers = self._descend(self._noise(len(x), rng), y, seen)
+        activations = self.network.bottom_up(self.likelihood.encoder_input(x))
+        params, layers = self._top_down(self._noise(len(x), rng), y, activations)
         distortion = -self.likelihood.log_prob(params, x).mean()
         divergences = [layer.divergence() for layer in layers]
         rates = [kl.detach().flatten(1).sum(1).mean() for kl in divergences]
-        # In nats a dimension, so that one learning rate serves small and large images.
+        # In nats per dimension, so that one learning rate suits images of any size.
         total = (distortion + self.cost(*divergences)) / self.dim
         terms = {"distortion": distortion.detach(), "rate": torch.stack(rates).sum()}
         return Loss(total, terms | {f"rate_{i}": rate for i, rate in enumerate(rates)})
@@ -188,11 +187,11 @@ class HVAE(Density, LatentVariable):
         return {}
 
     def _log_prob(self, x: Tensor, y: Tensor | None, num_samples: int, rng: torch.Generator | None) -> LogProb:
-        """Return the ELBO, or with ``num_samples > 1`` the tighter importance-weighted bound and its standard error."""
-        seen = self.network.ascend(self.likelihood.init_statistics(x))
+        """Return the ELBO, or with ``num_samples > 1`` the importance-weighted bound and its standard error."""
+        activations = self.network.bottom_up(self.likelihood.encoder_input(x))
         log_weights = []
         for _ in range(num_samples):
-            params, layers = self._descend(self._noise(len(x), rng), y, seen)
+            params, layers = self._top_down(self._noise(len(x), rng), y, activations)
             log_weight = self.likelihood.log_prob(params, x)
             for layer in layers:
                 if num_samples == 1:
@@ -204,29 +203,29 @@ class HVAE(Density, LatentVariable):
             return LogProb(log_weights[0])
         return LogProb(*importance_weighted(torch.stack(log_weights)))
 
-    def _infer(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Inferred:
-        seen = self.network.ascend(self.likelihood.init_statistics(x))
-        _, layers = self._descend(self._noise(len(x), rng), y, seen)
-        # The density of the noise is that of z times the volume of a unit of noise, prod s_l.
+    def _infer(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> PosteriorSample:
+        activations = self.network.bottom_up(self.likelihood.encoder_input(x))
+        _, layers = self._top_down(self._noise(len(x), rng), y, activations)
+        # By the change of variables from z to the noise, with the Jacobian prod s_l.
         log_q = torch.stack([q.log_prob(z) + p.log_std.flatten(1).sum(1) for p, q, z in layers]).sum(0)
-        return Inferred(self._noise_of(layers), log_q - 0.5 * sum(self.sizes) * math.log(2 * math.pi))
+        return PosteriorSample(self._noise_of(layers), log_q - 0.5 * sum(self.sizes) * math.log(2 * math.pi))
 
     def _log_likelihood(self, x: Tensor, z: Tensor, y: Tensor | None) -> Tensor:
-        return self.likelihood.log_prob(self._descend(z, y)[0], x)
+        return self.likelihood.log_prob(self._top_down(z, y)[0], x)
 
     def _generate(self, z: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Tensor:
-        params, _ = self._descend(z, y)
+        params, _ = self._top_down(z, y)
         return self.likelihood.sample(params, rng) if self.sample_likelihood else self.likelihood.mean(params)
 
     def _encode(self, x: Tensor, y: Tensor | None) -> Tensor:
-        """Return the noise that the priors would have needed to draw the means of the posteriors, (B, *latent.shape)."""
-        silence = torch.zeros(len(x), *self.latent.shape, device=x.device, dtype=x.dtype)
-        _, layers = self._descend(silence, y, self.network.ascend(self.likelihood.init_statistics(x)))
+        """Return the noise of the posterior means under the priors, (B, *latent.shape)."""
+        zeros = torch.zeros(len(x), *self.latent.shape, device=x.device, dtype=x.dtype)
+        _, layers = self._top_down(zeros, y, self.network.bottom_up(self.likelihood.encoder_input(x)))
         return self._noise_of(layers)
 
     def _decode(self, z: Tensor, y: Tensor | None) -> Tensor:
         """Return the mean of p(x | z)."""
-        return self.likelihood.mean(self._descend(z, y)[0])
+        return self.likelihood.mean(self._top_down(z, y)[0])
 
     def _sample(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
         return Samples(self._generate(self._noise(n, rng), y, rng), nfe=1)

@@ -1,22 +1,20 @@
-r"""Latent models: a prior over the codes of a codec.
+r"""Two-stage latent models: a learned prior over the latents of a codec.
 
-A codec turns events into latents and back, and another generative model, the prior, learns the law of these latents. The
-codec's stage comes first; the prior's stage sees nothing but ``z ~ q(z | x)``. A sample is a draw of the prior, decoded. Where
-the codec is a law both ways and the prior is a density, the pair bounds the density of events,
+The codec is trained first; then another generative model, the prior, is trained on ``z ~ q(z | x)``. Samples are decoded
+samples of the prior. If the codec has a posterior and a likelihood and the prior a density, the pair bounds the density of
+events,
 
     log p(x) >= E_q[log p(x | z) + log p(z) - log q(z | x)].
 
 With the prior N(0, I) this is the bound of a variational autoencoder; a learned prior can only raise it.
 
-The prior is an ordinary model of data, on one of two measures:
+The prior is any generative model of data:
 
-- Real latents are standardised, ``(z - m)/s`` for each channel, by the mean and the deviation of the first batch of its stage
-  (latent diffusion's scale factor), so that a noising prior starts from the scale that it expects. By the change of variables
-  ``log p(z) = log p((z - m)/s) - sum log s``.
-- Codes are integers in 0..K-1, which reach the prior as an image with K levels would: spread over their bins of [-1, 1] (see
-  ``genzoo.distributions.discretization``). Discrete families snap them to the middle of the bins; the density of a
-  continuous one bounds the
-  probability of the codes. Either way ``log P(k) >= E log p(z) - D log(K/2)``.
+- Real latents are standardised, ``(z - m)/s`` per channel, by the moments of the first batch of the prior's stage (the scale
+  factor of latent diffusion). By the change of variables ``log p(z) = log p((z - m)/s) - sum log s``.
+- Codes are integers in 0..K-1, dequantised like images with K levels (see ``genzoo.distributions.discretization``). Discrete
+  families map them to bin centers; the density of a continuous family bounds the probability of the codes. In both cases
+  ``log P(k) >= E log p(z) - D log(K/2)``.
 
 References:
     van den Oord, Vinyals, Kavukcuoglu, "Neural Discrete Representation Learning", 2017, https://arxiv.org/abs/1711.00937
@@ -72,18 +70,18 @@ class LatentTransform(nn.Module, ABC):
 
     @abstractmethod
     def log_det(self) -> Tensor | float:
-        """Return log p(z) - log p(event), the same for all latents."""
+        """Return log p(z) - log p(event), equal for all latents."""
 
     def init_statistics(self, z: Tensor) -> None:
-        """Estimate the scale of the latents from the first batch; by default nothing."""
+        """Estimate the moments of the latents from the first batch; a no-op by default."""
 
 
-class Codes(LatentTransform):
-    """Integers in 0..levels-1, spread over the bins of [-1, 1]."""
+class Dequantized(LatentTransform):
+    """Uniform dequantisation of integers in 0..levels-1 to [-1, 1]."""
 
     def __init__(self, latent: Discrete):
         super().__init__()
-        self.levels, self.places = latent.levels, math.prod(latent.shape)
+        self.levels, self.dim = latent.levels, math.prod(latent.shape)
 
     def forward(self, z: Tensor, rng: torch.Generator | None = None) -> Tensor:
         return dequantize(z, self.levels, rng)
@@ -92,21 +90,21 @@ class Codes(LatentTransform):
         return quantize(event, self.levels)
 
     def log_det(self) -> float:
-        return -self.places * math.log(self.levels / 2)
+        return -self.dim * math.log(self.levels / 2)
 
 
 class Standardized(LatentTransform):
-    """Real latents with zero mean and unit variance for each channel, known from the first batch; before it as they are."""
+    """Standardisation of real latents per channel, by the moments of the first batch; initially the identity."""
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, latent: Continuous):
         super().__init__()
-        each = (latent.shape[0], *[1] * (len(latent.shape) - 1))
-        self.places = math.prod(latent.shape[1:])  # that share a scale
-        self.register_buffer("mean", torch.zeros(each))
-        self.register_buffer("std", torch.ones(each))
+        per_channel = (latent.shape[0], *[1] * (len(latent.shape) - 1))
+        self.positions = math.prod(latent.shape[1:])  # per channel
+        self.register_buffer("mean", torch.zeros(per_channel))
+        self.register_buffer("std", torch.ones(per_channel))
 
     def forward(self, z: Tensor, rng: torch.Generator | None = None) -> Tensor:
         return (z - self.mean) / self.std
@@ -115,7 +113,7 @@ class Standardized(LatentTransform):
         return event * self.std + self.mean
 
     def log_det(self) -> Tensor:
-        return -self.places * self.std.log().sum()
+        return -self.positions * self.std.log().sum()
 
     @torch.no_grad()
     def init_statistics(self, z: Tensor) -> None:
@@ -130,7 +128,7 @@ class Standardized(LatentTransform):
 
 @contextlib.contextmanager
 def eval_mode(codec: Codec) -> Iterator[None]:
-    """Hold a finished codec in evaluation mode: without dropout, and with averages that stay."""
+    """Set a frozen codec to evaluation mode: no dropout, no updates of running statistics."""
     training = codec.training
     codec.eval()
     try:
@@ -140,16 +138,16 @@ def eval_mode(codec: Codec) -> Iterator[None]:
 
 
 class _Latent(Codec, Composite, Staged):
-    """What latent models share: a codec, a prior of its latents, and the transform between the two.
+    """Common base of latent models: a codec, a prior over its latents, and the transform between them.
 
-    The model is itself a codec, whose real latents are the standardised ones that the prior draws.
+    A latent model is itself a codec; its real latents are the standardised ones of the prior.
     """
 
     def __init__(self, codec: Codec, prior: GenerativeModel, codec_share: float):
         super().__init__(codec.event, prior.condition)
         self.codec, self.prior, self.latent = codec, prior, codec.latent
-        self.transform = Codes(codec.latent) if isinstance(codec.latent, Discrete) else Standardized(codec.latent)
-        # A codec whose weights are fixed is finished.
+        self.transform = Dequantized(codec.latent) if isinstance(codec.latent, Discrete) else Standardized(codec.latent)
+        # A codec without trainable weights has no stage.
         self.codec_share = codec_share if any(p.requires_grad for p in codec.parameters()) else 0.0
 
     def stages(self) -> list[Stage]:
@@ -159,15 +157,15 @@ class _Latent(Codec, Composite, Staged):
         return [Stage("codec", self.codec, self.codec_share), Stage("prior", prior, 1 - self.codec_share)]
 
     def _codec_condition(self, y: Tensor | None) -> Tensor | None:
-        """Return the condition of the codec, None of an unconditional one."""
+        """Return y for a conditional codec, None for an unconditional one."""
         return y if self.codec.condition else None
 
     def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
-        """Return the loss of the last stage, the prior's."""
+        """Return the loss of the prior's stage, the last one."""
         return self.stages()[-1].module._loss(x, y, rng)
 
     def _initialize(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> None:
-        """Initialise the last stage, the prior's."""
+        """Initialise the prior's stage, the last one."""
         self.stages()[-1].module._initialize(x, y, rng)
 
     def after_step(
@@ -191,11 +189,11 @@ class _Latent(Codec, Composite, Staged):
 
 
 class LatentModel(_Latent):
-    """A latent model without a density: its codec or its prior has none."""
+    """A latent model without a density, since its codec or its prior lacks one."""
 
 
 class LatentDensity(_Latent, Density):
-    """A latent model with a bound of its density: encoder, decoder and prior are all distributions."""
+    """A latent model with a lower bound of its density: a latent-variable codec with a density as its prior."""
 
     codec: LatentVariable
     prior: Density
@@ -205,13 +203,13 @@ class LatentDensity(_Latent, Density):
         self.bound, self.num_samples = Bound.LOWER | prior.bound, prior.num_samples
 
     def _log_prob(self, x: Tensor, y: Tensor | None, num_samples: int, rng: torch.Generator | None) -> LogProb:
-        """Return the bound with one latent drawn for each event.
+        """Return the bound with one posterior sample per event.
 
-        It has no standard error: that of the prior's density is known, the spread over latents is not from one of them.
+        The standard error is None, since the variance over latents cannot be estimated from one sample.
 
         Args:
             x, y, rng: as in ``Density``.
-            num_samples: draws that the prior may use for each latent.
+            num_samples: Monte Carlo samples of the prior's density per latent.
         """
         c = self._codec_condition(y)
         z, log_q = self.codec._infer(x, c, rng)
@@ -222,16 +220,16 @@ class LatentDensity(_Latent, Density):
 
 
 class PriorStage(GenerativeModel):
-    """The stage of the prior: its loss on the latents of data. It owns no weight of the codec."""
+    """The prior's training stage: its loss on the latents of data. The frozen codec is not a submodule."""
 
     def __init__(self, codec: Codec, transform: LatentTransform, prior: GenerativeModel):
         super().__init__(codec.event, prior.condition)
         self.transform, self.prior = transform, prior
         self.diagnostics = prior.diagnostics
-        self._finished = (codec,)  # a tuple hides it from ``parameters()``
+        self._codec = (codec,)  # a tuple hides it from ``parameters()``
 
     def _latents(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Tensor:
-        (codec,) = self._finished
+        (codec,) = self._codec
         c = y if codec.condition else None
         with torch.no_grad(), eval_mode(codec):
             return codec._infer(x, c, rng).z if isinstance(codec, LatentVariable) else codec._encode(x, c)
@@ -254,7 +252,7 @@ class PriorStage(GenerativeModel):
 
     def _sample(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
         """Decode samples of the prior to the mean of p(x | z)."""
-        (codec,) = self._finished
+        (codec,) = self._codec
         event, nfe, _ = self.prior._sample(n, y, rng)
         return Samples(codec._decode(self.transform.inverse(event), y if codec.condition else None), nfe + 1)
 
@@ -267,28 +265,28 @@ def latent(
     prior: Callable[..., GenerativeModel],
     codec_share: float = 0.5,
 ) -> LatentModel | LatentDensity:
-    """Build a latent model from a codec and a prior; its abilities follow from theirs.
+    """Build a latent model from a codec and a prior.
 
     Args:
-        event, condition: as in ``GenerativeModel``; a finished codec may be unconditional.
-        codec: builds the codec, called as ``codec(event, condition)``; or a codec of the data, or a latent model, whose codec
-            is taken. One whose weights are fixed is finished and has no stage of its own.
-        prior: builds the prior, called as ``prior(event, condition)`` for events that are latents.
-        codec_share: of the budget that the codec is trained for; the rest is the prior's.
+        event, condition: as in ``GenerativeModel``; a pretrained codec may be unconditional.
+        codec: factory of the codec, called as ``codec(event, condition)``; or a pretrained codec, or a latent model whose
+            codec is used. A codec without trainable weights has no training stage.
+        prior: factory of the prior, called as ``prior(event, condition)`` with the event of the latents.
+        codec_share: fraction of the training budget for the codec; the rest is for the prior.
 
     Raises:
-        ValueError: for parts that do not fit together.
+        ValueError: for an incompatible codec or prior.
     """
     if not isinstance(codec, nn.Module):
         codec = codec(event, condition)
     if isinstance(codec, _Latent):
         codec = codec.codec
     if not isinstance(codec, Codec):
-        raise ValueError(f"codec: {type(codec).__name__} does not encode; choose one that does, such as vae or vqvae")
+        raise ValueError(f"codec: {type(codec).__name__} has no encoder; choose a codec such as vae or vqvae")
     if codec.event != event:
-        raise ValueError(f"codec: made for {codec.event}, but the data are {event}")
+        raise ValueError(f"codec: models {codec.event}, not {event}")
     if codec.condition not in (None, condition):
-        raise ValueError(f"codec: has the condition {codec.condition}, but the model has {condition}")
+        raise ValueError(f"codec: its condition is {codec.condition}, that of the model {condition}")
     if not 0 < codec_share < 1:
         raise ValueError(f"codec_share must be between 0 and 1, not {codec_share}")
     space = codec.latent
@@ -297,9 +295,9 @@ def latent(
         built = prior(EventSpec(space.shape, codes), condition)
     except ValueError as error:
         what = "real numbers" if codes is None else f"{codes} codes"
-        raise ValueError(f"prior: does not fit latents of shape {list(space.shape)} of {what}: {error}") from error
+        raise ValueError(f"prior: incompatible with latents of shape {list(space.shape)} of {what}: {error}") from error
     if isinstance(built, Adversarial | Staged):
-        raise ValueError(f"prior: {type(built).__name__} is not trained by one loss; choose a prior that is")
+        raise ValueError(f"prior: {type(built).__name__} has no single training loss; choose another family")
     if isinstance(codec, LatentVariable) and isinstance(built, Density):
         return LatentDensity(codec, built, codec_share)
     return LatentModel(codec, built, codec_share)

@@ -1,23 +1,20 @@
-r"""Normalising flows with real-valued non-volume-preserving transformations.
+r"""RealNVP: normalising flows of affine couplings.
 
-An invertible map ``f`` takes data to noise, ``z = f(x)``, and the change of variables gives the exact density
+An invertible map ``f`` from data to noise, ``z = f(x)``, has the exact density, by the change of variables,
 
     log p(x) = log N(f(x); 0, I) + log |det df/dx|.
 
-``f`` is a chain of affine couplings. Each splits its input into ``a`` and ``b``, leaves ``a`` alone and moves ``b``:
+``f`` is a composition of affine couplings. Each splits its input into ``a`` and ``b`` and transforms ``b`` given ``a``:
 
     b <- b * exp(s(a)) + m(a),        log |det| = sum s(a)
 
-Images on [-1, 1] are first squeezed into [.05, .95] and sent through a logit. Then, at each of several scales: blocks of 2x2
-pixels become four channels; couplings alternate between the two colours of a checkerboard; couplings alternate between the
-two halves of the channels; half of the channels leave as latents and the rest go on to the next scale. In the space of 2x2
-blocks the two colours of a checkerboard are channels {0, 3} and {1, 2}, so that every coupling is a split of channels and
-runs on a quarter of the pixels. ``full_resolution`` is the paper's way, four times as dear: the net of a checkerboard coupling
-sees the whole image, one colour of it blank.
+Images on [-1, 1] are first mapped to [.05, .95] and through a logit. Then, at each scale: 2x2 blocks are squeezed into
+channels; couplings with alternating checkerboard masks; couplings with alternating channel masks; half of the channels are
+factored out as latents, and the next scale transforms the rest. After the squeeze, the colours of a checkerboard are channels
+{0, 3} and {1, 2}, so that every coupling is a channel split on a quarter of the pixels. ``full_resolution`` follows the paper
+at four times the cost: the network of a checkerboard coupling takes the full-resolution, masked image.
 
-Points of the plane take couplings that alternate between the two coordinates.
-
-What a coupling moved may be batch-normalised, which is invertible too.
+Vectors have couplings with alternating halves of the coordinates. The transformed elements may be batch-normalised.
 
 References:
     Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", 2017, https://arxiv.org/abs/1605.08803 (eq. 4-8,
@@ -45,15 +42,15 @@ from genzoo.nn.coupling import FullResolution
 
 
 class Coupling(nn.Module):
-    """One affine coupling over dimension 1: the elements ``moved`` are scaled and shifted by a net of the others.
+    """An affine coupling over dimension 1: the elements ``moved`` are scaled and shifted by a network of the others.
 
     Args:
-        network: builds the net, called as ``network(in_shape, out_shape, condition)``; it should start as zero, so that the
-            coupling starts as the identity.
-        shape: of the coupling's input, (C, ...).
-        moved: which of the C elements move.
-        condition: of the net.
-        batch_norm: whether what moved is normalised.
+        network: factory of the network, called as ``network(in_shape, out_shape, condition)``; zero-initialised for a coupling
+            initialised as the identity.
+        shape: input shape, (C, ...).
+        moved: indices of the transformed elements.
+        condition: of the network.
+        batch_norm: whether to batch-normalise the transformed elements.
     """
 
     order: Tensor | None
@@ -69,18 +66,18 @@ class Coupling(nn.Module):
         super().__init__()
         kept = [i for i in range(shape[0]) if i not in set(moved)]
         self.sizes = len(kept), len(moved)
-        # Parts that lie side by side are cut and joined, which costs less than a gather.
+        # Contiguous parts are split and concatenated, which is faster than a gather.
         every = list(range(shape[0]))
         self.moved_first = [*moved, *kept] == every
         in_order = self.moved_first or [*kept, *moved] == every
         self.register_buffer("order", None if in_order else torch.tensor([*kept, *moved]), persistent=False)
         self.net = network((len(kept), *shape[1:]), (2 * len(moved), *shape[1:]), condition)
-        # The bound of the log scale: tanh keeps a coupling from exploding, its factor is learned (section 4.1).
+        # Learned bound of the log scale, a factor of its tanh (section 4.1).
         self.bound = nn.Parameter(torch.full((len(moved), *[1] * len(shape[1:])), 1.0))
         self.norm = BatchNorm(len(moved)) if batch_norm else None
 
     def _cut(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what is kept and what moves."""
+        """Split into unchanged and transformed elements."""
         if self.moved_first:
             b, a = x.split(self.sizes[::-1], dim=1)
         else:
@@ -94,7 +91,7 @@ class Coupling(nn.Module):
         return x if self.order is None else x.index_select(1, self.order.argsort())
 
     def _affine(self, a: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
-        # Log-determinants add up over many couplings: never in bfloat16.
+        # Log-determinants are sums over many couplings: not in bfloat16.
         log_scale, shift = self.net(a, y).to(a.dtype).chunk(2, dim=1)
         return self.bound * torch.tanh(log_scale), shift
 
@@ -117,14 +114,14 @@ class Coupling(nn.Module):
 
 
 class Scale(nn.Module):
-    """One scale of an image flow: 2x2 blocks to channels, checkerboard couplings, channel couplings.
+    """One scale of an image flow: squeeze, checkerboard couplings, channel couplings.
 
     Args:
         network, condition, batch_norm: of the couplings.
-        shape: of the scale's input, (C, H, W).
-        checkerboards, halves: how many couplings of either kind.
-        full_resolution: whether the nets of checkerboard couplings see whole images; then pixels on the diagonals of the
-            blocks come first in the output, of all colours, and otherwise the blocks of the first colours.
+        shape: input shape, (C, H, W).
+        checkerboards, halves: number of checkerboard and of channel couplings.
+        full_resolution: whether checkerboard couplings work on full-resolution images; output channels are then ordered by
+            position in the block, diagonal first, and otherwise by input channel.
     """
 
     order: Tensor | None
@@ -176,17 +173,17 @@ class RealNVP(Flow):
     """A flow of affine couplings.
 
     Args:
-        network: builds the net of a coupling, called as ``network(in_shape, out_shape, condition)``, for ``(x, y)``.
+        network: factory of a coupling's network, called as ``network(in_shape, out_shape, condition)``, for ``(x, y)``.
         event, condition: as in ``GenerativeModel``.
-        scales: of an image; each halves the sides.
-        couplings: how many of each kind at a scale, or in all for vectors.
-        full_resolution: whether checkerboard couplings see whole images, as in the paper; the last scale then has one of them
-            more and none between halves of the channels.
-        batch_norm: whether what a coupling moved is normalised.
-        scale_penalty: weight of the squares of all bounds of log scales, and of all magnitudes of normalised weights.
+        scales: number of scales of an image; each halves the sides.
+        couplings: couplings of each kind per scale; for vectors, the total number.
+        full_resolution: whether checkerboard couplings work on full-resolution images, as in the paper; the last scale then has
+            one more checkerboard coupling and no channel couplings.
+        batch_norm: whether couplings have batch normalisation.
+        scale_penalty: weight of an L2 penalty on the bounds of log scales and on the magnitudes of normalised weights.
 
     Raises:
-        ValueError: for images whose sides cannot be halved ``scales`` times, and for vectors of one element.
+        ValueError: for images whose sides are not divisible by ``2**scales``, and for vectors of one element.
     """
 
     def __init__(
@@ -212,13 +209,13 @@ class RealNVP(Flow):
         if len(self.shape) == 3:
             C, H, W = self.shape
             if H % 2**scales or W % 2**scales:
-                raise ValueError(f"scales={scales} needs sides that divide by {2**scales}, not {H}x{W}")
+                raise ValueError(f"scales={scales} needs sides divisible by {2**scales}, not {H}x{W}")
             blocks: list[Scale | Coupling] = []
             for i in range(scales):
                 last = full_resolution and i == scales - 1
                 count = (couplings + 1, 0) if last else (couplings, couplings)
                 blocks.append(Scale(network, (C, H, W), *count, condition, full_resolution, batch_norm))
-                C, H, W = 2 * C, H // 2, W // 2  # four times the channels, half of which go on
+                C, H, W = 2 * C, H // 2, W // 2  # four times the channels, half of them factored out
         else:
             if self.dim < 2:
                 raise ValueError("a coupling needs at least two dimensions")
@@ -244,7 +241,7 @@ class RealNVP(Flow):
         x = z
         for i, block in reversed(list(enumerate(self.blocks))):
             if isinstance(block, Scale):
-                # Half of what this scale put out left as latents, at the last scale all of it.
+                # Half of the output of a scale was factored out, all of it at the last scale.
                 last = i == len(self.blocks) - 1
                 size = math.prod(block.out_shape) // (1 if last else 2)
                 z, latent = z.split([z.shape[1] - size, size], dim=1)

@@ -1,24 +1,23 @@
 r"""Score-based models through stochastic differential equations.
 
-A linear SDE ``dx = f(t) x dt + g(t) dw`` turns data into noise; its laws are ``x_t = alpha_t x + sigma_t eps``, and the
-schedule says which SDE it is: variance preserving (VP), sub-VP, or variance exploding (VE). Run backwards in time it is again
-an SDE,
+A linear SDE ``dx = f(t) x dt + g(t) dw`` diffuses data into noise, with ``x_t = alpha_t x + sigma_t eps``. The schedule defines
+the SDE: variance preserving (VP), sub-VP, or variance exploding (VE). Its time reversal is the SDE
 
     dx = (f x - g^2 grad log p_t(x)) dt + g dw,
 
-so that all that is needed to make data from noise is the score ``grad log p_t``. A network learns it by denoising,
+which depends on the data through the score ``grad log p_t``, learned by denoising score matching,
 
     L = E_t lambda(t) E |s_theta(x_t, t) - grad log p(x_t | x)|^2 = E_t E |eps_theta(x_t, t) - eps|^2,
 
-with ``s = -eps/sigma`` and the weight ``lambda = sigma^2``. The same score drives an ODE with the same laws, which gives
-latents and a density, see ``genzoo.diffusion.probability_flow``.
+with ``s = -eps/sigma`` and the weight ``lambda = sigma^2``. The probability-flow ODE has the same marginals and gives latents
+and a density, see ``genzoo.diffusion.probability_flow``.
 
-Karras et al.'s **preconditioning** hands the network inputs and targets of unit variance at every noise level. With s the
+The **preconditioning** of Karras et al. gives network inputs and targets unit variance at every noise level. With s the
 standard deviation of the data, that of x_t is ``q = sqrt(alpha^2 s^2 + sigma^2)``, and the estimate of the data is
 
     D(x_t, t) = c_skip x_t + c_out F(c_in x_t, t),      c_skip = alpha s^2/q^2,   c_out = sigma s/q,   c_in = 1/q,
 
-which is theirs where alpha = 1. ``L = E |F - (x - c_skip x_t)/c_out|^2`` is its squared error with the weight ``1/c_out^2``.
+which reduces to theirs for alpha = 1. ``L = E |F - (x - c_skip x_t)/c_out|^2`` is its squared error with weight ``1/c_out^2``.
 
 References:
     Song et al., "Score-Based Generative Modeling through SDEs", 2021, https://arxiv.org/abs/2011.13456 (eq. 5-7, 13).
@@ -51,15 +50,15 @@ class ScoreSDE(ProbabilityFlow):
     """A score-based model.
 
     Args:
-        network: builds the network, called as ``network(in_shape, out_shape, condition)``, for ``(x_t, t, y)``.
+        network: factory of the network, called as ``network(in_shape, out_shape, condition)``, for ``(x_t, t, y)``.
         event, condition: as in ``GenerativeModel``.
-        schedule: the SDE; VP by default.
-        sigma_data: standard deviation of the data, for Karras et al.'s preconditioning; None for a network that
-            estimates eps from x_t as they are.
-        noise_levels: law of the training times; uniform by default.
-        condition_dropout: how often training replaces a condition by the null value, for classifier-free guidance.
-        sampler: draws the samples; Euler-Maruyama with 500 steps by default.
-        tolerance: of the adaptive solver behind latents and densities, relative and absolute.
+        schedule: of the SDE; VP by default.
+        sigma_data: standard deviation of the data, for the preconditioning of Karras et al.; None for an eps-prediction
+            network without preconditioning.
+        noise_levels: distribution of training times; uniform by default.
+        condition_dropout: probability of replacing a condition by the null value, for classifier-free guidance.
+        sampler: default sampler; Euler-Maruyama with 500 steps by default.
+        tolerance: relative and absolute tolerance of the adaptive solver of latents and densities.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class ScoreSDE(ProbabilityFlow):
         return Prediction("x0", c_skip * x_t + c_out * call_network(self.network, c_in * x_t, t, y))
 
     def _precondition(self, x_t: Tensor, t: Tensor, s: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Return c_skip, c_out and c_in for every row of x_t."""
+        """Return c_skip, c_out and c_in, broadcast to x_t."""
         c = self.path.schedule.at(t)
         q = torch.sqrt((c.alpha * s) ** 2 + c.sigma**2)
         return expand(c.alpha * s**2 / q**2, x_t), expand(c.sigma * s / q, x_t), expand(1 / q, x_t)

@@ -1,15 +1,15 @@
 r"""Variational autoencoders.
 
-A latent ``z ~ N(0, I)`` explains an event through a decoder, ``p(x) = int p(x | z) N(z; 0, I) dz``, and an encoder
-approximates who might have made it, ``q(z | x) = N(mu(x), diag s(x)^2)``. Training maximises the evidence lower bound
+The decoder defines ``p(x) = int p(x | z) N(z; 0, I) dz``, and the encoder an approximate posterior
+``q(z | x) = N(mu(x), diag s(x)^2)``. Training maximises the evidence lower bound
 
     log p(x) >= E_q log p(x | z) - KL(q(z | x) || N(0, I))                                        (ELBO)
 
-by differentiating through ``z = mu + s eps``. With K draws a tighter bound holds,
+with the reparameterisation ``z = mu + s eps``. K samples give a tighter bound,
 
     log p(x) >= E log 1/K sum_k p(x | z_k) N(z_k; 0, I) / q(z_k | x)                              (IWAE)
 
-which is the ELBO at K = 1 and rises to log p(x).
+which is the ELBO at K = 1 and converges to log p(x) from below.
 
 References:
     Kingma, Welling, "Auto-Encoding Variational Bayes", 2014, https://arxiv.org/abs/1312.6114 (eq. 3, 10).
@@ -34,10 +34,10 @@ from genzoo.model import (
     Continuous,
     Density,
     Diagnostic,
-    Inferred,
     LatentVariable,
     LogProb,
     Loss,
+    PosteriorSample,
     Samples,
 )
 from genzoo.nn import defaults
@@ -46,20 +46,20 @@ from genzoo.numerics.random import randn
 
 
 class VAE(Density, LatentVariable):
-    """A variational autoencoder with a diagonal normal posterior.
+    """A variational autoencoder with a diagonal Gaussian posterior.
 
     Args:
-        encoder: builds the encoder, called as ``encoder(in_shape, out_shape, condition)``, for ``(x, y)``.
-        decoder: builds the decoder, in the same way, for ``(z, y)``.
-        likelihood: p(x | z) given the decoder's output; by default a discretised logistic of integers, or a normal.
+        encoder: factory of the encoder, called as ``encoder(in_shape, out_shape, condition)``, for ``(x, y)``.
+        decoder: factory of the decoder, called in the same way, for ``(z, y)``.
+        likelihood: p(x | z), parameterised by the decoder's output; by default a discretised logistic, or a Gaussian for
+            real vectors.
         event, condition: as in ``GenerativeModel``.
-        latent_dim: size of z, or its shape, (C, h, w), for networks that keep a grid.
-        beta, warmup, free_bits: what the loss charges for the KL term, see ``RateCost``; the bound that ``log_prob``
-            reports uses none of them.
-        sample_likelihood: whether samples are draws of p(x | z), noise of each pixel included, or its mean.
+        latent_dim: dimension of z, or its shape, (C, h, w), for networks with a latent grid.
+        beta, warmup, free_bits: weighting of the KL term in the loss, see ``RateCost``; not used by ``log_prob``.
+        sample_likelihood: whether samples are draws of p(x | z), or its mean.
 
     Raises:
-        ValueError: for a likelihood of other data.
+        ValueError: for a likelihood with another number of levels than the data.
     """
 
     bound = Bound.LOWER
@@ -98,7 +98,7 @@ class VAE(Density, LatentVariable):
 
     def posterior(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return mean and log variance of q(z | x), each (B, *latent.shape)."""
-        mean, log_var = self.encoder(self.likelihood.init_statistics(x), y).to(x.dtype).chunk(2, dim=1)
+        mean, log_var = self.encoder(self.likelihood.encoder_input(x), y).to(x.dtype).chunk(2, dim=1)
         return mean, projected_clamp(log_var, -20, 10)
 
     def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
@@ -106,7 +106,7 @@ class VAE(Density, LatentVariable):
         z = mean + torch.exp(0.5 * log_var) * randn(mean.shape, rng=rng, device=x.device, dtype=x.dtype)
         distortion = -self.likelihood.log_prob(self.decoder(z, y).to(x.dtype), x).mean()
         divergence = kl_normal(mean, log_var)
-        # In nats a dimension, so that one learning rate serves small and large images.
+        # In nats per dimension, so that one learning rate suits images of any size.
         total = (distortion + self.cost(divergence)) / self.dim
         return Loss(total, {"distortion": distortion.detach(), "rate": divergence.detach().flatten(1).sum(1).mean()})
 
@@ -118,10 +118,7 @@ class VAE(Density, LatentVariable):
         return {}
 
     def _log_prob(self, x: Tensor, y: Tensor | None, num_samples: int, rng: torch.Generator | None) -> LogProb:
-        """Return the ELBO, or with ``num_samples > 1`` the tighter importance-weighted bound.
-
-        Its standard error is known with more than one draw.
-        """
+        """Return the ELBO, or with ``num_samples > 1`` the importance-weighted bound and its standard error."""
         mean, log_var = self.posterior(x, y)
         log_weights = []
         for _ in range(num_samples):
@@ -134,11 +131,11 @@ class VAE(Density, LatentVariable):
             log_weights.append(log_likelihood + log_prior_over_posterior)
         return LogProb(*importance_weighted(torch.stack(log_weights)))
 
-    def _infer(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Inferred:
+    def _infer(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> PosteriorSample:
         mean, log_var = self.posterior(x, y)
         eps = randn(mean.shape, rng=rng, device=x.device, dtype=x.dtype)
         log_q = -0.5 * (eps**2 + log_var + math.log(2 * math.pi)).flatten(1).sum(1)
-        return Inferred(mean + torch.exp(0.5 * log_var) * eps, log_q)
+        return PosteriorSample(mean + torch.exp(0.5 * log_var) * eps, log_q)
 
     def _log_likelihood(self, x: Tensor, z: Tensor, y: Tensor | None) -> Tensor:
         return self.likelihood.log_prob(self.decoder(z, y).to(z.dtype), x)

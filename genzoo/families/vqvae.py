@@ -1,20 +1,19 @@
-r"""Vector-quantised variational autoencoders: codecs with discrete codes.
+r"""Vector-quantised variational autoencoders (VQ-VAE): codecs with discrete latents.
 
-An encoder turns an event into a grid of vectors, each of which is replaced by the nearest of K codes; a decoder turns the
-grid of codes ``k`` back into a law of the event. Training minimises
+An encoder maps an event to a grid of vectors, each of which is replaced by the nearest of K codes; a decoder maps the grid of
+codes ``k`` to the parameters of ``p(x | k)``. Training minimises
 
     L = -log p(x | e_k)/D + beta mean |z - sg[e_k]|^2
 
-where the gradient passes from ``e_k`` to ``z`` as if nothing had been rounded, the second term commits the encoder to its
-codes, and the codes follow by moving averages (``genzoo.nn.quantize``). The third term of eq. 3, which moves the codes by
-gradient, is what the averages replace.
+with the straight-through gradient from ``e_k`` to ``z``. The second term is the commitment loss; the codebook loss, the third
+term of eq. 3, is replaced by exponential moving averages (``genzoo.nn.quantize``).
 
-The posterior puts all its mass on one grid, so that any prior over the grids bounds the density of events,
+The posterior is a point mass, so that any prior over the codes bounds the density of events,
 
     log p(x) >= log P(k(x)) + log p(x | k(x)).
 
-A codec alone draws the codes of its samples independently, as often as each is used. A prior of the grids that knows better
-is trained in a second stage, by ``genzoo.families.latent``.
+Without a prior, samples use independent codes from their empirical distribution. ``genzoo.families.latent`` trains a prior
+in a second stage.
 
 References:
     van den Oord, Vinyals, Kavukcuoglu, "Neural Discrete Representation Learning", 2017, https://arxiv.org/abs/1711.00937
@@ -32,7 +31,7 @@ from genzoo.conditions import Condition
 from genzoo.distributions.discretization import to_bin_centers
 from genzoo.distributions.likelihoods import Likelihood, default_likelihood
 from genzoo.event import EventSpec
-from genzoo.model import Diagnostic, Discrete, Inferred, LatentVariable, Loss, Samples
+from genzoo.model import Diagnostic, Discrete, LatentVariable, Loss, PosteriorSample, Samples
 from genzoo.nn import defaults
 from genzoo.nn.quantize import VectorQuantizer, perplexity, straight_through
 from genzoo.numerics.precision import cumulative_sum
@@ -40,21 +39,21 @@ from genzoo.numerics.random import rand
 
 
 class VQVAE(LatentVariable):
-    """A vector-quantised autoencoder.
+    """A vector-quantised variational autoencoder.
 
     Args:
-        encoder: builds the encoder, called as ``encoder(in_shape, out_shape, condition)``, for ``(x, y)``.
-        decoder: builds the decoder, in the same way, for ``(e, y)``.
-        likelihood: p(x | z) given the decoder's output.
+        encoder: factory of the encoder, called as ``encoder(in_shape, out_shape, condition)``, for ``(x, y)``.
+        decoder: factory of the decoder, called in the same way, for ``(e, y)``.
+        likelihood: p(x | z), parameterised by the decoder's output.
         event, condition: as in ``GenerativeModel``.
         codebook_size: K.
-        embedding_dim: of a code.
-        downsampling: of images: how many pixels a side of a code's patch has.
-        tokens: of vectors: how many codes stand for one.
-        commitment: beta.
-        decay: of the moving averages that the codes are.
-        revival: codes used less than this share of the mean are replaced; 0 for never.
-        sample_likelihood: whether samples are draws of p(x | z), noise of each pixel included, or its mean.
+        embedding_dim: dimension of a code.
+        downsampling: for images, the downsampling factor of the latent grid.
+        tokens: for vectors, the number of codes.
+        commitment: weight beta of the commitment loss.
+        decay: of the moving averages of the codebook.
+        revival: codes used less than this fraction of the mean usage are replaced; 0 for never.
+        sample_likelihood: whether samples are draws of p(x | z), or its mean.
 
     Raises:
         ValueError: for images whose sides ``downsampling`` does not divide.
@@ -63,10 +62,10 @@ class VQVAE(LatentVariable):
     latent: Discrete
 
     diagnostics: Mapping[str, Diagnostic] = {
-        "perplexity": Diagnostic("code perplexity", "codes of a batch", "higher"),
-        "usage": Diagnostic("codes that a batch uses", "share of the codebook", "higher"),
-        "dead": Diagnostic("dead codes, revived", "codes a step", "lower"),
-        "commitment": Diagnostic("distance to the nearest code", "squared", "lower"),
+        "perplexity": Diagnostic("code perplexity", "codes per batch", "higher"),
+        "usage": Diagnostic("codebook usage in a batch", "fraction", "higher"),
+        "dead": Diagnostic("revived dead codes", "codes per step", "lower"),
+        "commitment": Diagnostic("commitment loss", "squared distance", "lower"),
     }
 
     def __init__(
@@ -117,7 +116,7 @@ class VQVAE(LatentVariable):
         distortion = -self.likelihood.log_prob(self.decoder(straight_through(z, e), y).to(x.dtype), x).mean()
         commitment = (z - e).square().mean()
         exponential, usage = perplexity(k, self.latent.levels, self.training)
-        # In nats a dimension, so that one weight of the commitment serves small and large images.
+        # In nats per dimension, so that one commitment weight suits images of any size.
         total = distortion / self.dim + self.commitment * commitment
         terms = {"distortion": distortion.detach(), "commitment": commitment.detach()}
         terms |= {"perplexity": exponential, "usage": usage}
@@ -129,9 +128,9 @@ class VQVAE(LatentVariable):
     ) -> dict[str, Tensor]:
         return {"dead": self.quantizer.update(aux["z"], aux["k"], rng)}
 
-    def _infer(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Inferred:
-        """Return the one grid of codes of each event, (B, 1, h, w), whose log probability under q is 0."""
-        return Inferred(self._encode(x, y), x.new_zeros(len(x)))
+    def _infer(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> PosteriorSample:
+        """Return the codes of each event, (B, 1, h, w), with log q = 0 for a point mass."""
+        return PosteriorSample(self._encode(x, y), x.new_zeros(len(x)))
 
     def _log_likelihood(self, x: Tensor, z: Tensor, y: Tensor | None) -> Tensor:
         return self.likelihood.log_prob(self._params(z, y), x)
@@ -141,7 +140,7 @@ class VQVAE(LatentVariable):
         return self.likelihood.sample(params, rng) if self.sample_likelihood else self.likelihood.mean(params)
 
     def _encode(self, x: Tensor, y: Tensor | None) -> Tensor:
-        """Return the index of the nearest code at each place of the grid, (B, 1, h, w) int64."""
+        """Return the index of the nearest code at each position of the grid, (B, 1, h, w) int64."""
         return self.quantizer.nearest(self._vectors(x, y)).unsqueeze(1)
 
     def _decode(self, z: Tensor, y: Tensor | None) -> Tensor:
@@ -149,7 +148,7 @@ class VQVAE(LatentVariable):
         return self.likelihood.mean(self._params(z, y))
 
     def _sample(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
-        """Decode codes that are drawn independently, as often as each is used."""
+        """Decode independent codes from their empirical distribution."""
         cdf = cumulative_sum(self.quantizer.probs.double(), 0)
         u = rand((n, *self.latent.shape), rng=rng, device=self.device).double() * cdf[-1]
         z = torch.searchsorted(cdf, u, right=True).clamp_(max=self.latent.levels - 1)

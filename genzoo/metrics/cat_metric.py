@@ -1,4 +1,4 @@
-"""From pure functions of whole sets to metrics of streams that are split over processes."""
+"""Metrics of concatenated batches, gathered over processes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torchmetrics.utilities import dim_zero_cat
 
 
 class CatMetric(Metric):
-    """A pure function of the rows of a stream, gathered over processes.
+    """A pure function of the concatenated rows of all updates and processes.
 
-    A set whose order or whole is needed, by a kernel or by neighbours, has no smaller summary than itself; and sums of squares
-    would lose the error of numbers that are large and alike.
+    For metrics without a sufficient statistic, such as kernels and nearest neighbours, and for standard errors without the
+    cancellation of sums of squares.
 
     Args:
-        function: takes all rows, (N, ...), in the order of the updates and, of several processes, of their ranks.
-        dtype: in which the rows are kept.
+        function: of all rows, (N, ...), in the order of the updates, and of ranks.
+        dtype: of the stored rows.
     """
 
     full_state_update = False

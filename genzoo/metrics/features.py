@@ -1,18 +1,17 @@
-"""Networks that turn images into the features in which they are compared, and what is known of each.
+"""Feature networks for sample quality metrics.
 
     name             input                                    features   classes
-    inception        any image, to 299 pixels                 2048       1008     the network that FID, IS and KID mean
-    dinov2           any image, to 224 pixels                 1024                ViT-L/14, the choice of Stein et al. 2023
-    fashion_mnist    any image, grey, to 28 pixels            64         10       embedded
-    digits           any image, grey, to 8 pixels             64         10       embedded
-    identity         vectors, as they are                     their own
+    inception        any image, resized to 299 pixels         2048       1008     for FID, IS and KID
+    dinov2           any image, resized to 224 pixels         1024                ViT-L/14, as in Stein et al. 2023
+    fashion_mnist    any image, grey, resized to 28 pixels    64         10       embedded
+    digits           any image, grey, resized to 8 pixels     64         10       embedded
+    identity         vectors                                  D
 
-Every network takes bytes, (N, C, H, W) uint8, the way a picture file would hold them: rounding, resizing and scaling happen in
-here and nowhere else. Only features of ``inception`` make an FID; the others make an ``fd_<name>``.
+Inputs are bytes, (N, C, H, W) uint8, as in an image file; resizing and scaling are part of the network. Only a Frechet distance
+on ``inception`` features is called FID; others are ``fd_<name>``.
 
-Inception's weights are those of torch-fidelity, converted from TensorFlow's, and its input is enlarged as TensorFlow 1 did,
-without antialiasing: so were the numbers of the literature. A download is accepted by its SHA-256 alone; another file has to
-be named by the user, and its own hash then stands in the protocol of every number made with it.
+Inception has the weights of torch-fidelity, converted from TensorFlow, and the resizing of TensorFlow 1, without antialiasing,
+as in the literature. A download must match its SHA-256; the hash of a file given by the user is recorded in the protocol.
 
 References:
     Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", 2016, https://arxiv.org/abs/1512.00567.
@@ -52,34 +51,34 @@ INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 )
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-TIMEOUT = 10  # seconds that a server may stay silent
-WEIGHT_BYTES = 2**32  # of a file of weights, far above that of any network here
+TIMEOUT = 10  # seconds, of the server
+WEIGHT_BYTES = 2**32  # maximum size of a weights file
 
 
 class FeatureError(ValueError):
-    """A network that cannot be had; the message is one line that says what to do about it."""
+    """A feature network is unavailable; the message is one line with a remedy."""
 
     exit_code = 2  # of the command line
 
 
 class Features(NamedTuple):
-    """What a network says of a batch."""
+    """Features and logits of a batch."""
 
     features: Tensor  # (N, D) float32
-    logits: Tensor | None  # (N, K), of networks that classify
+    logits: Tensor | None  # (N, K), of classifiers
 
 
 class FeatureNetwork(ABC):
-    """A network, ready to run.
+    """A pretrained feature network.
 
     Attributes:
-        name: by which it is chosen.
+        name: in the configuration.
         sha256: of its weights.
         dim: D.
-        resize: how an image reaches the size that the network sees.
-        classes: the data set of genzoo whose classes its logits are, where they are.
-        network: the module, where there is one.
-        cpu_batch: images at once on a CPU.
+        resize: description of the preprocessing.
+        classes: data set whose classes its logits predict, if any.
+        network: the module, if any.
+        cpu_batch: maximum batch size on a CPU.
     """
 
     name: str
@@ -92,11 +91,11 @@ class FeatureNetwork(ABC):
 
     @abstractmethod
     def forward(self, images: Tensor) -> Features:
-        """Turn bytes, (N, C, H, W) uint8, or points, (N, 2), into features."""
+        """Compute features of images, (N, C, H, W) uint8, or vectors, (N, D)."""
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Features:
-        """Turn bytes, or points, into features in float32, whatever autocast and TF32 are set to."""
+        """Compute features in float32, without autocast and TF32."""
         device = images.device if self.network is None else self.device
         with torch.autocast(device.type, enabled=False), full_float32():
             return self.forward(images.to(device))
@@ -112,32 +111,32 @@ class FeatureNetwork(ABC):
         """Device of the weights; the CPU for a network without weights."""
         return torch.device("cpu") if self.network is None else next(self.network.parameters()).device
 
-    def at_once(self, batch_size: int) -> int:
-        """Images in one batch: a CPU takes no more than ``cpu_batch``, whose activations stay in its cache."""
+    def effective_batch_size(self, batch_size: int) -> int:
+        """Batch size, on a CPU at most ``cpu_batch``, whose activations fit in its cache."""
         return min(batch_size, self.cpu_batch) if self.device.type == "cpu" else batch_size
 
     @property
-    def card(self) -> dict[str, Any]:
-        """What a protocol says of the network."""
+    def metadata(self) -> dict[str, Any]:
+        """Entries of an evaluation protocol: name, hash, dimension and preprocessing."""
         return {"features": self.name, "features_sha256": self.sha256, "dim": self.dim, "resize": self.resize}
 
     @property
     def is_inception(self) -> bool:
-        """Whether numbers may bear the names of the literature: FID, IS, KID."""
+        """Whether metrics have their names of the literature: FID, IS, KID."""
         return self.name == "inception"
 
     def extract(self, images: Tensor, batch_size: int = 250) -> Features:
-        """Run over many images; features and logits come back to the CPU."""
-        parts = [self(part) for part in images.split(self.at_once(batch_size))]
+        """Compute features in batches, returned on the CPU."""
+        parts = [self(part) for part in images.split(self.effective_batch_size(batch_size))]
         logits = [part.logits.cpu() for part in parts if part.logits is not None]
         return Features(torch.cat([part.features.cpu() for part in parts]), torch.cat(logits) if logits else None)
 
 
 class Identity(FeatureNetwork):
-    """Vectors as they are.
+    """The identity, for vectors.
 
     Args:
-        dim: of them.
+        dim: D.
     """
 
     name, sha256, resize = "identity", None, None
@@ -150,12 +149,12 @@ class Identity(FeatureNetwork):
 
 
 class SmallConvNet(nn.Module):
-    """A classifier of small grey images, (N, 1, S, S) on [-1, 1]: two convolutions at each of three sizes, then the mean.
+    """A CNN classifier of small grey images, (N, 1, S, S) on [-1, 1], with two or three resolutions.
 
     Args:
-        side: S; each size halves it, down to 7 or 4 pixels.
+        side: S.
         num_classes: of the logits.
-        width: channels at the first size.
+        width: channels at the first resolution.
         dim: of the features.
     """
 
@@ -180,30 +179,30 @@ class SmallConvNet(nn.Module):
 
 
 class Embedded(FeatureNetwork):
-    """A small classifier that travels with genzoo, trained on the training split of the data it is named after.
+    """A small classifier packaged with genzoo, trained on the training split of its data set.
 
-    Its shape, its accuracy on the test split and its SHA-256 are on record beside it, in ``networks.json``.
+    Its hyperparameters, test accuracy and SHA-256 are in ``networks.json``.
 
     Args:
         name: of a file in ``genzoo/metrics/networks``.
 
     Raises:
-        FeatureError: where the file is not the one on record.
+        FeatureError: for a file with another SHA-256.
     """
 
     def __init__(self, name: str):
         from safetensors.torch import load
 
-        said = json.loads((EMBEDDED / "networks.json").read_text())[name]
+        config = json.loads((EMBEDDED / "networks.json").read_text())[name]
         file = EMBEDDED / f"{name}.safetensors"
         content = file.read_bytes()
         self.name, self.sha256 = name, hashlib.sha256(content).hexdigest()
-        if self.sha256 != said["sha256"]:
-            raise FeatureError(f"{file}: its SHA-256 is {self.sha256}, not {said['sha256']}: install genzoo again")
-        self.network = SmallConvNet(said["side"], said["num_classes"], said["width"], said["dim"])
+        if self.sha256 != config["sha256"]:
+            raise FeatureError(f"{file}: its SHA-256 is {self.sha256}, not {config['sha256']}: install genzoo again")
+        self.network = SmallConvNet(config["side"], config["num_classes"], config["width"], config["dim"])
         self.network.load_state_dict(load(content))
         self.network.eval().requires_grad_(False)
-        self.dim, self.classes = said["dim"], name
+        self.dim, self.classes = config["dim"], name
         self.resize = f"grey, bilinear with antialiasing to {self.network.side}x{self.network.side}"
 
     def forward(self, images: Tensor) -> Features:
@@ -214,13 +213,13 @@ class Embedded(FeatureNetwork):
 
 
 class Inception(FeatureNetwork):
-    """Inception-v3 as TensorFlow's FID had it, by torch-fidelity.
+    """Inception-v3 of the TensorFlow implementation of FID, by torch-fidelity.
 
     Args:
-        weights: a file of torch-fidelity's format; by default the published one, which is downloaded once.
+        weights: a file in the format of torch-fidelity; by default the published one, downloaded once.
 
     Raises:
-        FeatureError: where there is no such file, or not the right one.
+        FeatureError: for a missing or wrong file.
     """
 
     name, dim, cpu_batch = "inception", 2048, 50
@@ -231,7 +230,7 @@ class Inception(FeatureNetwork):
 
         content = _read(Path(weights), "metrics.inception_weights") if weights else _published_inception()
         self.sha256 = hashlib.sha256(content).hexdigest()
-        # torch-fidelity would unpickle the file whole: it gets a copy that holds tensors and nothing else.
+        # torch-fidelity unpickles arbitrary objects: pass a copy with tensors only.
         copy = io.BytesIO()
         torch.save(_tensors(content, weights or "the downloaded file"), copy)
         copy.seek(0)
@@ -247,13 +246,13 @@ class Inception(FeatureNetwork):
 
 
 class DINOv2(FeatureNetwork):
-    """ViT-L/14 by timm, the class token of its last layer.
+    """DINOv2 ViT-L/14 by timm, the class token of the last layer.
 
     Args:
         weights: a checkpoint of timm's ``vit_large_patch14_dinov2``, .safetensors or .pth.
 
     Raises:
-        FeatureError: without timm, without a file, or with a wrong one.
+        FeatureError: without timm, or for a missing or wrong file.
     """
 
     name, dim = "dinov2", 1024
@@ -297,12 +296,12 @@ class DINOv2(FeatureNetwork):
 
 
 def embedded() -> list[str]:
-    """Names of the networks that travel with genzoo."""
+    """Names of the packaged networks."""
     return sorted(path.stem for path in EMBEDDED.glob("*.safetensors"))
 
 
 def default_feature_network(data: str, shape: tuple[int, ...], levels: int | None) -> str:
-    """Choose the network for some data: an embedded one where it has seen their like, else Inception."""
+    """Default feature network of a data set: an embedded one trained on it or on images of its shape, else Inception."""
     if levels is None:
         return "identity"
     if data in embedded():
@@ -314,10 +313,10 @@ def default_feature_network(data: str, shape: tuple[int, ...], levels: int | Non
 def feature_network(
     name: str, inception_weights: str | None = None, dinov2_weights: str | None = None, dim: int = 2
 ) -> FeatureNetwork:
-    """Make a network by its name; ``dim`` is that of vectors, for ``identity`` alone.
+    """Build a feature network by name; ``dim`` is the dimension of vectors, for ``identity``.
 
     Raises:
-        FeatureError: where it cannot be had.
+        FeatureError: if it is unavailable.
     """
     if name == "identity":
         return Identity(dim)
@@ -332,14 +331,14 @@ def feature_network(
 
 
 def cache_folder() -> Path:
-    """Folder of downloaded weights and of statistics: $GENZOO_CACHE, else the user's cache folder.
+    """Folder of downloaded weights and reference features: $GENZOO_CACHE, else the user's cache folder.
 
-    Without either, and without a home directory, it is one that nobody else can write to, in the folder of temporary files.
+    Without a home directory it is a private temporary folder.
     """
     if own := os.environ.get("GENZOO_CACHE"):
         return Path(own)
     base = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(base):  # others are to be ignored, by the XDG base directory specification
+    if os.path.isabs(base):  # relative paths are ignored, by the XDG base directory specification
         return Path(base, "genzoo")
     found = home()
     return (_temporary_home() if found is None else found / ".cache") / "genzoo"
@@ -351,17 +350,14 @@ def _temporary_home() -> Path:
 
 
 def check_cache() -> None:
-    """Write a file into the cache, so that one that cannot be used is said before anything takes long.
-
-    What a cache would keep is computed anew then; nothing fails.
-    """
+    """Warn early about a cache that is not writable; its contents are then recomputed each time."""
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         key = "GENZOO_CACHE" if os.environ.get("GENZOO_CACHE") else "the cache"
-        log_stderr(f"{key}={folder}: cannot be written to: {error.strerror}: what is not in it is computed each time")
+        log_stderr(f"{key}={folder}: cannot be written to: {error.strerror}: results are not cached")
 
 
 def _colour(images: Tensor) -> Tensor:
@@ -375,16 +371,16 @@ def _first_line(error: Exception) -> str:
 def _read(path: Path, key: str) -> bytes:
     try:
         if path.exists() and not path.is_file():
-            raise FeatureError(f"{key}={path}: is no regular file")
+            raise FeatureError(f"{key}={path}: not a regular file")
         if path.stat().st_size > WEIGHT_BYTES:
-            raise FeatureError(f"{key}={path}: has more than {WEIGHT_BYTES:,} bytes")
+            raise FeatureError(f"{key}={path}: larger than {WEIGHT_BYTES:,} bytes")
         return path.read_bytes()
     except OSError as error:
         raise FeatureError(f"{key}={path}: {error.strerror}") from error
 
 
 def _tensors(content: bytes, name: Any) -> dict[str, Tensor]:
-    """Read tensors, and nothing but tensors, from a .safetensors or a .pth."""
+    """Load tensors only, from a .safetensors or a .pth."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -394,15 +390,15 @@ def _tensors(content: bytes, name: Any) -> dict[str, Tensor]:
         pass
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged archive raises
-        raise FeatureError(f"{name}: neither safetensors nor weights of torch: {_first_line(error)}") from error
+    except Exception as error:  # a damaged archive may raise any
+        raise FeatureError(f"{name}: neither a safetensors nor a torch file: {_first_line(error)}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise FeatureError(f"{name}: holds no weights of one network")
+        raise FeatureError(f"{name}: not a state dict")
     return state
 
 
 def _published_inception() -> bytes:
-    """Find torch-fidelity's weights in the cache, or download them; checked by their full SHA-256 either way."""
+    """Return torch-fidelity's weights from the cache or by download, verified by their SHA-256."""
     file = INCEPTION_URL.rpartition("/")[2]
     kept = cache_folder() / file
     for path in (kept, Path(torch.hub.get_dir()) / "checkpoints" / file):
@@ -412,17 +408,17 @@ def _published_inception() -> bytes:
                 return content
     try:
         with urlopen(Request(INCEPTION_URL, headers={"User-Agent": "genzoo"}), timeout=TIMEOUT) as response:
-            content = response.read(2**28)  # more than it has
+            content = response.read(2**28)  # larger than the file
     except OSError as error:
         raise FeatureError(
             f"metrics.features=inception: {file} is not in {kept.parent} and was not downloaded ({_first_line(error)}): "
-            f"get it from {INCEPTION_URL} and say metrics.inception_weights=FILE, or take an embedded network, "
+            f"get it from {INCEPTION_URL} and set metrics.inception_weights=FILE, or use an embedded network, "
             f"metrics.features={embedded()[-1]}"
         ) from error
     found = hashlib.sha256(content).hexdigest()
     if found != INCEPTION_SHA256:
-        raise FeatureError(f"{INCEPTION_URL}: its SHA-256 is {found}, not {INCEPTION_SHA256}: nothing was kept")
-    with contextlib.suppress(OSError, ResourceError):  # a cache that cannot be written to, or is full
+        raise FeatureError(f"{INCEPTION_URL}: its SHA-256 is {found}, not {INCEPTION_SHA256}: download discarded")
+    with contextlib.suppress(OSError, ResourceError):  # a read-only or full cache
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(kept, content)
     return content

@@ -1,6 +1,6 @@
-"""Refuse numbers that are not finite before they enter a score.
+"""Reject non-finite values before they enter a metric.
 
-Comparisons with NaN are false, so that one of them makes a share of neighbours 0 without a word, and every mean NaN.
+Comparisons with NaN are false, so that NaN features would silently lower metrics of nearest neighbours.
 """
 
 from __future__ import annotations
@@ -8,21 +8,19 @@ from __future__ import annotations
 from torch import Tensor
 
 
-class NotFinite(ValueError):
-    """Values that are not finite among what is scored; the message is one line."""
+class NonFiniteError(ValueError):
+    """Non-finite values in the input of a metric; the message is one line."""
 
     exit_code = 3  # of the command line
 
 
 def check_finite(**sets: Tensor) -> None:
-    """Check sets of events or features, (N, ...) each, by their names.
+    """Check named sets of events or features, (N, ...) each.
 
     Raises:
-        NotFinite: with the name of the set and how many of its rows hold NaN or infinity.
+        NonFiniteError: with the name of the set and the number of non-finite rows.
     """
     for name, x in sets.items():
         if x.dtype.is_floating_point and not bool(x.isfinite().all()):
             broken = int((~x.isfinite().flatten(1).all(1)).sum()) if x.dim() > 1 else int((~x.isfinite()).sum())
-            raise NotFinite(
-                f"{broken} of {len(x)} {name.replace('_', ' ')} are not finite: no score can be made of them"
-            )
+            raise NonFiniteError(f"{broken} of {len(x)} {name.replace('_', ' ')} are not finite: metrics are undefined")

@@ -1,14 +1,13 @@
-r"""Frechet distance between the normal laws that share mean and covariance with two sets of features.
+r"""Frechet distance between Gaussians fitted to two sets of features.
 
     d^2 = |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2)
 
-The last term needs no matrix root. For any factors ``C1 = R1 R1'`` and ``C2 = R2 R2'`` it is the nuclear norm of ``R1' R2``, so
-the sum of the square roots of the eigenvalues of ``R2' C1 R2``, a symmetric matrix. A factor of the reference is found once. Of
-``n`` features in fewer than ``n`` dimensions the centred features themselves are a factor: the rank that is missing is then no
-noise of rounding but absent.
+The last term needs no matrix square root. For factors ``C1 = R1 R1'`` and ``C2 = R2 R2'`` it is the nuclear norm of ``R1' R2``,
+the sum of the square roots of the eigenvalues of the symmetric ``R2' C1 R2``. The factor of the reference is cached. For fewer
+features than dimensions the centred features are a factor of the exact rank, without rounding noise in the null space.
 
-Everything is in float64. The plug-in distance of ``n`` features is too large by about ``b/n``; ``frechet_infinity`` takes that
-away by extrapolation.
+All computations are in float64. The plug-in distance of ``n`` features has a bias of about ``b/n``, which ``frechet_infinity``
+removes by extrapolation.
 
 References:
     Dowson, Landau, "The Frechet distance between multivariate normal distributions", 1982,
@@ -30,27 +29,27 @@ from scipy.linalg import lapack
 from torch import Tensor
 from torchmetrics import Metric
 
-from genzoo.metrics.finite import NotFinite, check_finite
+from genzoo.metrics.finite import NonFiniteError, check_finite
 from genzoo.metrics.pairwise import pairwise_dot
 
-BLOCKS = 4  # the smallest sets that the extrapolation sees hold 1/BLOCKS of all features
+BLOCKS = 4  # the smallest subsets of the extrapolation have 1/BLOCKS of the features
 
 
 class Moments:
     """Mean and covariance of ``n`` features of ``D`` dimensions, float64.
 
     Attributes:
-        n: how many features.
+        n: number of features.
         mean: (D,).
         cov: unbiased, (D, D).
     """
 
-    # No dataclass: torchmetrics squeezes the tensors of one that a metric returns, and with them the covariance of numbers.
+    # Not a dataclass, whose tensors torchmetrics would squeeze, and with them a 1x1 covariance.
     def __init__(self, n: int, mean: Tensor, cov: Tensor):
         self.n, self.mean, self.cov = n, mean, cov
 
     def to(self, device: torch.device) -> Moments:
-        """Move the law, and its factor where it is known."""
+        """Move to a device, with the cached factor."""
         moved = Moments(self.n, self.mean.to(device), self.cov.to(device))
         if "factor" in self.__dict__:
             moved.__dict__["factor"] = self.factor.to(device)
@@ -58,7 +57,7 @@ class Moments:
 
     @functools.cached_property
     def factor(self) -> Tensor:
-        """A matrix R with ``cov = R R'``, (D, rank): Cholesky's where the rank is full."""
+        """A matrix R with ``cov = R R'``, (D, rank): the Cholesky factor for full rank."""
         D = len(self.cov)
         if self.n > D:
             R, failed = _cholesky(self.cov)
@@ -66,14 +65,14 @@ class Moments:
                 return R
         values, vectors = torch.linalg.eigh(self.cov)
         kept = values > values[-1] * D * torch.finfo(values.dtype).eps
-        kept[: max(0, D - self.n + 1)] = False  # n features span n - 1 dimensions around their mean
+        kept[: max(0, D - self.n + 1)] = False  # the rank is at most n - 1
         return vectors[:, kept] * values[kept].sqrt()
 
 
 def _cholesky(C: Tensor) -> tuple[Tensor, bool]:
-    """Return the lower triangle R with ``C = R R'``, and whether there is none."""
+    """Return the lower triangular R with ``C = R R'``, and whether the decomposition failed."""
     if C.device.type == "cpu":
-        # Faster than torch's, and its rows lie as ``_congruent`` hands them to LAPACK.
+        # Faster than torch's, and in the memory order of ``_congruent``.
         R, failed = lapack.dpotrf(C.numpy().T, lower=0)
         return torch.from_numpy(R.T), failed != 0
     R, failed = torch.linalg.cholesky_ex(C)
@@ -81,7 +80,7 @@ def _cholesky(C: Tensor) -> tuple[Tensor, bool]:
 
 
 def _merge(a: Tensor, b: Tensor) -> Tensor:
-    """Join the counts, means and squares of two sets, packed in (2 + D, D)."""
+    """Merge the counts, means and sums of squares of two sets, packed in (2 + D, D)."""
     n_a, n_b = a[0, :1], b[0, :1]
     n = (n_a + n_b).clamp(min=1)
     delta = b[1] - a[1]
@@ -96,9 +95,9 @@ def _merge_ranks(stacked: Tensor) -> Tensor:
 
 
 class FeatureMoments(Metric):
-    """``Moments`` of a stream of features, (B, D); memory does not grow with the stream. CatMetric over processes.
+    """Streaming ``Moments`` of features, (B, D), in constant memory, merged over processes.
 
-    Sums of squares are kept around the running mean, so that features far from the origin lose no digits.
+    Sums of squares are around the running mean, which avoids cancellation.
 
     Args:
         dim: D.
@@ -109,7 +108,7 @@ class FeatureMoments(Metric):
 
     def __init__(self, dim: int, **kwargs: Any):
         super().__init__(**kwargs)
-        # Row 0: the count. Row 1: the mean. Then: the sum of (x - mean)(x - mean)'.
+        # Row 0: count. Row 1: mean. Then: sum of (x - mean)(x - mean)'.
         self.add_state("packed", torch.zeros(2 + dim, dim, dtype=torch.float64), dist_reduce_fx=_merge_ranks)
         self.set_dtype(torch.float64)
 
@@ -124,14 +123,14 @@ class FeatureMoments(Metric):
         self.packed = _merge(self.packed, batch)
 
     def compute(self) -> Moments:
-        """Return the moments of all features so far.
+        """Return the moments of all features.
 
         Raises:
-            NotFinite: where some of the features are not.
+            NonFiniteError: for non-finite features.
         """
         n = int(self.packed[0, 0])
         if not bool(self.packed.isfinite().all()):
-            raise NotFinite(f"some of {n} features are not finite: they have no moments")
+            raise NonFiniteError(f"some of {n} features are not finite: moments are undefined")
         return Moments(n, self.packed[1].clone(), self.packed[2:] / max(n - 1, 1))
 
 
@@ -139,7 +138,7 @@ def moments(features: Tensor) -> Moments:
     """Mean and covariance of features, (N, D).
 
     Raises:
-        NotFinite: where some of them are not.
+        NonFiniteError: for non-finite features.
     """
     check_finite(features=features)
     x = features.double()
@@ -149,19 +148,16 @@ def moments(features: Tensor) -> Moments:
 
 
 def _distance(difference: Tensor, trace: Tensor, squared: Tensor) -> float:
-    """Put the parts together; ``squared`` holds squared singular values of ``R1' R2``."""
-    # Rounding may leave the distance of equal laws just below zero.
+    """Return the distance; ``squared`` are the squared singular values of ``R1' R2``."""
+    # Clamp negative rounding errors for equal moments.
     return max(0.0, float(difference.square().sum() + trace - 2 * squared.clamp(min=0).sqrt().sum()))
 
 
 def frechet_distance(p: Moments, q: Moments) -> float:
-    """Squared Frechet distance of two normal laws.
+    """Squared Frechet distance of two Gaussians, in squared units of the features.
 
     Args:
-        p, q: the laws; the factor of ``q`` is kept for the next call, so that it should be the reference.
-
-    Returns:
-        At least 0, in squared units of the features.
+        p, q: the moments; q, whose factor is cached, should be the reference.
     """
     R = q.factor
     full = p.n > len(p.cov)
@@ -170,7 +166,7 @@ def frechet_distance(p: Moments, q: Moments) -> float:
 
 
 def frechet_distance_of_features(features: Tensor, q: Moments) -> float:
-    """Distance between features, (N, D), and a reference; of few features without their covariance."""
+    """Squared Frechet distance between features, (N, D), and a reference; for N <= D without forming their covariance."""
     N, D = features.shape
     if N > D:
         return frechet_distance(moments(features), q)
@@ -183,16 +179,16 @@ def frechet_distance_of_features(features: Tensor, q: Moments) -> float:
 
 
 def _congruent(C: Tensor, R: Tensor) -> Tensor:
-    """Return the lower triangle of R' C R, all that an eigensolver reads."""
+    """Return the lower triangle of R' C R, as read by an eigensolver."""
     if C.device.type == "cpu" and R.shape == C.shape and not R.triu(1).any():
-        # LAPACK makes use of the triangle, in half the time of two products.
+        # LAPACK exploits the triangular form, in half the time of two products.
         product, _ = lapack.dsygst(C.numpy().T, R.numpy().T, itype=2, lower=0)
         return torch.from_numpy(product.T)
     return R.T @ C @ R
 
 
 def _squared_singular_values(K: Tensor) -> Tensor:
-    """Eigenvalues of K K' or K' K, whichever is smaller."""
+    """Squared singular values of K, from the smaller of K K' and K' K."""
     K = K if K.shape[0] <= K.shape[1] else K.T
     return torch.linalg.eigvalsh(pairwise_dot(K, K))
 
@@ -204,10 +200,10 @@ def frechet_stderr(features: Tensor, q: Moments) -> float | None:
 
         2 (m1 - m2)'(x - m1) + (x - m1)'(I - T)(x - m1) + const,
 
-    where ``T = R (R' C1 R)^(-1/2) R'`` with ``C2 = R R'`` is the optimal map between the two laws.
+    where ``T = R (R' C1 R)^(-1/2) R'`` with ``C2 = R R'`` is the optimal map between the two Gaussians.
 
     Returns:
-        None where there are fewer than two features for each dimension: the covariance is then too poor to tell.
+        None for fewer than 2 D features, where the covariance estimate is too inaccurate.
     """
     N, D = features.shape
     if N < 2 * D:
@@ -215,7 +211,7 @@ def frechet_stderr(features: Tensor, q: Moments) -> float | None:
     x = features.double()
     p, R = moments(x), q.factor
     values, vectors = torch.linalg.eigh(R.T @ p.cov @ R)
-    kept = values > values.abs().sum() * torch.finfo(values.dtype).eps  # none where the reference is one point
+    kept = values > values.abs().sum() * torch.finfo(values.dtype).eps  # none for a constant reference
     root = (R @ vectors[:, kept]) * values[kept] ** -0.25  # T = root root'
     centred = x - p.mean
     influence = 2 * centred @ (p.mean - q.mean) + centred.square().sum(1) - (centred @ root).square().sum(1)
@@ -223,19 +219,19 @@ def frechet_stderr(features: Tensor, q: Moments) -> float | None:
 
 
 def frechet_infinity(features: Tensor, q: Moments, generator: torch.Generator | None = None) -> float | None:
-    """Distance that infinitely many features would have, by a straight line in 1/N.
+    """Frechet distance extrapolated linearly in 1/N to infinitely many features.
 
-    The features are dealt into k = 1..4 disjoint sets. The mean distance of k sets of N/k features is too large by about
-    ``b k/N``; the line through the four means is read off at k = 0. All means see the same features, so that their common error
-    does not tilt the line.
+    The features are split into k = 1..4 disjoint subsets. The mean distance of k subsets of N/k features has a bias of about
+    ``b k/N``; a linear fit of the four means is evaluated at k = 0. All means use the same features, whose common error
+    does not affect the slope.
 
     Args:
         features: (N, D), in any order.
-        q: the reference, whose own finite size is not corrected.
-        generator: shuffles the features; without it they are dealt as they come.
+        q: the reference, whose finite-sample bias is not corrected.
+        generator: shuffles the features; None for no shuffle.
 
     Returns:
-        None where the smallest sets have fewer features than dimensions: there the line is none.
+        None if the smallest subsets have no more features than dimensions, where the bias is not linear in 1/N.
     """
     N, D = features.shape
     if N // BLOCKS <= D:

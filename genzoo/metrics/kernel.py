@@ -1,14 +1,14 @@
-r"""Maximum mean discrepancy between two sets: of features with a polynomial kernel (KID), of points with a Gaussian one.
+r"""Maximum mean discrepancy, with a polynomial kernel on features (KID) and a Gaussian kernel on vectors.
 
     MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y)
 
-The unbiased estimate leaves the pairs of a point with itself out, so that it may be negative where the laws are alike.
+The unbiased estimate excludes the diagonal and may be negative.
 
 References:
     Gretton et al., "A Kernel Two-Sample Test", 2012, https://jmlr.org/papers/v13/gretton12a.html (eq. 3).
     Binkowski et al., "Demystifying MMD GANs", 2018, https://arxiv.org/abs/1801.01401 (section 4: KID, the mean over subsets;
-    on features of another network than Inception it is no KID).
-    Obukhov et al., torch-fidelity, https://github.com/toshas/torch-fidelity (its subsets are drawn here in the same way).
+    with other features than those of Inception it has another name).
+    Obukhov et al., torch-fidelity, https://github.com/toshas/torch-fidelity (the same subsets).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from genzoo.metrics.finite import check_finite
 
 SUBSETS, SUBSET_SIZE, SEED = 100, 1000, 2020  # of torch-fidelity
-BLOCK = 2048  # rows of a kernel matrix that are held at once
+BLOCK = 2048  # rows of a kernel matrix in memory
 
 Table = TypeVar("Table", Tensor, "np.ndarray[Any, Any]")
 
@@ -45,33 +45,33 @@ def _cubic(x: Table, y: Table) -> Table:
 
 
 def kernel_distance(real: Tensor, fake: Tensor) -> float:
-    """KID on any features: the mean of the unbiased MMD^2 over 100 pairs of subsets, kernel ``(x'y/D + 1)^3``.
+    """Kernel distance (KID for Inception): the mean unbiased MMD^2 of 100 pairs of subsets, with kernel ``(x'y/D + 1)^3``.
 
     Args:
-        real, fake: (N, D) and (M, D). Subsets hold 1,000 features of each side, or all where there are fewer.
+        real, fake: (N, D) and (M, D). Subsets have 1,000 features of each set, or all if fewer.
 
     Raises:
-        NotFinite: for features that are not.
+        NonFiniteError: for non-finite features.
     """
     check_finite(features_of_the_data=real, features_of_the_samples=fake)
     size = min(SUBSET_SIZE, len(real), len(fake))
     rng = np.random.RandomState(SEED)
     values = []
     for _ in range(SUBSETS):
-        # As torch-fidelity deals them where the samples are its first input.
+        # In the order of torch-fidelity with the samples as its first input.
         y = fake[torch.from_numpy(rng.choice(len(fake), size, replace=False))].double()
         x = real[torch.from_numpy(rng.choice(len(real), size, replace=False))].double()
-        # On a CPU numpy's product of a matrix and its own transpose costs half of torch's.
+        # On a CPU numpy's product of a matrix and its transpose is twice as fast as torch's.
         values.append(_estimate(x.numpy(), y.numpy()) if x.device.type == "cpu" else _estimate(x, y))
         if size == len(real) == len(fake):
-            break  # all subsets are the same
+            break  # all subsets are equal
     return sum(values) / len(values)
 
 
 def kernel_distance_stderr(real: Tensor, fake: Tensor) -> float:
-    """Standard error of the unbiased MMD^2 of all features, the real ones fixed: that of its mean influence,
+    """Standard error of the unbiased MMD^2 for fixed real features, by its influence function.
 
-    ``2 (E k(y, y') - E k(x, y))`` of each fake y.
+    The influence of a sample y is ``2 (E k(y, y') - E k(x, y))``.
     """
     x, y = real.double(), fake.double()
     influence = []
@@ -90,7 +90,7 @@ def gaussian_mmd(real: Tensor, fake: Tensor, bandwidth: float) -> float:
         bandwidth: in units of the data.
 
     Raises:
-        NotFinite: for points that are not.
+        NonFiniteError: for non-finite vectors.
     """
     check_finite(points_of_the_data=real, samples=fake)
     x, y = real.double(), fake.double()
@@ -103,5 +103,5 @@ def gaussian_mmd(real: Tensor, fake: Tensor, bandwidth: float) -> float:
 
 
 def median_distance(x: Tensor, limit: int = 2000) -> float:
-    """Median distance of two of the first points of a set: a bandwidth that depends on the reference alone."""
+    """Median pairwise distance of the first ``limit`` points, a bandwidth that depends on the reference alone."""
     return float(torch.nn.functional.pdist(x[:limit].double()).median())

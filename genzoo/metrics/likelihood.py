@@ -1,8 +1,7 @@
-"""Scores of a model's log density on held-out data.
+"""Likelihood metrics on held-out data: bits per dimension for images, nats for vectors.
 
-Images are scored in bits per dimension of their integers, points of the plane in nats. The name of the score carries
-what ``log_prob`` is: ``bpd`` where it is exact, ``bpd_upper`` where a lower bound of the density bounds bits/dim from
-above, ``bpd_estimate`` where it is an unbiased estimate; ``nll``, ``nll_upper``, ``nll_estimate`` for points.
+The name of the metric depends on ``Density.bound``: ``bpd`` for an exact density, ``bpd_upper`` for a lower bound of it,
+``bpd_estimate`` for an unbiased estimate; ``nll``, ``nll_upper``, ``nll_estimate`` for vectors.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ from genzoo.numerics.random import SampleStreams
 
 
 class Score(NamedTuple):
-    """A number, how sure it is, and over how many events."""
+    """A value with its standard error and sample size."""
 
     value: float
-    stderr: float | None  # unknown of a single event
+    stderr: float | None  # None for a single event
     n: int
 
 
-def mean_with_error(values: Tensor) -> Score:
-    """Return the mean of some numbers and its standard error, s/sqrt(n), in float64."""
+def mean_and_stderr(values: Tensor) -> Score:
+    """Mean and its standard error, s/sqrt(n), in float64."""
     values = values.detach().double().flatten()
     n = len(values)
     return Score(float(values.mean()), float(values.std() / n**0.5) if n > 1 else None, n)
@@ -45,23 +44,23 @@ def score_log_prob(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[str, Score]:
-    """Score a model on held-out events.
+    """Compute the bits/dim or the negative log-likelihood of held-out events.
 
-    The noise of event ``i``, that of dequantisation included, is f(seed, i), whatever the batch size.
+    The noise of event ``i``, including dequantisation, is f(seed, i) for any batch size.
 
     Args:
         model: in evaluation mode.
-        x: integer images (N, C, H, W), or points (N, 2).
-        y: classes, (N,), for a conditional model.
-        num_samples: draws that a bound or an estimate may use for each event.
-        batch_size: events scored at once.
+        x: integer images, (N, C, H, W), or vectors, (N, D).
+        y: conditions, (N, *condition.shape), of a conditional model.
+        num_samples: Monte Carlo samples per event of a bound or an estimate.
+        batch_size: events per batch.
         seed: of the noise.
-        progress: called with the number of events done.
+        progress: called with the number of processed events.
 
     Returns:
-        The name of the score with its bound, and the score.
+        The name of the metric and its score.
     """
-    metric = CatMetric(mean_with_error, torch.float64)
+    metric = CatMetric(mean_and_stderr, torch.float64)
     for start in range(0, len(x), batch_size):
         rows = slice(start, min(start + batch_size, len(x)))
         rng = SampleStreams(seed, range(rows.start, rows.stop), device=model.device)

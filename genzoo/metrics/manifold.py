@@ -1,10 +1,11 @@
-r"""How much of the samples lies among the data, and how much of the data among the samples.
+r"""Precision and recall, density and coverage, by k-nearest-neighbour balls in feature space.
 
-Around every feature lies a ball that reaches its k-th neighbour of the same set.
+The ball around a feature extends to its k-th neighbour in the same set.
 
-- Precision: share of the samples in a ball of the data. Recall: share of the data in a ball of the samples.
-- Density: how many balls of the data hold a sample, over k; it may exceed 1. Coverage: share of the balls of the data that
-  hold a sample; of equal laws, N data and M samples it is ``1 - prod_{i<k} (N - 1 - i)/(N + M - 1 - i)`` on average.
+- Precision: fraction of the samples in a ball of the data. Recall: fraction of the data in a ball of the samples.
+- Density: mean number of balls of the data around a sample, divided by k; it may exceed 1. Coverage: fraction of the balls of
+  the data that contain a sample; for equal distributions, N data and M samples its expectation is
+  ``1 - prod_{i<k} (N - 1 - i)/(N + M - 1 - i)``.
 
 References:
     Kynkaanniemi et al., "Improved Precision and Recall Metric for Assessing Generative Models", 2019,
@@ -24,22 +25,22 @@ from torch import Tensor
 from genzoo.metrics.finite import check_finite
 from genzoo.metrics.pairwise import pairwise_dot
 
-CELLS = 2**23  # of a table of distances that are held at once: 64 MiB in double precision
-BLOCK = 1024  # rows of a set that are compared at once with as many others of the same set
+CELLS = 2**23  # distances in memory: 64 MiB in float64
+BLOCK = 1024  # rows per block of a distance matrix of a set with itself
 
 
 def _between(a: Tensor, b: Tensor, squares_a: Tensor, squares_b: Tensor) -> Tensor:
-    """Squared distances of rows whose squared lengths are known, (A, D) and (B, D) -> (A, B)."""
+    """Squared distances of rows with given squared norms, (A, D) and (B, D) -> (A, B)."""
     return torch.add(squares_b + squares_a[:, None], pairwise_dot(a, b), alpha=-2).clamp_(min=0)
 
 
 def squared_distances(a: Tensor, b: Tensor, dtype: torch.dtype = torch.float64) -> Iterator[tuple[Tensor, Tensor]]:
-    """Compare all rows of ``a``, (N, D), with all rows of ``b``, (M, D), a block of rows after the other.
+    """Squared distances of all rows of ``a``, (N, D), to all rows of ``b``, (M, D), in blocks.
 
     Yields:
-        The rows of ``a``, (B,), and their squared distances, (B, M).
+        Row indices of ``a``, (B,), and their squared distances, (B, M).
     """
-    # Products lose digits far from the origin. Bytes are exact in single precision and need no more room.
+    # Centred, to reduce cancellation. Bytes are exact in float32.
     precise = torch.promote_types(b.dtype, dtype)
     centre = b.mean(0, dtype=torch.float64).to(precise)
     b = (b.to(precise) - centre).to(dtype)
@@ -50,20 +51,20 @@ def squared_distances(a: Tensor, b: Tensor, dtype: torch.dtype = torch.float64) 
 
 
 def radii(x: Tensor, *ks: int) -> list[Tensor]:
-    """Squared distance of each row to its k-th neighbour among the others, (N,) for each k.
+    """Squared distance of each row to its k-th neighbour in the set, (N,) for each k.
 
     Raises:
-        ValueError: where there are no k others.
+        ValueError: for fewer than k + 1 rows.
     """
     k = max(ks)
     if len(x) <= k:
-        raise ValueError(f"{len(x)} features have no {k} neighbours each")
+        raise ValueError(f"{len(x)} features are too few for {k} nearest neighbours")
     x = x.double()
     x = x - x.mean(0)
     parts = list(zip(x.split(BLOCK), x.square().sum(1).split(BLOCK), strict=True))
     nearest = [part.new_empty(len(part), 0) for part, _ in parts]
     for i, (a, squares_a) in enumerate(parts):
-        for j, (b, squares_b) in enumerate(parts[: i + 1]):  # half of all pairs, each seen from both ends
+        for j, (b, squares_b) in enumerate(parts[: i + 1]):  # each pair once, by symmetry
             d = _between(a, b, squares_a, squares_b)
             if i == j:
                 d.fill_diagonal_(torch.inf)  # itself
@@ -75,12 +76,12 @@ def radii(x: Tensor, *ks: int) -> list[Tensor]:
 
 
 def _least(k: int, table: Tensor) -> Tensor:
-    """The k least of each row in order, or all where there are fewer; ``kthvalue`` would take ten times as long."""
+    """The k smallest values of each row in order, or all if fewer; ``kthvalue`` takes ten times as long."""
     return table.topk(min(k, table.shape[1]), dim=1, largest=False).values
 
 
 class Manifold(NamedTuple):
-    """ManualDDPStrategy in [0, 1], but for the density."""
+    """Precision, recall, density and coverage; all but the density are in [0, 1]."""
 
     precision: float
     recall: float
@@ -89,15 +90,15 @@ class Manifold(NamedTuple):
 
 
 def manifold(real: Tensor, fake: Tensor, k: int = 3, k_coverage: int = 5) -> Manifold:
-    """Compare two sets of features, (N, D) and (M, D).
+    """Compute precision, recall, density and coverage of features, (N, D) and (M, D).
 
     Args:
-        real, fake: the sets.
-        k: neighbours that make a ball, for precision and recall.
-        k_coverage: the same for density and coverage.
+        real, fake: features of the data and of samples.
+        k: number of neighbours for precision and recall.
+        k_coverage: number of neighbours for density and coverage.
 
     Raises:
-        NotFinite: for features that are not.
+        NonFiniteError: for non-finite features.
     """
     check_finite(features_of_the_data=real, features_of_the_samples=fake)
     (around_real, wide), (around_fake,) = radii(real, k, k_coverage), radii(fake, k)

@@ -1,18 +1,17 @@
-r"""Whether samples are copies of the training data.
+r"""Memorisation of training data.
 
-Five views, each beside what images of the test split give, which nobody can have copied:
+Five metrics, each with the test split as the baseline:
 
-- Nearest ratio: the median distance of a sample to its nearest training image, over that of a test image. Far below 1 means
-  that samples hug the training data.
-- Authentic: share of the samples that are farther from their nearest training image than that one is from its own nearest.
-- Copied: share of the samples whose nearest training image is less than a third as far as the second nearest. A copy is near to
-  one image and to no other, however plausible the images are.
-- Shifted: the same where a distance is the least over shifts by up to one pixel each way, so that moved copies are seen.
-- Exact copies: how many samples are training images byte for byte.
+- Nearest ratio: median distance of a sample to its nearest training image, over that of a test image. Values far below 1
+  indicate memorisation.
+- Authentic: fraction of the samples farther from their nearest training image than that one is from its own nearest.
+- Copied: fraction of the samples whose nearest training image is less than a third as far as the second nearest.
+- Shifted: the same, with the minimum distance over shifts by up to one pixel in each direction.
+- Exact copies: number of samples equal to training images byte for byte.
 
-Distances are those of the pixels; of images that are flipped in training, to the nearer side. More copies than chance explains
-are those whose number, were samples and test images of one distribution, is less likely than ``LEVEL`` by Fisher's exact test;
-copied and shifted are tested at half of it each, so that a false alarm is no likelier whatever the sizes of both.
+Distances are Euclidean in pixels; with horizontal flips in training, the minimum over both orientations. An excess of copies
+over the test split is flagged at level ``LEVEL`` by Fisher's exact test, with a Bonferroni correction for the tests of copied
+and shifted.
 
 References:
     Alaa et al., "How Faithful is your Synthetic Data? Sample-level Metrics for Evaluating and Auditing Generative Models",
@@ -32,59 +31,59 @@ from scipy.stats import hypergeom
 from torch import Tensor
 
 from genzoo.metrics.finite import check_finite
-from genzoo.metrics.likelihood import Score, mean_with_error
+from genzoo.metrics.likelihood import Score, mean_and_stderr
 from genzoo.metrics.manifold import squared_distances
 
 THRESHOLD = 1 / 3
-CANDIDATES = 4  # of each side that are measured again
-LEVEL = 3.17e-5  # probability of a false alarm, at most: that of a normal variable beyond four standard deviations
-CELLS = 2**26  # of a table of distances over shifts that is held at once: 256 MiB
+CANDIDATES = 4  # nearest neighbours in float32, recomputed in float64
+LEVEL = 3.17e-5  # significance level: four standard deviations of a Gaussian, one-sided
+CELLS = 2**26  # distances over shifts in memory: 256 MiB
 
 
 class Neighbours(NamedTuple):
-    """Of each event, (N,) float64 each."""
+    """Nearest-neighbour distances of events, (N,) float64 each."""
 
     nearest: Tensor  # distance to the nearest training event
-    second: Tensor  # to the second nearest
-    isolation: Tensor  # of the nearest training event from its own nearest
+    second: Tensor  # distance to the second nearest training event
+    isolation: Tensor  # distance of the nearest training event to its own nearest neighbour
 
     @property
     def copied(self) -> Tensor:
-        """Which events are copies, (N,) bool."""
-        # Of two training events that are the same, a copy has both at distance 0.
+        """Whether each event is a copy, (N,) bool."""
+        # A copy of a duplicated training event has two neighbours at distance 0.
         return (self.nearest < THRESHOLD * self.second) | (self.nearest == 0)
 
     @property
     def authentic(self) -> Tensor:
-        """Which events are farther from the training events than those are from each other, (N,) bool."""
+        """Whether each event is farther from its nearest training event than that one from its own, (N,) bool."""
         return self.nearest > self.isolation
 
 
 def neighbours(x: Tensor, train: Tensor, flip: bool = False) -> Neighbours:
-    """Find the nearest two training events of each event.
+    """Compute the nearest-neighbour distances of events to training events.
 
     Args:
         x: (N, ...) bytes or floats.
         train: (M, ...), at least 3.
-        flip: whether training saw mirror images too.
+        flip: whether training includes horizontal flips.
 
     Raises:
-        NotFinite: for events that are not.
+        NonFiniteError: for non-finite events.
     """
     check_finite(events=x, training_events=train)
     nearest, index = _nearest(x, train, flip)
-    towns, back = index[:, 0].unique(return_inverse=True)
-    others, _ = _nearest(train[towns], train, flip, towns)
-    return Neighbours(nearest[:, 0], nearest[:, 1], others[:, 0][back])
+    unique, inverse = index[:, 0].unique(return_inverse=True)
+    isolation, _ = _nearest(train[unique], train, flip, unique)
+    return Neighbours(nearest[:, 0], nearest[:, 1], isolation[:, 0][inverse])
 
 
 def _nearest(x: Tensor, train: Tensor, flip: bool, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Distances of the nearest two training events of each event, and which these are, (N, 2) each.
+    """Distances and indices of the nearest two training events of each event, (N, 2) each.
 
-    The table is made in single precision; the best few of it are measured again in double.
+    Candidates are found in float32, and their distances recomputed in float64.
 
     Args:
-        own: the place of each event among the training events, where it is one of them and not its own neighbour.
+        own: index of each event among the training events, if it is one of them, to exclude itself.
     """
     sides = [x, x.flip(-1)] if flip else [x]
     distances = []
@@ -100,7 +99,7 @@ def _nearest(x: Tensor, train: Tensor, flip: bool, own: Tensor | None = None) ->
     exact = torch.stack(
         [torch.stack([(event - train[i]).flatten(1).norm(dim=1) for event, i in side]) for side in pairs]
     ).amin(0)
-    # A training event that is near on both sides is one event.
+    # Count a training event that is a candidate in both orientations once.
     order = candidates.argsort(dim=1, stable=True)
     ordered = candidates.gather(1, order)
     twice = torch.zeros_like(exact, dtype=torch.bool)
@@ -110,14 +109,14 @@ def _nearest(x: Tensor, train: Tensor, flip: bool, own: Tensor | None = None) ->
 
 
 def shifted_copies(x: Tensor, train: Tensor, flip: bool = False) -> Tensor:
-    """Find the images that are copies of training images up to a shift by one pixel each way, (N,) bool.
+    """Whether images are copies of training images up to a shift by one pixel in each direction, (N,) bool.
 
-    The distance of two images is the least over nine shifts of that of the parts that both have, the inside of one.
+    The distance of two images is the minimum over nine shifts of that between their overlapping crops.
 
     Args:
-        x: (N, C, H, W) bytes or floats, H and W at least 3; in the insides of tiny images chance finds copies.
+        x: (N, C, H, W) bytes or floats, H and W at least 3; crops of tiny images match by chance.
         train: (M, C, H, W), at least 3.
-        flip: whether training saw mirror images too.
+        flip: whether training includes horizontal flips.
     """
     height, width = (side - 2 for side in train.shape[-2:])
     windows = [(slice(i, i + height), slice(j, j + width)) for i in range(3) for j in range(3)]
@@ -131,7 +130,7 @@ def shifted_copies(x: Tensor, train: Tensor, flip: bool = False) -> Tensor:
                 for some, d in squared_distances(side[rows].flatten(1), part, torch.float32):
                     table[some] = table[some].minimum(d)
         candidates = table.topk(min(CANDIDATES, len(train)), largest=False).indices
-        for row, i in zip(rows, candidates, strict=True):  # again, in double precision
+        for row, i in zip(rows, candidates, strict=True):  # recompute in float64
             parts = torch.stack([train[i][..., down, right] for down, right in windows]).double()
             exact = torch.stack([(side[row].double() - parts).flatten(2).norm(dim=2) for side in sides]).amin((0, 1))
             nearest, second = exact.topk(2, largest=False).values
@@ -140,59 +139,54 @@ def shifted_copies(x: Tensor, train: Tensor, flip: bool = False) -> Tensor:
 
 
 def exact_copies(x: Tensor, train: Tensor, flip: bool = False) -> int:
-    """Count the events that are training events byte for byte, or, where training saw these too, their mirror images."""
+    """Count the events equal to training events byte for byte, or with ``flip`` to their horizontal flips."""
     known = {event.numpy().tobytes() for side in ([train, train.flip(-1)] if flip else [train]) for event in side.cpu()}
     return sum(event.numpy().tobytes() in known for event in x.cpu().contiguous())
 
 
-def more_than_chance(copies: int, n: int, copies_of_test: int, n_test: int) -> float:
-    """Return how likely so many copies among ``n`` samples are, or more, were they as frequent among ``n_test`` test events.
-
-    Given how many copies there are in all, each of the n + n_test events is as likely to be one: Fisher's exact test.
-    """
+def fisher_p_value(copies: int, n: int, copies_of_test: int, n_test: int) -> float:
+    """One-sided p-value of Fisher's exact test for more copies among ``n`` samples than among ``n_test`` test events."""
     return float(hypergeom.sf(copies - 1, n + n_test, copies + copies_of_test, n))
 
 
 class Memorisation(NamedTuple):
-    """Samples beside test events; shares in [0, 1]."""
+    """Memorisation metrics of samples and of test events; fractions in [0, 1]."""
 
     nearest_ratio: float
     authentic: Score
     authentic_of_test: float
     copied: Score
     copied_of_test: float
-    shifted: Score | None  # None where events have no pixels
+    shifted: Score | None  # None for vectors
     shifted_of_test: float | None
-    alarms: list[
-        tuple[float, float, str]
-    ]  # shares of samples and of test events that chance does not explain, and which
+    alarms: list[tuple[float, float, str]]  # significant fractions of samples and of test events, and their description
 
     @property
     def flagged(self) -> bool:
-        """Whether more samples are copies than chance and the test split explain."""
+        """Whether significantly more samples than test events are copies."""
         return bool(self.alarms)
 
 
 def memorisation(fake: Neighbours, test: Neighbours, shifted: tuple[Tensor, Tensor] | None = None) -> Memorisation:
-    """Judge samples by their neighbours in the training data, and test events by theirs.
+    """Compute memorisation metrics.
 
     Args:
-        fake, test: of the samples, and of the test events.
-        shifted: which samples, and which test events, are copies up to a shift.
+        fake, test: nearest-neighbour distances of samples and of test events.
+        shifted: whether samples, and test events, are copies up to a shift.
     """
     pairs = {"": (fake.copied, test.copied), **({} if shifted is None else {" up to a shift by a pixel": shifted})}
     alarms = [
         (float(a.double().mean()), float(b.double().mean()), how)
         for how, (a, b) in pairs.items()
-        if more_than_chance(int(a.sum()), len(a), int(b.sum()), len(b)) < LEVEL / 2
+        if fisher_p_value(int(a.sum()), len(a), int(b.sum()), len(b)) < LEVEL / 2
     ]
     return Memorisation(
         nearest_ratio=float(fake.nearest.median() / test.nearest.median()),
-        authentic=mean_with_error(fake.authentic),
+        authentic=mean_and_stderr(fake.authentic),
         authentic_of_test=float(test.authentic.double().mean()),
-        copied=mean_with_error(fake.copied),
+        copied=mean_and_stderr(fake.copied),
         copied_of_test=float(test.copied.double().mean()),
-        shifted=None if shifted is None else mean_with_error(shifted[0]),
+        shifted=None if shifted is None else mean_and_stderr(shifted[0]),
         shifted_of_test=None if shifted is None else float(shifted[1].double().mean()),
         alarms=alarms,
     )

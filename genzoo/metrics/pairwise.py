@@ -1,4 +1,4 @@
-"""Products of tables of features with each other: most of what comparing them costs."""
+"""Pairwise inner products."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from torch import Tensor
 
 
 def pairwise_dot(x: Tensor, y: Tensor) -> Tensor:
-    """Multiply all rows with all rows, (N, D) and (M, D) -> (N, M).
+    """Inner products of all pairs of rows, (N, D) and (M, D) -> (N, M).
 
-    On a CPU numpy does it: it sees where a table meets itself, and then computes but half.
+    On a CPU by numpy, which exploits the symmetry if x is y.
     """
     return torch.from_numpy(x.numpy() @ y.numpy().T) if x.device.type == "cpu" else x @ y.T

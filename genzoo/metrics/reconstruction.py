@@ -1,9 +1,9 @@
-"""How well a codec gives an image back: as bytes, the way they would be stored.
+"""Reconstruction metrics of codecs, on bytes: MSE, PSNR and SSIM.
 
 References:
     Wang, Bovik, Sheikh, Simoncelli, "Image Quality Assessment: From Error Visibility to Structural Similarity", 2004,
     https://doi.org/10.1109/TIP.2003.819861 (SSIM: Gaussian window of 11 pixels, sigma 1.5; computed by torchmetrics,
-    which mirrors images beyond their border and takes the mean over all places, where the paper leaves the border out).
+    with reflection padding and the mean over all positions, where the paper excludes the border).
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from genzoo.metrics.likelihood import Score, mean_with_error
+from genzoo.metrics.likelihood import Score, mean_and_stderr
 
 WINDOW = 11  # pixels of SSIM's window
 
 
-def reconstruction_error(x: Tensor, given: Tensor) -> dict[str, Score]:
-    """Compare images with what a codec gave back.
+def reconstruction_error(x: Tensor, x_hat: Tensor) -> dict[str, Score]:
+    """Compute reconstruction errors.
 
     Args:
-        x, given: bytes, (N, C, H, W) uint8.
+        x, x_hat: images and their reconstructions, (N, C, H, W) uint8.
 
     Returns:
-        Means over the images of ``mse`` on [0, 1]; of ``psnr`` in dB, where every image lost something; and of ``ssim``, where
-        its window fits.
+        Means over images of ``mse`` on [0, 1]; of ``psnr`` in dB, unless a reconstruction is exact; and of ``ssim``, unless
+        images are smaller than its window.
     """
-    a, b = x.double() / 255, given.double() / 255
+    a, b = x.double() / 255, x_hat.double() / 255
     mse = (a - b).square().flatten(1).mean(1)
-    scores = {"mse": mean_with_error(mse)}
+    scores = {"mse": mean_and_stderr(mse)}
     if mse.min() > 0:
-        scores["psnr"] = mean_with_error(-10 * mse.log10())
+        scores["psnr"] = mean_and_stderr(-10 * mse.log10())
     if min(x.shape[-2:]) >= WINDOW:
         parts: list[Any] = [
             structural_similarity_index_measure(p, q, data_range=1.0, reduction="none")
             for p, q in zip(b.split(500), a.split(500), strict=True)
         ]
-        scores["ssim"] = mean_with_error(torch.cat([part.reshape(-1) for part in parts]))
+        scores["ssim"] = mean_and_stderr(torch.cat([part.reshape(-1) for part in parts]))
     return scores

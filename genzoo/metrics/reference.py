@@ -1,9 +1,8 @@
-"""What samples are compared with: features of a split of a data set, computed once and kept in a cache.
+"""Cached reference features of a split of a data set.
 
-A reference is named by the SHA-256 of everything that it depends on: the images' bytes and their number, the network's weights,
-its resizing and its precision. Whatever changes gives another name, so that no reference is ever stale. Of many processes that
-want the same one at once, one builds it and the others wait; a file appears under its name only when it is whole, and carries
-its own checksum. A cache that cannot be written to is read from all the same.
+The cache is content-addressed: the key is the SHA-256 of the images, the network's weights, its resizing and its precision, so
+that no entry is ever stale. Concurrent processes wait for the one that computes an entry; files are written atomically, with
+a checksum. A read-only cache is still read.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from genzoo.metrics.features import FeatureNetwork
 from genzoo.metrics.frechet import FeatureMoments, Moments
 from genzoo.runs import ResourceError, write_atomically
 
-VERSION = 1  # of what is stored
-WAIT = 3600  # seconds for another process that builds the same reference
+VERSION = 1  # of the file format
+WAIT = 3600  # timeout in seconds of waiting for another process
 
 
 class Reference:
-    """Features of a split.
+    """Reference features of a split.
 
     Attributes:
         name: of the split, such as ``fashion_mnist/train``.
@@ -52,8 +51,8 @@ class Reference:
         return self.features[self.y == label]
 
 
-def sha256_of(x: Tensor) -> str:
-    """Name a tensor by its type, its shape and its bytes."""
+def tensor_sha256(x: Tensor) -> str:
+    """SHA-256 of a tensor's dtype, shape and bytes."""
     x = x.detach().cpu().contiguous()
     digest = hashlib.sha256(f"{x.dtype} {tuple(x.shape)} ".encode())
     digest.update(x.flatten().view(torch.uint8).numpy().data)
@@ -70,25 +69,25 @@ def reference(
     progress: Callable[[int], None] | None = None,
     levels: int | None = None,
 ) -> Reference:
-    """Compute, or find, the features of a split.
+    """Load the reference features of a split from the cache, or compute them.
 
     Args:
         name: of the split.
-        images: bytes, (N, C, H, W) uint8, or points, (N, 2).
+        images: images, (N, C, H, W) uint8, or vectors, (N, D).
         y: classes, (N,).
-        network: what makes the features.
-        cache: the folder; None to compute them anew.
-        batch_size: images at once.
-        progress: called with the number of images done.
+        network: the feature network.
+        cache: the folder; None for no cache.
+        batch_size: images per batch.
+        progress: called with the number of processed images.
         levels: of the data, for the protocol.
     """
-    sha256 = sha256_of(images)
+    sha256 = tensor_sha256(images)
 
     def build() -> dict[str, Tensor]:
-        # Whoever computes it does so alone, even where several processes train together.
+        # Computed on one rank, without synchronisation.
         moments, parts = FeatureMoments(network.dim, sync_on_compute=False).to(network.device), list[Tensor]()
-        for batch in images.split(network.at_once(batch_size)):
-            features = network(batch).features  # stay on the network's device for the moments
+        for batch in images.split(network.effective_batch_size(batch_size)):
+            features = network(batch).features
             moments.update(features)
             parts.append(features.cpu())
             if progress:
@@ -97,20 +96,20 @@ def reference(
         tensors = {"mean": found.mean, "cov": found.cov, "factor": found.factor}
         return {"features": torch.cat(parts), **{name: value.cpu() for name, value in tensors.items()}}
 
-    key = {"version": VERSION, "images": sha256, "n": len(images), **network.card, "dtype": "float32"}
+    key = {"version": VERSION, "images": sha256, "n": len(images), **network.metadata, "dtype": "float32"}
     tensors = cached(cache, key, build)
     moments = Moments(len(images), tensors["mean"], tensors["cov"])
-    moments.__dict__["factor"] = tensors["factor"]  # where the cached property looks first
+    moments.__dict__["factor"] = tensors["factor"]  # fills the cached property
     return Reference(name, sha256, tensors["features"], y, moments, levels)
 
 
 def cached(cache: Path | None, key: dict, build: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return what ``build`` makes, from a cache where it has been made before.
+    """Load tensors from the cache, or build and store them.
 
     Args:
         cache: a folder; None for no cache.
-        key: everything that the result depends on.
-        build: makes it.
+        key: all inputs that determine the result.
+        build: computes the tensors.
     """
     if cache is None:
         return build()
@@ -120,23 +119,23 @@ def cached(cache: Path | None, key: dict, build: Callable[[], dict[str, Tensor]]
     if found is not None:
         return found
     with _lock(cache / f"{name}.lock"):
-        found = _read(path)  # somebody else may have been faster
+        found = _read(path)  # may have been written while waiting
         if found is not None:
             return found
         tensors = {name: value.contiguous() for name, value in build().items()}
-        with contextlib.suppress(OSError, ResourceError):  # a cache that cannot be written to, or is full
-            write_atomically(path, _sealed(tensors))
+        with contextlib.suppress(OSError, ResourceError):  # a read-only or full cache
+            write_atomically(path, _with_checksum(tensors))
         return tensors
 
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Hold a lock between processes, which ends with its holder; where none can be made, go on without."""
+    """Hold an interprocess lock, released when the process ends; continue without one if locks are unavailable."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path, timeout=WAIT)
         lock.acquire()
-    except (OSError, RuntimeError):  # the latter, NotImplementedError, where the file system has no locks
+    except (OSError, RuntimeError):  # NotImplementedError on file systems without locks
         yield
         return
     try:
@@ -145,13 +144,13 @@ def _lock(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _sealed(tensors: dict[str, Tensor]) -> bytes:
+def _with_checksum(tensors: dict[str, Tensor]) -> bytes:
     content = save(tensors)
     return struct.pack("<Q", len(content)) + hashlib.sha256(content).digest() + content
 
 
 def _read(path: Path) -> dict[str, Tensor] | None:
-    """Read a file of the cache; one that is damaged counts as missing, and is replaced."""
+    """Read a cache file; None if it is missing or corrupt."""
     try:
         sealed = path.read_bytes()
     except OSError:

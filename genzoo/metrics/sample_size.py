@@ -1,52 +1,54 @@
-"""How many samples a comparison needs: light to import, since it is asked before anything takes long."""
+"""Minimum sample sizes of metrics, for early checks."""
 
 from __future__ import annotations
 
 from genzoo.metrics.features import FeatureNetwork
 
-K, K_COVERAGE = 3, 5  # neighbours, of precision and recall and of density and coverage
-LEAST = K_COVERAGE + 1  # events of a set in which all have neighbours
+K, K_COVERAGE = 3, 5  # nearest neighbours for precision and recall, and for density and coverage
+MIN_SAMPLES = K_COVERAGE + 1  # minimum number of events for nearest-neighbour metrics
 
 
-class TooFew(ValueError):
-    """Fewer samples than a distance needs; the message is one line."""
+class TooFewSamplesError(ValueError):
+    """Too few samples for a metric; the message is one line."""
 
     exit_code = 2  # of the command line
 
 
 def check_references(sizes: dict[str, int], network: FeatureNetwork | None, force: bool) -> None:
-    """Refuse data of which no split has as many images as the network has features.
+    """Reject data if every split has fewer images than the network has features.
 
     Args:
         sizes: of the splits, by name.
-        network: what features are made of; None for none.
-        force: whether distances from smaller ones are wanted, and marked.
+        network: the feature network, if any.
+        force: whether to accept smaller splits, with flagged distances.
 
     Raises:
-        TooFew: naming the splits.
+        TooFewSamplesError: with the names of the splits.
     """
     if network is not None and not force and all(n < network.dim for n in sizes.values()):
-        raise TooFew(f"{too_small(sizes, network)}; add images, or say metrics.force=true and have the number marked")
+        raise TooFewSamplesError(
+            f"{small_splits(sizes, network)}; add images, or set metrics.force=true to report a flagged distance"
+        )
 
 
-def too_small(sizes: dict[str, int], network: FeatureNetwork) -> str | None:
-    """Say which splits are smaller than a Frechet distance needs; None where none is."""
+def small_splits(sizes: dict[str, int], network: FeatureNetwork) -> str | None:
+    """Describe the splits that are too small for a Frechet distance; None if there are none."""
     few = [f"{name} ({n} real images)" for name, n in sizes.items() if n < network.dim]
     if not few:
         return None
-    return f"data: {' and '.join(few)} smaller than the {network.dim} features of {network.name} that a Frechet distance needs"
+    return f"data: {' and '.join(few)} smaller than the feature dimension {network.dim} of {network.name}: no Frechet distance"
 
 
-def check_enough(n: int, network: FeatureNetwork | None, force: bool) -> None:
-    """Refuse samples without neighbours, and a Frechet distance from the singular covariance of fewer samples than features.
+def check_sample_size(n: int, network: FeatureNetwork | None, force: bool) -> None:
+    """Reject too few samples for nearest neighbours or, unless forced, for a nonsingular covariance.
 
     Raises:
-        TooFew: the second unless forced.
+        TooFewSamplesError: for fewer than ``MIN_SAMPLES`` samples, or fewer than features.
     """
-    if n < LEAST:
-        raise TooFew(f"metrics.n={n}: {LEAST} samples are the least that can be compared; 0 for none")
+    if n < MIN_SAMPLES:
+        raise TooFewSamplesError(f"metrics.n={n}: at least {MIN_SAMPLES} samples are needed (0 skips sample metrics)")
     if network is not None and n < network.dim and not force:
-        raise TooFew(
-            f"metrics.n={n}: fewer samples than the {network.dim} features of {network.name}, of which no Frechet distance "
-            f"can be trusted; draw at least {network.dim}, or say metrics.force=true and have the number marked"
+        raise TooFewSamplesError(
+            f"metrics.n={n}: fewer samples than the feature dimension {network.dim} of {network.name}, too few for a Frechet "
+            f"distance; draw at least {network.dim}, or set metrics.force=true to report a flagged distance"
         )

@@ -2,9 +2,8 @@ r"""Sliced Wasserstein distance between sets of vectors.
 
     SW^2 = mean over directions of W2^2 of the projections
 
-In one dimension the optimal plan joins equal quantiles, so that each slice is exact, also for sets of different sizes. On the
-plane the directions are spread evenly over the half circle; in more dimensions they are the same draw of uniform ones for all
-sets; on the line there is one.
+In one dimension the optimal coupling matches quantiles, so that each slice is exact, also for sets of different sizes. In two
+dimensions the directions are equispaced on the half circle; in more dimensions they are a fixed uniform sample.
 
 References:
     Bonneel, Rabin, Peyre, Pfister, "Sliced and Radon Wasserstein Barycenters of Measures", 2015,
@@ -28,7 +27,7 @@ def wasserstein_1d(a: Tensor, b: Tensor) -> Tensor:
     """Squared Wasserstein-2 distance along the last dimension, (..., N) and (..., M) -> (...)."""
     n, m = a.shape[-1], b.shape[-1]
     a, b = a.sort(-1).values, b.sort(-1).values
-    # Steps of both quantile functions, in units of 1/(n m): integers, so that none is lost to rounding.
+    # Breakpoints of both quantile functions, as exact integers in units of 1/(n m).
     steps = torch.cat([torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n]).unique()
     weights = torch.diff(steps, prepend=torch.zeros(1, dtype=steps.dtype)).to(a) / (n * m)
     of_a, of_b = (steps - 1).div(m, rounding_mode="floor"), (steps - 1).div(n, rounding_mode="floor")
@@ -36,14 +35,14 @@ def wasserstein_1d(a: Tensor, b: Tensor) -> Tensor:
 
 
 def sliced_wasserstein(real: Tensor, fake: Tensor, directions: int = DIRECTIONS) -> float:
-    """Distance between two sets of vectors, (N, D) and (M, D), in units of the data.
+    """Sliced Wasserstein distance between two sets of vectors, (N, D) and (M, D), in units of the data.
 
     Raises:
-        ValueError: for sets of unlike dimensions.
+        ValueError: for different dimensions.
     """
     if real.dim() != 2 or real.shape[1:] != fake.shape[1:] or not real.shape[1]:
         raise ValueError(
-            f"vectors of one dimension are wanted, (N, D), not {tuple(real.shape)} and {tuple(fake.shape)}"
+            f"expected vectors of equal dimension, (N, D) and (M, D), not {tuple(real.shape)} and {tuple(fake.shape)}"
         )
     check_finite(points_of_the_data=real, samples=fake)
     axes = _axes(real.shape[1], directions).to(real.device)
@@ -51,7 +50,7 @@ def sliced_wasserstein(real: Tensor, fake: Tensor, directions: int = DIRECTIONS)
 
 
 def _axes(D: int, directions: int) -> Tensor:
-    """Unit vectors, (D, directions) float64: (1, 1) on the line."""
+    """Unit vectors, (D, directions) float64, (1, 1) for D = 1."""
     if D == 1:
         return torch.ones(1, 1, dtype=torch.float64)
     if D == 2:

@@ -1,9 +1,7 @@
-"""What an autoregressive model asks of its network. Shapes: B batch, C channels, H height, W width, P parameters of a pixel.
+"""The interface of causal networks. Shapes: B batch, C channels, H height, W width, P parameters of a pixel.
 
-A causal network reads an image in raster order, left to right and top to bottom, and says at each pixel what it expects
-there. It does so in two ways that must agree: for all pixels of a known image at once, and pixel by pixel where the
-image is only being made. The second keeps what earlier pixels left behind, so that a step costs one pixel and not the
-image.
+In raster order, left to right and top to bottom, the output at a pixel depends on the preceding pixels. It is computed in two
+equivalent ways: in parallel for all pixels of an image, in training, and incrementally with cached activations, in sampling.
 """
 
 from __future__ import annotations
@@ -13,21 +11,21 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 
-class Walk(ABC):
-    """The way of a batch through the pixels in raster order, and all that is remembered of it."""
+class IncrementalState(ABC):
+    """The state of incremental evaluation on a batch of images in raster order."""
 
     @abstractmethod
     def step(self, pixel_BC: Tensor | None) -> Tensor:
-        """Take the pixel that was just decided, None before the first, and return the parameters of the next, (B, P)."""
+        """Append the last sampled pixel, None at the start, and return the parameters of the next, (B, P)."""
 
 
 class CausalNetwork(nn.Module, ABC):
-    """A network whose output at a pixel depends on strictly earlier pixels alone, on all of their channels."""
+    """A network whose output at a pixel depends only on all channels of the preceding pixels."""
 
     @abstractmethod
     def forward(self, x_BCHW: Tensor, y: Tensor | None = None) -> Tensor:
         """Return the parameters of every pixel, (B, P, H, W)."""
 
     @abstractmethod
-    def walk(self, n: int, y: Tensor | None = None) -> Walk:
-        """Begin ``n`` images of the classes ``y``, (n,)."""
+    def incremental(self, n: int, y: Tensor | None = None) -> IncrementalState:
+        """Return the initial state for ``n`` images with conditions ``y``."""

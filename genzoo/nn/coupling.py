@@ -1,7 +1,7 @@
-"""Networks inside affine couplings, image to image at one resolution. Shapes: B batch, C channels, H height, W width.
+"""Networks of affine couplings, image to image at one resolution. Shapes: B batch, C channels, H height, W width.
 
-They are stabilised by what their papers used: Glow's by activation normalisation, and it starts as zero, so that a coupling
-starts as the identity; RealNVP's by batch normalisation and normalised weights, which start from unit norms.
+Normalisation follows the papers: activation normalisation for Glow, whose network is zero-initialised, so that a coupling is
+initialised as the identity; batch and weight normalisation for RealNVP.
 
 References:
     Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", 2017, https://arxiv.org/abs/1605.08803 (section 4.1),
@@ -27,18 +27,18 @@ from genzoo.numerics import distributed
 
 
 class ActNorm(nn.Module):
-    """A scale and a shift of each channel, (B, C, H, W) -> (B, C, H, W), initialised by the first batch of training.
+    """Activation normalisation, (B, C, H, W) -> (B, C, H, W): a scale and a shift per channel.
 
         z = (x + bias) exp(3 scale)
 
-    Within ``data_dependent_init`` a batch sets bias and scale so that it leaves with mean 0 and variance 1 in every channel;
-    otherwise they are weights like any other. The factor 3 is the authors': it lets the scales learn three times as fast.
+    Within ``data_dependent_init`` bias and scale are set to give zero mean and unit variance per channel; otherwise they are
+    ordinary parameters. The authors' factor 3 scales the learning rate of ``scale``.
 
     Args:
         channels: C.
     """
 
-    SPEED = 3.0
+    LOGSCALE_FACTOR = 3.0
 
     def __init__(self, channels: int):
         super().__init__()
@@ -48,17 +48,17 @@ class ActNorm(nn.Module):
 
     @property
     def log_scale(self) -> Tensor:
-        """Logarithm of each channel's factor, (C, 1, 1)."""
-        return self.SPEED * self.scale
+        """Log scale of each channel, (C, 1, 1)."""
+        return self.LOGSCALE_FACTOR * self.scale
 
     @torch.no_grad()
     def init_statistics(self, x_BCHW: Tensor) -> None:
-        """Fit mean and variance of the channels to a batch."""
+        """Initialise by the mean and variance of the channels of a batch."""
         x_BCHW = x_BCHW.to(self.bias.dtype)
         variance, mean = distributed.pooled_moments(*torch.var_mean(x_BCHW, dim=(0, 2, 3), correction=0))
         self.bias.copy_(-mean[:, None, None])
-        # A constant channel has no scale to fit: its factor is at most a million.
-        self.scale.copy_(-(variance.sqrt() + 1e-6).log()[:, None, None] / self.SPEED)
+        # The scale of a constant channel is bounded by 1e6.
+        self.scale.copy_(-(variance.sqrt() + 1e-6).log()[:, None, None] / self.LOGSCALE_FACTOR)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         if self.initializing:
@@ -68,8 +68,8 @@ class ActNorm(nn.Module):
     def inverse(self, z_BCHW: Tensor) -> Tensor:
         return z_BCHW * torch.exp(-self.log_scale) - self.bias
 
-    def of_conv(self, x_BCHW: Tensor, weight: Tensor) -> Tensor:
-        """Normalise the output of a convolution without padding; scale and shift are part of its weights."""
+    def fused_conv(self, x_BCHW: Tensor, weight: Tensor) -> Tensor:
+        """Apply a convolution without padding and normalise its output, fused into one convolution."""
         if self.initializing:
             self.init_statistics(F.conv2d(x_BCHW, weight))
         factor = self.log_scale.exp()
@@ -78,7 +78,7 @@ class ActNorm(nn.Module):
 
 @contextlib.contextmanager
 def data_dependent_init(model: nn.Module) -> Iterator[bool]:
-    """Let the batches of this context initialise all activation norms of a model; yield whether it has any."""
+    """Initialise all activation norms of a model by the batches of this context; yield whether it has any."""
     norms = [module for module in model.modules() if isinstance(module, ActNorm)]
     for norm in norms:
         norm.initializing = True
@@ -90,15 +90,15 @@ def data_dependent_init(model: nn.Module) -> Iterator[bool]:
 
 
 class EdgeConv(nn.Module):
-    """A 3x3 convolution that sees the border of the image: one more input channel is 1 on the padding and 0 inside.
+    """A 3x3 convolution with an edge indicator: an additional input channel is 1 on the padding and 0 inside.
 
-    What that channel contributes is the same for every image. Where outputs are few it is computed for one and added to all;
-    where a norm follows inputs are few, and it is a channel like any other.
+    The contribution of that channel is equal for all images. Without a norm it is computed once and added; with a norm it is
+    an ordinary input channel.
 
     Args:
         in_channels, out_channels: of the image.
-        scaled: whether the output is shifted and scaled by ``exp(3 s)`` with learned ``s``, and everything starts as zero;
-            otherwise weights start from N(0, .05^2) and there is no bias, since a normalisation follows.
+        scaled: whether the convolution is zero-initialised, with a bias and an output scale ``exp(3 s)`` with learned ``s``;
+            otherwise weights are initialised from N(0, .05^2), without bias, for a following normalisation.
     """
 
     def __init__(self, in_channels: int, out_channels: int, scaled: bool):
@@ -110,19 +110,19 @@ class EdgeConv(nn.Module):
             zero_(conv) if scaled else nn.init.normal_(conv.weight, std=0.05)
 
     def forward(self, x_BCHW: Tensor, norm: ActNorm | None = None) -> Tensor:
-        """Convolve, and normalise where there is a norm."""
+        """Convolve, and normalise if a norm is given."""
         border = F.pad(x_BCHW.new_zeros(1, 1, *x_BCHW.shape[2:]), (1, 1, 1, 1), value=1.0)
         if norm is not None:
             padded = torch.cat([F.pad(x_BCHW, (1, 1, 1, 1)), border.expand(len(x_BCHW), -1, -1, -1)], dim=1)
             weight = torch.cat([self.image.weight, self.edge.weight], dim=1)
-            # The output takes on the weight's layout, in which the convolutions that follow are faster.
-            return norm.of_conv(padded, weight.contiguous(memory_format=torch.channels_last))
+            # The output has the memory format of the weight, in which the following convolutions are faster.
+            return norm.fused_conv(padded, weight.contiguous(memory_format=torch.channels_last))
         h = self.image(x_BCHW) + self.edge(border)
         return h if self.scale is None else h * torch.exp(3 * self.scale)
 
 
 class GlowNet(nn.Module):
-    """Glow's net, (B, C, H, W) -> (B, C', H, W): 3x3, 1x1 and 3x3 convolutions, activation norms and ReLUs.
+    """The coupling network of Glow, (B, C, H, W) -> (B, C', H, W): 3x3, 1x1 and 3x3 convolutions with ActNorm and ReLU.
 
     Args:
         in_shape, out_shape: (C, H, W) and (C', H, W).
@@ -144,17 +144,17 @@ class GlowNet(nn.Module):
         h = self.first(x_BCHW, self.norm1)
         if self.embed_y is not None:
             h = h + self.embed_y(y)[:, :, None, None]
-        return self.last(F.relu(self.norm2.of_conv(F.relu(h), self.second.weight)))
+        return self.last(F.relu(self.norm2.fused_conv(F.relu(h), self.second.weight)))
 
 
 class NormalizedConv(nn.Module):
-    """A convolution whose filters have norm 1, or a learned ``magnitude``: ``w = g v/|v|``.
+    """A weight-normalised convolution, ``w = g v/|v|``.
 
     Args:
         in_channels, out_channels: of the image.
-        side: of the filters.
-        magnitude: whether norms are learned; they start at ``side/sqrt(6)``, as the authors' do. Otherwise they stay 1.
-        bias: whether the output is shifted.
+        side: kernel size.
+        magnitude: whether g is learned, initialised as ``side/sqrt(6)`` as in the authors' code; otherwise it is 1.
+        bias: whether to add a bias.
     """
 
     def __init__(self, in_channels: int, out_channels: int, side: int, magnitude: bool, bias: bool = True):
@@ -172,20 +172,20 @@ class NormalizedConv(nn.Module):
 
 
 def _batch_norm(channels: int) -> BatchNorm2d:
-    """Batch normalisation that is shifted and not scaled, since weights that follow have scales."""
+    """Batch normalisation with a shift but no scale, which would be redundant with the following weights."""
     norm = BatchNorm2d(channels, eps=1e-4)
     norm.weight.requires_grad_(False)
     return norm
 
 
 class RealNVPNet(nn.Module):
-    """RealNVP's net, (B, C, H, W) -> (B, C', H, W): a residual network whose every block adds to the output.
+    """The coupling network of RealNVP, (B, C, H, W) -> (B, C', H, W): a residual network with skips to the output.
 
     Args:
         in_shape, out_shape: (C, H, W) and (C', H, W).
         condition: of the model; None for an unconditional network.
-        width: of the hidden layers where the image has ``side`` rows; it doubles whenever the rows are halved.
-        side: see ``width``; null for the same width everywhere.
+        width: of the hidden layers for images with ``side`` rows; it doubles with each halving of the rows.
+        side: see ``width``; null for a constant width.
         blocks: residual blocks.
     """
 
@@ -232,20 +232,20 @@ class RealNVPNet(nn.Module):
 
 
 class FullResolution(nn.Module):
-    """The net of a checkerboard coupling that sees the image itself, blank where it moves, and where that is.
+    """The network of a checkerboard coupling at full resolution, with the masked image and the mask as inputs.
 
-    To the coupling it is a net between channels of 2x2 blocks, (B, 2 C, H/2, W/2) -> (B, 4 C, H/2, W/2).
+    For the coupling it maps channels of 2x2 blocks, (B, 2 C, H/2, W/2) -> (B, 4 C, H/2, W/2).
 
     Args:
-        network: builds the net of the image, from (C + 1, H, W) to (2 C, H, W).
+        network: factory of the full-resolution network, from (C + 1, H, W) to (2 C, H, W).
         shape: of the image, (C, H, W).
-        moved: which of the 4 C elements of a block move.
-        in_shape, out_shape: what the coupling asks for, which follows from the others.
-        condition: of the net.
+        moved: indices of the transformed elements of a block, of 4 C.
+        in_shape, out_shape: shapes at the coupling, redundant.
+        condition: of the network.
     """
 
     kept: Tensor
-    answers: Tensor
+    outputs: Tensor
     mask: Tensor
 
     def __init__(
@@ -261,7 +261,7 @@ class FullResolution(nn.Module):
         C, H, W = shape
         kept = torch.tensor([i for i in range(4 * C) if i not in set(moved)])
         self.register_buffer("kept", kept, persistent=False)
-        self.register_buffer("answers", torch.tensor([*moved, *(4 * C + i for i in moved)]), persistent=False)
+        self.register_buffer("outputs", torch.tensor([*moved, *(4 * C + i for i in moved)]), persistent=False)
         colours = torch.zeros(1, 4 * C, H // 2, W // 2).index_fill_(1, kept, 1.0)
         self.register_buffer("mask", F.pixel_shuffle(colours, 2)[:, :1], persistent=False)
         self.net = network((C + 1, H, W), (2 * C, H, W), condition)
@@ -270,4 +270,4 @@ class FullResolution(nn.Module):
         blank = a.new_zeros(len(a), 2 * a.shape[1], *a.shape[2:])
         x = F.pixel_shuffle(blank.index_copy(1, self.kept, a), 2)
         h = self.net(torch.cat([x, self.mask.expand(len(x), -1, -1, -1)], dim=1), y)
-        return F.pixel_unshuffle(h, 2).index_select(1, self.answers)
+        return F.pixel_unshuffle(h, 2).index_select(1, self.outputs)

@@ -1,9 +1,8 @@
 """The networks of DCGAN: strided convolutions and batch norm. Shapes: B batch, C channels, H height, W width.
 
-The generator doubles the image's side with transposed convolutions and ends with a convolution at full resolution, the
-critic halves it with strided ones; both for as long as ``genzoo.nn.resnet.resolutions`` says: down to 4 or 7 for the
-usual sizes. The critic's batch norm keeps no running statistics: a critic is only ever asked about batches, and the
-generator's turns leave no trace in it.
+The generator upsamples with transposed convolutions and ends with a convolution at full resolution; the critic downsamples
+with strided convolutions. The resolutions are those of ``genzoo.nn.resnet.resolutions``, down to 4 or 7 for common sizes. The
+critic's batch norm has no running statistics, which generator steps would change; a critic is evaluated on batches only.
 
 References:
     Radford, Metz, Chintala, "Unsupervised Representation Learning with Deep Convolutional Generative Adversarial
@@ -21,7 +20,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from genzoo.conditions import Condition, embed
-from genzoo.nn.layers import BatchNorm2d, bound_spectra
+from genzoo.nn.layers import BatchNorm2d, apply_spectral_norm
 from genzoo.nn.resnet import resolutions
 
 
@@ -39,7 +38,7 @@ class DCGANGenerator(nn.Module):
         in_shape: of one input.
         out_shape: (C, H, W).
         condition: of the model, whose embedding is added to the input; None for an unconditional network.
-        width: channels at full resolution; they double at each halving.
+        width: channels at full resolution; doubled at each downsampling.
     """
 
     def __init__(
@@ -73,12 +72,12 @@ class DCGANCritic(nn.Module):
         in_shape: (C, H, W).
         out_shape: of one output.
         condition: of the model, whose embedding scales the last features; None for an unconditional network.
-        width: channels of the first convolution; they double with each further strided one.
-        refine: whether a 3x3 convolution comes first and after each halving, as in Miyato's CNN; Radford's has none. An image
-            that is halved less than twice gets them anyway: one convolution would be no critic.
-        norm: batch norm after every convolution but the first. Not for critics with a penalty, which is per sample.
-        spectral_norm: whether the largest singular value of every weight is held at one.
-        slope: of the leaky ReLU below zero.
+        width: channels of the first convolution; doubled with each further strided one.
+        refine: whether to add a 3x3 convolution first and after each downsampling, as in the CNN of Miyato et al., unlike that
+            of Radford et al. Always added with fewer than two downsamplings, where the critic would be too shallow.
+        norm: whether to use batch norm after every convolution but the first; not with a gradient penalty, which is per sample.
+        spectral_norm: whether to apply spectral normalisation to all weights.
+        slope: negative slope of the leaky ReLU.
     """
 
     def __init__(
@@ -97,14 +96,14 @@ class DCGANCritic(nn.Module):
         sizes = resolutions(*sides)
         self.out_shape = tuple(out_shape)
         refine = refine or len(sizes) < 3
-        plan = [(width, False)] if refine else []  # channels of each convolution, and whether it halves
+        convs = [(width, False)] if refine else []  # channels, and whether strided
         for i in range(1, len(sizes)):
             w = width * 2 ** (i if refine else i - 1)
-            plan += [(w, True), *([(w, False)] if refine else [])]
+            convs += [(w, True), *([(w, False)] if refine else [])]
         layers: list[nn.Module] = []
         before = channels
-        for w, halve in plan:
-            normed = norm and bool(layers)  # not at the image itself (Radford et al. 2016, section 3)
+        for w, halve in convs:
+            normed = norm and bool(layers)  # not on the input (Radford et al. 2016, section 3)
             kernel, stride = (4, 2) if halve else (3, 1)
             layers.append(nn.Conv2d(before, w, kernel, stride, padding=1, bias=not normed))
             layers += [BatchNorm2d(w, track_running_stats=False)] if normed else []
@@ -116,7 +115,7 @@ class DCGANCritic(nn.Module):
         self.embed_y = embed(condition, features)
         _initialise(self)
         if spectral_norm:
-            bound_spectra(self)
+            apply_spectral_norm(self)
 
     def forward(self, x_BCHW: Tensor, y: Tensor | None = None) -> Tensor:
         h = self.body(x_BCHW)

@@ -1,7 +1,7 @@
-"""The networks that a family builds where none is given, by the shape of the event: an image or a vector.
+"""Default networks of the families, for images and for vectors.
 
-Each is called as ``network(in_shape, out_shape, condition)``, as every network of this package is. They are those of
-``conf/network`` with their own default sizes.
+Each is called as ``network(in_shape, out_shape, condition)``, as all networks of this package. They are those of
+``conf/network`` with default hyperparameters.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ def _is_image(shape: Shape) -> bool:
 
 
 def encoder(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> nn.Module:
-    """Build the encoder of an autoencoder with a vector as its latent."""
+    """Build the encoder of an autoencoder with a vector latent."""
     return (ConvEncoder if _is_image(in_shape) else MLP)(in_shape, out_shape, condition)
 
 
 def decoder(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> nn.Module:
-    """Build the decoder of an autoencoder with a vector as its latent."""
+    """Build the decoder of an autoencoder with a vector latent."""
     return (ConvDecoder if _is_image(out_shape) else MLP)(in_shape, out_shape, condition)
 
 
 def grid_encoder(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> nn.Module:
-    """Build the encoder of an autoencoder with a grid as its latent."""
+    """Build the encoder of an autoencoder with a latent grid."""
     return (GridEncoder if _is_image(in_shape) else MLP)(in_shape, out_shape, condition)
 
 
 def grid_decoder(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> nn.Module:
-    """Build the decoder of an autoencoder with a grid as its latent."""
+    """Build the decoder of an autoencoder with a latent grid."""
     return (GridDecoder if _is_image(out_shape) else MLP)(in_shape, out_shape, condition)
 
 
@@ -65,7 +65,7 @@ def critic(in_shape: Shape, out_shape: Shape, condition: Condition | None = None
 
 
 def critic_without_norm(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> nn.Module:
-    """Build a critic whose output for one example does not depend on the rest of the batch."""
+    """Build a critic without batch norm, for per-sample gradient penalties."""
     if _is_image(in_shape):
         return ConvEncoder(in_shape, out_shape, condition, width=64, blocks=0, norm=False, hidden=256)
     return MLP(in_shape, out_shape, condition)
@@ -77,7 +77,7 @@ def causal(in_shape: Shape, out_shape: Shape, condition: Condition | None = None
 
 
 def coupling(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> nn.Module:
-    """Build the network of a coupling layer, which starts as zero."""
+    """Build the zero-initialised network of a coupling layer."""
     if _is_image(in_shape) and tuple(in_shape[1:]) != (1, 1):
         return ConvNet(in_shape, out_shape, condition)
     return MLP(in_shape, out_shape, condition, width=64, depth=1, zero_init=True)

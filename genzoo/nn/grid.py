@@ -1,6 +1,6 @@
-"""Images to grids of features and back: the encoder and decoder of codecs with a code for each patch of an image.
+"""The encoder and decoder of VQ-VAE, between images and feature grids.
 
-Each layer of stride two halves or doubles the sides; between them and the grid lies a stack of residual layers.
+Strided convolutions on the side of the image, a stack of residual layers on the side of the grid.
 
 References:
     van den Oord, Vinyals, Kavukcuoglu, "Neural Discrete Representation Learning", 2017, https://arxiv.org/abs/1711.00937
@@ -18,20 +18,20 @@ from torch import Tensor, nn
 from genzoo.conditions import Condition, embed
 
 
-def halvings(image: Sequence[int], grid: Sequence[int]) -> int:
-    """Count the halvings from an image of (C, H, W) to a grid of (D, h, w).
+def num_downsamplings(image: Sequence[int], grid: Sequence[int]) -> int:
+    """Number of halvings from an image, (C, H, W), to a grid, (D, h, w).
 
     Raises:
-        ValueError: where no number of halvings leads there.
+        ValueError: if H/h and W/w are not the same power of two.
     """
     count = max(image[1] // grid[1], 1).bit_length() - 1
     if any(side != small * 2**count for side, small in zip(image[1:], grid[1:], strict=True)):
-        raise ValueError(f"no number of halvings leads from {image[1]}x{image[2]} to {grid[1]}x{grid[2]}")
+        raise ValueError(f"downsampling from {image[1]}x{image[2]} to {grid[1]}x{grid[2]} is not a power of two")
     return count
 
 
 class ResidualStack(nn.Module):
-    """Layers ``h <- h + conv1x1 relu conv3x3 relu h``, and a last relu."""
+    """Layers ``h <- h + conv1x1 relu conv3x3 relu h``, and a final ReLU."""
 
     def __init__(self, width: int, residual_width: int, blocks: int):
         super().__init__()
@@ -49,14 +49,14 @@ class GridEncoder(nn.Module):
 
     Args:
         in_shape: (C, H, W).
-        out_shape: (D, h, w), the sides halved some times.
+        out_shape: (D, h, w).
         condition: of the model; None for an unconditional network.
-        width: of the hidden layers, the first of which has half of it.
-        residual_width: inside residual layers.
-        blocks: how many residual layers.
+        width: channels of the hidden layers, half of it in the first.
+        residual_width: channels inside residual layers.
+        blocks: number of residual layers.
 
     Raises:
-        ValueError: where no number of halvings leads from one to the other.
+        ValueError: if the downsampling factor is not a power of two.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class GridEncoder(nn.Module):
     ):
         super().__init__()
         channels, layers = in_shape[0], []
-        for i in range(halvings(in_shape, out_shape)):
+        for i in range(num_downsamplings(in_shape, out_shape)):
             wider = width // 2 if i == 0 else width
             layers += [nn.Conv2d(channels, wider, 4, stride=2, padding=1), nn.ReLU()]
             channels = wider
@@ -87,7 +87,7 @@ class GridEncoder(nn.Module):
 
 
 class GridDecoder(nn.Module):
-    """Grid to image, (B, D, h, w) -> (B, C, H, W); the mirror of ``GridEncoder``, with its arguments."""
+    """Grid to image, (B, D, h, w) -> (B, C, H, W); mirrors ``GridEncoder``, with the same arguments."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class GridDecoder(nn.Module):
         self.stem = nn.Conv2d(in_shape[0], width, 3, padding=1)
         self.embed_y = embed(condition, width)
         self.stack = ResidualStack(width, residual_width, blocks)
-        count = halvings(out_shape, in_shape)
+        count = num_downsamplings(out_shape, in_shape)
         layers: list[nn.Module] = []
         for i in range(count - 1):
             before, after = width if i == 0 else width // 2, width // 2

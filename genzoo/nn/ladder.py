@@ -1,21 +1,20 @@
-r"""The network of a hierarchical autoencoder: up once from the event to a summary, then down through stochastic layers.
+r"""The network of a hierarchical VAE: a deterministic bottom-up path and a top-down path of stochastic layers.
 
-The sizes of an image are those that halving gives, and one pixel at last: 32 -> 16 -> 8 -> 4 -> 1. On the way up residual
-blocks leave an activation ``a`` at each size. On the way down a stream ``h`` begins as a constant and passes one rung after
-another; at rung l it is read for the prior and, together with the activation of its size, for the posterior of the latent
-z_l, which is then written into it:
+Resolutions are halved down to a final single pixel: 32 -> 16 -> 8 -> 4 -> 1. The bottom-up path computes an activation ``a`` at
+each resolution. The top-down path is a residual stream ``h`` that starts as a constant; at rung l it parameterises the prior
+and, with the activation of its resolution, the posterior of the latent z_l, which is added to it:
 
     p(z_l | z_<l) from prior(h),      h <- h + features(h) + W z_l,
     q(z_l | z_<l, x) from posterior([h, a]),      h <- h + block(h).
 
-Points of the plane are images of one pixel, where convolutions are linear maps.
+Vectors are images of one pixel, where convolutions are linear maps.
 
 Shapes: B batch, C channels of the stream, Z of a latent, H height, W width.
 
 References:
     Child, "Very Deep VAEs Generalize Autoregressive Models and Can Outperform Them on Images", 2021,
-    https://arxiv.org/abs/2011.10650 (section 3), and https://github.com/openai/vdvae, whose blocks, wiring and first
-    weights these are.
+    https://arxiv.org/abs/2011.10650 (section 3), and https://github.com/openai/vdvae, for the blocks, the topology and the
+    initialisation.
     Sonderby et al., "Ladder Variational Autoencoders", 2016, https://arxiv.org/abs/1602.02282.
 """
 
@@ -34,14 +33,13 @@ Size = tuple[int, int]
 
 
 def _conv(inputs: int, outputs: int, size: Size, side: int = 1, scale: float = 1.0) -> nn.Module:
-    """Make a convolution that starts without a bias.
+    """Build a convolution with zero-initialised bias.
 
     Args:
         inputs, outputs: channels.
-        size: of the feature map. Of a single pixel it is a linear map, which a CPU does twice as fast.
-        side: of the kernel, where the feature map is larger than 2x2; there is nothing around smaller ones to see.
-        scale: factor of the first weights. N branches that add to one stream with N^-1/2 each leave its scale alone,
-            however many they are.
+        size: of the feature map. For a single pixel it is a linear layer, twice as fast on a CPU.
+        side: kernel size, for feature maps larger than 2x2; otherwise 1.
+        scale: factor of the initial weights; N^-1/2 for N residual branches preserves the scale of the stream.
     """
     side = side if min(size) > 2 else 1
     single = size == (1, 1)
@@ -53,7 +51,7 @@ def _conv(inputs: int, outputs: int, size: Size, side: int = 1, scale: float = 1
 
 
 def _bottleneck(inputs: int, inner: int, outputs: int, size: Size, scale: float = 1.0) -> nn.Sequential:
-    """Make four convolutions, 1x1, 3x3, 3x3, 1x1, with narrow ones inside; ``scale`` is that of the last one."""
+    """Build a bottleneck of four convolutions, 1x1, 3x3, 3x3, 1x1; ``scale`` is that of the last one."""
     convs = [
         _conv(inputs, inner, size),
         _conv(inner, inner, size, side=3),
@@ -64,7 +62,7 @@ def _bottleneck(inputs: int, inner: int, outputs: int, size: Size, scale: float 
 
 
 class Entry(nn.Module):
-    """The first value of the stream at a size: a constant, the class, and the stream of the size before, stretched."""
+    """The initial stream at a resolution: a learned constant, the condition and the upsampled stream."""
 
     def __init__(self, width: int, size: Size, condition: Condition | None):
         super().__init__()
@@ -77,74 +75,74 @@ class Entry(nn.Module):
 
 
 class Rung(nn.Module):
-    """One stochastic layer of the way down.
+    """A stochastic layer of the top-down path.
 
     Args:
         width: C.
         channels: Z.
-        inner: width inside the blocks.
+        inner: bottleneck width.
         size: (H, W).
-        scale: of the first weights that add to the stream.
-        entry: for the first rung of a size.
+        scale: of the initial weights of residual branches.
+        entry: for the first rung of a resolution.
     """
 
     def __init__(self, width: int, channels: int, inner: int, size: Size, scale: float, entry: Entry | None):
         super().__init__()
         self.entry, self.size = entry, size
         self.split = [2 * channels, width]
-        self.of_prior = _bottleneck(width, inner, sum(self.split), size, scale=0.0)  # starts as N(0, 1)
+        self.of_prior = _bottleneck(width, inner, sum(self.split), size, scale=0.0)  # initialised as N(0, 1)
         self.of_posterior = _bottleneck(2 * width, inner, 2 * channels, size)
         self.project = _conv(channels, width, size, scale=scale)
         self.block = _bottleneck(width, inner, width, size, scale=scale)
 
     def enter(self, h_BCHW: Tensor, y_B: Tensor | None) -> Tensor:
-        """Bring the stream to this size."""
+        """Bring the stream to this resolution."""
         return h_BCHW if self.entry is None else self.entry(h_BCHW, y_B)
 
     def prior(self, h_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log standard deviation of p(z | h), (B, 2Z, H, W), and what else the stream gains, (B, C, H, W)."""
+        """Return mean and log std of p(z | h), (B, 2Z, H, W), and the features added to the stream, (B, C, H, W)."""
         moments, features = self.of_prior(h_BCHW).split(self.split, dim=1)
         return moments, features
 
     def posterior(self, h_BCHW: Tensor, a_BCHW: Tensor) -> Tensor:
-        """Return mean and log standard deviation of q(z | h, x), (B, 2Z, H, W)."""
+        """Return mean and log std of q(z | h, x), (B, 2Z, H, W)."""
         return self.of_posterior(torch.cat([h_BCHW, a_BCHW], dim=1))
 
     def merge(self, h_BCHW: Tensor, z_BZHW: Tensor) -> Tensor:
-        """Write a latent into the stream."""
+        """Add a latent to the stream, and apply the residual block."""
         h_BCHW = h_BCHW + self.project(z_BZHW)
         return h_BCHW + self.block(h_BCHW)
 
 
 def _per_size(name: str, blocks: int | Sequence[int], sizes: Sequence[Size]) -> list[int]:
-    """Return a number of blocks for each size."""
+    """Return the number of blocks at each resolution."""
     counts = [blocks] * len(sizes) if isinstance(blocks, int) else list(blocks)
     if len(counts) != len(sizes) or min(counts) < 1:
-        said = ", ".join(f"{height}x{width}" for height, width in sizes)
-        raise ValueError(f"{name} must be a positive number, or one for each of the sizes {said}, not {blocks}")
+        listed = ", ".join(f"{height}x{width}" for height, width in sizes)
+        raise ValueError(f"{name} must be a positive number, or one for each of the sizes {listed}, not {blocks}")
     return counts
 
 
 class Ladder(nn.Module):
-    """The way up and the way down.
+    """The bottom-up and the top-down path of a hierarchical VAE.
 
     Args:
         in_shape: of the event, (C, H, W) or (D,).
-        out_shape: of the output, alike.
+        out_shape: of the output, of the same rank.
         condition: of the model; None for an unconditional network.
-        width: of the streams both ways.
+        width: channels of both streams.
         latent_channels: Z, of every rung.
-        up: residual blocks at each size, finest first, or one number for all; the last of each size but the coarsest
-            leads to the next size.
-        down: rungs at each size, finest first, or one number for all.
-        bottleneck: width inside the blocks, in units of ``width``.
-        patch: side of the pixel blocks that become channels on the way in, and are made of channels on the way out.
+        up: residual blocks at each resolution, finest first, or one number for all; the last one of each resolution but the
+            coarsest is followed by pooling.
+        down: rungs at each resolution, finest first, or one number for all.
+        bottleneck: bottleneck width, in units of ``width``.
+        patch: side of the pixel blocks folded into channels at the input and unfolded at the output.
 
     Raises:
-        ValueError: where ``patch`` does not divide the sides, or a list does not fit the sizes.
+        ValueError: if ``patch`` does not divide the sides, or a list has the wrong length.
     """
 
-    nothing: Tensor
+    zeros: Tensor
 
     def __init__(
         self,
@@ -186,27 +184,27 @@ class Ladder(nn.Module):
                 rungs.append(Rung(width, latent_channels, inner, size, scale, entry))
         self.rungs: Sequence[Rung] = nn.ModuleList(rungs)  # type: ignore[assignment]
         self.latents = [(latent_channels, *rung.size) for rung in rungs]
-        self.register_buffer("nothing", torch.zeros(width, 1, 1), persistent=False)
+        self.register_buffer("zeros", torch.zeros(width, 1, 1), persistent=False)
         self.head = _conv(width, self.out_shape[0] * patch**2, self.sizes[0])
 
-    def ascend(self, x: Tensor) -> list[Tensor]:
-        """Return the activation that each rung sees, the top one first: (B, *in_shape) -> (B, C, H, W) each."""
+    def bottom_up(self, x: Tensor) -> list[Tensor]:
+        """Return the activation for each rung, from top to bottom: (B, *in_shape) -> (B, C, H, W) each."""
         h_BCHW = self.stem(F.pixel_unshuffle(x.reshape(-1, *self.in_shape), self.patch))
-        seen: list[Tensor] = []
+        activations: list[Tensor] = []
         for i, (*blocks, last) in enumerate(self.up):
             for block in blocks:
                 h_BCHW = h_BCHW + block(h_BCHW)
             if i < len(self.up) - 1:
-                seen += [h_BCHW] * self.downs[i]
+                activations += [h_BCHW] * self.downs[i]
                 (H, W), (lower_H, lower_W) = self.sizes[i : i + 2]
                 h_BCHW = F.avg_pool2d(h_BCHW + last(h_BCHW), (H // lower_H, W // lower_W))
-        seen += [h_BCHW + last(h_BCHW)] * self.downs[-1]
-        return seen[::-1]
+        activations += [h_BCHW + last(h_BCHW)] * self.downs[-1]
+        return activations[::-1]
 
     def top(self, n: int) -> Tensor:
-        """Return the stream above the first rung: nothing, (n, C, 1, 1)."""
-        return self.nothing.expand(n, -1, -1, -1)
+        """Return the initial stream, zero, (n, C, 1, 1)."""
+        return self.zeros.expand(n, -1, -1, -1)
 
     def output(self, h_BCHW: Tensor) -> Tensor:
-        """Read the output off the stream that has left the last rung, (B, C, H, W) -> (B, *out_shape)."""
+        """Map the final stream to the output, (B, C, H, W) -> (B, *out_shape)."""
         return F.pixel_shuffle(self.head(h_BCHW), self.patch).reshape(-1, *self.out_shape)

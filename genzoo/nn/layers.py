@@ -1,7 +1,7 @@
-"""Layers that several networks share. Shapes: B batch, C channels, H height, W width, N tokens, E embedding.
+"""Shared layers. Shapes: B batch, C channels, H height, W width, N tokens, E embedding.
 
-Every network of this package is built as ``Network(in_shape, out_shape, condition=None, **hyperparameters)``: a family
-knows the shapes and hands over a class, or a ``functools.partial`` of it that fixes the hyperparameters.
+Every network of this package is built as ``Network(in_shape, out_shape, condition=None, **hyperparameters)``; families take
+the class, or a ``functools.partial`` with hyperparameters, and provide the shapes.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from genzoo.numerics import distributed
 
 
 def zero_(module: nn.Module) -> nn.Module:
-    """Set all weights of a layer to zero, so that a residual branch starts as the identity."""
+    """Zero-initialise a layer."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation with the largest number of groups up to 32 that divides the channels and leaves 4 in each."""
+    """Group normalisation with the most groups, up to 32, that divide the channels into at least 4 each."""
     groups = max(g for g in range(1, min(32, max(channels // 4, 1)) + 1) if channels % g == 0)
     return nn.GroupNorm(groups, channels)
 
 
-def bound_spectra(network: nn.Module) -> None:
-    """Divide each weight of a network, as a matrix with a row for each output, by its largest singular value.
+def apply_spectral_norm(network: nn.Module) -> None:
+    """Apply spectral normalisation to all weights of a network.
 
-    One step of power iteration follows the singular vectors in each training pass; evaluation leaves them alone.
+    Singular vectors are updated by one power iteration per training pass, not in evaluation.
 
     References:
         Miyato et al., "Spectral Normalization for Generative Adversarial Networks", 2018,
@@ -45,9 +45,9 @@ def bound_spectra(network: nn.Module) -> None:
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """torch's batch norm, which in training takes the statistics of the whole batch where ranks share it.
+    """Batch norm with statistics of the global batch in distributed training.
 
-    In one process it is torch's to the last bit. ``nn.SyncBatchNorm`` would do the same on GPUs alone.
+    In one process it is bitwise identical to torch's. ``nn.SyncBatchNorm`` supports GPUs only.
     """
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -68,16 +68,16 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 class Dropout(nn.Dropout):
-    """torch's dropout, which in training draws the mask of the whole batch where ranks share it, and takes its own rows.
+    """Dropout whose mask is drawn for the global batch in distributed training; each rank uses its own rows.
 
-    In one process it is torch's to the last bit. All ranks must have seeded torch's global generator alike.
+    In one process it is bitwise identical to torch's. All ranks must have the same seed of torch's global generator.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Set a share ``p`` of the numbers of each example to zero, (B, ...) -> (B, ...)."""
+        """Set each element to zero with probability ``p``, (B, ...) -> (B, ...)."""
         if not self.training or distributed.world_size() == 1 or not self.p:
             return super().forward(x)
-        # One process draws in the order of its memory: the mask has the layout of x.
+        # A single process draws in memory order: the mask has the memory format of x.
         order = sorted(range(x.ndim), key=x.stride, reverse=True)
         sizes = [distributed.world_size() * len(x), *x.shape[1:]]
         ones = torch.ones([sizes[d] for d in order], dtype=x.dtype, device=x.device)
@@ -108,12 +108,12 @@ class SinusoidalEmbedding(nn.Module):
 
 
 class TimeAndCondition(nn.Module):
-    """Embedding of a time and a condition, (B,), (B, *condition.shape) -> (B, E).
+    """Embedding of time and condition, (B,), (B, *condition.shape) -> (B, E).
 
     Args:
         features: E.
         condition: of the model; None for an unconditional network.
-        frequencies: how many sines and cosines stand for the time.
+        frequencies: dimension of the sinusoidal embedding of time.
     """
 
     def __init__(self, features: int, condition: Condition | None, frequencies: int):
@@ -128,10 +128,10 @@ class TimeAndCondition(nn.Module):
 
 
 class NullableCondition(nn.Module):
-    """Adds the embedding of a condition, that of the null value where there is none, (B, E), (B, *condition.shape) -> (B, E).
+    """Add the embedding of a condition, for y = None of the null value, (B, E), (B, *condition.shape) -> (B, E).
 
     Args:
-        condition: None for an unconditional network, which adds nothing.
+        condition: None for an unconditional network, where this is the identity.
         features: E.
     """
 
@@ -149,9 +149,9 @@ class NullableCondition(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two normalised 3x3 convolutions around a skip, with an embedding in between.
+    """A residual block of two normalised 3x3 convolutions, conditioned on an embedding.
 
-    The embedding is added after the first convolution, or with ``scale_shift`` it scales and shifts the second norm.
+    The embedding is added after the first convolution, or with ``scale_shift`` scales and shifts the second norm.
 
     References:
         Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", 2020, https://arxiv.org/abs/2006.11239 (appendix B).
@@ -189,12 +189,11 @@ class ResBlock(nn.Module):
         return self.skip(x_BCHW) + h
 
 
-class DoublingConv2d(nn.Conv2d):
-    """A 3x3 convolution of an image that is first scaled up, by default doubled, (B, C, H, W) -> (B, C', *size).
+class UpsampleConv2d(nn.Conv2d):
+    """Nearest-neighbour upsampling, by default by 2, and a 3x3 convolution, (B, C, H, W) -> (B, C', *size).
 
-    Where the scale is 2, every pixel stands four times, and a 3x3 window meets no more than 2x2 different ones. Weights that
-    fall on one pixel are added before they are multiplied: the whole is the transpose of a convolution of stride 2 with 4x4
-    weights, and takes four ninths of the multiplications.
+    Upsampling by 2 is fused with the convolution: a 3x3 window covers at most 2x2 different pixels, whose weights are summed
+    first. The result is a transposed convolution of stride 2 with a 4x4 kernel, with 4/9 of the multiplications.
     """
 
     def __init__(self, in_channels: int, out_channels: int):
@@ -204,27 +203,27 @@ class DoublingConv2d(nn.Conv2d):
         H, W = x_BCHW.shape[-2:]
         if size not in (None, (2 * H, 2 * W)):
             return super().forward(F.interpolate(x_BCHW, size=size, mode="nearest"))
-        # The average over 2x2 weights, without its divisor, is their sum.
+        # Sums of 2x2 weights.
         weight = F.avg_pool2d(self.weight.flip(2, 3), 2, stride=1, padding=1, divisor_override=1).transpose(0, 1)
         return F.conv_transpose2d(x_BCHW, weight, self.bias, stride=2, padding=1)
 
 
 def attend(q_BHNC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor) -> Tensor:
-    """Average the values v by how well their keys k fit the queries q, softmax(q k^T / sqrt(C)) v."""
+    """Scaled dot-product attention, softmax(q k^T / sqrt(C)) v."""
     one_of_many = q_BHNC.shape[2] == 1 and k_BHNC.shape[2] >= 16
     if q_BHNC.device.type == "cpu" and (q_BHNC.dtype == torch.bfloat16 or one_of_many):
-        # Where torch's fused kernel takes up to twice as long, in bfloat16 its backward pass above all.
+        # torch's fused kernel takes up to twice as long here, mostly in the bfloat16 backward pass.
         return (q_BHNC * q_BHNC.shape[-1] ** -0.5 @ k_BHNC.mT).softmax(dim=-1) @ v_BHNC
     return F.scaled_dot_product_attention(q_BHNC, k_BHNC, v_BHNC)
 
 
 class Attention(nn.Module):
-    """Self-attention over the pixels of a feature map, with a skip.
+    """Residual self-attention over the pixels of a feature map.
 
     Args:
         channels: C.
-        head_channels: width of a head; None for a single head of width C.
-        scale: of the sum with the skip.
+        head_channels: channels per head; None for a single head.
+        scale: factor of the residual sum.
     """
 
     def __init__(self, channels: int, head_channels: int | None = None, scale: float = 1.0):
@@ -239,7 +238,7 @@ class Attention(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         B, C, H, W = x_BCHW.shape
-        # Contiguous tokens: on a strided view the fused kernel falls back to the slow path.
+        # The fused kernel is slow for strided inputs.
         qkv_BHNC = (
             self.qkv(self.norm(x_BCHW)).view(B, 3 * self.heads, C // self.heads, H * W).transpose(2, 3).contiguous()
         )

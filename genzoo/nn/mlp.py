@@ -1,4 +1,4 @@
-"""Multilayer perceptrons for points of the plane and other small vectors."""
+"""Multilayer perceptrons for low-dimensional vectors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from genzoo.nn.layers import TimeAndCondition, zero_
 
 
 class MLP(nn.Module):
-    """A residual perceptron, (B, *in_shape) -> (B, *out_shape), with an optional condition.
+    """A residual MLP, (B, *in_shape) -> (B, *out_shape), with an optional condition.
 
         h <- h + W2 silu(W1 silu(h) + embedding)
 
@@ -21,8 +21,8 @@ class MLP(nn.Module):
         in_shape, out_shape: of one input and one output.
         condition: of the model; None for an unconditional network.
         width: of the hidden layers.
-        depth: how many residual layers.
-        zero_init: whether the network starts as zero.
+        depth: number of residual layers.
+        zero_init: whether the output layer is zero-initialised.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class MLP(nn.Module):
 
 
 class TimeMLP(nn.Module):
-    """The same perceptron for noisy points: (B, *in_shape), times (B,) and conditions -> (B, *out_shape)."""
+    """A time-conditioned MLP for denoising vectors: (B, *in_shape), times (B,) and conditions -> (B, *out_shape)."""
 
     def __init__(
         self,

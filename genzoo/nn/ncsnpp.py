@@ -1,8 +1,8 @@
 """NCSN++ and DDPM++, the U-Nets of score-based models. Shapes: B batch, C channels, H height, W width, E embedding.
 
-What they change in DDPM's U-Net: images are halved and doubled inside residual blocks, as BigGAN does; all sums are divided
-by sqrt(2); attention comes once at the end of a level on the way up; and NCSN++ besides filters before it resamples,
-adds shrunken copies of the input on the way down, and sees the time through random Fourier features.
+Differences to DDPM's U-Net: resampling inside residual blocks, as in BigGAN; residual sums divided by sqrt(2); on the
+upsampling path, attention once at the end of a level. NCSN++ adds FIR resampling, a downsampled copy of the input at each
+level, and random Fourier features of time.
 
 References:
     Song et al., "Score-Based Generative Modeling through SDEs", 2021, https://arxiv.org/abs/2011.13456 (appendix H).
@@ -26,7 +26,7 @@ SQRT_HALF = math.sqrt(0.5)
 
 
 class RandomFourierFeatures(nn.Module):
-    """Sines and cosines at random frequencies that are not trained, (B,) -> (B, E).
+    """Sines and cosines at fixed random frequencies, (B,) -> (B, E).
 
     References:
         Tancik et al., "Fourier Features Let Networks Learn High Frequency Functions", 2020,
@@ -45,7 +45,7 @@ class RandomFourierFeatures(nn.Module):
 
 
 class Resample(nn.Module):
-    """Halving or doubling of an image by the mean or copies of 2x2 pixels, or with StyleGAN's filter [1, 3, 3, 1]."""
+    """Down- or upsampling by 2, by average pooling or nearest neighbour, or with the FIR filter [1, 3, 3, 1] of StyleGAN."""
 
     kernel: Tensor
 
@@ -66,7 +66,7 @@ class Resample(nn.Module):
 
 
 class Block(nn.Module):
-    """BigGAN's residual block, which may resample, around an embedding."""
+    """The residual block of BigGAN, with optional resampling, conditioned on an embedding."""
 
     def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float, resample: nn.Module | None = None):
         super().__init__()
@@ -88,22 +88,22 @@ class Block(nn.Module):
 
 
 class NCSNpp(nn.Module):
-    """Noisy images, times and conditions to images: (B, C, H, W), (B,), (B, *condition.shape) -> (B, C', H, W).
+    """The U-Net of NCSN++ or DDPM++: (B, C, H, W), times (B,), conditions (B, *condition.shape) -> (B, C', H, W).
 
     Args:
-        in_shape: (C, H, W); the sides must divide by 2 as often as there are further levels.
+        in_shape: (C, H, W); sides divisible by ``2**(levels - 1)``.
         out_shape: (C', H, W).
         condition: of the model, null values included; None for an unconditional network.
         channels: width of the stem.
         multipliers: width of each level in units of ``channels``; each level halves the side.
         blocks: residual blocks at each level.
-        attention: resolutions, as sides of the feature map, that attend to themselves.
+        attention: resolutions with self-attention, as sides of the feature map.
         dropout: inside residual blocks.
-        fir: whether resampling filters, and shrunken copies of the input are added on the way down (NCSN++).
-        fourier: whether the time is seen through random Fourier features (NCSN++).
+        fir: whether to use FIR resampling, and add downsampled copies of the input (NCSN++).
+        fourier: whether to embed time by random Fourier features (NCSN++).
 
     Raises:
-        ValueError: for sides that cannot be halved.
+        ValueError: for sides of the wrong divisibility.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class NCSNpp(nn.Module):
         super().__init__()
         in_channels, height, width = in_shape
         if height % 2 ** (len(multipliers) - 1) or width % 2 ** (len(multipliers) - 1):
-            raise ValueError(f"{len(multipliers)} levels need sides that divide by {2 ** (len(multipliers) - 1)}")
+            raise ValueError(f"{len(multipliers)} levels need sides divisible by {2 ** (len(multipliers) - 1)}")
         E = 4 * channels
         features = 2 * channels if fourier else channels
         first = RandomFourierFeatures(features) if fourier else SinusoidalEmbedding(features)

@@ -1,18 +1,17 @@
 r"""The gated PixelCNN. Shapes: B batch, C channels, H height, W width, E width of the network, P parameters of a pixel.
 
-Two stacks of convolutions run side by side. The vertical one, v, sees all rows above a pixel; the horizontal one, h, sees
-the pixels to the left in its own row and, through a 1x1 convolution, the vertical one. Between them they see every
-earlier pixel: a single stack of masked kernels would be blind to a wedge on the right. A layer is
+Two stacks of convolutions: the receptive field of the vertical stack, v, is the rows above a pixel, that of the horizontal
+stack, h, the pixels to the left in the same row, with v as an input through a 1x1 convolution. Together they cover all
+preceding pixels, without the blind spot of a single stack of masked convolutions. A layer is
 
     v' = Conv_v(v),                    v <- tanh(v'_1 + e_1) sigmoid(v'_2 + e_2)
     h' = Conv_h(h) + W v' + e,         h <- h + U tanh(h'_1) sigmoid(h'_2)
 
-with the halves 1 and 2 of the channels, and the class in e. No kernel is masked: the image enters v moved down by a row and
-h moved right by a pixel, and from there every kernel ends at its own row or pixel. Three channels beside those of the image
-tell where a pixel is: ones, which end at the border, its row and its column.
+with the halves 1 and 2 of the channels, and the embedding e of the condition. Kernels are not masked: the input of v is shifted
+down by a row, that of h right by a pixel, and every kernel ends at its own row or pixel. Three additional input channels give
+the position: ones, which show the zero-padded border, row and column.
 
-An image is made row by row: the vertical stack runs once a row, the horizontal one once a pixel, on nothing but the
-columns that its kernels reach.
+In sampling the vertical stack runs once per row, the horizontal stack once per pixel, on cached inputs.
 
 References:
     van den Oord, Kalchbrenner, Vinyals, Espeholt, Graves, Kavukcuoglu, "Conditional Image Generation with PixelCNN
@@ -29,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genzoo.conditions import Condition, embed
-from genzoo.nn.causal import CausalNetwork, Walk
+from genzoo.nn.causal import CausalNetwork, IncrementalState
 from genzoo.nn.layers import Dropout
 
 
@@ -38,20 +37,20 @@ def _gate(x: Tensor) -> Tensor:
     return torch.tanh(a) * torch.sigmoid(b)
 
 
-def _at_one(conv: nn.Conv2d, window: Tensor) -> Tensor:
-    """Apply a convolution to one window of its kernel's size, (B, C, ...) -> (B, E): a matrix is sooner set up."""
+def _conv_at_pixel(conv: nn.Conv2d, window: Tensor) -> Tensor:
+    """Apply a convolution to a single window as a matrix product, (B, C, ...) -> (B, E)."""
     return F.linear(window.flatten(1), conv.weight.flatten(1), conv.bias)
 
 
 class GatedLayer(nn.Module):
-    """One layer of both stacks.
+    """A gated layer of both stacks.
 
     Args:
-        in_channels: of either stack; there is a residual connection where they equal ``width``.
-        width: E, the channels that leave.
+        in_channels: of either stack; a residual connection is used if they equal ``width``.
+        width: E, the output channels.
         condition: of the model; None for an unconditional network.
-        kernel: odd side of the square of which the causal half is seen.
-        dilation: distance of two elements of a kernel.
+        kernel: odd side of the equivalent masked kernel.
+        dilation: of the kernels.
         dropout: of the horizontal stack before its last convolution.
     """
 
@@ -70,26 +69,26 @@ class GatedLayer(nn.Module):
         self.embed_y = embed(condition, 4 * width)
 
     def embed(self, y: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
-        """Return what the class adds to the vertical and to the horizontal stack."""
+        """Return the embeddings of the condition for the vertical and the horizontal stack."""
         if self.embed_y is None:
             return 0.0, 0.0
         vertical, horizontal = self.embed_y(y)[:, :, None, None].chunk(2, dim=1)
         return vertical, horizontal
 
     def down(self, v: Tensor, e: Tensor | float) -> tuple[Tensor, Tensor]:
-        """Run the vertical stack on rows that begin ``reach`` above the first wanted: its output, and what h takes of it."""
+        """Apply the vertical stack, to rows from ``reach`` above the first output; return its output and the link to h."""
         features = self.vertical(v)
         return _gate(features + e), self.link(features)
 
     def right(self, h: Tensor, link: Tensor, e: Tensor | float) -> Tensor:
-        """Run the horizontal stack on columns that begin ``reach`` left of the first wanted."""
+        """Apply the horizontal stack, to columns from ``reach`` left of the first output."""
         out = self.out(self.dropout(_gate(self.horizontal(h) + link + e)))
         return h[..., self.reach :] + out if self.residual else out
 
-    def right_one(self, h: Tensor, link: Tensor, e: Tensor | float) -> Tensor:
-        """Do so for one pixel, (B, C, reach + 1) and (B, 2E) -> (B, E)."""
-        features = _at_one(self.horizontal, h[..., :: self.dilation])
-        out = _at_one(self.out, self.dropout(_gate(features + link + e)))
+    def right_at_pixel(self, h: Tensor, link: Tensor, e: Tensor | float) -> Tensor:
+        """Apply the horizontal stack at one pixel, (B, C, reach + 1) and (B, 2E) -> (B, E)."""
+        features = _conv_at_pixel(self.horizontal, h[..., :: self.dilation])
+        out = _conv_at_pixel(self.out, self.dropout(_gate(features + link + e)))
         return h[..., -1] + out if self.residual else out
 
 
@@ -101,17 +100,17 @@ class PixelCNN(CausalNetwork):
         out_shape: (P, H, W).
         condition: of the model; None for an unconditional network.
         width: E, the channels of either stack.
-        layers: how many.
-        first_kernel: odd side of the first layer's kernels.
-        kernel: odd side of the others'.
-        dilations: of the layers after the first, repeated.
+        layers: number of layers.
+        first_kernel: odd kernel size of the first layer.
+        kernel: odd kernel size of the other layers.
+        dilations: of the layers after the first, repeated cyclically.
         dropout: in every layer.
 
     Raises:
-        ValueError: for kernels of an even side.
+        ValueError: for even kernel sizes.
     """
 
-    place: Tensor
+    coordinates: Tensor
 
     def __init__(
         self,
@@ -133,7 +132,7 @@ class PixelCNN(CausalNetwork):
         channels, *self.sides = in_shape
         rows, columns = (torch.linspace(-1, 1, side) for side in self.sides)
         place = torch.stack([torch.ones(*self.sides), *torch.meshgrid(rows, columns, indexing="ij")])
-        self.register_buffer("place", place, persistent=False)
+        self.register_buffer("coordinates", place, persistent=False)
         settings = [(channels + len(place), first_kernel, 1)]
         settings += [(width, kernel, dilations[i % len(dilations)]) for i in range(layers - 1)]
         chain = [GatedLayer(c, width, condition, side, dilation, dropout) for c, side, dilation in settings]
@@ -141,7 +140,7 @@ class PixelCNN(CausalNetwork):
         self.head = nn.Sequential(nn.ReLU(), nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, out_shape[0], 1))
 
     def forward(self, x_BCHW: Tensor, y: Tensor | None = None) -> Tensor:
-        x = torch.cat([x_BCHW, self.place.to(x_BCHW.dtype).expand(len(x_BCHW), -1, -1, -1)], dim=1)
+        x = torch.cat([x_BCHW, self.coordinates.to(x_BCHW.dtype).expand(len(x_BCHW), -1, -1, -1)], dim=1)
         v, h = F.pad(x[:, :, :-1], (0, 0, 1, 0)), F.pad(x[..., :-1], (1, 0))
         for layer in self.layers:
             e_v, e_h = layer.embed(y)
@@ -149,17 +148,17 @@ class PixelCNN(CausalNetwork):
             h = layer.right(F.pad(h, (layer.reach, 0)), link, e_h)
         return self.head(h)
 
-    def head_one(self, h: Tensor) -> Tensor:
-        """Run the head at one pixel, (B, E) -> (B, P)."""
+    def head_at_pixel(self, h: Tensor) -> Tensor:
+        """Apply the head at one pixel, (B, E) -> (B, P)."""
         hidden, last = (layer for layer in self.head if isinstance(layer, nn.Conv2d))
-        return _at_one(last, F.relu(_at_one(hidden, F.relu(h))))
+        return _conv_at_pixel(last, F.relu(_conv_at_pixel(hidden, F.relu(h))))
 
-    def walk(self, n: int, y: Tensor | None = None) -> Walk:
-        return _PixelWalk(self, n, y)
+    def incremental(self, n: int, y: Tensor | None = None) -> IncrementalState:
+        return _PixelCNNState(self, n, y)
 
 
-class _PixelWalk(Walk):
-    """Remembers each layer's inputs: of the vertical stack all rows, of the horizontal one this row."""
+class _PixelCNNState(IncrementalState):
+    """Cached inputs of each layer: all rows for the vertical stack, the current row for the horizontal stack."""
 
     def __init__(self, network: PixelCNN, n: int, y: Tensor | None):
         self.network, self.position = network, 0
@@ -177,7 +176,7 @@ class _PixelWalk(Walk):
         if pixel_BC is None:
             h = torch.zeros_like(self.row[:, :, 0, 0])
         else:
-            place = self.network.place.flatten(1)[:, self.position - 1].to(pixel_BC.dtype)
+            place = self.network.coordinates.flatten(1)[:, self.position - 1].to(pixel_BC.dtype)
             left = torch.cat([pixel_BC, place.expand(len(pixel_BC), -1)], dim=1)
             self.row[:, :, 0, j - 1] = left
             h = left if j else torch.zeros_like(left)
@@ -187,12 +186,12 @@ class _PixelWalk(Walk):
             self.network.layers, self.columns, self.links, self.right_embeddings, strict=True
         ):
             columns[..., layer.reach + j] = h
-            h = layer.right_one(columns[..., j : j + layer.reach + 1], link[:, :, 0, j], e)
+            h = layer.right_at_pixel(columns[..., j : j + layer.reach + 1], link[:, :, 0, j], e)
         self.position += 1
-        return self.network.head_one(h)
+        return self.network.head_at_pixel(h)
 
     def _begin_row(self, i: int) -> None:
-        """Run the vertical stack for a row, whose input is the row above, zeros at first."""
+        """Apply the vertical stack for a row, whose input is the row above, initially zero."""
         self.links, v = [], self.row
         for layer, rows, (e, _) in zip(self.network.layers, self.rows, self.embeddings, strict=True):
             rows[:, :, layer.reach + i : layer.reach + i + 1] = v

@@ -1,16 +1,16 @@
 r"""The network of PixelCNN++. Shapes: B batch, C channels, H height, W width, E width of the network, P parameters of a pixel.
 
-Two streams of gated residual blocks run side by side, as in the gated PixelCNN: u sees the rows above a pixel, ul also
-what is to its left. A block is
+Two streams of gated residual blocks, as in the gated PixelCNN: the receptive field of u is the rows above a pixel, that of ul
+also the pixels to its left. A block is
 
     x <- x + a sigmoid(b),    (a, b) = Conv(dropout(f(Conv f(x) + W f(s)))),    f(x) = elu([x, -x])
 
-with s the other stream and, on the way back, the skip. Strided convolutions halve the image and transposed ones double it,
-so that far pixels are few steps away; skips from every block of the way down meet a block of the way up. All convolutions
-are weight-normalised.
+with s the other stream and, on the upsampling path, the skip. Strided convolutions downsample and transposed ones upsample,
+with a skip from every block of the downsampling path to a block of the upsampling path. All convolutions are
+weight-normalised.
 
-Nothing looks ahead: an image enters moved by a row, or by a pixel; every kernel ends at its own row or pixel; and a pixel
-of the half image stands for a block of four of which it sees what is before the first.
+The network is causal: inputs are shifted by a row or a pixel, every kernel ends at its own row or pixel, and a downsampled
+pixel depends on the pixels before the first of its 2x2 block.
 
 References:
     Salimans, Karpathy, Chen, Kingma, "PixelCNN++", 2017, https://arxiv.org/abs/1701.05517 (section 2.3 to 2.5, figure 2).
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from genzoo.conditions import Condition, embed
-from genzoo.nn.causal import CausalNetwork, Walk
+from genzoo.nn.causal import CausalNetwork, IncrementalState
 from genzoo.nn.layers import Dropout
 
 
@@ -36,7 +36,7 @@ def _concat_elu(x: Tensor) -> Tensor:
 
 
 class ShiftedConv(nn.Module):
-    """A convolution whose kernel ends at the pixel's own row, and in the ``corner`` at its own column too."""
+    """A convolution whose kernel ends at the pixel's own row, and with ``corner`` at its own column too."""
 
     def __init__(self, inputs: int, outputs: int, corner: bool, kernel: tuple[int, int] | None = None, stride: int = 1):
         super().__init__()
@@ -48,8 +48,8 @@ class ShiftedConv(nn.Module):
         return self.conv(F.pad(x, self.padding))
 
 
-def _doubling(width: int, corner: bool) -> nn.Module:
-    """A transposed convolution that sees of the half image what ``ShiftedConv`` may see of the whole."""
+def _upsampling_conv(width: int, corner: bool) -> nn.Module:
+    """An upsampling transposed convolution with the causality of ``ShiftedConv``."""
     if corner:
         return weight_norm(nn.ConvTranspose2d(width, width, (2, 2), 2), dim=1)
     conv = nn.ConvTranspose2d(width, width, (2, 3), 2, padding=(0, 1), output_padding=(0, 1))
@@ -61,8 +61,8 @@ class GatedResnet(nn.Module):
 
     Args:
         width: E.
-        beside: channels of what is seen besides the stream itself, 0 for nothing.
-        corner: which of the two streams.
+        beside: channels of the additional input s, 0 for none.
+        corner: whether the stream is ul.
         condition: of the model; None for an unconditional network.
         dropout: between the convolutions.
     """
@@ -74,7 +74,7 @@ class GatedResnet(nn.Module):
         self.dropout = Dropout(dropout)
         self.second = ShiftedConv(2 * width, 2 * width, corner)
         with torch.no_grad():
-            self.second.conv.parametrizations.weight.original0.mul_(0.1)  # blocks start near the identity
+            self.second.conv.parametrizations.weight.original0.mul_(0.1)  # near the identity
         self.embed_y = embed(condition, 2 * width)
 
     def forward(self, x: Tensor, s: Tensor | None, y: Tensor | None) -> Tensor:
@@ -91,19 +91,19 @@ class GatedResnet(nn.Module):
 class PixelCNNPP(CausalNetwork):
     """The network of PixelCNN++, (B, C, H, W) and conditions -> (B, P, H, W).
 
-    Sampling looks at the whole image anew for every pixel.
+    Sampling evaluates the full image for every pixel, without a cache.
 
     Args:
         in_shape: (C, H, W).
         out_shape: (P, H, W).
         condition: of the model; None for an unconditional network.
         width: E.
-        resolutions: how many, the image's own one of them.
-        resnets: blocks of each stream at a resolution, on the way down; one more on the way up, as skips need.
+        resolutions: number of resolutions, including that of the image.
+        resnets: blocks per stream and resolution on the downsampling path; one more on the upsampling path.
         dropout: in every block.
 
     Raises:
-        ValueError: for images whose sides cannot be halved so often.
+        ValueError: for images whose sides are not divisible by ``2**(resolutions - 1)``.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class PixelCNNPP(CausalNetwork):
             raise ValueError(f"resolutions and resnets must be at least 1, not {resolutions} and {resnets}")
         if H % 2 ** (resolutions - 1) or W % 2 ** (resolutions - 1):
             raise ValueError(
-                f"resolutions={resolutions} needs sides that divide by {2 ** (resolutions - 1)}, not {H}x{W}"
+                f"resolutions={resolutions} needs sides divisible by {2 ** (resolutions - 1)}, not {H}x{W}"
             )
         self.in_shape, inputs = tuple(in_shape), channels + 1
         self.above = ShiftedConv(inputs, width, corner=False)
@@ -133,25 +133,25 @@ class PixelCNNPP(CausalNetwork):
             u = GatedResnet(width, skip, False, condition, dropout)
             return nn.ModuleList([u, GatedResnet(width, width + skip, True, condition, dropout)])
 
-        def halving() -> nn.ModuleList:
+        def downsample() -> nn.ModuleList:
             return nn.ModuleList(ShiftedConv(width, width, corner, stride=2) for corner in (False, True))
 
-        def doubling() -> nn.ModuleList:
-            return nn.ModuleList(_doubling(width, corner) for corner in (False, True))
+        def upsample() -> nn.ModuleList:
+            return nn.ModuleList(_upsampling_conv(width, corner) for corner in (False, True))
 
-        # The layers in their order, one for each stream.
+        # Layers in order, a pair for the two streams.
         down, up = nn.ModuleList(), nn.ModuleList()
         for i in range(resolutions):
-            down.extend([halving()] if i else [])
+            down.extend([downsample()] if i else [])
             down.extend(blocks(skip=0) for _ in range(resnets))
-            up.extend([doubling()] if i else [])
+            up.extend([upsample()] if i else [])
             up.extend(blocks(skip=width) for _ in range(resnets + (i > 0)))
         self.down: Sequence[Sequence[nn.Module]] = down  # type: ignore[assignment]
         self.up: Sequence[Sequence[nn.Module]] = up  # type: ignore[assignment]
         self.head = weight_norm(nn.Conv2d(width, out_shape[0], 1))
 
     def forward(self, x_BCHW: Tensor, y: Tensor | None = None) -> Tensor:
-        x = F.pad(x_BCHW, (0, 0, 0, 0, 0, 1), value=1.0)  # a channel of ones tells the image from its border
+        x = F.pad(x_BCHW, (0, 0, 0, 0, 0, 1), value=1.0)  # a channel of ones marks the image against its border
 
         def lower(h: Tensor) -> Tensor:
             return F.pad(h[:, :, :-1], (0, 0, 1, 0))
@@ -176,12 +176,12 @@ class PixelCNNPP(CausalNetwork):
                 u, ul = layer_u(u), layer_ul(ul)
         return self.head(F.elu(ul))
 
-    def walk(self, n: int, y: Tensor | None = None) -> Walk:
-        return _ImageWalk(self, n, y)
+    def incremental(self, n: int, y: Tensor | None = None) -> IncrementalState:
+        return _PixelCNNPPState(self, n, y)
 
 
-class _ImageWalk(Walk):
-    """Remembers the image alone."""
+class _PixelCNNPPState(IncrementalState):
+    """The image so far; activations are not cached."""
 
     def __init__(self, network: PixelCNNPP, n: int, y: Tensor | None):
         self.network, self.y, self.position = network, y, 0

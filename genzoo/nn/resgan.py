@@ -1,11 +1,11 @@
 """The residual networks of WGAN-GP and SNGAN. Shapes: B batch, C channels, H height, W width.
 
-    generator    dense -> residual blocks that double the side -> batch norm, ReLU, 3x3 convolution
-    critic       residual blocks, the first of which halve the side -> ReLU -> pooling -> dense
+    generator    dense -> upsampling residual blocks -> batch norm, ReLU, 3x3 convolution
+    critic       residual blocks, the first of them downsampling -> ReLU -> pooling -> dense
 
-A block is two 3x3 convolutions around a skip, which has a 1x1 convolution where the size or the width changes. The
-generator's batch norm has gains and shifts for each class; the critic adds the product of its features with an embedding
-of the class to its output, as in the log ratio of two conditional densities.
+A block has two 3x3 convolutions and a skip, with a 1x1 convolution if the size or the width changes. The generator has
+conditional batch norm; the critic is a projection discriminator, which adds the inner product of its features and an embedding
+of the condition to its output.
 
 References:
     Gulrajani et al., "Improved Training of Wasserstein GANs", 2017, https://arxiv.org/abs/1704.00028 (appendix, the
@@ -25,12 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genzoo.conditions import Condition, embed
-from genzoo.nn.layers import BatchNorm2d, DoublingConv2d, bound_spectra
+from genzoo.nn.layers import BatchNorm2d, UpsampleConv2d, apply_spectral_norm
 from genzoo.nn.resnet import resolutions
 
 
 def _glorot(conv: nn.Conv2d, gain: float) -> nn.Conv2d:
-    """Give a convolution Glorot's weights and a bias of zero."""
+    """Initialise a convolution by Glorot weights and zero bias."""
     nn.init.xavier_uniform_(conv.weight, gain)
     assert conv.bias is not None
     nn.init.zeros_(conv.bias)
@@ -38,12 +38,12 @@ def _glorot(conv: nn.Conv2d, gain: float) -> nn.Conv2d:
 
 
 def _conv(in_channels: int, out_channels: int, kernel: int, gain: float) -> nn.Conv2d:
-    """Make a convolution that keeps the size."""
+    """Build a convolution that preserves the size."""
     return _glorot(nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2), gain)
 
 
 class ConditionalBatchNorm(nn.Module):
-    """Batch norm whose gain and shift depend on the condition, if there is one."""
+    """Conditional batch norm: gain and shift are embeddings of the condition, if any."""
 
     def __init__(self, channels: int, condition: Condition | None = None):
         super().__init__()
@@ -58,38 +58,35 @@ class ConditionalBatchNorm(nn.Module):
         return h
 
 
-class _Doubling(nn.Module):
-    """Residual block of the generator: it doubles the side by repeating each pixel."""
+class _UpBlock(nn.Module):
+    """Residual block of the generator, with nearest-neighbour upsampling."""
 
     def __init__(self, width: int, condition: Condition | None):
         super().__init__()
         self.norm1, self.norm2 = ConditionalBatchNorm(width, condition), ConditionalBatchNorm(width, condition)
-        self.conv1 = _glorot(DoublingConv2d(width, width), math.sqrt(2))
+        self.conv1 = _glorot(UpsampleConv2d(width, width), math.sqrt(2))
         self.conv2 = _conv(width, width, 3, math.sqrt(2))
         self.skip = _conv(width, width, 1, 1.0)
 
     def forward(self, x_BCHW: Tensor, y: Tensor | None) -> Tensor:
         h = self.conv1(F.relu(self.norm1(x_BCHW, y)))
         h = self.conv2(F.relu(self.norm2(h, y)))
-        # A 1x1 convolution before the repetition is the same as after it, at a quarter of the cost.
+        # A 1x1 convolution commutes with upsampling; applied first it has a quarter of the cost.
         return F.interpolate(self.skip(x_BCHW), scale_factor=2) + h
 
 
-class _Halving(nn.Module):
-    """Residual block of the critic: it halves the side by averaging, or leaves it.
+class _DownBlock(nn.Module):
+    """Residual block of the critic, with optional average pooling; the first block has no ReLU on its input."""
 
-    The first block sees the image, to which it applies no ReLU.
-    """
-
-    def __init__(self, in_channels: int, width: int, first: bool, halve: bool):
+    def __init__(self, in_channels: int, width: int, first: bool, downsample: bool):
         super().__init__()
-        self.first, self.halve = first, halve
+        self.first, self.downsample = first, downsample
         self.conv1, self.conv2 = _conv(in_channels, width, 3, math.sqrt(2)), _conv(width, width, 3, math.sqrt(2))
-        self.skip = _conv(in_channels, width, 1, 1.0) if first or halve else nn.Identity()
+        self.skip = _conv(in_channels, width, 1, 1.0) if first or downsample else nn.Identity()
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         h = self.conv2(F.relu(self.conv1(x_BCHW if self.first else F.relu(x_BCHW))))
-        if not self.halve:
+        if not self.downsample:
             return self.skip(x_BCHW) + h
         return self.skip(F.avg_pool2d(x_BCHW, 2)) + F.avg_pool2d(h, 2)
 
@@ -113,8 +110,8 @@ class ResNetGenerator(nn.Module):
         self.start = (width, *sizes[-1])
         self.stem = nn.Linear(math.prod(in_shape), math.prod(self.start))
         nn.init.xavier_uniform_(self.stem.weight)
-        # With nothing to double, the classes need a place of their own.
-        self.blocks = nn.ModuleList(_Doubling(width, condition) for _ in sizes[1:])
+        # Without blocks, the final norm is the only conditional layer.
+        self.blocks = nn.ModuleList(_UpBlock(width, condition) for _ in sizes[1:])
         self.norm = ConditionalBatchNorm(width, None if self.blocks else condition)
         self.head = _conv(width, channels, 3, 1.0)
 
@@ -126,15 +123,15 @@ class ResNetGenerator(nn.Module):
 
 
 class ResNetCritic(nn.Module):
-    """Image to vector, (B, C, H, W) -> (B, *out_shape); it has no batch norm.
+    """Image to vector, (B, C, H, W) -> (B, *out_shape), without batch norm.
 
     Args:
         in_shape: (C, H, W).
         out_shape: of one output.
         condition: of the model; None for an unconditional network.
         width: channels at every resolution.
-        blocks: how many; the first two halve the image where it can be halved.
-        spectral_norm: whether the largest singular value of every weight is held at one.
+        blocks: number of residual blocks; the first two downsample if the size permits.
+        spectral_norm: whether to apply spectral normalisation to all weights.
         pool: over the last feature map, "mean" (Gulrajani et al. 2017) or "sum" (Miyato et al. 2018).
     """
 
@@ -154,10 +151,13 @@ class ResNetCritic(nn.Module):
         if blocks < 1:
             raise ValueError(f"blocks must be at least 1, not {blocks}")
         channels, *sides = in_shape
-        halvings = min(len(resolutions(*sides)) - 1, 2)
+        downsamplings = min(len(resolutions(*sides)) - 1, 2)
         self.out_shape, self.pool = tuple(out_shape), pool
         self.blocks = nn.Sequential(
-            *(_Halving(width if i else channels, width, first=i == 0, halve=i < halvings) for i in range(blocks))
+            *(
+                _DownBlock(width if i else channels, width, first=i == 0, downsample=i < downsamplings)
+                for i in range(blocks)
+            )
         )
         self.head = nn.Linear(width, math.prod(out_shape))
         nn.init.xavier_uniform_(self.head.weight)
@@ -167,7 +167,7 @@ class ResNetCritic(nn.Module):
                 if parameter.ndim > 1:
                     nn.init.xavier_uniform_(parameter)
         if spectral_norm:
-            bound_spectra(self)
+            apply_spectral_norm(self)
 
     def forward(self, x_BCHW: Tensor, y: Tensor | None = None) -> Tensor:
         h_BCHW = F.relu(self.blocks(x_BCHW))

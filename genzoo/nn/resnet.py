@@ -1,7 +1,6 @@
 """Convolutional networks: image to vector, vector to image, and image to image at one resolution.
 
-The first two halve and double the image's side for as long as it is even and longer than 4: 28 -> 14 -> 7, 32 -> 16 -> 8
--> 4, 8 -> 4.
+The first two down- and upsample by 2 while the sides are even and longer than 4: 28 -> 14 -> 7, 32 -> 16 -> 8 -> 4, 8 -> 4.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genzoo.conditions import Condition, embed
-from genzoo.nn.layers import DoublingConv2d, ResBlock, group_norm, zero_
+from genzoo.nn.layers import ResBlock, UpsampleConv2d, group_norm, zero_
 
 
 def resolutions(height: int, width: int) -> list[tuple[int, int]]:
-    """List the sizes of an image that is halved while both sides are even and longer than 4."""
+    """Return the sizes of an image under repeated halving, while both sides are even and longer than 4."""
     sizes = [(height, width)]
     while all(side % 2 == 0 and side > 4 for side in sizes[-1]):
         sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
@@ -25,13 +24,13 @@ def resolutions(height: int, width: int) -> list[tuple[int, int]]:
 
 
 def _pyramid(sides: Sequence[int], width: int, max_width: int) -> tuple[list[tuple[int, int]], list[int]]:
-    """Return the sizes of a halved image, the image's own first, and the channels at each size that a network works at."""
+    """Return the resolutions of a network, from that of the image, and the channels at each."""
     sizes = resolutions(*sides)
     return sizes, [min(width * 2**i, max_width) for i in range(max(len(sizes) - 1, 1))]
 
 
 class _Block(nn.Module):
-    """Residual block of an encoder or decoder; ``norm=False`` for critics, whose penalty is per sample."""
+    """Residual block of an encoder or decoder; ``norm=False`` for critics."""
 
     def __init__(self, channels: int, norm: bool):
         super().__init__()
@@ -48,17 +47,17 @@ class _Block(nn.Module):
 class ConvEncoder(nn.Module):
     """Image to vector, (B, C, H, W) -> (B, *out_shape).
 
-    Its first layer halves the image, as DCGAN's does: full resolution costs most and says least.
+    The first layer downsamples, as in DCGAN, since full resolution is the most expensive.
 
     Args:
         in_shape: (C, H, W).
         out_shape: of one output.
         condition: of the model; None for an unconditional network.
-        width: channels after the first halving; they double at each further one up to ``max_width``.
+        width: channels after the first downsampling; doubled at each further one up to ``max_width``.
         max_width: see ``width``.
         blocks: residual blocks at each resolution; 0 for plain strided convolutions.
-        norm: whether the blocks are normalised.
-        hidden: width of a dense layer before the output, which sees the whole image at once; 0 for none.
+        norm: whether to use group norm.
+        hidden: width of a dense hidden layer before the output; 0 for none.
     """
 
     def __init__(
@@ -96,10 +95,10 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """Vector to image, (B, *in_shape) -> (B, C, H, W); the mirror of ``ConvEncoder``, with its arguments.
+    """Vector to image, (B, *in_shape) -> (B, C, H, W); mirrors ``ConvEncoder``, with the same arguments.
 
-    Doubling repeats each pixel before a convolution, which leaves no checkerboard as transposed convolutions and pixel
-    shuffles do.
+    Nearest-neighbour upsampling before a convolution avoids the checkerboard artifacts of transposed convolutions and pixel
+    shuffles.
 
     References:
         Odena, Dumoulin, Olah, "Deconvolution and Checkerboard Artifacts", 2016, https://doi.org/10.23915/distill.00003.
@@ -123,17 +122,17 @@ class ConvDecoder(nn.Module):
         features = math.prod(in_shape)
         self.stem = nn.Linear(features, widths[0] * self.size[0] * self.size[1])
         self.embed_y = embed(condition, features)
-        # An nn.Identity stands where doubling was a layer of its own: checkpoints name the weights by their places.
+        # nn.Identity takes the place of a former upsampling layer, for the parameter names of old checkpoints.
         layers: list[nn.Module] = []
         for i, w in enumerate(widths):
             if i:
                 before = widths[i - 1]
                 layers += [group_norm(before) if norm else nn.Identity(), nn.SiLU()]
-                layers += [nn.Identity(), DoublingConv2d(before, w)]
+                layers += [nn.Identity(), UpsampleConv2d(before, w)]
             layers += [_Block(w, norm) for _ in range(blocks)]
         layers += [group_norm(widths[-1]) if norm else nn.Identity(), nn.SiLU()]
         if len(sizes) > 1:
-            layers += [nn.Identity(), DoublingConv2d(widths[-1], channels)]
+            layers += [nn.Identity(), UpsampleConv2d(widths[-1], channels)]
         else:
             layers += [nn.Conv2d(widths[-1], channels, 3, padding=1)]
         self.body = nn.Sequential(*layers)
@@ -146,7 +145,7 @@ class ConvDecoder(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """Image to image at one resolution, (B, C, H, W) -> (B, C', H, W), starting as zero; the net inside a coupling."""
+    """The zero-initialised network of a coupling, at one resolution, (B, C, H, W) -> (B, C', H, W)."""
 
     def __init__(
         self,

@@ -1,12 +1,11 @@
 r"""A causal transformer. Shapes: B batch, C channels, H height, W width, N tokens, E embedding, P parameters of a pixel.
 
-The pixels of an image in raster order are the tokens of a sequence. Token n is the pixel before pixel n, the first a learned
-start, each with a learned embedding of its position and of the class; a layer with its normalisations in front is
+The pixels of an image in raster order are the tokens of a sequence. Token n is pixel n - 1, the first a learned start token,
+each with learned embeddings of its position and of the condition; a pre-norm layer is
 
     h <- h + Attention(LayerNorm(h)),    h <- h + W_2 gelu(W_1 LayerNorm(h))
 
-where position n attends to positions 1..n alone. An image is made token by token, with the keys and values of all earlier
-tokens kept.
+with causal attention, from position n to positions 1..n. Sampling uses a key-value cache.
 
 References:
     Radford, Wu, Child, Luan, Amodei, Sutskever, "Language Models are Unsupervised Multitask Learners", 2019,
@@ -23,34 +22,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genzoo.conditions import Condition, embed
-from genzoo.nn.causal import CausalNetwork, Walk
+from genzoo.nn.causal import CausalNetwork, IncrementalState
 from genzoo.nn.layers import Dropout, attend
 
 
-class Memory:
-    """Keys and values of the tokens that one layer has seen, in storage that grows by a few tokens at a time.
+class KVCache:
+    """The key-value cache of a layer, which grows by a few tokens at a time.
 
-    Storage for all that it will see would leave a gap behind those of each head, and reading across gaps takes longer.
+    Preallocation for the full sequence would leave strided views, on which attention is slower.
     """
 
     GROWTH = 16
 
     def __init__(self) -> None:
-        self.seen = 0
-        self.stored: Tensor | None = None
+        self.length = 0
+        self.buffer: Tensor | None = None
 
     def extend(self, kv: Tensor) -> Tensor:
-        """Add the next token's key and value, (2, B, heads, 1, E/heads), and return all, (2, B, heads, seen, E/heads)."""
-        if self.stored is None or self.seen == self.stored.shape[3]:
+        """Append the key and value of a token, (2, B, heads, 1, E/heads); return all, (2, B, heads, length, E/heads)."""
+        if self.buffer is None or self.length == self.buffer.shape[3]:
             room = kv.new_empty(*kv.shape[:3], self.GROWTH, kv.shape[4])
-            self.stored = room if self.stored is None else torch.cat([self.stored, room], dim=3)
-        self.stored[..., self.seen : self.seen + 1, :] = kv
-        self.seen += 1
-        return self.stored[..., : self.seen, :]
+            self.buffer = room if self.buffer is None else torch.cat([self.buffer, room], dim=3)
+        self.buffer[..., self.length : self.length + 1, :] = kv
+        self.length += 1
+        return self.buffer[..., : self.length, :]
 
 
 class Block(nn.Module):
-    """Causal attention and a perceptron, each behind a normalisation and beside a skip, (B, N, E) -> (B, N, E)."""
+    """A pre-norm transformer block with causal attention, (B, N, E) -> (B, N, E)."""
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
@@ -60,14 +59,14 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.dropout = Dropout(dropout)
 
-    def forward(self, h_BNE: Tensor, memory: Memory | None = None) -> Tensor:
-        """Run on a whole sequence, or with a memory on the one token that follows those remembered."""
+    def forward(self, h_BNE: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Apply to a sequence, or with a cache to the next token."""
         B, N, E = h_BNE.shape
         qkv = self.qkv(self.norm1(h_BNE)).view(B, N, 3, self.heads, E // self.heads).permute(2, 0, 3, 1, 4)
-        if memory is None:
+        if cache is None:
             attended = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], is_causal=True)
         else:
-            attended = attend(qkv[0], *memory.extend(qkv[1:]))
+            attended = attend(qkv[0], *cache.extend(qkv[1:]))
         h = h_BNE + self.dropout(self.out(attended.transpose(1, 2).reshape(B, N, E)))
         return h + self.dropout(self.mlp(self.norm2(h)))
 
@@ -80,12 +79,12 @@ class Transformer(CausalNetwork):
         out_shape: (P, H, W).
         condition: of the model; None for an unconditional network.
         width: E.
-        layers: how many.
-        heads: of each layer.
-        dropout: after the embeddings and both halves of each layer.
+        layers: number of layers.
+        heads: attention heads per layer.
+        dropout: after the embeddings, the attention and the MLP of each layer.
 
     Raises:
-        ValueError: where ``heads`` does not divide the width.
+        ValueError: if ``heads`` does not divide the width.
     """
 
     def __init__(
@@ -105,7 +104,7 @@ class Transformer(CausalNetwork):
             raise ValueError(f"heads={heads} does not divide the width {width}")
         channels, *self.sides = in_shape
         self.tokens = self.sides[0] * self.sides[1]
-        # A perceptron and not a matrix: a grey value is one number, of which the law of the next is no linear function.
+        # An MLP, since the next pixel's distribution is a nonlinear function of a scalar grey value.
         self.stem = nn.Sequential(nn.Linear(channels, width), nn.GELU(), nn.Linear(width, width))
         self.start = nn.Parameter(0.02 * torch.randn(width))
         self.positions = nn.Parameter(0.02 * torch.randn(self.tokens, width))
@@ -116,7 +115,7 @@ class Transformer(CausalNetwork):
         self.head = nn.Linear(width, out_shape[0])
 
     def embed(self, y: Tensor | None) -> Tensor | float:
-        """Return what the class adds to every token, (B, 1, E)."""
+        """Return the embedding of the condition, added to every token, (B, 1, E)."""
         return self.embed_y(y)[:, None] if self.embed_y is not None else 0.0
 
     def forward(self, x_BCHW: Tensor, y: Tensor | None = None) -> Tensor:
@@ -127,23 +126,23 @@ class Transformer(CausalNetwork):
             h = block(h)
         return self.head(self.norm(h)).transpose(1, 2).unflatten(2, tuple(self.sides))
 
-    def walk(self, n: int, y: Tensor | None = None) -> Walk:
-        return _TokenWalk(self, n, y)
+    def incremental(self, n: int, y: Tensor | None = None) -> IncrementalState:
+        return _TransformerState(self, n, y)
 
 
-class _TokenWalk(Walk):
-    """Remembers the keys and values of each layer."""
+class _TransformerState(IncrementalState):
+    """The key-value caches of all layers."""
 
     def __init__(self, network: Transformer, n: int, y: Tensor | None):
         self.network, self.n, self.position = network, n, 0
         self.embedding = network.embed(y)
-        self.memories = [Memory() for _ in network.blocks]
+        self.caches = [KVCache() for _ in network.blocks]
 
     def step(self, pixel_BC: Tensor | None) -> Tensor:
         network = self.network
         token = network.start.expand(self.n, 1, -1) if pixel_BC is None else network.stem(pixel_BC[:, None])
         h = network.dropout(token + network.positions[self.position] + self.embedding)
         self.position += 1
-        for block, memory in zip(network.blocks, self.memories, strict=True):
-            h = block(h, memory)
+        for block, cache in zip(network.blocks, self.caches, strict=True):
+            h = block(h, cache)
         return network.head(network.norm(h))[:, 0]

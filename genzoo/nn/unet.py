@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genzoo.conditions import Condition
-from genzoo.nn.layers import Attention, DoublingConv2d, ResBlock, TimeAndCondition, group_norm, zero_
+from genzoo.nn.layers import Attention, ResBlock, TimeAndCondition, UpsampleConv2d, group_norm, zero_
 
 
 class UNet(nn.Module):
-    """Noisy images, times and conditions to images: (B, C, H, W), (B,), (B, *condition.shape) -> (B, C', H, W).
+    """The U-Net of DDPM: (B, C, H, W), times (B,), conditions (B, *condition.shape) -> (B, C', H, W).
 
     Args:
         in_shape: (C, H, W).
@@ -27,15 +27,14 @@ class UNet(nn.Module):
         channels: width of the first level.
         multipliers: width of each level in units of ``channels``; each level halves the side.
         blocks: residual blocks at each level.
-        attention: resolutions, as sides of the feature map, that attend to themselves.
-        head_channels: width of an attention head; null for a single head.
+        attention: resolutions with self-attention, as sides of the feature map.
+        head_channels: channels per attention head; null for a single head.
         dropout: inside residual blocks.
-        scale_shift: whether the embedding scales and shifts the blocks' norms rather than being added.
-        patch: side of the pixel blocks that become channels before the first level; 2 makes a 28x28 image four
-            channels of 14x14 and a step about four times as cheap.
+        scale_shift: whether the embedding scales and shifts the norms of the blocks, or is added.
+        patch: side of the pixel blocks folded into channels at the input; 2 makes a step about four times as cheap.
 
     Raises:
-        ValueError: where ``patch`` does not divide the sides.
+        ValueError: if ``patch`` does not divide the sides.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class UNet(nn.Module):
                 self.up.append(level(c + skips.pop(), channels * multiplier, sides[i]))
                 c = channels * multiplier
             if i:
-                self.up.append(DoublingConv2d(c, c))
+                self.up.append(UpsampleConv2d(c, c))
         self.head = nn.Sequential(group_norm(c), nn.SiLU(), zero_(nn.Conv2d(c, out_shape[0] * patch**2, 3, padding=1)))
 
     def forward(self, x_BCHW: Tensor, t_B: Tensor, y: Tensor | None = None) -> Tensor:
@@ -113,6 +112,6 @@ class UNet(nn.Module):
                 block, attend = layer
                 h = attend(block(torch.cat([h, skips.pop()], dim=1), e_BE))
             else:
-                # The skip's size, not twice this one's: an odd side was rounded up on the way down.
+                # The size of the skip: an odd side was rounded up by the downsampling.
                 h = layer(h, tuple(skips[-1].shape[-2:]))
         return F.pixel_shuffle(self.head(h), self.patch)

@@ -1,8 +1,7 @@
-"""A clamp that training can leave again.
+"""A clamp with the gradient of projected gradient descent.
 
-``Tensor.clamp`` has no gradient beyond its bounds, so that a scale which has left them is never brought back by the loss,
-however large. The gradient of ``projected_clamp`` is that of projected gradient descent: it is dropped where a step along it
-would lead further out, and kept where it leads back.
+``Tensor.clamp`` has zero gradient beyond its bounds, so that a parameter outside them never returns. ``projected_clamp`` drops
+the gradient only where a descent step would lead further out.
 
 References:
     Bertsekas, "On the Goldstein-Levitin-Polyak gradient projection method", 1976,
@@ -36,6 +35,6 @@ class _ProjectedClamp(torch.autograd.Function):
 
 
 def projected_clamp(x: Tensor, low: float = -math.inf, high: float = math.inf) -> Tensor:
-    """Clamp to [low, high], elementwise, with the gradient of a loss to be minimised kept where it points back inside."""
+    """Clamp to [low, high], elementwise, with the gradient of a minimised loss kept where it points inside."""
     result: Tensor = _ProjectedClamp.apply(x, low, high)
     return result

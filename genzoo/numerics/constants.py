@@ -1,4 +1,4 @@
-"""Tensors that never change, on every device that asks for them."""
+"""Constant tensors, cached per device."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 class Constant:
-    """A tensor that is copied to each device once, since a copy from the host waits for all that was launched before it.
+    """A constant tensor that is copied to each device once, since copies from the host synchronise.
 
-    It is no buffer: it belongs to no state, keeps its type when a model changes its own, and may be held by what is no module.
+    Unlike a buffer it is not part of the state, is not cast with the model, and needs no module.
 
     Args:
-        value: on the CPU; must not be changed.
+        value: on the CPU; must not be modified.
     """
 
     def __init__(self, value: Tensor):
@@ -22,7 +22,7 @@ class Constant:
     def on(self, device: torch.device) -> Tensor:
         """Return the tensor on a device."""
         if device not in self._copies:
-            # Autograd refuses to save what was made in inference mode, where the first to ask may be.
+            # The first call may be in inference mode, whose tensors autograd cannot save.
             with torch.inference_mode(False):
                 self._copies[device] = self.value.to(device)
         return self._copies[device]

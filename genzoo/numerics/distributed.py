@@ -1,21 +1,18 @@
-r"""A batch that several processes share: what each must know of the others' part of it.
+r"""Differentiable collectives for statistics of a global batch in data-parallel training.
 
-Data-parallel training gives each of W processes, the ranks of ``torch.distributed``, an equal share of every batch. A loss
-that is a mean over examples needs no more than the mean of the ranks' gradients. Whatever looks at a batch as a whole, the
-moments of a batch norm or the counts of a codebook, must also see the other shares, or W ranks train another model than one
-process would on the same batch.
+Data-parallel training splits every global batch equally over W ranks. For a loss that is a mean over examples it suffices to
+average gradients over ranks. Batch statistics, such as the moments of batch norm or the counts of a codebook, must be computed
+on the global batch, for W ranks to train the same model as a single process.
 
 With L_s the loss of rank s and theta_r the weights as rank r holds them, the gradient of the mean loss is
 
     d/dtheta 1/W sum_s L_s = 1/W sum_r d(sum_s L_s)/dtheta_r.
 
-The derivative of a sum over ranks is again one: what rank r put in reached every loss. With ``all_reduce_sum`` in the
-forward pass
-and in the backward pass, ``backward`` on all ranks therefore leaves d(sum_s L_s)/dtheta_r on rank r, and the mean over ranks
-is right, whatever the losses know of each other.
+The derivative of an all-reduced sum is an all-reduced sum. With ``all_reduce_sum`` in the forward and in the backward pass,
+``backward`` on all ranks gives d(sum_s L_s)/dtheta_r on rank r, and the mean over ranks is the gradient of the mean loss.
 
-In one process nothing here computes anything. Over several, every rank must make the same calls in the same order; families
-and networks make them in training mode alone, so that one rank may sample or evaluate while the others wait elsewhere.
+In a single process all functions are no-ops. Otherwise every rank must make the same calls in the same order; families and
+networks make them in training mode only, so that a single rank may sample or evaluate.
 
 References:
     Chan, Golub, LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1982,
@@ -32,27 +29,27 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_alone = False  # whether this process computes something that the others do not
+_single_process = False  # whether collectives are disabled
 
 
 @contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """Compute as a process without others in this context; nothing is exchanged."""
-    global _alone
-    before, _alone = _alone, True
+def single_process() -> Iterator[None]:
+    """Disable collectives in this context."""
+    global _single_process
+    before, _single_process = _single_process, True
     try:
         yield
     finally:
-        _alone = before
+        _single_process = before
 
 
 def world_size() -> int:
-    """Return how many ranks share a batch: 1 without a process group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _alone else 1
+    """Number of ranks, 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _single_process else 1
 
 
 def rank() -> int:
-    """Return which of the ranks this process is: 0 without a process group."""
+    """Rank of this process, 0 without a process group."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
@@ -69,17 +66,17 @@ class _AllSum(torch.autograd.Function):
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:
-    """Return the sum over ranks, the same on all of them; it can be differentiated any number of times."""
+    """Sum over ranks, differentiable to any order."""
     return x if world_size() == 1 else _AllSum.apply(x)
 
 
 def all_reduce_mean(x: Tensor) -> Tensor:
-    """Return the mean over ranks, the same on all of them; it can be differentiated any number of times."""
+    """Mean over ranks, differentiable to any order."""
     return x if world_size() == 1 else _AllSum.apply(x) / world_size()
 
 
 def all_gather(x: Tensor) -> Tensor:
-    """Return what all ranks hold, in the order of the ranks, (...) -> (W, ...)."""
+    """Stack x of all ranks, (...) -> (W, ...)."""
     if world_size() == 1:
         return x[None]
     slots = [torch.zeros_like(x)] * world_size()
@@ -88,7 +85,7 @@ def all_gather(x: Tensor) -> Tensor:
 
 
 def pooled_moments(variance: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the moments of a batch from those of one rank's share of it; variances have the divisor n."""
+    """Moments of the global batch from those of the local batches; variances are biased, with divisor n."""
     if world_size() == 1:
         return variance, mean
     variances, means = all_gather(torch.stack([variance, mean])).unbind(1)
@@ -96,7 +93,7 @@ def pooled_moments(variance: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def all_reduce_minmax(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the least and the largest value of a batch from those of one rank's share of it."""
+    """Minimum and maximum over the global batch from those of the local batches."""
     if world_size() == 1:
         return low, high
     lows, highs = all_gather(torch.stack([low, high])).unbind(1)
@@ -104,7 +101,7 @@ def all_reduce_minmax(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def broadcast(x: Tensor, source: int = 0) -> Tensor:
-    """Return what one rank holds, by default the first; for draws that are not of one example each. It has no gradient."""
+    """Broadcast x from rank ``source``, without gradient."""
     if world_size() > 1:
         dist.broadcast(x, source)
     return x

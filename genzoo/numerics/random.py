@@ -1,25 +1,24 @@
-r"""Randomness by name: every draw is a function of what it is for, never of what ran before.
+r"""Named random streams: every draw is a function of its purpose, independent of execution history.
 
-A run's order of data is f(seed, epoch), the noise of example ``j`` of a batch f(seed, step, j), and the noise of sample
-``i`` f(seed, i) whatever the batch size. Nothing is saved and nothing drifts: a resumed run draws what the first one would
-have drawn. ``seed_of`` hashes such a name into a seed; three kinds of ``torch.Generator`` draw from it:
+The data order of a run is f(seed, epoch), the noise of example ``j`` of a batch f(seed, step, j), and the noise of sample ``i``
+f(seed, i) for any batch size. No generator state is saved: a resumed run draws the same numbers. ``seed_of`` hashes a name into
+a seed for three kinds of ``torch.Generator``:
 
 ``generator``
-    An ordinary stream. On accelerators torch's own is counter-based and takes seeds of 64 bits. On a CPU it is the Mersenne
-    Twister, of whose seed ``manual_seed`` takes the lower 32 bits alone; its whole state, 624 words, is therefore hashed
-    from the name, see ``reseed``.
+    A single stream. On accelerators torch's generator is counter-based with 64-bit seeds. On a CPU it is the Mersenne Twister,
+    of whose seed ``manual_seed`` uses only the lower 32 bits; its full state of 624 words is therefore hashed from the name,
+    see ``reseed``.
 ``ShardGenerator``
-    The same stream where several processes share a batch: each draws the noise of the whole batch and takes the rows of
-    its own examples, so that W processes train on the noise of one.
+    The same stream in distributed training: each rank draws the noise of the global batch and takes the rows of its examples,
+    so that W processes use the noise of one.
 ``SampleStreams``
-    A stream for each sample, by the counter-based generator Philox4x32-10. With the key k = hash(law, seed), number ``p``
-    of sample ``i`` is word ``p mod 4`` of
+    A stream per sample, by the counter-based generator Philox4x32-10. With the key k = hash(kind, seed), number ``p`` of sample
+    ``i`` is word ``p mod 4`` of
 
         Philox_k(p div 4 mod 2^32, p div 2^34, i mod 2^32, i div 2^32),
 
-    where Philox_k permutes the 2^128 counters: no two samples of a seed share a block of four words. It is arithmetic on
-    integers alone, without a loop over samples; uniform numbers have the same bits on every device, normal ones
-    (Box-Muller) differ in their last.
+    where Philox_k is a permutation of the 2^128 counters, so that the samples of a seed have disjoint blocks. It is vectorised
+    integer arithmetic; uniform numbers are bitwise equal on all devices, normal ones (Box-Muller) up to rounding.
 
 References:
     Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011, https://doi.org/10.1145/2063384.2063405
@@ -45,7 +44,7 @@ from genzoo.numerics import distributed
 from genzoo.numerics.precision import cumulative_sum
 
 _WORD = 2**32 - 1  # the lower 32 bits
-# Where torch's state of a CPU generator holds the 624 words of a Mersenne Twister, 64 bits of which the lower 32 count.
+# The 624 words of the Mersenne Twister in the state of torch's CPU generator, 64 bits each with 32 used.
 _TWISTER = slice(24, 24 + 8 * 624)
 
 
@@ -62,14 +61,14 @@ def _words(*name: int | str) -> np.ndarray:
 
 
 def reseed(rng: torch.Generator, *name: int | str) -> None:
-    """Set a generator to the beginning of the stream of a name.
+    """Set a generator to the start of the stream of a name.
 
-    A CPU's Mersenne Twister has the state
+    The state of the Mersenne Twister on a CPU is
 
-        SHAKE-128(name before its last integer n, n div 2^32) + init_genrand(n mod 2^32)    (mod 2^32, word by word),
+        SHAKE-128(name before its last integer n, n div 2^32) + init_genrand(n mod 2^32)    (mod 2^32, word by word).
 
-    all of it hashed from the name but for a counter of 32 bits, so that the steps of a run, whose names differ in their
-    last integer, are seeded in microseconds, and no two of them alike.
+    Only the hash is expensive, and cached: the steps of a run, whose names differ in the last integer, are seeded in
+    microseconds, with distinct states.
     """
     if rng.device.type != "cpu":
         rng.manual_seed(seed_of(*name))
@@ -83,22 +82,22 @@ def reseed(rng: torch.Generator, *name: int | str) -> None:
 
 
 def generator(*name: int | str, device: torch.device | str = "cpu") -> torch.Generator:
-    """Make a generator on ``device`` whose stream depends on the name alone."""
+    """Return a generator on ``device`` with the stream of a name."""
     rng = torch.Generator(device)
     reseed(rng, *name)
     return rng
 
 
 class ShardGenerator(torch.Generator):
-    """The stream of a name where several processes share a batch: each takes the rows of its own examples.
+    """The stream of a name in distributed training, of which each rank takes the rows of its examples.
 
-    The helpers ``randn``, ``rand``, ``dither`` and ``randint`` of this module draw noise for the examples of all ranks,
-    which have equal shares of the batch in the order of their ranks, and return the rows of this one. What belongs to no
-    example, ``choose``, is the same on all ranks. To anything else it is an ordinary generator, the same on all ranks too.
+    ``randn``, ``rand``, ``dither`` and ``randint`` of this module draw noise for the global batch, split equally in rank
+    order, and return the rows of this rank. ``randint_shared`` returns the same numbers on all ranks, as do torch's own
+    functions.
 
     Args:
         name: of the stream, as for ``generator``.
-        device: where the noise is drawn.
+        device: of the generator.
     """
 
     def __new__(cls, *name: int | str, device: torch.device | str = "cpu") -> ShardGenerator:
@@ -114,40 +113,40 @@ class ShardGenerator(torch.Generator):
         twin.set_state(self.get_state())
         return twin
 
-    def of_all(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Return the shape of the noise of the whole batch."""
+    def global_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of the noise of the global batch."""
         return self.world * shape[0], *shape[1:]
 
-    def own(self, noise: Tensor) -> Tensor:
-        """Return the rows of this rank's examples."""
-        share = len(noise) // self.world
-        return noise[self.rank * share : (self.rank + 1) * share]
+    def local_rows(self, noise: Tensor) -> Tensor:
+        """Return the rows of this rank."""
+        n = len(noise) // self.world
+        return noise[self.rank * n : (self.rank + 1) * n]
 
 
 def batch_generator(*name: int | str, device: torch.device | str = "cpu") -> torch.Generator:
-    """Make a generator of noise for a batch that all ranks share: row ``j`` depends on the name and on ``j`` alone."""
+    """Return a generator of noise for a global batch: row ``j`` depends on the name and on ``j`` alone."""
     return generator(*name, device=device) if distributed.world_size() == 1 else ShardGenerator(*name, device=device)
 
 
 def philox(counter: Sequence[Any], key: tuple[int, int]) -> list[Any]:
-    """Permute counters of 128 bits by Philox4x32-10.
+    """Philox4x32-10, a keyed permutation of 128-bit counters.
 
     Args:
-        counter: four int64 tensors that broadcast, or arrays of numpy, of words in 0..2^32-1; at least one dimension.
-        key: two such words.
+        counter: four 32-bit words, as int64 tensors or numpy arrays that broadcast, with at least one dimension.
+        key: two 32-bit words.
 
     Returns:
-        Four words of the same kind.
+        Four words of the same type.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for number in range(10):
-        # Products of two words fill 64 bits: int64 wraps, and its lower 64 bits are right. Words 1 and 3 are only XORed
-        # before they are masked, so that they may carry more than 32 bits.
+        # Products of two words wrap in int64, with correct lower 64 bits. Words 1 and 3 are only XORed before they are masked,
+        # and may exceed 32 bits.
         p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
-        if number < 4:  # where some words still broadcast, or are the caller's
+        if number < 4:  # out of place: some words still broadcast, or belong to the caller
             c1, c3 = (p1 >> 32) ^ (c1 ^ k0), (p0 >> 32) ^ (c3 ^ k1)
-        else:  # fresh memory costs as much as the arithmetic
+        else:  # in place, since allocation takes as long as the arithmetic
             c1 ^= k0
             c1 ^= p1 >> 32
             c3 ^= k1
@@ -161,12 +160,12 @@ def philox(counter: Sequence[Any], key: tuple[int, int]) -> list[Any]:
 
 def _fill_uniform(words: list[Tensor], out: Tensor) -> None:
     for lane, word in enumerate(words):
-        torch.mul(word >> 8, 2.0**-24, out=out[..., lane])  # the 24 bits that float32 holds
+        torch.mul(word >> 8, 2.0**-24, out=out[..., lane])  # the 24 bits of a float32 significand
 
 
 def _fill_normal(words: list[Tensor], out: Tensor) -> None:
     for lane in (0, 2):
-        # In (0, 1], whose logarithm is finite: the longest radius is 6.7.
+        # In (0, 1], with a finite logarithm: the largest radius is 6.7.
         radius = words[lane].float().add_(1).mul_(2.0**-32).log_().mul_(-2).sqrt_()
         angle = words[lane + 1].float().mul_(2 * math.pi * 2.0**-32)
         torch.mul(radius, angle.cos(), out=out[..., lane])
@@ -174,20 +173,20 @@ def _fill_normal(words: list[Tensor], out: Tensor) -> None:
 
 
 class SampleStreams(torch.Generator):
-    """One stream of noise for each sample of a batch: sample ``i`` is f(seed, i), whatever the batch size.
+    """A stream of noise per sample of a batch: sample ``i`` is f(seed, i) for any batch size.
 
-    The helpers ``randn``, ``rand``, ``dither`` and ``randint`` of this module draw row ``j`` of a batch from the stream of
-    sample ``indices[j]``. To anything else it is an ordinary generator, seeded by the first index.
+    ``randn``, ``rand``, ``dither`` and ``randint`` of this module draw row ``j`` of a batch from the stream of sample
+    ``indices[j]``. For torch's own functions it is a single generator, seeded by the first index.
 
     Args:
-        seed: the seed of the whole set of samples.
-        indices: which samples this batch holds, one for each row, from 0..2^63-1.
-        device: where the noise is drawn and returned.
+        seed: of the set of samples.
+        indices: sample of each row, in 0..2^63-1.
+        device: of the generator.
     """
 
-    AHEAD = 1024  # numbers that a row draws in advance on a CPU, so that samplers of points do not draw at every step
-    HELD = 2**21  # numbers that all rows may; four times as many on accelerators, whose launches cost more than memory
-    TILE = 2**14  # counters permuted at once on a CPU, whose words then stay in its cache
+    PREFETCH = 1024  # numbers per row drawn in advance on a CPU, to reduce calls for low-dimensional data
+    MAX_PREFETCH = 2**21  # numbers drawn in advance for all rows; four times as many on accelerators
+    TILE = 2**14  # counters permuted at once on a CPU, to fit in its cache
 
     def __new__(cls, seed: int, indices: Sequence[int], device: torch.device | str = "cpu") -> SampleStreams:
         return super().__new__(cls, device=device)  # type: ignore[call-arg]
@@ -198,7 +197,7 @@ class SampleStreams(torch.Generator):
         reseed(self, "samples", seed, *self.indices[:1])
         self._index = torch.tensor(self.indices, dtype=torch.int64, device=self.device)[:, None]
         self._buffers: dict[str, Tensor] = {}
-        self._made: dict[str, int] = {}  # numbers of each row's stream that were computed so far, a multiple of 4
+        self._made: dict[str, int] = {}  # numbers computed so far per row, a multiple of 4
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SampleStreams:
         twin = SampleStreams(self._seed, self.indices, self.device)
@@ -207,9 +206,9 @@ class SampleStreams(torch.Generator):
         return twin
 
     def draw(self, kind: str, shape: Sequence[int]) -> Tensor:
-        """Draw ``shape`` float32 numbers, "normal" or "uniform"; ``shape[0]`` must be the number of samples."""
+        """Draw float32 noise, "normal" or "uniform"; ``shape[0]`` must be the number of samples."""
         if shape[0] != len(self.indices):
-            raise ValueError(f"this noise is for {len(self.indices)} samples, not {shape[0]}")
+            raise ValueError(f"the streams are of {len(self.indices)} samples, not {shape[0]}")
         count = int(torch.Size(shape[1:]).numel())
         buffer = self._buffers.get(kind)
         held = 0 if buffer is None else buffer.shape[1]
@@ -220,10 +219,10 @@ class SampleStreams(torch.Generator):
         return buffer[:, :count].reshape(tuple(shape))
 
     def _compute(self, kind: str, count: int) -> Tensor:
-        """Compute the next numbers of each stream, at least ``count``: (n, numbers)."""
+        """Compute at least the next ``count`` numbers of each stream, (n, >= count)."""
         n, made, cpu = len(self.indices), self._made.get(kind, 0), self.device.type == "cpu"
-        most = min(self.AHEAD, self.HELD // max(n, 1)) if cpu else 4 * self.HELD // max(n, 1)
-        ahead = min(4 * made, most)  # none at first, since most draw but once
+        most = min(self.PREFETCH, self.MAX_PREFETCH // max(n, 1)) if cpu else 4 * self.MAX_PREFETCH // max(n, 1)
+        ahead = min(4 * made, most)  # none for the first draw, often the only one
         blocks = -(-max(count, ahead, 1) // 4)
         self._made[kind] = made + 4 * blocks
         name = repr((kind, self._seed)).encode()
@@ -237,7 +236,7 @@ class SampleStreams(torch.Generator):
         for i, j in itertools.product(range(0, n, height), range(0, blocks, width)):
             rows, columns = slice(i, i + height), slice(j, j + width)
             words = [*(c[columns] for c in counter[:2]), *(c[rows] for c in counter[2:])]
-            if cpu:  # numpy takes two thirds of the time of torch here
+            if cpu:  # numpy is 1.5 times as fast as torch here
                 permuted = philox([c.numpy() for c in words], (key & _WORD, key >> 32))
                 words = [torch.from_numpy(word) for word in permuted]
             else:
@@ -256,11 +255,11 @@ def _draw(
     if isinstance(rng, SampleStreams):
         return rng.draw(kind, shape).to(device=device, dtype=dtype)
     if isinstance(rng, ShardGenerator):
-        shape = rng.of_all(shape)
+        shape = rng.global_shape(shape)
     fill = torch.randn if kind == "normal" else torch.rand
-    source = device if rng is None else rng.device  # a generator draws only on its own device
+    source = device if rng is None else rng.device  # a generator draws on its own device only
     drawn = fill(tuple(shape), generator=rng, device=source, dtype=dtype).to(device)
-    return rng.own(drawn) if isinstance(rng, ShardGenerator) else drawn
+    return rng.local_rows(drawn) if isinstance(rng, ShardGenerator) else drawn
 
 
 def randn(
@@ -288,19 +287,19 @@ def rand(
 def dither(
     shape: Sequence[int], *, rng: torch.Generator | None = None, device: torch.device | str | None = None
 ) -> Tensor:
-    """Draw uniform noise of 16 bits, the middles of 2^16 intervals of [0, 1), in a third of the time of ``rand``: float32.
+    """Draw 16-bit uniform noise, the centers of 2^16 intervals of [0, 1), float32; three times as fast as ``rand``.
 
-    Its mean is that of the uniform law, its variance smaller by a share of 2^-32. Rows of ``SampleStreams`` have all bits.
+    The mean is exact, the relative error of the variance 2^-32. For ``SampleStreams`` it is ``rand``.
     """
     if isinstance(rng, SampleStreams):
         return rand(shape, rng=rng, device=device)
     if isinstance(rng, ShardGenerator):
-        shape = rng.of_all(shape)
+        shape = rng.global_shape(shape)
     count = math.prod(shape)
     words = torch.empty(-(-count // 4), dtype=torch.int64, device=device if rng is None else rng.device)
     signed = words.random_(-(2**63), None, generator=rng).view(torch.int16)[:count].view(tuple(shape))
     if isinstance(rng, ShardGenerator):
-        signed = rng.own(signed)
+        signed = rng.local_rows(signed)
     return signed.to(torch.float32).add_(2.0**15 + 0.5).mul_(2.0**-16).to(device)
 
 
@@ -311,19 +310,19 @@ def randint(
     return (rand(shape, rng=rng, device=device, dtype=torch.float32) * high).long().clamp_(max=high - 1)
 
 
-def choose(
+def randint_shared(
     high: int, n: int, *, rng: torch.Generator | None = None, device: torch.device | str | None = None
 ) -> Tensor:
-    """Draw ``n`` integers uniformly from 0..high-1 that belong to no sample, int64: the same on all ranks.
+    """Draw ``n`` integers uniformly from 0..high-1, int64, not per sample: equal on all ranks.
 
-    Of ``SampleStreams`` the first sample draws.
+    ``SampleStreams`` use the stream of the first index.
     """
     source = device if rng is None else rng.device
     return (torch.rand(n, generator=rng, device=source).to(device) * high).long().clamp_(max=high - 1)
 
 
 def categorical(probs: Tensor, n: int, *, rng: torch.Generator | None = None) -> Tensor:
-    """Draw ``n`` class indices with the given probabilities, by inversion of their cumulative sum: int64, (n,)."""
+    """Sample a categorical distribution by inversion of its CDF, (n,) int64."""
     cdf = cumulative_sum(probs.double(), 0)
     u = rand((n,), rng=rng, device=probs.device).double() * cdf[-1]
     return torch.searchsorted(cdf, u, right=True).clamp_(max=len(probs) - 1)

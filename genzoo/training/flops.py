@@ -122,7 +122,7 @@ def count_step(module: nn.Module, step: Callable[[Any], object], repetitions: in
         repetitions: of which the last is counted, since the first step may do once what later ones share.
     """
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), distributed.alone():
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), distributed.single_process():
         try:
             with fake_weights(module) as fake:
                 return [count(lambda: step(fake)) for _ in range(repetitions)][-1]

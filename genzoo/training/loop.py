@@ -127,7 +127,7 @@ class TrainingLoop:
         for stage in self.stages:
             for name, part in parts_of(stage.module).items():
                 self.ema.watch(f"{stage.name}/{name}", part)
-        shares = [stage.share for stage in self.stages]
+        shares = [stage.fraction for stage in self.stages]
         endless = Budget(images=(UNPLANNED - 1) * batches.batch_size)
         self.progress = TrainState(Plan(budget or endless, shares, batches.batch_size))
         self.clock = Clock()

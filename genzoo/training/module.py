@@ -155,7 +155,7 @@ class GenerativeModule(TrainingLoop, pl.LightningModule):
         x = (dequantize(x, model.levels, rng) if model.levels and not x.is_floating_point() else x).to(model.dtype)
         y = rest[0] if rest and model.condition else None
         if isinstance(model, Adversarial):
-            losses = {turn: model.loss(x, y, turn=turn, rng=rng).total for turn in model.players()}
+            losses = {turn: model.loss(x, y, turn=turn, rng=rng).total for turn in model.networks()}
         else:
             losses = {"loss": model.loss(x, y, rng=rng).total}
         self.log_dict({f"val/{name}": value for name, value in losses.items()}, batch_size=len(x), prog_bar=True)

@@ -31,7 +31,7 @@ def stages_of(model: GenerativeModel) -> list[Stage]:
 
 def parts_of(module: GenerativeModel) -> Mapping[str, nn.Module]:
     """Return the networks of a stage that have optimisers of their own, by name."""
-    return module.players() if isinstance(module, Adversarial) else {"model": module}
+    return module.networks() if isinstance(module, Adversarial) else {"model": module}
 
 
 def players_of(module: GenerativeModel, make_optimizer: OptimizerFactory) -> dict[str, Player]:

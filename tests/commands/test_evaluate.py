@@ -336,7 +336,7 @@ def test_a_split_of_two_pictures_is_compared_by_what_two_can_say(here):
     path = drawn(here / "made.npz", stored(digits().test.x[:70], 17))
     words = [f"samples={path}", *FOLDER, f"data.root={here / 'few'}", "data.test_fraction=0.06"]
     code, out, err = genzoo("evaluate", *words)
-    assert (code, out) == (2, "") and "train (3" in err and "test (" in err and "64 features" in err
+    assert (code, out) == (2, "") and "train (3" in err and "test (" in err and "dimension 64" in err
     code, _, err = genzoo("evaluate", *words, "metrics.force=true")
     assert code == 0, err
     found = json.loads((here / "made.scores.json").read_text())["metrics"]
@@ -436,7 +436,7 @@ def test_data_that_have_changed_since_the_training_are_said(here):
 def test_samples_without_neighbours_are_refused_before_anything_is_drawn(here, features):
     run = untrained(here, "model=realnvp", "data=moons", "model.couplings=2")[0]
     code, _, err = genzoo("evaluate", f"run={run}", "metrics.n=5", f"metrics.features={features}", "metrics.force=true")
-    assert code == 2 and err == "genzoo: metrics.n=5: 6 samples are the least that can be compared; 0 for none\n"
+    assert code == 2 and err == "genzoo: metrics.n=5: at least 6 samples are needed (0 skips sample metrics)\n"
 
 
 @pytest.mark.parametrize("batch, said", [(1.5, True), (0.0, False)])

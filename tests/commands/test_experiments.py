@@ -32,7 +32,7 @@ def test_a_paper_s_recipe_has_its_number_of_parameters_and_trains_at_full_width(
     y = torch.arange(2) % model.condition.n if model.condition else None
     parts: list[GenerativeModel] = [s.module for s in model.stages()] if isinstance(model, Staged) else [model]
     for part in parts:
-        for turn in part.players() if isinstance(part, Adversarial) else [None]:
+        for turn in part.networks() if isinstance(part, Adversarial) else [None]:
             keywords = {"turn": turn} if turn else {}
             loss = part.loss(x, y, rng=rng, **keywords).total
             loss.backward()

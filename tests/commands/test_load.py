@@ -130,8 +130,8 @@ def test_a_codec_that_does_not_fit_is_refused_in_one_line(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     vae, ddpm = (untrained(tmp_path, *SMALL[name])[0] for name in ("vae", "ddpm"))
     for words, message in [
-        (["data=moons", f"codec.run={vae}"], r"model: codec: made for EventSpec\(shape=\(1, 8, 8\), levels=17\)"),
-        ([f"codec.run={ddpm}"], "model: codec: DDPM does not encode"),
+        (["data=moons", f"codec.run={vae}"], r"model: codec: models EventSpec\(shape=\(1, 8, 8\), levels=17\)"),
+        ([f"codec.run={ddpm}"], "model: codec: DDPM has no encoder"),
         (["codec.run=/nowhere"], "model.codec: run=/nowhere: no such directory"),
         ([], r"codec\.run is missing: say codec\.run="),
     ]:

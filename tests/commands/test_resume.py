@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load as load_safetensors
 
 from genzoo import load
-from genzoo.families.flow_matching import TeacherPairs
+from genzoo.families.flow_matching import ReflowPairs
 from genzoo.numerics.random import SampleStreams
 from genzoo.runs import Run
 from genzoo.training import callbacks, checkpoints, stopping
@@ -211,7 +211,7 @@ def test_a_finished_reflow_needs_neither_its_teacher_nor_its_pairs(here):
 def test_a_teacher_s_pairs_are_simulated_once_in_a_run_and_are_no_part_of_its_steps(here):
     words = with_parent("teacher", here / "parents")
     calls = []
-    original = TeacherPairs.simulate
+    original = ReflowPairs.simulate
 
     def simulate(self, model, *chunk):
         calls.append(1)
@@ -223,7 +223,7 @@ def test_a_teacher_s_pairs_are_simulated_once_in_a_run_and_are_no_part_of_its_st
         time.sleep(2)
         return pairs
 
-    with mock.patch.object(TeacherPairs, "simulate", simulate):
+    with mock.patch.object(ReflowPairs, "simulate", simulate):
         assert genzoo(*TINY, *LONGER, *words).code == 143
         (run,) = Path("outputs").glob("*/*")
         cut_short(9, f"resume={run}")

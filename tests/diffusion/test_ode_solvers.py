@@ -211,11 +211,11 @@ def test_single_precision_stays_single_and_right():
 
 def test_what_cannot_be_solved_is_said():
     z = torch.ones(1, 1, dtype=torch.float64)
-    with pytest.raises(ArithmeticError, match="not arrived after 5 steps"):
+    with pytest.raises(ArithmeticError, match="exceeded 5 steps"):
         dopri5(lambda u, z, rows: torch.cos(40 * u)[:, None], 0.0, 1.0, z, max_steps=5)
-    with pytest.raises(ArithmeticError, match="step vanished"):  # z = 1/(1 - u) ends at u = 1
+    with pytest.raises(ArithmeticError, match="step size underflow"):  # z = 1/(1 - u) ends at u = 1
         dopri5(lambda u, z, rows: z**2, 0.0, 2.0, z)
-    with pytest.raises(ArithmeticError, match="step vanished"):
+    with pytest.raises(ArithmeticError, match="step size underflow"):
         dopri5(lambda u, z, rows: z * math.nan, 0.0, 1.0, z)
 
 

@@ -79,7 +79,7 @@ def close(got: Tensor, expected: Tensor | float, atol: float) -> None:
 def test_the_ode_carries_gaussian_data_by_the_closed_form(schedule, t, s):
     flow = GaussianFlow(schedule, MU, SIGMA)
     ode = ProbabilityFlowODE(flow)
-    u, v = ode.variable(t), ode.variable(s)
+    u, v = ode.variable_at(t), ode.variable_at(s)
     close(ode.time(torch.tensor([u, v], dtype=torch.float64)), torch.tensor([t, s], dtype=torch.float64), 1e-12)
     scale_u, scale_v = ode.scales([u, v])
     x = torch.randn(5, 3, dtype=torch.float64)

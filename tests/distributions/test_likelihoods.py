@@ -335,7 +335,7 @@ def test_the_mean_is_that_of_many_draws_to_a_level(likelihood):
         (lambda: Categorical(None), "needs data with levels"),
         (lambda: LogisticMixture(None), "needs data with levels"),
         (lambda: LogisticMixture(256, 0), "components must be at least 1, not 0"),
-        (lambda: GaussianMixture(17), "knows nothing of the 17 levels"),
+        (lambda: GaussianMixture(17), "not images with 17 levels"),
         (lambda: GaussianMixture(components=0), "components must be at least 1, not 0"),
     ],
 )

@@ -135,11 +135,11 @@ def test_classes_have_no_order_for_the_network():
     """One-hot inputs: a permutation of the levels that permutes the weights of the first layer changes nothing."""
     model = built(NETWORKS["transformer"], Categorical, (1, 2, 2), 5, inputs="classes")
     k = torch.randint(5, (6, 1, 2, 2))
-    before = model.network(model._seen(bin_center(k, 5, torch.float64)))
+    before = model.network(model._network_input(bin_center(k, 5, torch.float64)))
     order = torch.randperm(5)
     with torch.no_grad():
         model.network.stem[0].weight.copy_(model.network.stem[0].weight[:, order.argsort()])
-    after = model.network(model._seen(bin_center(order[k], 5, torch.float64)))
+    after = model.network(model._network_input(bin_center(order[k], 5, torch.float64)))
     torch.testing.assert_close(after, before, rtol=1e-12, atol=1e-12)
 
 
@@ -216,7 +216,7 @@ def test_a_sample_is_the_same_whatever_its_batch_and_costs_one_evaluation_a_pixe
         ({"shape": (2,), "patch": 2}, r"patch=2 does not tile an event of shape \(2,\)"),
         ({"levels": None}, "needs data with levels"),
         ({"levels": None, "inputs": "classes", "likelihood": GaussianMixture}, "inputs=classes needs data with levels"),
-        ({"likelihood": GaussianMixture}, "knows nothing of the 4 levels"),
+        ({"likelihood": GaussianMixture}, "not images with 4 levels"),
     ],
 )
 def test_what_makes_no_sense_is_refused(settings, message):

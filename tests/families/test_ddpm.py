@@ -507,13 +507,15 @@ def test_a_learned_variance_lies_between_the_fixed_ones_in_its_logarithm(place):
     denoiser = GaussianDenoiser(LinearSchedule(T), MU, LAM)
     answer = network(lambda x_t, t, y: torch.cat([denoiser.exact("eps", x_t, t), torch.full_like(x_t, place)], dim=1))
     model = DDPM((2,), network=answer, schedule=LinearSchedule(T), variance="learned", objective="hybrid").double()
-    share = model.predict(x, torch.full((40,), 0.5)).variance_share
+    share = model.predict(x, torch.full((40,), 0.5)).variance_weight
     torch.testing.assert_close(share, torch.full_like(x, (place + 1) / 2))
     index = torch.arange(40) % (T - 1) + 1
     step = StepCoefficients(*model._chain.value[index].unbind(1))
     t = (index + 1).double() / T
-    terms = {v: exact_model(T, v)._term(x, x, index, exact_model(T, v).predict(x, t), clip=False) for v in VARIANCES}
-    got = model._term(x, x, index, model.predict(x, t), clip=False)
+    terms = {
+        v: exact_model(T, v)._vlb_term(x, x, index, exact_model(T, v).predict(x, t), clip=False) for v in VARIANCES
+    }
+    got = model._vlb_term(x, x, index, model.predict(x, t), clip=False)
     if abs(place) == 1:
         torch.testing.assert_close(got, terms["fixedlarge" if place == 1 else "fixedsmall"], atol=1e-10, rtol=1e-10)
     variance = step.var_ts ** ((place + 1) / 2) * step.posterior_var ** ((1 - place) / 2)
@@ -598,8 +600,8 @@ def test_the_history_travels_with_the_weights():
         ({"prediction": "score"}, "'score'"),
         ({"variance": "small"}, "'small'"),
         ({"objective": "kl"}, "'kl'"),
-        ({"variance": "learned"}, "learned goes with another objective than simple"),
-        ({"objective": "hybrid"}, "fixedlarge goes with another objective than hybrid"),
+        ({"variance": "learned"}, "learned is incompatible with objective=simple"),
+        ({"objective": "hybrid"}, "fixedlarge is incompatible with objective=hybrid"),
         ({"condition_dropout": 2.0}, "not 2.0"),
     ],
 )

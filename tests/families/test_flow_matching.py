@@ -20,7 +20,7 @@ from genzoo.conditions import ClassLabels
 from genzoo.diffusion.noise_levels import LogitNormalTime
 from genzoo.diffusion.samplers import Ancestral, Euler, Heun
 from genzoo.diffusion.schedules import CondOT, VESchedule, VPSchedule
-from genzoo.families.flow_matching import FlowMatching, transport
+from genzoo.families.flow_matching import FlowMatching, minibatch_ot
 from genzoo.metrics.sliced_wasserstein import sliced_wasserstein
 from genzoo.nn.mlp import TimeMLP
 from genzoo.numerics.random import generator
@@ -101,7 +101,7 @@ def test_transport_is_the_best_of_all_permutations(n):
     for seed in range(5):
         x, eps = torch.randn(2, n, 2, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         best = min(float((x - eps[list(order)]).square().sum()) for order in itertools.permutations(range(n)))
-        moved = transport(x, eps)
+        moved = minibatch_ot(x, eps)
         assert float((x - moved).square().sum()) == pytest.approx(best, rel=1e-6)
         assert {tuple(row) for row in moved.flatten(1).tolist()} == {tuple(row) for row in eps.flatten(1).tolist()}
 
@@ -167,7 +167,7 @@ def test_a_class_is_paired_with_its_own_noise_in_the_best_way(counts):
     for c in range(len(counts)):
         mine, noise = eps[y == c], drawn[y == c]
         assert {tuple(row) for row in mine.tolist()} == {tuple(row) for row in noise.tolist()}
-        torch.testing.assert_close(mine, transport(x[y == c], noise))
+        torch.testing.assert_close(mine, minibatch_ot(x[y == c], noise))
 
 
 def test_the_noise_of_each_class_is_standard_normal():
@@ -301,7 +301,7 @@ def test_pairs_that_a_teacher_cannot_have_made_are_refused():
         (lambda: GaussianDenoiser(CondOT(), [0.0] * 4, [1.0] * 4), r"shape=\(4,\).* not .*shape=\(3,\)"),
         (lambda: GaussianDenoiser(CondOT(), MU, SIGMA, levels=8), "8"),
         (lambda: GaussianDenoiser(VESchedule(), MU, SIGMA), "standard deviation 50, not 1"),
-        (lambda: Mean((3,)), "Mean has no ODE"),
+        (lambda: Mean((3,)), "Mean is not a denoiser"),
     ],
     ids=["shape", "levels", "prior", "family"],
 )

@@ -279,15 +279,15 @@ def test_the_turns_are_the_steps_of_the_papers_algorithm():
     w, b = (p.detach().clone().requires_grad_() for p in (model.critic.w, model.generator.b))
     with torch.no_grad():
         w.clamp_(-0.02, 0.02)
-    ours = {name: torch.optim.RMSprop(part.parameters(), lr=0.01) for name, part in model.players().items()}
+    ours = {name: torch.optim.RMSprop(part.parameters(), lr=0.01) for name, part in model.networks().items()}
     theirs = {"critic": torch.optim.RMSprop([w], lr=0.01), "generator": torch.optim.RMSprop([b], lr=0.01)}
     clipped = 0
     model.initialize(torch.zeros(7, *SHAPE).double())
     for step in range(36):
         turn = model.turn(step)
         x = 0.3 * torch.randn(7, *SHAPE, generator=generator("x", step), dtype=torch.float64) + 0.5
-        for player in model.players().values():
-            player.requires_grad_(player is model.players()[turn])
+        for player in model.networks().values():
+            player.requires_grad_(player is model.networks()[turn])
         ours[turn].zero_grad()
         loss = model.loss(x, turn=turn, rng=generator("z", step))
         loss.total.backward()
@@ -502,7 +502,7 @@ def test_without_a_turn_the_loss_is_that_of_the_first_step(family):
         (WGAN, {"n_critic": 0}, "latent_dim and n_critic must be at least 1, not 48 and 0"),
         (WGAN, {"clip": 0.0}, "clip must be positive, not 0.0"),
         (WGANGP, {"penalty": -1.0}, "penalty must not be negative, not -1.0"),
-        (WGANGP, {"critic": DCGANCritic, "shape": (1, 16, 16)}, "the critic must have no batch norm"),
+        (WGANGP, {"critic": DCGANCritic, "shape": (1, 16, 16)}, "the critic must not have batch norm"),
     ],
 )
 def test_what_makes_no_sense_is_refused(family, wrong, message):
@@ -519,12 +519,12 @@ def test_a_gan_covers_all_of_eight_gaussians():
     model = GAN((2,), generator=small, critic=small, latent_dim=2)
     optimizers = {
         name: torch.optim.Adam(part.parameters(), lr=1e-3, betas=(0.0, 0.9), fused=True)
-        for name, part in model.players().items()
+        for name, part in model.networks().items()
     }
     average = copy.deepcopy(model.generator).requires_grad_(False)
     for step in range(1600):
         turn = model.turn(step)
-        for name, part in model.players().items():
+        for name, part in model.networks().items():
             part.requires_grad_(name == turn)
         optimizers[turn].zero_grad()
         model.loss(data[torch.randint(20_000, (128,))], turn=turn).total.backward()

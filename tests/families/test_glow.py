@@ -363,7 +363,7 @@ def test_half_precision_networks_leave_the_flow_invertible():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Glow((1, 6, 8), network=conv), "divide by 4, not 6x8"),
+        (lambda: Glow((1, 6, 8), network=conv), "divisible by 4, not 6x8"),
         (lambda: Glow((1,), network=small), "at least two dimensions"),
         (lambda: Glow((2,), network=small, steps=0), "at least 1, not 2 and 0"),
     ],

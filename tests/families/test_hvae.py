@@ -97,7 +97,7 @@ class Chain(nn.Module):
         second = torch.tensor([A], dtype=torch.float64), B, S2
         self.rungs = nn.ModuleList([Link(first, Q1, shift, spread), Link(second, Q2, shift, spread)])
 
-    def ascend(self, x: Tensor) -> list[Tensor]:
+    def bottom_up(self, x: Tensor) -> list[Tensor]:
         return [x, x]
 
     def top(self, n: int) -> Tensor:
@@ -269,7 +269,7 @@ def moved(likelihood, levels: int | None = 17, condition: ClassLabels | None = N
 
 
 def descended(model: HVAE, x: Tensor, eps: Tensor) -> list[hvae.Layer]:
-    return model._descend(eps, None, model.network.ascend(model.likelihood.init_statistics(x)))[1]
+    return model._top_down(eps, None, model.network.bottom_up(model.likelihood.encoder_input(x)))[1]
 
 
 def test_each_layer_depends_on_the_noise_above_it_and_on_no_other():
@@ -311,7 +311,7 @@ def test_the_bound_is_made_of_the_laws_that_torch_knows():
     eps = torch.randn(4, *model.latent.shape, generator=generator(5), dtype=torch.float64)
     layers = descended(model, x, eps)
     laws = [[TorchNormal(law.mean, law.log_std.exp()) for law in (layer.posterior, layer.prior)] for layer in layers]
-    params = model._descend(eps, None, model.network.ascend(model.likelihood.init_statistics(x)))[0]
+    params = model._top_down(eps, None, model.network.bottom_up(model.likelihood.encoder_input(x)))[0]
     rate = sum(kl_divergence(q, p).flatten(1).sum(1) for q, p in laws)
     elbo = model.likelihood.log_prob(params, x) - rate
     torch.testing.assert_close(model.log_prob(x, rng=generator(5)).value, elbo, atol=1e-9, rtol=0)
@@ -319,7 +319,7 @@ def test_the_bound_is_made_of_the_laws_that_torch_knows():
     rng, weights = generator(6), []
     for _ in range(3):
         eps = torch.randn(4, *model.latent.shape, generator=rng, dtype=torch.float64)
-        params, layers = model._descend(eps, None, model.network.ascend(model.likelihood.init_statistics(x)))
+        params, layers = model._top_down(eps, None, model.network.bottom_up(model.likelihood.encoder_input(x)))
         weight = model.likelihood.log_prob(params, x)
         for q, p, z in [
             (*(TorchNormal(law.mean, law.log_std.exp()) for law in (layer.posterior, layer.prior)), layer.z)
@@ -333,7 +333,7 @@ def test_the_bound_is_made_of_the_laws_that_torch_knows():
 
 def test_a_fresh_hierarchy_starts_at_standard_normal_priors():
     model = HVAE((1, 8, 8), network=SMALL, likelihood=DiscretizedLogistic(17), levels=17)
-    for layer in model._descend(torch.randn(2, *model.latent.shape), None)[1]:
+    for layer in model._top_down(torch.randn(2, *model.latent.shape), None)[1]:
         assert not layer.prior.mean.any() and not layer.prior.log_std.any()
     assert 0 < float(model.loss(torch.rand(4, 1, 8, 8)).terms["rate"]) < 50
 
@@ -357,7 +357,7 @@ def test_a_density_of_images_sees_and_scores_their_values_as_they_are():
     model = moved(Gaussian())
     x = torch.rand(3, 1, 8, 8).double() * 2 - 1
     eps = torch.randn(3, *model.latent.shape, generator=generator(0), dtype=torch.float64)
-    mean, layers = model._descend(eps, None, model.network.ascend(x))
+    mean, layers = model._top_down(eps, None, model.network.bottom_up(x))
     log_likelihood = TorchNormal(mean, (0.5 * model.likelihood.log_var).exp()).log_prob(x).flatten(1).sum(1)
     elbo = log_likelihood - sum(layer.divergence().flatten(1).sum(1) for layer in layers)
     torch.testing.assert_close(model.log_prob(x, rng=generator(0)).value, elbo, atol=1e-9, rtol=0)
@@ -366,7 +366,7 @@ def test_a_density_of_images_sees_and_scores_their_values_as_they_are():
 def test_classes_reach_prior_posterior_and_output():
     model = moved(DiscretizedLogistic(17), condition=ClassLabels(3))
     eps, x = torch.randn(1, *model.latent.shape).double(), torch.rand(1, 1, 8, 8).double()
-    one, two = (model._descend(eps, torch.tensor([y]), model.network.ascend(x))[1] for y in (0, 2))
+    one, two = (model._top_down(eps, torch.tensor([y]), model.network.bottom_up(x))[1] for y in (0, 2))
     assert not torch.equal(one[0].prior.mean, two[0].prior.mean)
     assert not torch.equal(one[0].posterior.mean, two[0].posterior.mean)
     assert not torch.equal(model.decode(eps, torch.tensor([0])), model.decode(eps, torch.tensor([2])))
@@ -384,7 +384,7 @@ def test_bfloat16_networks_leave_the_bound_in_float32():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="integers with 17 levels, the data have levels=256"):
+    with pytest.raises(ValueError, match="has 17 levels, the data levels=256"):
         HVAE((1, 8, 8), network=SMALL, likelihood=DiscretizedLogistic(17), levels=256)
     with pytest.raises(ValueError, match="num_samples must be at least 1, not 0"):
         chain().log_prob(data(2), num_samples=0)

@@ -26,7 +26,7 @@ from genzoo.distributions.likelihoods import Gaussian
 from genzoo.event import EventSpec
 from genzoo.families.ddpm import DDPM
 from genzoo.families.gan import WGANGP
-from genzoo.families.latent import Codes, LatentDensity, LatentModel, Standardized, latent
+from genzoo.families.latent import Dequantized, LatentDensity, LatentModel, Standardized, latent
 from genzoo.families.realnvp import RealNVP
 from genzoo.families.vae import VAE
 from genzoo.families.vqvae import VQVAE
@@ -196,7 +196,7 @@ def test_a_latent_that_never_varies_does_not_divide_by_zero():
 
 
 def test_codes_come_back_from_anywhere_in_their_bins():
-    transform = Codes(Discrete((1, 4, 4), 512))
+    transform = Dequantized(Discrete((1, 4, 4), 512))
     k = torch.randint(512, (64, 1, 4, 4))
     event = transform(k, generator(0))
     assert torch.equal(transform.inverse(event), k) and float((event - bin_center(k, 512)).std()) > 0.5 / 512
@@ -263,7 +263,7 @@ def test_the_stage_of_the_prior_owns_no_weight_of_the_codec_and_leaves_its_codeb
         torch.randn(40, 2).double(),
     )
     first, second = model.stages()
-    assert (first.name, first.share, second.name, second.share) == ("codec", 0.3, "prior", 0.7)
+    assert (first.name, first.fraction, second.name, second.fraction) == ("codec", 0.3, "prior", 0.7)
     assert {id(p) for p in second.module.parameters()} == {id(p) for p in model.prior.parameters()}
     before = copy.deepcopy(model.codec.state_dict())
     second.module.loss(x, rng=generator(0)).total.backward()
@@ -320,7 +320,7 @@ def test_a_step_of_the_whole_model_ends_as_one_of_its_last_stage():
 
 def test_a_codec_whose_weights_are_fixed_is_finished():
     model = latent(EventSpec((2,)), codec=frozen(vq()), prior=Dice, codec_share=0.3)
-    assert [(stage.name, stage.share) for stage in model.stages()] == [("prior", 1.0)]
+    assert [(stage.name, stage.fraction) for stage in model.stages()] == [("prior", 1.0)]
     assert {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in model.prior.parameters()}
 
 
@@ -385,20 +385,20 @@ def test_a_codec_may_be_unconditional():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"codec": lambda: WGANGP((2,), generator=small, critic=small)}, "codec: WGANGP does not encode"),
+        ({"codec": lambda: WGANGP((2,), generator=small, critic=small)}, "codec: WGANGP has no encoder"),
         (
             {"codec": lambda: VAE((3,), encoder=small, decoder=small, likelihood=Gaussian())},
-            r"codec: made for EventSpec\(shape=\(3,\), levels=None\), but the data are EventSpec\(shape=\(2,\)",
+            r"codec: models EventSpec\(shape=\(3,\), levels=None\), not EventSpec\(shape=\(2,\)",
         ),
-        ({"codec": lambda: vq(ClassLabels(3))}, r"codec: has the condition ClassLabels\(n=3\), but the model has None"),
-        ({"event": EventSpec((2,), 17)}, "codec: made for .* levels=None.*, but the data are .* levels=17"),
+        ({"codec": lambda: vq(ClassLabels(3))}, r"codec: its condition is ClassLabels\(n=3\), that of the model None"),
+        ({"event": EventSpec((2,), 17)}, "codec: models .* levels=None.*, not .* levels=17"),
         (
             {"prior": functools.partial(WGANGP, generator=small, critic=small)},
-            "prior: WGANGP is not trained by one loss",
+            "prior: WGANGP has no single training loss",
         ),
         (
             {"prior": functools.partial(RealNVP, network=small)},
-            r"prior: does not fit latents of shape \[1, 2, 1\] of 5 codes: scales=2",
+            r"prior: incompatible with latents of shape \[1, 2, 1\] of 5 codes: scales=2",
         ),
         ({"codec_share": 1.0}, "codec_share must be between 0 and 1, not 1.0"),
     ],

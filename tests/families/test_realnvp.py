@@ -401,7 +401,9 @@ def test_a_class_is_undone_by_the_same_class():
     assert ((model.decode(z, (y + 1) % 4) - x).flatten(1).abs().amax(1) > 1e-3).all()
 
 
-@pytest.mark.parametrize(("shape", "message"), [((1, 6, 8), "divide by 4, not 6x8"), ((1,), "at least two dimensions")])
+@pytest.mark.parametrize(
+    ("shape", "message"), [((1, 6, 8), "divisible by 4, not 6x8"), ((1,), "at least two dimensions")]
+)
 def test_shapes_that_cannot_be_split_are_refused(shape, message):
     with pytest.raises(ValueError, match=message):
         RealNVP(shape, network=Conv)

@@ -176,7 +176,7 @@ def test_a_density_of_images_sees_and_scores_their_values_as_they_are():
 
 def test_a_likelihood_of_other_data_is_refused():
     for levels in (256, None):
-        with pytest.raises(ValueError, match=f"integers with 17 levels, the data have levels={levels}"):
+        with pytest.raises(ValueError, match=f"has 17 levels, the data levels={levels}"):
             VAE((1, 4, 4), encoder=linear, decoder=linear, likelihood=DiscretizedLogistic(17), levels=levels)
 
 

@@ -12,7 +12,7 @@ from genzoo.metrics.cat_metric import CatMetric
 from genzoo.metrics.frechet import FeatureMoments, moments
 from genzoo.metrics.inception_score import inception_score
 from genzoo.metrics.kernel import kernel_distance
-from genzoo.metrics.likelihood import mean_with_error
+from genzoo.metrics.likelihood import mean_and_stderr
 from genzoo.metrics.manifold import manifold
 
 
@@ -28,7 +28,7 @@ def measured(x: torch.Tensor) -> dict:
         "kernel": CatMetric(lambda fake: kernel_distance(real, fake)),
         "manifold": CatMetric(lambda fake: manifold(real, fake)),
         "score": CatMetric(inception_score),
-        "mean": CatMetric(lambda rows: mean_with_error(rows[:, 0]), torch.float64),
+        "mean": CatMetric(lambda rows: mean_and_stderr(rows[:, 0]), torch.float64),
     }
     for part in x.split([1, len(x) // 3, len(x) - 1 - len(x) // 3]):
         for metric in metrics.values():

@@ -21,7 +21,7 @@ from genzoo.metrics.frechet import frechet_distance_of_features, frechet_infinit
 from genzoo.metrics.kernel import gaussian_mmd, kernel_distance, kernel_distance_stderr, median_distance
 from genzoo.metrics.manifold import manifold
 from genzoo.metrics.reference import reference
-from genzoo.metrics.sample_size import TooFew, check_enough, check_references
+from genzoo.metrics.sample_size import TooFewSamplesError, check_references, check_sample_size
 from genzoo.metrics.sliced_wasserstein import sliced_wasserstein
 from genzoo.numerics.random import generator
 
@@ -93,9 +93,9 @@ def test_every_score_is_that_of_its_function_and_of_its_samples():
 
 def test_fewer_samples_than_features_are_refused():
     few, wide = Features(torch.randn(15, 16), None), Pixels(dim=16)
-    check_enough(16, wide, force=False)
-    for refused in (lambda: check_enough(15, wide, force=False), lambda: feature_scores(few, real(wide), wide)):
-        with pytest.raises(TooFew, match=r"metrics\.n=15: .* 16 features .*metrics\.force=true") as caught:
+    check_sample_size(16, wide, force=False)
+    for refused in (lambda: check_sample_size(15, wide, force=False), lambda: feature_scores(few, real(wide), wide)):
+        with pytest.raises(TooFewSamplesError, match=r"metrics\.n=15: .* dimension 16 .*metrics\.force=true") as caught:
             refused()
         assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
 
@@ -116,7 +116,8 @@ def test_a_reference_of_fewer_events_than_features_gives_no_distance_unless_forc
     check_references({"train": 15, "test": 2}, wide, force=True)
     check_references({"train": 15}, None, force=False)
     with pytest.raises(
-        TooFew, match=r"train \(15 real images\) and test \(2 real images\) .* 16 features .*metrics\.force"
+        TooFewSamplesError,
+        match=r"train \(15 real images\) and test \(2 real images\) .* dimension 16 .*metrics\.force",
     ):
         check_references({"train": 15, "test": 2}, wide, force=False)
 

@@ -9,11 +9,11 @@ from torch import Tensor
 from genzoo.evaluation.samples import class_scores, feature_scores, memorization_scores, point_scores
 from genzoo.metrics.cat_metric import CatMetric
 from genzoo.metrics.features import FeatureNetwork, Features
-from genzoo.metrics.finite import NotFinite, check_finite
+from genzoo.metrics.finite import NonFiniteError, check_finite
 from genzoo.metrics.frechet import FeatureMoments, frechet_distance_of_features, moments
 from genzoo.metrics.inception_score import inception_score
 from genzoo.metrics.kernel import gaussian_mmd, kernel_distance
-from genzoo.metrics.likelihood import mean_with_error
+from genzoo.metrics.likelihood import mean_and_stderr
 from genzoo.metrics.manifold import manifold
 from genzoo.metrics.memorisation import neighbours
 from genzoo.metrics.reference import Reference
@@ -59,7 +59,7 @@ def test_one_row_that_is_not_finite_is_counted_and_refused(name, which, value):
     broken = X.clone()
     broken[7, 1] = value
     pair = {"real": X, "fake": X + 0.1} | {which: broken}
-    with pytest.raises(NotFinite, match=r"1 of 40 .* not finite"):
+    with pytest.raises(NonFiniteError, match=r"1 of 40 .* not finite"):
         SCORES[name](**pair)
     SCORES[name](X, X + 0.1)
 
@@ -70,7 +70,7 @@ def test_integers_are_always_finite():
 
 def test_an_empty_batch_changes_no_stream():
     empty = torch.zeros(0, 2)
-    stream, rows = FeatureMoments(2), CatMetric(mean_with_error)
+    stream, rows = FeatureMoments(2), CatMetric(mean_and_stderr)
     for part in (empty, X[:15], empty, X[15:], empty):
         stream.update(part)
         rows.update(part[:, 0])
@@ -93,5 +93,5 @@ def test_a_stream_that_is_not_finite_has_no_moments():
     stream = FeatureMoments(2)
     stream.update(X)
     stream.update(torch.full((1, 2), torch.nan))
-    with pytest.raises(NotFinite, match="not finite"):
+    with pytest.raises(NonFiniteError, match="not finite"):
         stream.compute()

@@ -62,5 +62,5 @@ def test_value_and_error_are_those_of_ten_shuffled_splits(n):
 
 
 def test_fewer_samples_than_splits_are_refused():
-    with pytest.raises(ValueError, match="9 samples make no 10 splits"):
+    with pytest.raises(ValueError, match="9 samples are fewer than the 10 splits"):
         inception_score(torch.zeros(9, 3))

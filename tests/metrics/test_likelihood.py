@@ -12,7 +12,7 @@ from torch import Tensor
 from genzoo.conditions import ClassLabels
 from genzoo.event import EventSpec
 from genzoo.metrics.cat_metric import CatMetric
-from genzoo.metrics.likelihood import mean_with_error, score_log_prob
+from genzoo.metrics.likelihood import mean_and_stderr, score_log_prob
 from genzoo.model import Bound, Density, LogProb, Loss, Samples
 from genzoo.numerics.random import SampleStreams, randn
 
@@ -21,7 +21,7 @@ from genzoo.numerics.random import SampleStreams, randn
 @pytest.mark.parametrize("parts", [[7, 1, 300, 92], [400]], ids=str)
 def test_mean_and_error_are_numpys_however_large_the_offset_and_the_batches(offset, parts):
     x = np.random.default_rng(0).normal(size=400) + offset
-    metric = CatMetric(mean_with_error, torch.float64)
+    metric = CatMetric(mean_and_stderr, torch.float64)
     for part in np.split(x, np.cumsum(parts)[:-1]):
         metric.update(torch.from_numpy(part))
     value, stderr, n = metric.compute()
@@ -32,13 +32,13 @@ def test_mean_and_error_are_numpys_however_large_the_offset_and_the_batches(offs
 
 def test_float32_is_summed_in_float64():
     x = torch.full((2**20,), 0.1)
-    metric = CatMetric(mean_with_error, torch.float64)
+    metric = CatMetric(mean_and_stderr, torch.float64)
     metric.update(x)
     assert metric.compute().value == pytest.approx(float(np.float32(0.1)), rel=1e-12)
 
 
 def test_one_event_has_no_error_and_two_equal_ones_have_none():
-    metric = CatMetric(mean_with_error, torch.float64)
+    metric = CatMetric(mean_and_stderr, torch.float64)
     metric.update(torch.tensor([3.0]))
     assert metric.compute() == (3.0, None, 1)
     metric.reset()

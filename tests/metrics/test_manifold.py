@@ -61,7 +61,7 @@ def test_blocks_hold_all_squared_distances(monkeypatch, cells):
 def test_a_ball_reaches_the_kth_other():
     line = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
     assert [radius.sqrt().tolist() for radius in radii(line, 1, 2)] == [[1, 1, 2, 4], [3, 2, 3, 6]]
-    with pytest.raises(ValueError, match="no 4 neighbours"):
+    with pytest.raises(ValueError, match="too few for 4 nearest neighbours"):
         radii(line, 4)
 
 

@@ -14,7 +14,7 @@ import torch
 
 from genzoo.metrics import reference as module
 from genzoo.metrics.features import FeatureNetwork, Features
-from genzoo.metrics.reference import cached, reference, sha256_of
+from genzoo.metrics.reference import cached, reference, tensor_sha256
 
 
 class Counting(FeatureNetwork):
@@ -39,7 +39,7 @@ def test_a_reference_holds_features_moments_and_classes():
     found = of(IMAGES, Counting(), None, batch_size=7)
     x = IMAGES.flatten(1).double().numpy()
     np.testing.assert_array_equal(found.features, x)
-    assert (found.name, found.sha256, found.moments.n) == ("pixels/train", sha256_of(IMAGES), 30)
+    assert (found.name, found.sha256, found.moments.n) == ("pixels/train", tensor_sha256(IMAGES), 30)
     np.testing.assert_allclose(found.moments.mean, x.mean(0), rtol=1e-12)
     np.testing.assert_allclose(found.moments.cov, np.cov(x, rowvar=False), rtol=1e-12)
     np.testing.assert_allclose(found.moments.factor @ found.moments.factor.T, found.moments.cov, rtol=1e-12)
@@ -91,9 +91,9 @@ def test_tensors_are_named_by_type_shape_and_bytes():
         torch.zeros(2).double(),
         torch.ones(4),
     ]
-    assert len({sha256_of(x) for x in zeros}) == len(zeros)
+    assert len({tensor_sha256(x) for x in zeros}) == len(zeros)
     x = torch.arange(6).view(2, 3)
-    assert sha256_of(x.T) == sha256_of(x.T.contiguous()) != sha256_of(x)
+    assert tensor_sha256(x.T) == tensor_sha256(x.T.contiguous()) != tensor_sha256(x)
 
 
 def damages() -> dict:

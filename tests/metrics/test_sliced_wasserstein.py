@@ -79,5 +79,5 @@ def test_the_distance_is_a_metric_of_laws_and_not_of_lists():
 
 def test_sets_of_unlike_dimensions_are_refused():
     for real, fake in ((normal(5, 3), normal(5, 2)), (normal(5, 1)[:, 0], normal(5, 1)[:, 0])):
-        with pytest.raises(ValueError, match="vectors of one dimension"):
+        with pytest.raises(ValueError, match="vectors of equal dimension"):
             sliced_wasserstein(real, fake)

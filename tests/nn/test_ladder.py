@@ -52,7 +52,7 @@ def climbed(network: Ladder, x: Tensor) -> list[Tensor]:
 
 def test_the_way_up_is_that_of_the_published_string():
     network, x = moved(SMALL((3, 8, 8), (6, 8, 8)).double()), torch.randn(2, 3, 8, 8).double()
-    seen = network.ascend(x)
+    seen = network.bottom_up(x)
     for got, expected in zip(seen, climbed(network, x), strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
@@ -120,7 +120,7 @@ def test_sizes_halve_down_to_a_single_pixel(shape, patch, sizes):
     assert network.sizes == sizes
     assert network.latents == [(3, *size) for size in reversed(sizes) for _ in range(2)]
     h = network.top(2)
-    for rung, a in zip(network.rungs, network.ascend(torch.randn(2, *shape)), strict=True):
+    for rung, a in zip(network.rungs, network.bottom_up(torch.randn(2, *shape)), strict=True):
         h = rung.enter(h, None)
         assert a.shape == h.shape == (2, 4, *rung.size)
     assert network.output(h).shape == (2, 5, *shape[1:])

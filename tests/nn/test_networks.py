@@ -18,10 +18,10 @@ from genzoo.conditions import ClassLabels
 from genzoo.nn.coupling import GlowNet
 from genzoo.nn.layers import (
     Attention,
-    DoublingConv2d,
     ResBlock,
     SinusoidalEmbedding,
     TimeAndCondition,
+    UpsampleConv2d,
     attend,
     group_norm,
 )
@@ -146,7 +146,7 @@ def test_networks_of_images_fit_any_side(side):
 
 @pytest.mark.parametrize("size", [None, (8, 12), (7, 12), (7, 11)])
 def test_a_convolution_of_doubled_pixels_is_what_it_says(size):
-    layer, x = DoublingConv2d(3, 5).double(), torch.randn(2, 3, 4, 6, dtype=torch.float64, requires_grad=True)
+    layer, x = UpsampleConv2d(3, 5).double(), torch.randn(2, 3, 4, 6, dtype=torch.float64, requires_grad=True)
     literal = F.conv2d(F.interpolate(x, size=size or (8, 12), mode="nearest"), layer.weight, layer.bias, padding=1)
     out, sources = layer(x, size), (x, *layer.parameters())
     torch.testing.assert_close(out, literal, rtol=1e-12, atol=1e-12)

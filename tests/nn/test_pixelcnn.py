@@ -112,10 +112,10 @@ def test_a_walk_says_what_a_look_at_the_whole_image_says(name, condition):
     network, y = built(name, condition), labels(3, condition)
     x = torch.randn(3, *SHAPE, dtype=torch.float64)
     expected = network(x, y).flatten(2)
-    walk, pixel = network.walk(3, y), None
+    state, pixel = network.incremental(3, y), None
     with torch.no_grad():
         for i in range(expected.shape[2]):
-            torch.testing.assert_close(walk.step(pixel), expected[..., i], rtol=0, atol=1e-10)
+            torch.testing.assert_close(state.step(pixel), expected[..., i], rtol=0, atol=1e-10)
             pixel = x.flatten(2)[..., i]
 
 
@@ -124,9 +124,9 @@ def test_two_walks_do_not_disturb_each_other(name):
     network = built(name)
     x = torch.randn(2, *SHAPE, dtype=torch.float64).flatten(2)
     with torch.no_grad():
-        alone = network.walk(2)
+        alone = network.incremental(2)
         expected = [alone.step(x[..., i - 1] if i else None) for i in range(24)]
-        first, second = network.walk(2), network.walk(2)
+        first, second = network.incremental(2), network.incremental(2)
         for i in range(24):
             got = first.step(x[..., i - 1] if i else None)
             second.step(x[..., i - 1] + 1 if i else None)
@@ -157,9 +157,9 @@ def test_the_class_changes_every_output(name):
 def test_a_row_of_one_pixel_and_a_column_of_one_are_images_too(name):
     for shape in ((1, 6, 1), (1, 1, 6), (1, 1, 1)) if name != "pixelcnnpp" else ((1, 6, 2), (1, 2, 6)):
         network, x = built(name, shape=shape), torch.randn(2, *shape, dtype=torch.float64)
-        walk = network.walk(2)
+        state = network.incremental(2)
         with torch.no_grad():
-            steps = [walk.step(x.flatten(2)[..., i - 1] if i else None) for i in range(x[0].numel())]
+            steps = [state.step(x.flatten(2)[..., i - 1] if i else None) for i in range(x[0].numel())]
             torch.testing.assert_close(torch.stack(steps, 2), network(x).flatten(2), rtol=0, atol=1e-10)
 
 
@@ -236,7 +236,7 @@ def test_impossible_settings_are_refused(wrong, message):
 
 
 def test_an_image_that_cannot_be_halved_is_refused():
-    with pytest.raises(ValueError, match="resolutions=3 needs sides that divide by 4, not 6x8"):
+    with pytest.raises(ValueError, match="resolutions=3 needs sides divisible by 4, not 6x8"):
         PixelCNNPP((1, 6, 8), (1, 6, 8), width=4)
     with pytest.raises(ValueError, match="must be at least 1, not 3 and 0"):
         PixelCNNPP((1, 8, 8), (1, 8, 8), width=4, resnets=0)

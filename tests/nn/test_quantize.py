@@ -170,7 +170,7 @@ def test_a_copy_of_the_state_goes_on_alike():
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"codebook_size": 1}, "at least 2 codes of 1 dimension, not 1 of 4"),
+        ({"codebook_size": 1}, "at least 2 codes of at least 1 dimension, not 1 of 4"),
         ({"decay": 1.0}, r"decay must be in \[0, 1\), not 1.0"),
         ({"revival": -0.1}, r"revival must be in \[0, 1\), not -0.1"),
         ({"eps": 0.0}, "eps must be positive, not 0.0"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from genzoo.nn.transformer import Memory, Transformer
+from genzoo.nn.transformer import KVCache, Transformer
 
 
 @pytest.mark.parametrize("heads", [1, 4])
@@ -47,12 +47,12 @@ def test_it_is_torchs_encoder_with_a_causal_mask(heads):
 
 
 def test_a_memory_returns_all_it_has_seen_and_seldom_moves():
-    memory, parts = Memory(), torch.randn(2 * Memory.GROWTH + 1, 2, 3, 2, 1, 5)
+    cache, parts = KVCache(), torch.randn(2 * KVCache.GROWTH + 1, 2, 3, 2, 1, 5)
     places = []
     for i, part in enumerate(parts):
-        seen = memory.extend(part)
+        seen = cache.extend(part)
         assert torch.equal(seen, torch.cat(list(parts[: i + 1]), dim=3))
-        places.append(memory.stored)
+        places.append(cache.buffer)
     assert len({id(place) for place in places}) == 3
 
 

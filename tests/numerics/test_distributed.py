@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genzoo.families.flow_matching import CHUNK, TeacherPairs
+from genzoo.families.flow_matching import CHUNK, ReflowPairs
 from genzoo.model import GenerativeModel
 from genzoo.nn.layers import BatchNorm2d, Dropout
 from genzoo.numerics import distributed
@@ -77,7 +77,7 @@ def subjects() -> dict[str, GenerativeModel]:
     history.counts.fill_(history.LAST)  # so that losses decide over the times
     history.losses.uniform_(0.5, 2)
     pupil, teacher = (chosen["flow_matching-plane-conditional"].model().double() for _ in range(2))
-    pupil.pairs = TeacherPairs(teacher, 2 * CHUNK + 60)  # of which a rank simulates one chunk, and the other two
+    pupil.pairs = ReflowPairs(teacher, 2 * CHUNK + 60)  # of which a rank simulates one chunk, and the other two
     models["flow_matching-reflow"] = pupil
     return {name: model.train().double() for name, model in {**models, "penalty": Steep()}.items()}
 

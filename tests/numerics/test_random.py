@@ -19,12 +19,12 @@ from genzoo.numerics.random import (
     _fill_uniform,
     batch_generator,
     categorical,
-    choose,
     dither,
     generator,
     philox,
     rand,
     randint,
+    randint_shared,
     randn,
     reseed,
     seed_of,
@@ -129,7 +129,7 @@ def test_processes_that_share_a_batch_draw_the_rows_of_their_examples(monkeypatc
     alone = batch_generator("noise", 1, 2)
     assert type(alone) is torch.Generator
     whole = {name: draw(alone, n) for name, draw in DRAWS.items()}
-    places = choose(9, 50, rng=alone)
+    places = randint_shared(9, 50, rng=alone)
     monkeypatch.setattr(distributed, "world_size", lambda: world)
     parts = []
     for rank in range(world):
@@ -137,7 +137,7 @@ def test_processes_that_share_a_batch_draw_the_rows_of_their_examples(monkeypatc
         rng = batch_generator("noise", 1, 2)
         assert isinstance(rng, torch.Generator)
         parts.append({name: draw(rng, share) for name, draw in DRAWS.items()})
-        assert torch.equal(choose(9, 50, rng=rng), places), "what belongs to no example is the same for all"
+        assert torch.equal(randint_shared(9, 50, rng=rng), places), "what belongs to no example is the same for all"
     for name, expected in whole.items():
         assert torch.equal(torch.cat([part[name] for part in parts]), expected), name
 
@@ -255,11 +255,11 @@ def test_a_copy_of_a_generator_goes_on_as_the_generator_does(monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     for rng in (SampleStreams(3, [4, 9]), batch_generator("noise", 5)):
-        randn((2, 5), rng=rng), rand((2, 3), rng=rng), choose(9, 5, rng=rng)
+        randn((2, 5), rng=rng), rand((2, 3), rng=rng), randint_shared(9, 5, rng=rng)
         twin = copy.deepcopy(rng)
         for draw in (randn, rand, randn):
             assert torch.equal(draw((2, 7), rng=rng), draw((2, 7), rng=twin))
-        assert torch.equal(choose(99, 5, rng=rng), choose(99, 5, rng=twin))
+        assert torch.equal(randint_shared(99, 5, rng=rng), randint_shared(99, 5, rng=twin))
 
 
 def test_how_much_is_drawn_at_once_does_not_matter():
@@ -275,7 +275,7 @@ def test_how_much_is_drawn_at_once_does_not_matter():
 def test_batches_of_any_size_are_cut_into_the_same_numbers(monkeypatch):
     expected = mixture(SampleStreams(5, range(12)), 12)
     for tile, ahead, held in ((97, 8, 2**21), (700, 1024, 2**21), (2**20, 64, 100)):
-        for name, value in (("TILE", tile), ("AHEAD", ahead), ("HELD", held)):
+        for name, value in (("TILE", tile), ("PREFETCH", ahead), ("MAX_PREFETCH", held)):
             monkeypatch.setattr(SampleStreams, name, value)
         assert torch.equal(mixture(SampleStreams(5, range(12)), 12), expected)
 
@@ -339,7 +339,7 @@ def test_streams_are_standard_normal_and_uncorrelated():
 
 
 def test_noise_for_another_number_of_samples_is_refused():
-    with pytest.raises(ValueError, match="for 3 samples, not 4"):
+    with pytest.raises(ValueError, match="of 3 samples, not 4"):
         randn((4, 2), rng=SampleStreams(0, range(3)))
 
 
@@ -382,10 +382,12 @@ def test_integers_are_uniform_and_stay_below_their_bound():
 
 
 def test_integers_of_no_sample_are_those_of_an_ordinary_generator_however_many_samples_there_are():
-    assert torch.equal(choose(9, 50, rng=generator("places")), randint(9, (50,), rng=generator("places")))
-    places = choose(9, 50, rng=SampleStreams(3, range(4)))
-    assert torch.equal(choose(9, 50, rng=SampleStreams(3, range(2))), places), "the first sample names the stream"
-    assert not torch.equal(choose(9, 50, rng=SampleStreams(3, range(1, 4))), places)
+    assert torch.equal(randint_shared(9, 50, rng=generator("places")), randint(9, (50,), rng=generator("places")))
+    places = randint_shared(9, 50, rng=SampleStreams(3, range(4)))
+    assert torch.equal(randint_shared(9, 50, rng=SampleStreams(3, range(2))), places), (
+        "the first sample names the stream"
+    )
+    assert not torch.equal(randint_shared(9, 50, rng=SampleStreams(3, range(1, 4))), places)
 
 
 def test_classes_are_drawn_as_often_as_asked():

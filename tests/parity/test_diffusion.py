@@ -20,7 +20,7 @@ from genzoo.diffusion.samplers import DDIM, AdaptiveODE, Ancestral, DPMSolver, E
 from genzoo.diffusion.schedules import CondOT, CosineSchedule, LinearSchedule, VariancePreserving
 from genzoo.event import EventSpec
 from genzoo.families.ddpm import DDPM
-from genzoo.families.flow_matching import transport
+from genzoo.families.flow_matching import minibatch_ot
 from genzoo.families.score_sde import ScoreSDE
 from tests.exact import network, set_randn
 
@@ -212,7 +212,7 @@ def test_transport_finds_the_plan_of_torchcfm():
     x, eps = torch.randn(2, 64, *SHAPE, dtype=torch.float64)
     plan = torch.as_tensor(planner.get_map(eps, x)) * 64  # rows: noise, columns: data
     assert torch.allclose(plan.max(0).values, torch.ones(64).to(plan))
-    torch.testing.assert_close(transport(x, eps), eps[plan.argmax(0)])
+    torch.testing.assert_close(minibatch_ot(x, eps), eps[plan.argmax(0)])
 
 
 # The adaptive solver

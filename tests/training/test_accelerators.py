@@ -118,7 +118,7 @@ def test_no_loss_waits_for_the_device(family, monkeypatch):
     turns = [
         (part, {"turn": turn} if turn else {})
         for part in parts
-        for turn in (part.players() if isinstance(part, Adversarial) else [None])
+        for turn in (part.networks() if isinstance(part, Adversarial) else [None])
     ]
     for part, _ in turns:  # what happens once, on the first batch, may wait
         part.initialize(batch(), rng=torch.Generator())

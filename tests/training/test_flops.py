@@ -109,7 +109,7 @@ def check(model: GenerativeModel, monkeypatch) -> None:
     module = module_of(model)
     before = copy.deepcopy(model.state_dict())
     for stage in module.stages:
-        for turn in stage.module.players() if isinstance(stage.module, Adversarial) else [None]:
+        for turn in stage.module.networks() if isinstance(stage.module, Adversarial) else [None]:
             random = torch.get_rng_state()
             found = by_shapes(module, stage.name, turn, monkeypatch)
             assert torch.equal(random, torch.get_rng_state())

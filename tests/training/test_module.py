@@ -125,7 +125,7 @@ def test_stages_share_the_operations():
     spent = [module.cost(stage.name, None) for stage in module.stages]
     lengths = module.plan.boundaries[0], module.steps - module.plan.boundaries[0]
     for stage, cost, steps in zip(module.stages, spent, lengths, strict=True):
-        assert 0 <= stage.share * 10**6 - cost * steps < max(cost, 1)
+        assert 0 <= stage.fraction * 10**6 - cost * steps < max(cost, 1)
 
 
 def test_the_stricter_of_two_limits_is_planned():

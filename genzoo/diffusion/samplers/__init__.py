@@ -1,4 +1,4 @@
-"""Samplers along a Gaussian path, for any ``Denoiser``: one file for each kind."""
+"""Samplers of Gaussian paths, for any ``Denoiser``."""
 
 from genzoo.diffusion.samplers.ancestral import Ancestral
 from genzoo.diffusion.samplers.ddim import DDIM

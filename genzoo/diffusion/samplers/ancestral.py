@@ -1,4 +1,4 @@
-"""DDPM's ancestral sampler."""
+"""The ancestral sampler of DDPM."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Variance = Literal["fixedlarge", "fixedsmall", "learned"]
 
 
 class Ancestral(ChainSampler):
-    """DDPM's sampler: draw from the reverse chain, without noise at the last step (Ho et al. 2020, algorithm 2).
+    """DDPM's ancestral sampling of the reverse chain, without noise at the last step (Ho et al. 2020, algorithm 2).
 
     Args:
-        variance: of a reverse step, "fixedlarge" for the forward variance, "fixedsmall" for the posterior's, "learned" for
-            what the denoiser predicts.
+        variance: variance of a reverse step: "fixedlarge", that of the forward step, "fixedsmall", that of the posterior, or
+            "learned", predicted by the denoiser.
         steps, clip, trajectory: as in ``Sampler``.
     """
 
@@ -48,12 +48,12 @@ class Ancestral(ChainSampler):
     def std(self, c: StepCoefficients, prediction: Prediction) -> Tensor | float:
         """Standard deviation of a reverse step."""
         if self.variance == "learned":
-            if prediction.variance_share is None:
+            if prediction.variance_weight is None:
                 raise ValueError("this denoiser has no learned variance: use variance=fixedlarge or fixedsmall")
-            return torch.exp(0.5 * log_variance(c, prediction.variance_share))
+            return torch.exp(0.5 * log_variance(c, prediction.variance_weight))
         return (c.var_ts if self.variance == "fixedlarge" else c.posterior_var) ** 0.5
 
 
-def log_variance(c: StepCoefficients, share: Tensor) -> Tensor:
-    """Interpolate between the logarithms of the two fixed variances (Nichol, Dhariwal 2021, eq. 15)."""
-    return share * math.log(c.var_ts) + (1 - share) * math.log(c.posterior_var)
+def log_variance(c: StepCoefficients, weight: Tensor) -> Tensor:
+    """Interpolate between the two fixed log variances (Nichol, Dhariwal 2021, eq. 15)."""
+    return weight * math.log(c.var_ts) + (1 - weight) * math.log(c.posterior_var)

@@ -1,15 +1,14 @@
-r"""Chains: samplers that follow a list of times, ``t -> s`` with ``s < t``, from noise to data.
+r"""Chain samplers: steps ``t -> s`` with ``s < t`` on a decreasing time grid, from noise to data.
 
-Every step is written in the path's own coefficients, so that a chain may be thinned out and any schedule may be used:
+Steps are written in the coefficients of the path, and so apply to strided chains and to any schedule:
 
     alpha_ts = alpha_t / alpha_s,      var_ts = sigma_t^2 - alpha_ts^2 sigma_s^2          (the noise added from s to t)
     q(x_s | x_t, x) = N(alpha_ts sigma_s^2/sigma_t^2 x_t + alpha_s var_ts/sigma_t^2 x,  var_ts sigma_s^2/sigma_t^2 I)
 
 which for a variance-preserving chain is eq. 6-7 of Ho et al. 2020, and in this general form eq. 32 of Kingma et al. 2021.
-Each arrives at the data by taking the estimate of it.
+The last step returns the estimate of the data.
 
-A sampler of this kind is one method, ``step``. RePaint, for example, repeats the step of ``Ancestral`` on a state whose known
-pixels it replaces:
+A chain sampler implements ``step``. RePaint, for example, replaces the known pixels after a step of ``Ancestral``:
 
     class RePaint(Ancestral):
         def step(self, denoise, x_t, c, rng):
@@ -36,7 +35,7 @@ from genzoo.diffusion.path import GaussianPath, Prediction, batch_times, cast_li
 from genzoo.diffusion.samplers.sampler import RATIO_MAX, Sampler, Trajectory, initial_state, karras_sigmas
 from genzoo.diffusion.schedules import Schedule
 
-ZERO = torch.zeros(())  # to which a x is added: a product with a number would make a tensor of the number first
+ZERO = torch.zeros(())  # ``torch.add(ZERO, x, alpha=a)`` is faster than ``a * x``, which wraps the scalar in a tensor
 
 
 def axpby(a: float, x: Tensor, b: float, y: Tensor) -> Tensor:
@@ -45,9 +44,9 @@ def axpby(a: float, x: Tensor, b: float, y: Tensor) -> Tensor:
 
 
 class StepCoefficients(NamedTuple):
-    """Coefficients of one step ``t -> s`` of a chain, as numbers."""
+    """Scalar coefficients of a step ``t -> s`` of a chain."""
 
-    number: int  # of the step, from 0
+    i: int  # index of the step, from 0
     t: float
     s: float
     alpha_t: float
@@ -61,12 +60,12 @@ class StepCoefficients(NamedTuple):
 
     @property
     def last(self) -> bool:
-        """Whether this step arrives at the data."""
+        """Whether s = 0, the data."""
         return self.sigma_s == 0.0
 
     @property
     def h(self) -> float:
-        """Step of ``lambda = log(alpha/sigma)``, infinite for the last one."""
+        """Step size in ``lambda = log(alpha/sigma)``, infinite for the last step."""
         if self.last:
             return math.inf
         return math.log(self.alpha_s / self.sigma_s) - math.log(self.alpha_t / self.sigma_t)
@@ -80,17 +79,17 @@ class StepCoefficients(NamedTuple):
         """Return the noise in ``x_t = alpha_t x0 + sigma_t eps``."""
         return axpby(1 / self.sigma_t, x_t, -self.alpha_t / self.sigma_t, x0)
 
-    def renoised(self, x_t: Tensor, x0: Tensor, std: float) -> Tensor:
-        """Return ``alpha_s x0 + std eps`` with the noise that is in ``x_t``."""
+    def renoise(self, x_t: Tensor, x0: Tensor, std: float) -> Tensor:
+        """Return ``alpha_s x0 + std eps`` with the noise of ``x_t``."""
         return axpby(std / self.sigma_t, x_t, self.alpha_s - std * self.alpha_t / self.sigma_t, x0)
 
     def diffuse(self, x_s: Tensor, z: Tensor) -> Tensor:
-        """Draw from q(x_t | x_s), back from s to t, with standard normal z."""
+        """Sample q(x_t | x_s), from s back to t, with standard normal z."""
         return axpby(self.alpha_t / self.alpha_s, x_s, self.var_ts**0.5, z)
 
 
 def chain_coefficients(path: GaussianPath, times: Tensor) -> list[StepCoefficients]:
-    """Compute all steps of a chain once, in float64."""
+    """Compute the coefficients of all steps of a chain, in float64."""
     alpha, sigma, d_alpha, d_sigma = (values.tolist() for values in path.schedule.at(times))
     chain, t = [], times.tolist()
     for i in range(len(t) - 1):
@@ -102,25 +101,25 @@ def chain_coefficients(path: GaussianPath, times: Tensor) -> list[StepCoefficien
 
 
 class Estimate(NamedTuple):
-    """The estimate of the data at the beginning of a step."""
+    """The estimate of the data at the start of a step."""
 
     x0: Tensor
     step: StepCoefficients
 
 
 class CountedDenoiser:
-    """A denoiser along one trajectory, with its conditions, its number of evaluations and its last estimate.
+    """A denoiser on one trajectory, which counts evaluations and keeps the last estimate for multistep methods.
 
     Args:
-        denoiser: any.
+        denoiser: any denoiser.
         y: conditions of the batch, (B, *condition.shape), or None.
-        clip: whether estimates of the data are clamped to [-1, 1] where the data are images.
+        clip: whether to clamp estimates of images to [-1, 1].
         chain: the steps.
         batch: a state, (B, *shape).
 
     Attributes:
-        nfe: evaluations of the network for each sample.
-        previous: the latest estimate, for multistep methods.
+        nfe: network evaluations per sample.
+        previous: the last estimate.
     """
 
     def __init__(self, denoiser: Denoiser, y: Tensor | None, clip: bool, chain: list[StepCoefficients], batch: Tensor):
@@ -132,7 +131,7 @@ class CountedDenoiser:
         self.times = dict(zip(times, batch_times(torch.tensor(times, dtype=torch.float64), batch), strict=True))
 
     def __call__(self, x_t: Tensor, step: StepCoefficients) -> tuple[Tensor, Prediction]:
-        """Estimate the data from ``x_t`` at the beginning of a step; return the estimate and the whole prediction."""
+        """Return the estimate of the data at the start of a step, and the prediction."""
         prediction = self.denoiser.predict(x_t, self.times[step.t], self.y)
         self.nfe += self.denoiser.evaluations
         if prediction.kind == "x0":
@@ -146,18 +145,18 @@ class CountedDenoiser:
         self.previous = Estimate(x0, step)
         return x0, prediction
 
-    def following(self, step: StepCoefficients) -> StepCoefficients:
-        """Return the step after one that is not the last."""
-        return self.chain[step.number + 1]
+    def next_step(self, step: StepCoefficients) -> StepCoefficients:
+        """Return the step after ``step``, which must not be the last."""
+        return self.chain[step.i + 1]
 
 
 class ChainSampler(Sampler):
-    """A sampler that follows a list of times, by default the schedule's own, from the prior to the data."""
+    """A sampler on a decreasing time grid, by default that of the schedule."""
 
-    rho: float | None = None  # where given, the times are spread over the rho-th root of sigma/alpha instead
+    rho: float | None = None  # if given, the grid is uniform in (sigma/alpha)^(1/rho) instead
 
     def times(self, schedule: Schedule) -> Tensor:
-        """Return the times of the chain, from noise to data, float64."""
+        """Return the time grid of the chain, from noise to data, float64."""
         if self.rho is None or self.steps is None:
             return schedule.times(self.steps)
         sigmas = karras_sigmas(schedule, self.steps, self.rho, RATIO_MAX)
@@ -167,7 +166,7 @@ class ChainSampler(Sampler):
         schedule = denoiser.path.schedule
         chain = chain_coefficients(denoiser.path, self.times(schedule))
         denoise = CountedDenoiser(denoiser, y, self.clip, chain, noise)
-        # A thinned chain begins somewhat before the prior, and takes its noise all the same, as is usual.
+        # The first time of a strided chain may be below t_first; it uses the noise of t_first all the same, as is common.
         x = initial_state(schedule, noise, min(schedule.t_first, schedule.t_max) if self.rho is None else chain[0].t)
         yield x, 0
         for step in chain:
@@ -179,8 +178,8 @@ class ChainSampler(Sampler):
         """Return the state at s.
 
         Args:
-            denoise: called as ``denoise(x_t, c)``, estimates the data.
+            denoise: returns the estimate of the data and the prediction, as ``denoise(x_t, c)``.
             x_t: the state at t, (n, *shape).
             c: t, s and the coefficients of the path at both.
-            rng: source of noise.
+            rng: source of randomness.
         """

@@ -1,4 +1,4 @@
-"""The sampler of denoising diffusion implicit models.
+"""The DDIM sampler.
 
 References:
     Song, Meng, Ermon, "Denoising Diffusion Implicit Models", 2021, https://arxiv.org/abs/2010.02502 (eq. 12, 16).
@@ -14,10 +14,10 @@ from genzoo.numerics.random import randn
 
 
 class DDIM(ChainSampler):
-    """The implicit sampler: deterministic at ``eta = 0``, the ancestral one at ``eta = 1`` (Song et al. 2021, eq. 12).
+    """DDIM: deterministic at ``eta = 0``, ancestral sampling at ``eta = 1`` (Song et al. 2021, eq. 12).
 
     Args:
-        eta: share of the posterior's standard deviation that is drawn anew at each step (eq. 16).
+        eta: scale of the noise added at each step, in units of the posterior standard deviation (eq. 16).
         steps, clip, trajectory: as in ``Sampler``.
     """
 
@@ -31,8 +31,8 @@ class DDIM(ChainSampler):
     def step(self, denoise: CountedDenoiser, x_t: Tensor, c: StepCoefficients, rng: torch.Generator | None) -> Tensor:
         x0, _ = denoise(x_t, c)
         fresh_var = self.eta**2 * c.posterior_var
-        # The noise beside the clipped estimate, so that x_t = alpha x0 + sigma eps stays true.
-        x_s = c.renoised(x_t, x0, max(c.sigma_s**2 - fresh_var, 0.0) ** 0.5)
+        # eps follows from the clipped estimate, so that x_t = alpha x0 + sigma eps holds.
+        x_s = c.renoise(x_t, x0, max(c.sigma_s**2 - fresh_var, 0.0) ** 0.5)
         if fresh_var > 0:
             x_s += fresh_var**0.5 * randn(x_s.shape, rng=rng, device=x_s.device, dtype=x_s.dtype)
         return x_s

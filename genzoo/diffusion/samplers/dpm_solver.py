@@ -15,16 +15,16 @@ from genzoo.diffusion.samplers.chain import ChainSampler, CountedDenoiser, StepC
 
 
 class DPMSolver(ChainSampler):
-    """DPM-Solver++(2M): a multistep solver of second order for the data's estimate in ``lambda = log(alpha/sigma)``.
+    """DPM-Solver++(2M): a second-order multistep solver for x0-prediction in ``lambda = log(alpha/sigma)``.
 
         x_s = sigma_s/sigma_t x_t - alpha_s (e^{-h} - 1) D,    D = x0_t + h/(2 h') (x0_t - x0_t'),    h = lambda_s - lambda_t
 
-    with ``t', h'`` of the step before (Lu et al. 2022, algorithm 2). The first step is of first order, and so is the last,
-    whose h is infinite: it takes the estimate of the data. Steps that are even in the time of a noising path are very uneven
-    in lambda near the data, where a rule of second order does worse than DDIM.
+    with ``t', h'`` of the previous step (Lu et al. 2022, algorithm 2). The first step is of first order; the last, where h
+    is infinite, returns the estimate of the data. Steps uniform in the time of a diffusion path are very uneven in lambda near
+    the data, where a second-order method is worse than DDIM.
 
     Args:
-        rho: spreads the steps evenly over the rho-th root of sigma/alpha; None for the schedule's own times.
+        rho: steps are uniform in (sigma/alpha)^(1/rho); None for the time grid of the schedule.
         steps, clip, trajectory: as in ``Sampler``.
     """
 
@@ -33,7 +33,7 @@ class DPMSolver(ChainSampler):
     def __init__(self, steps: int = 20, rho: float | None = 7.0, clip: bool = True, trajectory: bool = False):
         super().__init__(steps, clip, trajectory)
         if rho is not None and rho < 1:
-            raise ValueError(f"rho must be at least 1, or null for the schedule's own times, not {rho}")
+            raise ValueError(f"rho must be at least 1, or null for the time grid of the schedule, not {rho}")
         self.rho = rho
 
     def step(self, denoise: CountedDenoiser, x_t: Tensor, c: StepCoefficients, rng: torch.Generator | None) -> Tensor:

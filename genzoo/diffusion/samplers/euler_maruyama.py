@@ -1,4 +1,4 @@
-"""Euler's method for the reverse SDE.
+"""The Euler-Maruyama sampler of the reverse SDE.
 
 References:
     Song et al., "Score-Based Generative Modeling through SDEs", 2021, https://arxiv.org/abs/2011.13456 (eq. 6).
@@ -14,10 +14,10 @@ from genzoo.numerics.random import randn
 
 
 class EulerMaruyama(ChainSampler):
-    """Euler's method for the reverse SDE, ``dx = (f x - g^2 score) dt + g dw`` (Song et al. 2021, eq. 6).
+    """Euler-Maruyama for the reverse SDE, ``dx = (f x - g^2 score) dt + g dw`` (Song et al. 2021, eq. 6).
 
-    ``f = alpha'/alpha`` and ``g^2 = 2 sigma sigma' - 2 f sigma^2`` are those of the one linear SDE that has the path's laws.
-    The last step takes the estimate of the data.
+    ``f = alpha'/alpha`` and ``g^2 = 2 sigma sigma' - 2 f sigma^2`` are those of the linear SDE with the marginals of the path.
+    The last step returns the estimate of the data.
 
     Args:
         steps, clip, trajectory: as in ``Sampler``.

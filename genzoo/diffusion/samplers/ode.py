@@ -1,7 +1,7 @@
-"""Samplers that solve the probability-flow ODE, by methods of fixed and of adaptive steps.
+"""ODE samplers: solvers of the probability-flow ODE with fixed and with adaptive step sizes.
 
 They integrate in its natural coordinates, see ``genzoo.diffusion.probability_flow``: in time for flow matching, in the ratio
-r = sigma/alpha for diffusion, where steps are spread evenly over ``r^{1/rho}``.
+r = sigma/alpha for diffusion, with steps uniform in ``r^{1/rho}``.
 
 References:
     Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
@@ -22,22 +22,22 @@ from genzoo.diffusion.samplers.sampler import RATIO_MAX, Sampler, Trajectory, in
 
 
 class Solver(Sampler):
-    """A sampler that integrates the probability-flow ODE in steps of a fixed method.
+    """A fixed-grid solver of the probability-flow ODE.
 
-    In time coordinates steps are equal. In the ratio r = sigma/alpha they are spread evenly over ``r^{1/rho}`` from the
-    prior's, but at most ``ratio_max``, down to the schedule's last, from where Euler's step to r = 0 takes the estimate of
-    the data (Karras et al. 2022, eq. 5).
+    In time, steps are uniform. In the ratio r = sigma/alpha they are uniform in ``r^{1/rho}``, from the ratio of the prior, at
+    most ``ratio_max``, to that of ``t_last``; a final Euler step to r = 0 returns the estimate of the data (Karras et al. 2022,
+    eq. 5).
 
     Args:
-        steps: how many.
-        rho: see above; 7 as Karras et al. found best.
-        ratio_max: where to start; beyond 80 data on [-1, 1] have vanished in the noise.
-        clip: whether the result is clamped to [-1, 1] where the data are images; the ODE on the way is left smooth.
+        steps: number of steps.
+        rho: see above; 7 in Karras et al.
+        ratio_max: largest initial ratio; beyond 80 the signal of data on [-1, 1] is negligible.
+        clip: whether to clamp samples of images to [-1, 1]; the ODE itself is not clipped.
         trajectory: as in ``Sampler``.
     """
 
     stochastic = False
-    halfway = False  # whether a step asks for the drift halfway too
+    uses_midpoint = False  # whether a step evaluates the drift at its midpoint
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Solver(Sampler):
         self.rho, self.ratio_max = rho, ratio_max
 
     def grid(self, ode: ProbabilityFlowODE) -> list[float]:
-        """List the values of the ODE's variable, from noise to data, steps + 1 numbers ending at 0."""
+        """Return the grid of u, from noise to data, steps + 1 values ending at 0."""
         assert self.steps is not None
         if ode.in_time:
             return torch.linspace(1, 0, self.steps + 1, dtype=torch.float64).tolist()
@@ -62,8 +62,8 @@ class Solver(Sampler):
     def iterate(self, denoiser: Denoiser, noise: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Trajectory:
         ode = ProbabilityFlowODE(denoiser, y)
         grid = self.grid(ode)
-        halfway = [(u + v) / 2 for u, v in itertools.pairwise(grid)] if self.halfway else []
-        scales = ode.visit([*grid, *halfway], noise)
+        midpoints = [(u + v) / 2 for u, v in itertools.pairwise(grid)] if self.uses_midpoint else []
+        scales = ode.cache_grid([*grid, *midpoints], noise)
         x = initial_state(denoiser.path.schedule, noise, ode.time_at(grid[0]))
         yield x, 0
         z = x / scales[0]
@@ -76,20 +76,20 @@ class Solver(Sampler):
 
     @abstractmethod
     def step(self, ode: ProbabilityFlowODE, z: Tensor, u: float, v: float) -> Tensor:
-        """Go from the variable's value u to v."""
+        """Integrate from u to v."""
 
 
 class Euler(Solver):
-    """Euler's method, of first order; on a diffusion's path its steps are DDIM's."""
+    """Euler's method, first order; on a diffusion path it is DDIM."""
 
     def step(self, ode: ProbabilityFlowODE, z: Tensor, u: float, v: float) -> Tensor:
         return torch.add(z, ode.drift(u, z), alpha=v - u)
 
 
 class Midpoint(Solver):
-    """The midpoint method, of second order: two evaluations a step."""
+    """The midpoint method, second order, two evaluations per step."""
 
-    halfway = True
+    uses_midpoint = True
 
     def step(self, ode: ProbabilityFlowODE, z: Tensor, u: float, v: float) -> Tensor:
         slope = ode.drift(u, z)
@@ -100,10 +100,9 @@ class Midpoint(Solver):
 
 
 class Heun(Solver):
-    """Heun's method, the trapezoidal rule with Euler's predictor, of second order: two evaluations a step.
+    """Heun's method, the explicit trapezoidal rule, second order, two evaluations per step.
 
-    In the ratio's coordinates the last step, to r = 0, is Euler's, so that N steps take 2N - 1 evaluations (Karras et al.
-    2022, algorithm 1).
+    In the ratio the last step, to r = 0, is an Euler step: N steps take 2N - 1 evaluations (Karras et al. 2022, algorithm 1).
     """
 
     def step(self, ode: ProbabilityFlowODE, z: Tensor, u: float, v: float) -> Tensor:
@@ -115,17 +114,16 @@ class Heun(Solver):
 
 
 class AdaptiveODE(Sampler):
-    """The probability-flow ODE to a tolerance, by Dormand and Prince's method, each sample at its own pace.
+    """Dormand-Prince with an adaptive step size per sample.
 
-    Rejected steps count as evaluations; what is reported is the count of the slowest sample of the batch. On a
-    diffusion's path the ODE ends at the schedule's last time, and the estimate of the data is taken there. No gradient flows
-    through it.
+    The reported NFE is the largest of the batch, rejected steps included. On a diffusion path the ODE ends at ``t_last``,
+    where the estimate of the data is returned. No gradient flows through it.
 
     Args:
-        rtol, atol: of the solver.
-        clip: whether the result is clamped to [-1, 1] where the data are images.
-        trajectory: whether the first and the last state are returned too.
-        steps: taken so that a grid of samplers and steps may hold this one; it chooses its own, and nothing depends on it.
+        rtol, atol: tolerances of the solver.
+        clip: whether to clamp samples of images to [-1, 1].
+        trajectory: whether to return the initial and the final state too.
+        steps: ignored; for sweeps over samplers and steps.
     """
 
     stochastic = False
@@ -153,7 +151,7 @@ class AdaptiveODE(Sampler):
 
     @torch.no_grad()
     def _solve(self, ode: ProbabilityFlowODE, z: Tensor, first: float) -> Tensor:
-        """Follow the ODE from its first value to the data; a gradient of the last evaluation alone would be a wrong one."""
-        last = 0.0 if ode.in_time else ode.variable(ode.schedule.t_last)
+        """Solve the ODE from ``first`` to the data, without the gradient, which would be that of the last evaluation alone."""
+        last = 0.0 if ode.in_time else ode.variable_at(ode.schedule.t_last)
         z = ode.solve(z, first, last, self.rtol, self.atol)
-        return z if ode.in_time else z - last * ode.drift(last, z)  # at r = 0 the state is x itself
+        return z if ode.in_time else z - last * ode.drift(last, z)  # at r = 0, z = x

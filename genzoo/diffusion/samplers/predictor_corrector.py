@@ -16,18 +16,18 @@ from genzoo.numerics.random import randn
 
 
 class PredictorCorrector(ChainSampler):
-    """A step of the reverse diffusion, then steps of Langevin's dynamics at the same noise (Song et al. 2021, algorithm 1).
+    """A predictor step of reverse diffusion, then Langevin corrector steps at the same noise level (Song et al. 2021, alg. 1).
 
         predictor:  x <- (2 - alpha_ts) x + var_ts score + sqrt(var_ts) z                    (eq. 46, reverse diffusion)
         corrector:  x <- x + e score + sqrt(2 e) z,    e = 2 alpha_ts^2 (snr |z| / |score|)^2        (algorithm 4, 5)
 
-    The authors take the norms' means over the batch, which makes a sample depend on its neighbours. ``norms="expected"`` puts
-    what they come to in high dimension, ``|z| = sqrt(D)`` and ``|score| = sqrt(D)/sigma``, so that
-    ``e = 2 (alpha_ts snr sigma)^2``; a sample's own norms are an option too, but in few dimensions a score may vanish.
+    The authors average the norms over the batch, which couples the samples. ``norms="expected"`` uses the high-dimensional
+    limits ``|z| = sqrt(D)`` and ``|score| = sqrt(D)/sigma``, so that ``e = 2 (alpha_ts snr sigma)^2``; ``norms="sample"`` uses
+    the norms of each sample, but in few dimensions a score may vanish.
 
     Args:
         snr: signal-to-noise ratio of the corrector.
-        corrector_steps: after each predictor; 0 for the reverse diffusion alone.
+        corrector_steps: corrector steps after each predictor step; 0 for reverse diffusion alone.
         norms: "expected", "sample" or "batch", see above.
         steps, clip, trajectory: as in ``Sampler``.
     """
@@ -56,11 +56,11 @@ class PredictorCorrector(ChainSampler):
             return x0
         z = randn(x_t.shape, rng=rng, device=x_t.device, dtype=x_t.dtype)
         x = axpby(2 - c.alpha_t / c.alpha_s, x_t, -c.var_ts / c.sigma_t, c.eps(x_t, x0)).add_(z, alpha=c.var_ts**0.5)
-        at_s = denoise.following(c)
+        at_s = denoise.next_step(c)
         for _ in range(self.corrector_steps):
             score = -at_s.eps(x, denoise(x, at_s)[0]) / at_s.sigma_t
             z = randn(x.shape, rng=rng, device=x.device, dtype=x.dtype)
-            # The fraction of the signal that one step keeps, 1 - beta: one where the variance explodes.
+            # The fraction of the signal kept by a step, 1 - beta; 1 for VE.
             kept = (c.alpha_t / c.alpha_s) ** 2
             size = 2 * kept * (self.snr * self._ratio(z, score, at_s.sigma_t)) ** 2
             x = x + size * score + (2 * size) ** 0.5 * z

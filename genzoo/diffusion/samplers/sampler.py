@@ -1,4 +1,4 @@
-"""What all samplers share: the call, and the random noise that a trajectory starts from."""
+"""The interface of samplers, their initial noise and the noise levels of Karras et al."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from genzoo.diffusion.schedules import Schedule
 from genzoo.model import Samples
 from genzoo.numerics.random import randn
 
-RATIO_MAX = 80.0  # of noise to data: beyond it data on [-1, 1] have vanished (Karras et al. 2022)
+RATIO_MAX = 80.0  # sigma/alpha beyond which the signal of data on [-1, 1] is negligible (Karras et al. 2022)
 
-Trajectory = Iterator[tuple[Tensor, int]]  # states, (n, *shape), and the network evaluations for each sample so far
+Trajectory = Iterator[tuple[Tensor, int]]  # states, (n, *shape), and network evaluations per sample so far
 
 
 class Sampler(ABC):
     """A map from noise to data.
 
-    Gradients flow through every sampler but ``AdaptiveODE`` to the denoiser's weights and conditions, unless it is called under
-    ``torch.no_grad``, as ``GenerativeModel.sample`` does.
+    Gradients flow through every sampler but ``AdaptiveODE`` to the weights and conditions of the denoiser, unless under
+    ``torch.no_grad`` as in ``GenerativeModel.sample``.
 
     Args:
-        steps: of the trajectory; None for all steps of a discrete chain.
-        clip: whether estimates of the data are clamped to [-1, 1] where the data are images.
-        trajectory: whether all states are returned too.
+        steps: number of steps; None for all steps of a discrete chain.
+        clip: whether to clamp estimates of images to [-1, 1].
+        trajectory: whether to return all states.
     """
 
     stochastic: bool
@@ -43,7 +43,7 @@ class Sampler(ABC):
         """Yield the states from standard normal noise, (n, *shape), to data.
 
         Raises:
-            ValueError: for a path that this sampler does not support, before the first state.
+            ValueError: before the first state, for an unsupported path.
         """
 
     def __call__(
@@ -52,19 +52,21 @@ class Sampler(ABC):
         """Draw ``n`` samples.
 
         Args:
-            denoiser: any, trained or wrapped.
+            denoiser: any denoiser.
             n: number of samples.
             y: conditions, (n, *condition.shape), null values included; None for the null value.
-            rng: source of all noise.
+            rng: source of randomness.
 
         Raises:
-            ValueError: for a stochastic sampler on a path whose noise is paired with its data, and for conditions of another
-                number, type or domain than the denoiser's.
+            ValueError: for a stochastic sampler on a path with coupled noise and data, and for conditions of another number,
+                type or domain than the denoiser's.
         """
         if y is not None:
-            Conditioner(denoiser.condition).check(y, n, allow_null=True, wait=True)
+            Conditioner(denoiser.condition).check(y, n, allow_null=True, synchronize=True)
         if self.stochastic and not denoiser.path.independent:
-            raise ValueError(f"{type(self).__name__} is stochastic: a path with paired noise needs an ODE sampler")
+            raise ValueError(
+                f"{type(self).__name__} is stochastic: a path with coupled noise and data needs an ODE sampler"
+            )
         noise = randn((n, *denoiser.event.shape), rng=rng, device=denoiser.device, dtype=denoiser.dtype)
         visited = []
         for x, nfe in self.iterate(denoiser, noise, y, rng):  # noqa: B007
@@ -74,14 +76,14 @@ class Sampler(ABC):
 
 
 def initial_state(schedule: Schedule, noise: Tensor, t: float) -> Tensor:
-    """Scale standard normal noise to the start of a trajectory: the prior, or the noise of a time before the last."""
+    """Scale standard normal noise to the noise level of the initial time t, or to the prior."""
     if t >= schedule.t_max:
         return schedule.prior_std * noise
     return float(schedule.at(torch.tensor(t, dtype=torch.float64)).sigma) * noise
 
 
 def karras_sigmas(schedule: Schedule, steps: int, rho: float, ratio_max: float) -> Tensor:
-    """Spread sigma/alpha evenly over its ``rho``-th root, from the first, at most ``ratio_max``, to the last: (steps,).
+    """Return sigma/alpha uniform in its ``rho``-th root, from t_max, at most ``ratio_max``, to t_last: (steps,).
 
     Karras et al. 2022, eq. 5, with rho = 7.
     """
