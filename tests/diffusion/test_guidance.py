@@ -136,8 +136,8 @@ def test_guidance_of_images_moves_every_channel_and_keeps_a_learned_variance():
         torch.zeros(2, 3, 4, 4), torch.ones(2), torch.zeros(2).long()
     )
     assert torch.equal(found.mean[0, :, 0, 0], torch.tensor([4.0, 8.0, 12.0]))
-    assert found.variance_share is not None and torch.equal(
-        found.variance_share[0, :, 0, 0], torch.tensor([7.0, 9.0, 11.0])
+    assert found.variance_weight is not None and torch.equal(
+        found.variance_weight[0, :, 0, 0], torch.tensor([7.0, 9.0, 11.0])
     )
 
 
