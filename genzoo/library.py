@@ -193,7 +193,7 @@ def evaluate(
     if isinstance(run, GenerativeModel):
         if data is None:
             raise UsageError("data: is needed to evaluate a model")
-        subject = _dataset(data, y)
+        eval_data = _dataset(data, y)
     else:
         opened = Run(_path(run))
         trained = Trained.of_run(opened, ema=ema)
@@ -205,14 +205,14 @@ def evaluate(
             raise UsageError(f"{opened.path}: the data have changed since it was trained")
         own = opened.config.get("metrics")
         settings = {**(check_section("metrics", own) if own else {}), **settings}
-        subject = EvalData(found, section["name"], bool(section.get("flip")))
+        eval_data = EvalData(found, section["name"], bool(section.get("flip")))
     options = EvalSettings(**settings)
-    if model.event != subject.data.event:
-        raise UsageError(f"data: {subject.data.event}, but the model is of {model.event}")
+    if model.event != eval_data.data.event:
+        raise UsageError(f"data: {eval_data.data.event}, but the model is of {model.event}")
     check_settings(model, options)
-    network = pick_network(options, subject.name, subject.data.event, needed=False)
+    network = pick_network(options, eval_data.name, eval_data.data.event, needed=False)
     network = network and network.to(model.device)
-    result = evaluate_model(model, subject, options, network, seed=seed, trained=trained, chosen=sampler is not None)
+    result = evaluate_model(model, eval_data, options, network, seed=seed, trained=trained, chosen=sampler is not None)
     return result["metrics"]
 
 

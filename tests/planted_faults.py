@@ -58,8 +58,8 @@ FAULTS = [
     Fault(
         "averages of weights are not used for evaluation",
         "jobs/train.py",
-        "module.ema.model, subject, run, metrics, network",
-        "module.model, subject, run, metrics, network",
+        "module.ema.model, eval_data, run, metrics, network",
+        "module.model, eval_data, run, metrics, network",
         "tests/commands/test_train.py tests/commands/test_evaluate.py",
     ),
     Fault(
@@ -718,8 +718,8 @@ FAULTS = [
     Fault(
         "folders of images: names of classes are kept in another order",
         "jobs/train.py",
-        '"classes": class_names(subject.data),',
-        '"classes": class_names(subject.data)[::-1],',
+        '"classes": class_names(eval_data.data),',
+        '"classes": class_names(eval_data.data)[::-1],',
         "tests/commands/test_folders.py",
     ),
     Fault(

@@ -13,7 +13,7 @@ from genzoo.devices import pick_device
 from genzoo.environment import usable_cores
 from genzoo.errors import UsageError
 from genzoo.evaluation.density import check_settings
-from genzoo.evaluation.records import NotKept, kept
+from genzoo.evaluation.records import ScoresNotSavedError, saving
 from genzoo.evaluation.scores import compare, evaluate_run, pick_network
 from genzoo.evaluation.settings import MAX_NFE, EvalData, EvalSettings
 from genzoo.event import EventSpec
@@ -28,7 +28,7 @@ def evaluate(config: dict[str, Any]) -> None:
     Raises:
         ValueError: in one line, for what the user can mend.
         ResourceError: where the memory or the disk is full.
-        NotKept: where the scores were printed and could not be written down.
+        ScoresNotSavedError: where the scores were printed and could not be written down.
     """
     import torch
 
@@ -40,7 +40,7 @@ def evaluate(config: dict[str, Any]) -> None:
                 score_samples(config)
             else:
                 score_run(config)
-    except NotKept as error:
+    except ScoresNotSavedError as error:
         show(error.result)
         raise
 
@@ -128,13 +128,13 @@ def score_samples(config: dict[str, Any]) -> None:
         raise UsageError(f"samples={path}: {odd.text}; metrics.force=true scores them all the same, with a mark")
     setting = {"samples": path.name, "samples_sha256": sha256_of(x), **({"range": odd.text} if odd else {})}
     device = torch.device(pick_device(config["device"]))
-    subject = EvalData(data, section["name"], bool(section["flip"]))
-    metrics, warnings = compare(x, None, subject, settings, setting, network and network.to(device), device)
+    eval_data = EvalData(data, section["name"], bool(section["flip"]))
+    metrics, warnings = compare(x, None, eval_data, settings, setting, network and network.to(device), device)
     if odd:
         warnings = [f"samples={path}: {odd.text}", *warnings]
         note(f"warning: {warnings[0]}")
     result = {"scored": now(), "metrics": metrics, "warnings": warnings}
-    with kept(result, out):
+    with saving(result, out):
         write_atomically(out, to_json(result))
     show(result)
     print(f"scores: {out}")

@@ -62,7 +62,7 @@ class Parts(NamedTuple):
     """What a configuration describes."""
 
     module: Any  # a GenerativeModule
-    subject: Any  # the data, as scores take them
+    eval_data: Any  # the data, as scores take them
     network: Any  # what features are made of, or None
     records: Any  # a kind of logger, or None
     device: str
@@ -135,7 +135,7 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
             note(line)
     network = network or pick()  # one that nobody asked for by name may be missing, which is said
     check_optimizer(optimizer)  # torch imports its compiler for the first step, which takes seconds
-    subject = EvalData(data, config["data"]["name"], config["data"]["flip"])
+    eval_data = EvalData(data, config["data"]["name"], config["data"]["flip"])
 
     from genzoo.training.module import GenerativeModule
 
@@ -148,7 +148,7 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
     module = GenerativeModule(
         model,
         optimizer,
-        Batches(data.train, settings.batch_size, seed, subject.flip, workers=settings.workers),
+        Batches(data.train, settings.batch_size, seed, eval_data.flip, workers=settings.workers),
         budget,
         learning_rate,
         ema_decay=settings.ema,
@@ -158,7 +158,7 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
         compiled=settings.compile,
         channels_last=settings.channels_last,
     )
-    return Parts(module, subject, network, records, device, parents)
+    return Parts(module, eval_data, network, records, device, parents)
 
 
 def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: Sequence[str] = ()) -> Path | None:
@@ -172,14 +172,14 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
     """
     import torch
 
-    from genzoo.evaluation.records import NotKept
+    from genzoo.evaluation.records import ScoresNotSavedError
     from genzoo.evaluation.scores import evaluate_run, interim
     from genzoo.evaluation.settings import EvalSettings
     from genzoo.loading import PARENTS, inline_runs
     from genzoo.report.terminal import show
 
     job = job_id(config)
-    module, subject, network, records, device, parents = prepare(config, old, list(trust))
+    module, eval_data, network, records, device, parents = prepare(config, old, list(trust))
 
     from genzoo.training.callbacks import fit, take_precomputed
     from genzoo.training.checkpoints import clean, keep_models, latest_valid
@@ -191,12 +191,12 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
 
     def scoring(model: Any) -> dict[str, float | None]:
         with resources(old.path if old else Path(config["outputs"]), metrics.batch_size, "metrics.batch_size"):
-            return interim(model, subject, metrics, settings.score_samples, network, seed)
+            return interim(model, eval_data, metrics, settings.score_samples, network, seed)
 
     training = functools.partial(
         fit,
         module,
-        draw=lambda model, path: draw_grid(model, subject.data, path),
+        draw=lambda model, path: draw_grid(model, eval_data.data, path),
         grids=settings.grids,
         saves=settings.saves,
         save_seconds=settings.save_seconds,
@@ -230,8 +230,8 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
         "allocator": tune(),
         "device": device,
         "gpu": gpu_facts(torch.device(device)),
-        "data_sha256": subject.data.sha256,
-        "classes": class_names(subject.data),
+        "data_sha256": eval_data.data.sha256,
+        "classes": class_names(eval_data.data),
     }
     # A run that is gone on with has the precision that was chosen for it in its configuration, and its job has not.
     began_as = (old and checked_status(old).get("job")) or ""
@@ -256,13 +256,13 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
             with resources(run.path, metrics.batch_size, "metrics.batch_size"):
                 network = network and network.to(module.ema.model.device)
                 result = evaluate_run(
-                    module.ema.model, subject, run, metrics, network, seed=seed, ema=True, note=log_line
+                    module.ema.model, eval_data, run, metrics, network, seed=seed, ema=True, note=log_line
                 )
             if logger:
                 values = {name: entry["value"] for name, entry in result["metrics"].items()}
                 logger.log_metrics({**values, "images": module.images}, step=module.images)
         except BaseException as error:
-            if isinstance(error, NotKept):
+            if isinstance(error, ScoresNotSavedError):
                 show(error.result)
             with contextlib.suppress(OSError, ResourceError):  # on a full disk this cannot be written either
                 run.update_status(state="failed", why=one_line(f"{type(error).__name__}: {error}").removesuffix(":"))

@@ -33,7 +33,7 @@ def test_a_folder_is_read_as_is_said_and_its_classes_are_known_by_name_ever_afte
     code, out, err = genzoo(*TINY, *words)
     assert code == 0, err
     assert "70 training and 18 test images, 2 classes (cat, dog); test split from the folder test" in err
-    assert "1 file passed over: 1 .txt" in err and "3 test images of emu left out" in err
+    assert "1 file skipped: 1 .txt" in err and "3 test images of emu left out" in err
     run = Run(out.splitlines()[-1].removeprefix("run: "))
     assert run.status["classes"] == ["cat", "dog"]
     assert load(run.path).conditioner.probs.tolist() == pytest.approx([3 / 7, 4 / 7])
