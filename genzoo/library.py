@@ -1,4 +1,4 @@
-"""The library: train, sample, evaluate and compare from Python, as the command line does.
+"""Python interface: train, sample, evaluate and compare, equivalent to the command line.
 
     import genzoo
     run = genzoo.train(model="ddpm", data=images, budget="minute")     # images: an array, a tensor, a Dataset or a folder
@@ -6,7 +6,7 @@
     scores = genzoo.evaluate(run)
     genzoo.compare([run, other], out="comparison")
 
-Every run is a directory, whether it was made here or by ``python -m genzoo``: what one writes the other reads.
+Runs are directories, interchangeable with those of ``python -m genzoo``.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def train(
     test_fraction: float = 0.1,
     overrides: Sequence[str] = (),
 ) -> Run:
-    """Train a model into a new run directory and score it, with the recipe of the command line.
+    """Train a model in a new run directory and evaluate it.
 
         >>> import numpy as np
         >>> x = np.random.default_rng(0).normal(size=(200, 2)).astype("float32")
@@ -77,16 +77,16 @@ def train(
         budget: a file of ``conf/budget``, or limits: ``{"seconds": 60}``, ``{"images": 1e6}``, ``{"flops": 1e15}``.
         seed: of weights, order and noise.
         outputs: folder of run directories.
-        test_fraction: of an array that is held out.
-        overrides: further words of the command line, ``["optimizer.lr=1e-4"]``.
+        test_fraction: held-out fraction of an array.
+        overrides: further overrides, ``["optimizer.lr=1e-4"]``.
 
     Returns:
         The run.
 
     Raises:
-        ValueError: in one line, for what is wrong with the arguments; nothing was written then.
+        ValueError: with a one-line message, for invalid arguments; nothing is written then.
     """
-    words = [f"model={model}", *_data_words(data, y, Path(outputs), test_fraction), f"seed={seed}"]
+    words = [f"model={model}", *_data_overrides(data, y, Path(outputs), test_fraction), f"seed={seed}"]
     words += [f"outputs={_quoted(outputs)}", *(["data.conditional=true"] if conditional else [])]
     if isinstance(budget, str):
         words.append(f"budget={budget}")
@@ -97,7 +97,7 @@ def train(
     job = preflight("train", [*words, *overrides])
     assert job is not None
     path = train_config(job.config, job.choices)
-    assert path is not None, "of several processes the first one alone returns"
+    assert path is not None, "only rank 0 returns a run"
     return Run(path)
 
 
@@ -113,7 +113,7 @@ def sample(
     ema: bool = True,
     device: str = "auto",
 ) -> Tensor:
-    """Draw samples of a run or a model; sample i depends on the seed and on i alone.
+    """Draw samples of a run or a model; sample i is a function of the seed and i.
 
         >>> sample("runs-of-the-example", 4).shape        # doctest: +SKIP
         torch.Size([4, 2])
@@ -124,27 +124,27 @@ def sample(
         label: class of all samples, by number or by name.
         y: conditions, (n, *condition.shape); not with ``label``.
         seed: of all noise.
-        batch_size: samples drawn at once; it changes no sample.
-        sampler: configuration of another sampler, of a run.
-        ema: whether averaged weights are used, of a run.
-        device: "cpu", "cuda" or "auto", of a run.
+        batch_size: samples drawn at once; does not change the samples.
+        sampler: configuration of another sampler; runs only.
+        ema: whether to use the EMA weights; runs only.
+        device: "cpu", "cuda" or "auto"; runs only.
 
     Returns:
         (n, *shape): images on [-1, 1], or vectors.
 
     Raises:
-        ValueError: in one line, for wrong arguments.
+        ValueError: with a one-line message, for invalid arguments.
     """
     model = _model(run, ema=ema, device=device, sampler=sampler)
     if label is not None:
         if y is not None:
-            raise UsageError("label, y: give one of the two")
+            raise UsageError("label, y: pass only one of the two")
         classes = model.condition.n if isinstance(model.condition, ClassLabels) else 0
         names = [] if isinstance(run, GenerativeModel) else class_names(str(_path(run)))
         number = class_number(label, classes, names)
         y = torch.full((n,), number)
     if y is not None and len(y) != n:
-        raise UsageError(f"y: {len(y)} conditions of {n} samples")
+        raise UsageError(f"y: {len(y)} conditions for {n} samples")
     parts = []
     for start in range(0, n, batch_size):
         rows = range(start, min(start + batch_size, n))
@@ -165,7 +165,7 @@ def evaluate(
     sampler: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Score a run on its own data, or a model on data.
+    """Evaluate a run on its own data, or a model on given data.
 
         >>> scores = evaluate("runs-of-the-example", n=500)     # doctest: +SKIP
         >>> scores["test/nll"]["value"]                         # doctest: +SKIP
@@ -173,26 +173,26 @@ def evaluate(
 
     Args:
         run: a run directory, or a model.
-        data: of a model: as in ``train``; None for that of the run.
+        data: as in ``train``, for a model; None for the data of the run.
         y: conditions of an array.
         seed: of all noise.
         ema, device, sampler: as in ``sample``.
         settings: of ``genzoo.evaluation.settings.EvalSettings``, such as ``n=10_000``.
 
     Returns:
-        ``{name: {"value", "stderr", "better", "card"}}``; the card says how the number was made. Nothing is written.
+        ``{name: {"value", "stderr", "better", "card"}}``, with protocol and setting in the card. Nothing is written.
 
     Raises:
-        ValueError: in one line, for wrong arguments.
+        ValueError: with a one-line message, for invalid arguments.
     """
     unknown = settings.keys() - {field.name for field in fields(EvalSettings)}
     if unknown:
-        raise UsageError(f"{', '.join(sorted(unknown))}: no setting of an evaluation")
+        raise UsageError(f"{', '.join(sorted(unknown))}: not a setting of an evaluation")
     model = _model(run, ema=ema, device=device, sampler=sampler)
     trained = None
     if isinstance(run, GenerativeModel):
         if data is None:
-            raise UsageError("data: is needed to evaluate a model")
+            raise UsageError("data: required to evaluate a model")
         eval_data = _dataset(data, y)
     else:
         opened = Run(_path(run))
@@ -200,15 +200,15 @@ def evaluate(
         section = check_section("data", opened.config.get("data"))
         found = build(section["source"], "data", trusted=False)
         if not isinstance(found, DataSet):
-            raise UsageError(f"{opened.path / 'config.yaml'}: names no data")
+            raise UsageError(f"{opened.path / 'config.yaml'}: data.source does not return a DataSet")
         if opened.status.get("data_sha256") not in (None, found.sha256):
-            raise UsageError(f"{opened.path}: the data have changed since it was trained")
+            raise UsageError(f"{opened.path}: the data have changed since training")
         own = opened.config.get("metrics")
         settings = {**(check_section("metrics", own) if own else {}), **settings}
         eval_data = EvalData(found, section["name"], bool(section.get("flip")))
     options = EvalSettings(**settings)
     if model.event != eval_data.data.event:
-        raise UsageError(f"data: {eval_data.data.event}, but the model is of {model.event}")
+        raise UsageError(f"data: {eval_data.data.event}, but the model has {model.event}")
     check_settings(model, options)
     network = pick_network(options, eval_data.name, eval_data.data.event, needed=False)
     network = network and network.to(model.device)
@@ -232,7 +232,7 @@ def compare(
         The page.
 
     Raises:
-        ValueError: in one line, where there is no run, or nothing can be written.
+        ValueError: with a one-line message, if there is no run, or the files cannot be written.
     """
     return write_comparison([str(_path(run)) for run in runs], Path(out), title)
 
@@ -246,7 +246,7 @@ def _model(
 ) -> GenerativeModel:
     if isinstance(run, GenerativeModel):
         if sampler is not None:
-            raise UsageError("sampler: set model.sampler of a model")
+            raise UsageError("sampler: for a model, set model.sampler")
         return run.eval()
     return load(_path(run), ema=ema, device=pick_device(device), sampler=None if sampler is None else dict(sampler))
 
@@ -256,16 +256,16 @@ def _quoted(value: object) -> str:
     return json.dumps(str(value), ensure_ascii=False)
 
 
-def _data_words(data: Data, y: Any, outputs: Path, test_fraction: float) -> list[str]:
-    """Return the overrides that name some data; arrays are written beside the runs first, by their hash."""
+def _data_overrides(data: Data, y: Any, outputs: Path, test_fraction: float) -> list[str]:
+    """Overrides for a data set; arrays are saved in the folder of runs, named by their hash."""
     if isinstance(data, str | os.PathLike):
         if y is not None:
-            raise UsageError("y: goes with an array; a folder and a named data set have their own conditions")
+            raise UsageError("y: requires an array; a folder and a named data set have their own conditions")
         if isinstance(data, os.PathLike) or os.sep in data or Path(data).is_dir():
             return ["data=folder", f"data.root={_quoted(Path(data).absolute())}"]
         return [f"data={data}"]
     examples = as_examples(data, y)
-    as_dataset(examples, test_fraction)  # so that nothing is written of data that cannot be split
+    as_dataset(examples, test_fraction)  # raises before anything is written
     file = io.BytesIO()
     np.savez(file, x=examples.x) if examples.y is None else np.savez(file, x=examples.x, y=examples.y)
     digest = hashlib.sha256(examples.x.tobytes() + (b"" if examples.y is None else examples.y.tobytes())).hexdigest()
@@ -284,11 +284,11 @@ def _data_words(data: Data, y: Any, outputs: Path, test_fraction: float) -> list
 
 
 def _dataset(data: Data, y: Any) -> EvalData:
-    """Make the data that a model is evaluated on."""
+    """Load the data of an evaluation."""
     if isinstance(data, DataSet):
         return EvalData(data, "data", False)
     if isinstance(data, str | os.PathLike):
-        job = preflight("train", _data_words(data, y, Path(), 0.1))
+        job = preflight("train", _data_overrides(data, y, Path(), 0.1))
         assert job is not None
         section = job.config["data"]
         return EvalData(build(section["source"], "data"), section["name"], bool(section["flip"]))

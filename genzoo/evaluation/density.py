@@ -10,7 +10,7 @@ import torch
 
 from genzoo.console import status_line
 from genzoo.distributions.discretization import bin_center, to_bytes
-from genzoo.errors import REFUSALS, misfit
+from genzoo.errors import BUILD_ERRORS, misfit
 from genzoo.evaluation.records import to_record
 from genzoo.evaluation.samples import stored, subset
 from genzoo.evaluation.settings import EvalSettings
@@ -93,5 +93,5 @@ def check_settings(model: GenerativeModel, settings: EvalSettings) -> None:
         with torch.no_grad():
             rng = torch.Generator(model.device)
             copy.deepcopy(model).eval().log_prob(x, y, num_samples=settings.num_samples, rng=rng)
-    except REFUSALS as error:
+    except BUILD_ERRORS as error:
         raise misfit("metrics", error) from error

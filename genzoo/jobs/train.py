@@ -1,4 +1,4 @@
-"""``python -m genzoo [train]``: train a model into a run directory, or go on with one, and say what came out."""
+"""``python -m genzoo [train]``: train a model in a new or resumed run, and evaluate it."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from genzoo.training.settings import TrainerSettings
 
 
 def train(config: dict[str, Any], choices: dict[str, str]) -> Path | None:
-    """Train as a validated configuration says, score the result, and return the run directory.
+    """Train a model by a validated configuration, evaluate it, and return the run directory.
 
-    Of several processes that train together the first one alone writes, scores and returns it.
+    In distributed training only rank 0 writes, evaluates and returns the run.
 
     Args:
         config: plain types.
-        choices: what was chosen of each group, for the name of the run.
+        choices: choice of each group, for the name of the run.
 
     Raises:
-        UsageError, RunError: for what the user can mend; no directory has been made then.
-        NonFiniteError: when a loss or gradient was not finite.
-        ResourceError: when the disk, the memory or a helping process gave out.
-        Stopped: by a signal; a checkpoint was written first.
+        UsageError, RunError: for invalid input; no directory is created then.
+        NonFiniteError: for a non-finite loss or gradient.
+        ResourceError: if the disk or memory is full, or a loader worker died.
+        Stopped: by a signal, after writing a checkpoint.
     """
     settings = TrainerSettings(**config["trainer"])
     with contextlib.ExitStack() as stack:
@@ -50,37 +50,37 @@ def train(config: dict[str, Any], choices: dict[str, str]) -> Path | None:
             return _train(own, choices["model"])
         status = checked_status(old)
         if status.get("state") == "done":
-            print(f"done before: {old.path}", flush=True)
+            print(f"already done: {old.path}", flush=True)
             return old.path
-        old.check_writable()  # sooner than data are read
-        # What came with a run is trusted with less than what is typed, even if it should be the same.
+        old.check_writable()  # before loading the data
+        # The configuration of a run is untrusted, except for the classes on the command line.
         trust = [*config.get("trust", []), *(targets(config) if config["resume"] == "auto" else ())]
         return _train(resumed_config(old, config), str(status.get("model")), old, trust)
 
 
 class Parts(NamedTuple):
-    """What a configuration describes."""
+    """Objects of a training."""
 
     module: Any  # a GenerativeModule
-    eval_data: Any  # the data, as scores take them
-    network: Any  # what features are made of, or None
-    records: Any  # a kind of logger, or None
+    eval_data: Any  # EvalData
+    network: Any  # feature network, or None
+    records: Any  # factory of a logger, or None
     device: str
-    parents: dict[str, Any]  # finished models that training builds on, by the keys of their configurations
+    parents: dict[str, Any]  # finished models used in training, by configuration key
 
 
 def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
-    """Make what a configuration describes.
+    """Instantiate the objects of a configuration.
 
-    What is cheap to refuse is refused before the data are read, and before Lightning is imported, which takes seconds.
+    Cheap checks come first, before loading the data and importing Lightning, which takes seconds.
 
     Args:
-        config: of the run; its precision, if it is chosen by the machine, is written into it.
-        old: the run to go on with, if it is not a new one.
-        trust: classes that its configuration may name besides genzoo's own.
+        config: of the run; updated with the precision chosen for "auto".
+        old: the resumed run, if any.
+        trust: allowed classes outside genzoo.
 
     Raises:
-        UsageError: for what does not do, naming the key.
+        UsageError: naming the invalid key.
     """
     import torch
 
@@ -98,7 +98,7 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
     make = functools.partial(build, trusted=old is None, trust=trust)
     settings, seed = TrainerSettings(**config["trainer"]), config["seed"]
     threads = settings.threads or threads_of_each(settings.devices)
-    if old:  # whatever the run's files ask for
+    if old:  # bounded, since the status is untrusted
         threads = min(checked_status(old).get("threads") or threads, os.cpu_count() or 1)
     torch.set_num_threads(threads)
     device = pick_device(settings.accelerator, "trainer.accelerator")
@@ -107,14 +107,14 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
     deterministic(settings.deterministic)
 
     torch.manual_seed(seed_of("weights", seed))
-    reseed(torch.default_generator, "weights", seed)  # of whose seed a CPU takes but 32 bits
+    reseed(torch.default_generator, "weights", seed)  # manual_seed uses only 32 bits on a CPU
     data = None
     if old is None:
         data = describe_model(config, make)
     described, parents = with_parents(config["model"], "model", make, old.path / PARENTS if old else None)
     model = make(described, "model")
     if not isinstance(model, GenerativeModel):
-        raise UsageError(f"model._target_={config['model'].get('_target_')}: is no generative model")
+        raise UsageError(f"model._target_={config['model'].get('_target_')}: is not a GenerativeModel")
     if old:
         check_parents(old, model, parents)
     check_sampler(model)
@@ -133,7 +133,7 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
     if rank_of(settings.devices) == 0:
         for line in [*data.notes, *unseen_classes(data)]:
             note(line)
-    network = network or pick()  # one that nobody asked for by name may be missing, which is said
+    network = network or pick()  # the default network is optional
     check_optimizer(optimizer)  # torch imports its compiler for the first step, which takes seconds
     eval_data = EvalData(data, config["data"]["name"], config["data"]["flip"])
 
@@ -162,13 +162,13 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
 
 
 def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: Sequence[str] = ()) -> Path | None:
-    """Train a new run, or go on with an old one.
+    """Train a new or resumed run.
 
     Args:
         config: of the run.
-        family: what was chosen as ``model=``.
-        old: the run to go on with.
-        trust: classes that its configuration may name besides genzoo's own.
+        family: the choice ``model=``.
+        old: the resumed run.
+        trust: allowed classes outside genzoo.
     """
     import torch
 
@@ -208,12 +208,10 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
         precision=settings.precision,
     )
     weights = sum(tensor.nbytes for tensor in module.model.state_dict().values())
-    newest = functools.partial(latest_valid, limit=16 * weights + 2**24)  # bytes of state, at most
+    newest = functools.partial(latest_valid, limit=16 * weights + 2**24)  # largest size of the state in bytes
     if old:
         take_precomputed(module, old)
-    if (
-        rank_of(settings.devices) > 0 and settings.processes > 1
-    ):  # one of those that help the first one, which alone writes
+    if rank_of(settings.devices) > 0 and settings.processes > 1:  # only rank 0 writes
         if old and (found := newest(old.path / "checkpoints", lambda _: None, remove_damaged=False)):
             restore(module, *found)
         with Signals() as signals:
@@ -233,14 +231,14 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
         "data_sha256": eval_data.data.sha256,
         "classes": class_names(eval_data.data),
     }
-    # A run that is gone on with has the precision that was chosen for it in its configuration, and its job has not.
+    # The configuration of a resumed run contains the precision chosen for "auto", its job id does not.
     began_as = (old and checked_status(old).get("job")) or ""
     held = claimed(
         config["outputs"], began_as if re.fullmatch("[0-9a-f]{64}", began_as) else job, settings.devices, needed=False
     )
     with held, Signals() as signals, contextlib.ExitStack() as stack:
         run = old or Run.create(config["outputs"], f"{family}-{config['data']['name']}", config, job, keep_parents)
-        parents.clear()  # the model has those that it needs
+        parents.clear()  # the model keeps references to those that it needs
         stack.enter_context(run.training())
         if old:
             run.complete()
@@ -264,7 +262,7 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
         except BaseException as error:
             if isinstance(error, ScoresNotSavedError):
                 show(error.result)
-            with contextlib.suppress(OSError, ResourceError):  # on a full disk this cannot be written either
+            with contextlib.suppress(OSError, ResourceError):  # the disk may be full
                 run.update_status(state="failed", why=one_line(f"{type(error).__name__}: {error}").removesuffix(":"))
                 if records and logger:
                     records.close(logger, failed=True)
@@ -278,7 +276,7 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
 
 
 def draw_grid(model: Any, data: Any, path: Path, n: int = 64) -> None:
-    """Draw samples of a model: a grid of images, or a cloud beside the data's."""
+    """Draw samples of a model: a grid of images, or a scatter plot beside the data."""
     from genzoo.data.pictures import as_bytes, grid, save_png, save_scatter
     from genzoo.numerics.random import SampleStreams
     from genzoo.runs import write_atomically

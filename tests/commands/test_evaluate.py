@@ -480,7 +480,7 @@ def test_scores_that_cannot_be_kept_are_shown_first(here, monkeypatch, cause):
 def test_a_place_for_scores_is_tried_before_anything_is_scored(here, monkeypatch):
     samples = drawn(here / "samples.npz", torch.zeros(8, 1, 8, 8, dtype=torch.uint8))
     (here / "file").write_text("no folder")
-    for out, said in (("file/x.json", "there is no directory file"), (".", "is a folder already")):
+    for out, said in (("file/x.json", "there is no directory file"), (".", "is a folder")):
         code, _, err = genzoo("evaluate", f"samples={samples}", "data=digits", f"out={out}")
         assert code == 2 and said in err
     monkeypatch.setattr(runs.files.tempfile, "TemporaryFile", mock.Mock(side_effect=OSError(errno.EROFS, "Read-only")))
