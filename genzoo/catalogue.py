@@ -208,9 +208,9 @@ def _patterns() -> list[tuple[re.Pattern[str], Metric, str]]:
 def _find(name: str) -> tuple[Metric, str] | None:
     for pattern, metric, label in _patterns():
         if match := pattern.fullmatch(name):
-            said = match.groupdict()
-            return metric, label.replace("{network}", said.get("network") or "") + SPLITS.get(
-                said.get("split") or "", ""
+            parts = match.groupdict()
+            return metric, label.replace("{network}", parts.get("network") or "") + SPLITS.get(
+                parts.get("split") or "", ""
             )
     return None
 

@@ -40,7 +40,7 @@ class Job(NamedTuple):
     choices: dict[str, str]  # choice of each group
 
 
-def _known(verb: str, overrides: Sequence[str]) -> set[str]:
+def _keys(verb: str, overrides: Sequence[str]) -> set[str]:
     """List the keys of a command, including optional ones."""
 
     config = OmegaConf.to_container(compose(verb, list(overrides)), resolve=False)
@@ -176,7 +176,7 @@ def _explain(verb: str, overrides: Sequence[Override], search: list[str], error:
         try:
             compose(verb, [*good, first(override)])
         except COMPOSING as cause:
-            key, known = override.key_or_group, _known(verb, good)
+            key, known = override.key_or_group, _keys(verb, good)
             if key not in known and not override.is_add():
                 return unknown_key(key, known)
             nothing = "Could not override" in str(cause)  # a group without files

@@ -85,7 +85,7 @@ class Batches:
             if self.flip:
                 flipped = torch.rand(self.size, generator=generator("flip", self.seed, epoch)) < 0.5
                 row = order + self.size * flipped[order]
-            self._epochs = {e: known for e, known in self._epochs.items() if e == epoch - 1}
+            self._epochs = {e: cached for e, cached in self._epochs.items() if e == epoch - 1}
             self._epochs[epoch] = _to_device(order, self.x.device), _to_device(row, self.x.device)
         return self._epochs[epoch]
 

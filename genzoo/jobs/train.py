@@ -64,7 +64,7 @@ class Parts(NamedTuple):
     module: Any  # a GenerativeModule
     eval_data: Any  # EvalData
     network: Any  # feature network, or None
-    records: Any  # factory of a logger, or None
+    logger_factory: Any  # factory of a logger, or None
     device: str
     parents: dict[str, Any]  # finished models used in training, by configuration key
 
@@ -121,7 +121,7 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
     learning_rate = make(settings.learning_rate, "trainer.learning_rate")
     metrics = EvalSettings(**config["metrics"])
     check_settings(model, metrics)
-    records = make(config["logger"], "logger") if config.get("logger") else None
+    logger_factory = make(config["logger"], "logger") if config.get("logger") else None
     event = EventSpec(config["data"]["shape"], config["data"]["levels"])
     pick = functools.partial(pick_network, metrics, config["data"]["name"], event, needed=False)
     network = pick() if config["metrics"]["features"] != "auto" else None
@@ -158,7 +158,7 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
         compiled=settings.compile,
         channels_last=settings.channels_last,
     )
-    return Parts(module, eval_data, network, records, device, parents)
+    return Parts(module, eval_data, network, logger_factory, device, parents)
 
 
 def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: Sequence[str] = ()) -> Path | None:
@@ -179,7 +179,7 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
     from genzoo.report.terminal import show
 
     job = job_id(config)
-    module, eval_data, network, records, device, parents = prepare(config, old, list(trust))
+    module, eval_data, network, logger_factory, device, parents = prepare(config, old, list(trust))
 
     from genzoo.training.callbacks import fit, take_precomputed
     from genzoo.training.checkpoints import clean, keep_models, latest_valid
@@ -248,7 +248,7 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
         run.update_status(**facts, state="running", why=None, pid=os.getpid(), diagnostics=module.diagnostics())
         logger = None
         try:
-            logger = records.open(run, config) if records else None
+            logger = logger_factory.open(run, config) if logger_factory else None
             with resources(run.path, settings.batch_size):
                 training(run=run, loggers=[logger] if logger else [], signals=signals)
             with resources(run.path, metrics.batch_size, "metrics.batch_size"):
@@ -264,11 +264,11 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
                 show(error.result)
             with contextlib.suppress(OSError, ResourceError):  # the disk may be full
                 run.update_status(state="failed", why=one_line(f"{type(error).__name__}: {error}").removesuffix(":"))
-                if records and logger:
-                    records.close(logger, failed=True)
+                if logger_factory and logger:
+                    logger_factory.close(logger, failed=True)
             raise
-        if records and logger:
-            records.close(logger, failed=False)
+        if logger_factory and logger:
+            logger_factory.close(logger, failed=False)
         run.update_status(state="done", why=None)
     show(result)
     print(f"run: {run.path}", flush=True)

@@ -462,15 +462,15 @@ def resource_use(table: Table) -> list[ResourceUse]:
         limit = json.loads(next(iter(limits))) if len(limits) == 1 and bit else None
         metric = "model/parameters" if name == "parameters" else f"training/{name}"
         spent = [row.cells[metric].mean if metric in row.cells else None for row in table.rows]
-        known = [value for value in spent if value is not None]
-        whole = len(known) == len(spent) and bool(known)
+        recorded = [value for value in spent if value is not None]
+        whole = len(recorded) == len(spent) and bool(recorded)
         used.append(
             ResourceUse(
                 {"flops": "operations"}.get(name, name),
                 catalogue.lookup(metric).unit,
                 limit if isinstance(limit, int | float) else None,
-                min(known) if whole else None,
-                max(known) if whole else None,
+                min(recorded) if whole else None,
+                max(recorded) if whole else None,
             )
         )
     return used

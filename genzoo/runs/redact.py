@@ -55,7 +55,7 @@ _remembered: set[str] = set()
 
 def redact(value: Any) -> Any:
     """Redact all secrets in plain types."""
-    return _walk(value, _known(), set())
+    return _walk(value, _secrets_pattern(), set())
 
 
 def redact_words(words: Iterable[str]) -> list[str]:
@@ -72,25 +72,25 @@ def remember(config: Any, words: Iterable[str] = ()) -> None:
     _remembered.update(value for value in found if len(value) >= LEAST and MARK not in value)
 
 
-def _walk(value: Any, known: re.Pattern[str], found: set[str], secret: bool = False) -> Any:
+def _walk(value: Any, secrets: re.Pattern[str], found: set[str], secret: bool = False) -> Any:
     """Redact secrets, and collect the values under secret names in ``found``."""
     if isinstance(value, str) and secret and value.strip():
         found.add(value)
         return MARK
     if isinstance(value, str):
-        return _text(value, known)
+        return _text(value, secrets)
     if isinstance(value, dict):
         secret = secret and "_target_" not in value  # the arguments of an object have names of their own
-        return {_shapes(key): _walk(entry, known, found, secret or _is_secret(key)) for key, entry in value.items()}
+        return {_shapes(key): _walk(entry, secrets, found, secret or _is_secret(key)) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)([_walk(item, known, found, secret) for item in value])
+        return type(value)([_walk(item, secrets, found, secret) for item in value])
     return value
 
 
 def _word(word: str, found: set[str]) -> str:
     key, sign, value = word.partition("=")
     if not sign or not _is_secret(key) or _NUMBER.fullmatch(value):
-        return _text(word, _known())
+        return _text(word, _secrets_pattern())
     found.add(value)
     return f"{key}={MARK}"
 
@@ -102,7 +102,7 @@ def _is_secret(name: Any) -> bool:
     return bool(_SECRET.search(words)) and not _VOCABULARY.search(words)
 
 
-def _known() -> re.Pattern[str]:
+def _secrets_pattern() -> re.Pattern[str]:
     of_environment = {v for name, v in os.environ.items() if len(v) >= LEAST and _is_secret_variable(name, v)}
     return _any_of(frozenset(of_environment | _remembered))
 
@@ -128,8 +128,8 @@ def _shapes(text: Any) -> Any:
 
 
 @lru_cache(4096)  # reports of many runs repeat strings
-def _text(text: str, known: re.Pattern[str]) -> str:
-    text = _URL.sub(rf"\1{MARK}@", _shapes(known.sub(MARK, text)))
+def _text(text: str, secrets: re.Pattern[str]) -> str:
+    text = _URL.sub(rf"\1{MARK}@", _shapes(secrets.sub(MARK, text)))
     text, parts, end = _QUERY.sub(rf"\1{MARK}", text), [], 0
     for name in _NAME.finditer(text):
         if name.start() < end or not _is_secret(name[1]) or not (value := _VALUE.match(text, name.end())):

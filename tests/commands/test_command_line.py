@@ -164,7 +164,7 @@ def test_help_names_every_group_with_every_choice():
 def test_help_says_what_genzoo_is_and_how_each_verb_is_called():
     code, out, err = genzoo("sample", "--help")
     assert (code, err) == (0, "")
-    assert out.startswith("genzoo: every family of generative model")
+    assert out.startswith("genzoo: families of generative models")
     for verb in VERBS:
         assert re.search(rf"python -m genzoo \[?{verb}\b", out)
     assert "== Configuration groups ==" in out

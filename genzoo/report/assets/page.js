@@ -199,9 +199,9 @@
   const kinds = [...new Set(data.series.flatMap((s) => Object.keys(s.y)))].sort((a, b) => a.startsWith("train/") - b.startsWith("train/") || a.localeCompare(b));
   let along = () => "images";
   const lines = (name, series, label) => {
-    const told = new Set();
+    const labelled = new Set();
     return series.filter((s) => s.y[name]).map((s) => {
-      const first = !told.has(s.label); told.add(s.label);
+      const first = !labelled.has(s.label); labelled.add(s.label);
       return { x: s.x[s.y[name].k][along()], y: s.y[name].v, mode: "lines" + (s.y[name].v.length < 8 ? "+markers" : ""), line: { color: label ? undefined : colour(s.model), width: 1.4 }, name: plain(label || s.label), legendgroup: s.label, showlegend: first,
         hovertemplate: `${plain(label || s.label)}, seed ${plain(s.seed)}<br>%{x:.4g}: %{y:.5g}<extra></extra>` };
     });
