@@ -33,7 +33,7 @@ def describe_model(config: dict[str, Any], make: Callable[[Any, str], Any]) -> A
             data = make(section["source"], "data")
             found = getattr(data, "condition", None)
             if found is None:
-                raise UsageError("data.conditional=true: the data are unlabelled")
+                raise UsageError("data.conditional=true: the data have no classes or conditions")
             condition = {
                 "_target_": f"{type(found).__module__}.{type(found).__qualname__}",
                 **dataclasses.asdict(found),

@@ -113,9 +113,9 @@ def bad_lines() -> Iterator[tuple[str, str]]:
     yield "sample run=.", "run=.|not a run directory"
     yield "evaluate run=.", "run=.|not a run directory"
     yield "evaluate", "run=DIR|samples=FOLDER"
-    yield "evaluate run=. samples=x.npz data=digits", "not both"
+    yield "evaluate run=. samples=x.npz data=digits", "set either run=DIR"
     yield "evaluate samples=x.npz", "data is missing"
-    yield "evaluate samples=x.npz data=digits sampler=ddim", "sampler|drawn already"
+    yield "evaluate samples=x.npz data=digits sampler=ddim", "sampler|already drawn"
     yield "evaluate run=. data=digits", "a run has its own data"
     yield "evaluate samples=/nowhere data=digits", "samples=/nowhere|no such folder"
     yield "evaluate samples=x.npz data=digits out=/nowhere/scores.json", "out=/nowhere/scores.json|no directory"
@@ -300,9 +300,9 @@ def test_samples_go_only_where_they_can(empty, run, tmp_path):
     answer("grid.jpg", "out=grid.jpg|.png")
     answer("/proc/grid.png", "out=/proc/grid.png")
     (empty / "taken").write_text("a file")
-    answer("taken", "out=taken|file already")
+    answer("taken", "out=taken|existing file")
     (empty / "taken.png").mkdir()
-    answer("taken.png", "out=taken.png|folder already")
+    answer("taken.png", "out=taken.png|existing folder")
 
 
 def test_what_a_model_does_not_have_cannot_be_asked_for(empty, run, tmp_path):

@@ -51,7 +51,7 @@ def test_several_folders_are_one_comparison(here, words):
         ([], "runs is missing"),
         (["run=a"], "unknown key 'run': did you mean 'runs'?"),
         (["runs=a", "out=a/vae-digits/file"], "out=a/vae-digits/file: "),
-        (["runs=a", "logger=csv"], "logger: a comparison is files"),
+        (["runs=a", "logger=csv"], "logger: a comparison supports logger=wandb alone"),
         (["runs=a", "logger=wandb", "logger.mode=online"], "logger: mode=online needs a key"),
         (["runs=a", "workspace=nothing"], "workspace=nothing: "),
         (["runs=[]"], "runs=[]: "),

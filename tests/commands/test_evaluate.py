@@ -247,7 +247,7 @@ def test_too_few_samples_are_scored_by_force_alone_and_marked_then(here):
         (np.zeros((4, 8, 8, 1), np.float32), "float32 (4, 8, 8, 1), not uint8"),
         (np.zeros((4, 9, 8, 1), np.uint8), "(4, 9, 8, 1)"),
         (np.array([{}]), "plain arrays"),
-        (np.linspace(-1, 1, 256, dtype=np.float32).reshape(4, 8, 8), "of values -1..1 make bytes 0..255"),
+        (np.linspace(-1, 1, 256, dtype=np.float32).reshape(4, 8, 8), "convert values -1..1 to uint8 0..255"),
     ],
 )
 def test_samples_that_are_not_like_the_data_are_refused(here, array, because):

@@ -116,7 +116,7 @@ def test_every_form_works_or_is_refused_in_one_line(form):
         ("seed=glob(*)", "needs a config group"),
         ("seed=range(0,1e30)", "at most 10,000"),
         ("seed=interval(0,1)", "an interval needs a search, hydra/sweeper=optuna"),
-        ("logger=[csv]", "one choice, not a list; with -m several, logger=a,b"),
+        ("logger=[csv]", "one choice, not a list; with -m several: logger=a,b"),
     ],
 )
 def test_the_line_says_what_would_be_accepted(form, said):

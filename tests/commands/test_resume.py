@@ -336,7 +336,7 @@ def test_other_data_are_refused(here):
     run = interrupted(6, *SMALL["vae"])
     Run(run).update_status(data_sha256="0" * 64)
     code, _, err = genzoo(f"resume={run}")
-    assert code == 2 and "the data have changed since it began" in err
+    assert code == 2 and "the data have changed since it started" in err
 
 
 def test_another_version_is_said(here):
@@ -360,7 +360,7 @@ def test_the_threads_of_a_run_are_taken_over(here):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["resume=nowhere"], "resume=nowhere: no run directory, it has no config.yaml"),
+        (["resume=nowhere"], "resume=nowhere: not a run directory, it has no config.yaml"),
         (["resume=RUN", "seed=1"], "seed=1: resume=RUN keeps the run's configuration; omit it"),
         (["resume=RUN", "model=gan"], "model=gan: resume=RUN keeps the run's configuration; omit it"),
         (["-m", "resume=RUN"], "resume=RUN: resumes one run; in a sweep set resume=auto"),
