@@ -1,4 +1,4 @@
-"""genzoo: every family of generative model behind one interface, trained, scored and compared alike."""
+"""genzoo: families of generative models behind one interface, trained, evaluated and compared by the same protocols."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Names are imported when they are asked for, so that `python -m genzoo --help` need not wait for torch.
+# Names are imported lazily, so that `python -m genzoo --help` does not import torch.
 _HOME = {
     "train": "genzoo.library",
     "sample": "genzoo.library",

@@ -1,7 +1,7 @@
 """``python -m genzoo [train|sample|evaluate|compare|explain] key=value ...``
 
-Exit codes: 0 done, 2 bad input, 3 not finite, 4 resources (disk, memory, time, another process), 129, 130 or 143 stopped by a
-signal, after a checkpoint where it trained, 141 done but nobody read the results, 1 a bug of ours.
+Exit codes: 0 success, 1 internal error, 2 invalid input, 3 not finite, 4 resources (disk, memory, time, another process), 129,
+130 or 143 stopped by a signal (training writes a checkpoint), 141 broken pipe after success.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LONGEST = 2000  # characters of a line on stderr
 
 
 def main() -> None:
-    """Run one command of the command line; what it writes may be lost, which ends nothing but shows in the exit code."""
+    """Run a command; lost output does not stop it but sets the exit code."""
     leaving: SystemExit | None = None
     with console.fault_tolerant_streams() as out:
         try:
@@ -38,24 +38,24 @@ def main() -> None:
             leaving = error
     if out.failure and not (leaving and leaving.code):
         if (code := console.exit_code(out.failure)) != console.BROKEN_PIPE:
-            complain(f"the output cannot be written: {out.failure}")
+            log_error(f"the output cannot be written: {out.failure}")
         sys.exit(code)
     if leaving:
         raise leaving
 
 
 def command() -> None:
-    """Read the words of the command line and do what they say."""
+    """Parse the command line and run the command."""
     from hydra._internal.utils import get_args_parser
 
-    from genzoo.config.budgets import one_budget
+    from genzoo.config.budgets import clearing_overrides
     from genzoo.config.help import help_text
-    from genzoo.config.overrides import one_comparison
+    from genzoo.config.overrides import join_runs
     from genzoo.config.paths import VERBS
     from genzoo.errors import UsageError, nearest
 
     words = sys.argv[1:]
-    if "--version" in words:  # which Hydra would answer with its own
+    if "--version" in words:  # before Hydra prints its own version
         print(f"genzoo {genzoo.__version__}")
         return
     remember({}, words)
@@ -77,7 +77,7 @@ def command() -> None:
         if verb not in VERBS:
             fail(f"unknown command '{verb}': {nearest(verb, [*VERBS, 'explain'])}")
     if not flags.multirun:
-        overrides = one_comparison(verb, overrides)
+        overrides = join_runs(verb, overrides)
 
     job = None
     of_hydra = bool(flags.hydra_help or flags.shell_completion)
@@ -85,16 +85,16 @@ def command() -> None:
     try:
         with Signals():
             if not of_hydra and (overrides or not shows):
-                from genzoo.config.compose import preflight  # and with it the schema, which --help alone does not need
+                from genzoo.config.compose import preflight  # slow, and not needed for --help
 
                 job = preflight(verb, overrides, flags.config_dir, values=not shows, sweep=flags.multirun)
             if job and verb == "train" and not shows:
-                clear(job.config["outputs"])
+                clean_up(job.config["outputs"])
             if flags.help:
                 print(help_text(verb, overrides, flags.config_dir))
             elif of_hydra or shows or flags.multirun:
-                cleared = [] if of_hydra or flags.multirun else one_budget(verb, overrides, flags.config_dir)
-                by_hydra(verb, options, [*overrides, *cleared], flags.config_dir, sweep=flags.multirun)
+                cleared = [] if of_hydra or flags.multirun else clearing_overrides(verb, overrides, flags.config_dir)
+                run_hydra(verb, options, [*overrides, *cleared], flags.config_dir, sweep=flags.multirun)
             elif job and (problem := attempt(run, verb, *job)):
                 fail(*problem)
     except (UsageError, ResourceError, Stopped) as error:
@@ -104,7 +104,7 @@ def command() -> None:
 
 
 def explain(verb: str, words: list[str], config_dir: str | None) -> None:
-    """Print where the values of some keys come from."""
+    """Print the origins of the values of some keys."""
     from genzoo.config.compose import preflight
     from genzoo.config.help import explain_text
     from genzoo.errors import UsageError
@@ -116,13 +116,13 @@ def explain(verb: str, words: list[str], config_dir: str | None) -> None:
         fail(str(error))
 
 
-def by_hydra(verb: str, options: list[str], overrides: list[str], config_dir: str | None, *, sweep: bool) -> None:
-    """Let Hydra show a configuration or its own help, or run every job of a sweep in a process of its own, and compare them."""
+def run_hydra(verb: str, options: list[str], overrides: list[str], config_dir: str | None, *, sweep: bool) -> None:
+    """Show a configuration or Hydra's help, or run each job of a sweep in a process of its own and compare the runs."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig, OmegaConf
 
-    from genzoo.config.budgets import one_budget
+    from genzoo.config.budgets import clearing_overrides
     from genzoo.config.compose import names_sampler, validate
     from genzoo.config.loader import COMPOSING
     from genzoo.config.paths import CONF
@@ -132,11 +132,10 @@ def by_hydra(verb: str, options: list[str], overrides: list[str], config_dir: st
 
     typed, sweep_name = sys.argv, name_of(verb, overrides)
     child_options = [word for word in options if word not in ("-m", "--multirun")]
-    # Where jobs on other machines see it too, if it can be.
+    # Preferably shared with jobs on other machines.
     here = Path("." if os.access(".", os.W_OK) else tempfile.gettempdir())
-    # Jobs that another sweep is busy with, which are looked at again when all others are done.
-    bugs: list[Exception] = []  # of a job; what is raised besides is Hydra's, or a plugin's, word for a command line
-    claimed: list[tuple[int, Callable[[], JobResult | None]]] = []
+    internal_errors: list[Exception] = []  # of a job; other exceptions are usage errors of Hydra or a plugin
+    claimed: list[tuple[int, Callable[[], JobResult | None]]] = []  # jobs of another sweep, retried at the end
     with claims.scratch(here) if sweep else contextlib.nullcontext(Path()) as name:
         scratch = os.path.abspath(name)
 
@@ -144,13 +143,13 @@ def by_hydra(verb: str, options: list[str], overrides: list[str], config_dir: st
             try:
                 return one(config)
             except Exception as error:
-                bugs.append(error)
+                internal_errors.append(error)
                 raise
 
         def one(config: DictConfig) -> float | None:
             hydra_config = HydraConfig.get()
             words, searches = list(hydra_config.overrides.task), not _is_basic(hydra_config.sweeper)
-            for cleared in one_budget(verb, words, config_dir):
+            for cleared in clearing_overrides(verb, words, config_dir):
                 OmegaConf.update(config, cleared.partition("=")[0], None)
             ended: JobResult | None
             try:
@@ -161,23 +160,23 @@ def by_hydra(verb: str, options: list[str], overrides: list[str], config_dir: st
                 work = functools.partial(
                     run_job, sweep_name, verb, child_options, words, plain, dict(hydra_config.runtime.choices)
                 )
-                # A search needs each value, and another process does not share the list.
+                # A search needs each value, and a launcher's process does not share the list of claimed jobs.
                 waits = searches or not _is_basic(hydra_config.launcher)
                 ended = work(wait=waits)
                 if ended is None:
                     claimed.append((hydra_config.job.num, functools.partial(work, wait=False)))
                     return None
             ended.write(Path(scratch), hydra_config.job.num)
-            return objective(ended, config.get("objective")) if searches else None  # and the sweep goes on
+            return objective(ended, config.get("objective")) if searches else None
 
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # a bug of ours shows its real traceback
-        # Hydra writes down its sweeps, of which the runs themselves say enough.
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # full tracebacks of internal errors
+        # Hydra's own sweep files are temporary.
         overrides = [f"hydra.sweep.dir={scratch}/hydra", *overrides] if sweep else overrides
         sys.argv = [typed[0], *options, *overrides]
         try:
             hydra.main(config_path=str(CONF), config_name=verb, version_base="1.3")(job)()
         except Exception as error:
-            if bugs or not (sweep or isinstance(error, COMPOSING)):
+            if internal_errors or not (sweep or isinstance(error, COMPOSING)):
                 raise
             raise UsageError(f"hydra: {one_line(error)}") from error
         finally:
@@ -188,17 +187,17 @@ def by_hydra(verb: str, options: list[str], overrides: list[str], config_dir: st
     codes = [0]
     for ended in jobs:
         if ended.code:
-            complain(f"job {ended.words}: {ended.cause}")
-            codes.append(max(ended.code, 1))  # a signal's is negative
+            log_error(f"job {ended.words}: {ended.cause}")
+            codes.append(max(ended.code, 1))  # negative for a signal
     if problem := attempt(finish, verb, jobs):
-        complain(problem[0])
+        log_error(problem[0])
         codes.append(problem[1])
     if max(codes):
         sys.exit(max(codes))
 
 
-def clear(outputs: str) -> None:
-    """Remove what processes that were killed have left behind in the folder of all runs."""
+def clean_up(outputs: str) -> None:
+    """Remove temporary folders and claims of killed processes, and mark their runs as failed."""
     from genzoo.runs import mark_dead_runs
     from genzoo.runs.claims import remove_abandoned, remove_abandoned_claims
 
@@ -208,12 +207,12 @@ def clear(outputs: str) -> None:
 
 
 def _is_basic(plugin: Any) -> bool:
-    """Return whether a sweeper or launcher is Hydra's own, which does one job after the other in this process."""
+    """Whether a sweeper or launcher is Hydra's sequential, in-process one."""
     return str(plugin._target_).endswith(("BasicSweeper", "BasicLauncher"))
 
 
 def run(verb: str, config: dict, choices: dict[str, str]) -> None:
-    """Do the work of a command; heavy imports happen here."""
+    """Run a command; heavy imports happen here."""
     from genzoo.environment import ensure_home
     from genzoo.jobs.allocator import tune
 
@@ -239,7 +238,7 @@ def run(verb: str, config: dict, choices: dict[str, str]) -> None:
 
 
 def attempt(work: Callable[..., None], *arguments: Any) -> tuple[str, int] | None:
-    """Do some work; return what to tell the user where it failed, and the exit code. A bug of ours is raised."""
+    """Call a function; return message and exit code of an expected error, and raise others."""
     try:
         work(*arguments)
     except BaseException as error:
@@ -250,15 +249,15 @@ def attempt(work: Callable[..., None], *arguments: Any) -> tuple[str, int] | Non
     return None
 
 
-def complain(message: str) -> None:
-    """Say in one line on stderr what is wrong, whatever a file or a name that is quoted in it would do to a terminal."""
+def log_error(message: str) -> None:
+    """Write one line to stderr, with secrets redacted and control characters escaped."""
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in redact(" ".join(message.split())))
     console.log_stderr(line if len(line) <= LONGEST else f"{line[:LONGEST]}...")
 
 
 def fail(message: str, code: int = BAD_INPUT) -> NoReturn:
-    """Say in one line what is wrong, and stop."""
-    complain(message)
+    """Log an error and exit."""
+    log_error(message)
     sys.exit(code)
 
 

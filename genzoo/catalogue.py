@@ -1,7 +1,7 @@
-"""The metrics of result files: name, unit, direction and definition of each.
+"""Catalogue of all metrics: name, unit, direction and definition.
 
-A name may contain ``{split}``, the split that samples are compared with, and ``{network}``, the network whose features are
-compared. On features of Inception-v3 the part ``_{network}`` is left out, and some metrics have another name.
+A name may contain ``{split}``, the reference split, and ``{network}``, the feature network. On Inception-v3 the part
+``_{network}`` is omitted, and some metrics have another name.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ Direction = Literal["lower", "higher", "neither"]
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric, or one for each split and network."""
+    """A metric, possibly for each split and network."""
 
     name: str  # in result files
-    label: str  # for readers; that of the split is added
+    label: str  # displayed name, without the split
     unit: str
     better: Direction
     meaning: str
-    source: str  # paper that defines it; empty where it needs none
-    inception: tuple[str, str] | None = None  # name and label on Inception's features, where they are others
-    noise_leads: bool = False  # samples that are no good may be best in it, so that it is read beside others alone
+    source: str  # paper of its definition, or empty
+    inception: tuple[str, str] | None = None  # different name and label on Inception features
+    noise_leads: bool = False  # poor samples may be best, so that it is not ranked
 
     @property
     def base(self) -> str:
@@ -34,14 +34,14 @@ class Metric:
 
     @property
     def variants(self) -> tuple[tuple[str, str], ...]:
-        """Name and label, and those on Inception's features."""
+        """Name and label, and those on Inception features."""
         if "{network}" not in self.name:
             return ((self.name, self.label),)
         inception = self.inception or (self.name.replace("_{network}", ""), self.label.replace(" ({network})", ""))
         return (self.name, self.label), inception
 
     def on(self, network: str | None) -> str:
-        """Name on features of a network, without the split; None for Inception."""
+        """Name on the features of a network (None for Inception), without the split."""
         (name, _), (of_inception, _) = self.variants
         chosen = of_inception if network is None else name.replace("{network}", network)
         return chosen.removeprefix("{split}/")
@@ -62,9 +62,9 @@ COPIED = "Yoon et al. 2023, https://openreview.net/forum?id=shciCbSk9h"
 SSIM = "Wang et al. 2004, https://doi.org/10.1109/TIP.2003.819861"
 LIKELIHOOD = "Theis, van den Oord, Bethge 2016, https://arxiv.org/abs/1511.01844"
 
-SPLITS = {"test": " to test", "train": " to train"}  # ends of labels
+SPLITS = {"test": " to test", "train": " to train"}  # suffixes of labels
 
-# Ends of the names of densities, and what they say of log p.
+# Suffixes of the names of likelihood metrics, with their kind and meaning.
 BOUNDS = {
     "": ("exact", "negative log density"),
     "_upper": ("upper bound", "upper bound of the negative log density"),
@@ -85,12 +85,12 @@ METRICS = (
         for end, (kind, meaning) in BOUNDS.items()
     ),
     Metric(
-        "test/nll_truth", "nats (the law itself)", "nats", "lower",
-        "negative log density of the law that made the data: the least that a model can reach on average", LIKELIHOOD,
+        "test/nll_truth", "nats (data distribution)", "nats", "lower",
+        "negative log density of the data distribution: an estimate of the entropy, the lower bound of all models", LIKELIHOOD,
     ),
     Metric(
         "{split}/fd_{network}", "FD ({network})", "squared distance", "lower",
-        "Frechet distance of the normal laws with mean and covariance of the features", FRECHET,
+        "Frechet distance of the normal distributions with mean and covariance of the features", FRECHET,
         inception=("{split}/fid", "FID"),
     ),
     Metric(
@@ -100,37 +100,37 @@ METRICS = (
     ),
     Metric(
         "{split}/kd_{network}", "KD ({network})", "squared MMD", "lower",
-        "kernel distance: unbiased squared MMD of the features with a cubic kernel, mean over subsets", KERNEL,
+        "kernel distance: unbiased squared MMD of the features with a cubic polynomial kernel, mean over subsets", KERNEL,
         inception=("{split}/kid", "KID"),
     ),
     Metric(
         "{split}/precision_{network}", "precision ({network})", "share", "higher",
-        "samples that lie in the k-nearest-neighbour balls of the data", MANIFOLD, noise_leads=True,
+        "fraction of samples in the k-nearest-neighbour balls of the data", MANIFOLD, noise_leads=True,
     ),
     Metric(
         "{split}/recall_{network}", "recall ({network})", "share", "higher",
-        "data that lie in the k-nearest-neighbour balls of the samples", MANIFOLD,
+        "fraction of data in the k-nearest-neighbour balls of the samples", MANIFOLD,
     ),
     Metric(
         "{split}/density_{network}", "density ({network})", "share", "higher",
-        "balls of the data that a sample lies in, over k; may exceed 1", BALLS, noise_leads=True,
+        "mean number of data balls that contain a sample, over k; may exceed 1", BALLS, noise_leads=True,
     ),
     Metric(
         "{split}/coverage_{network}", "coverage ({network})", "share", "higher",
-        "balls of the data in which a sample lies", BALLS,
+        "fraction of data balls that contain a sample", BALLS,
     ),
     Metric(
         "{split}/class_score_{network}", "class score ({network})", "classes", "higher",
-        "how sure a classifier is of each sample, and how many classes the samples have together", INCEPTION,
+        "exponential of the mutual information between sample and predicted class", INCEPTION,
         inception=("{split}/is", "IS"),
     ),
     Metric(
         "{split}/class_accuracy_{network}", "class accuracy ({network})", "share", "higher",
-        "samples in which a classifier finds the class that was asked for", ACCURACY,
+        "fraction of samples classified as the class they were conditioned on", ACCURACY,
     ),
     Metric(
         "{split}/fd_per_class_{network}", "FD per class ({network})", "squared distance, mean over classes", "lower",
-        "Frechet distance of samples and data of one class, mean over classes", PER_CLASS,
+        "Frechet distance within each class, mean over classes", PER_CLASS,
     ),
     Metric(
         "{split}/sliced_wasserstein", "sliced wasserstein", "distance", "lower",
@@ -142,26 +142,26 @@ METRICS = (
     ),
     Metric(
         "memorisation/nearest_ratio", "nearest ratio (memorisation)", "samples' over test's", "neither",
-        "median distance of samples to the nearest training event, over that of test events", "",
+        "median distance of samples to the nearest training example, over that of test examples", "",
         noise_leads=True,
     ),
     Metric(
         "memorisation/authentic", "authentic (memorisation)", "share", "higher",
-        "samples farther from the nearest training event than that one is from its own nearest", AUTHENTIC,
+        "fraction of samples farther from the nearest training example than that is from its own nearest neighbour", AUTHENTIC,
         noise_leads=True,
     ),
     Metric(
         "memorisation/copied", "copied (memorisation)", "share", "lower",
-        "samples whose nearest training event is less than a third as far as the second nearest", COPIED,
+        "fraction of samples whose nearest training example is less than a third as far as the second nearest", COPIED,
         noise_leads=True,
     ),
     Metric(
         "memorisation/shifted", "shifted (memorisation)", "share", "lower",
-        "copied samples, where images may be shifted by a pixel", COPIED, noise_leads=True,
+        "fraction of copied samples up to a shift by a pixel", COPIED, noise_leads=True,
     ),
     Metric(
         "memorisation/exact_copies", "exact copies (memorisation)", "samples", "lower",
-        "samples that are equal to a training event", "", noise_leads=True,
+        "number of samples equal to a training example", "", noise_leads=True,
     ),
     Metric(
         "reconstruction/mse", "MSE of reconstructions", "on [0, 1]", "lower",
@@ -177,11 +177,11 @@ METRICS = (
     ),
     Metric(
         "sampling/samples_per_second", "samples per second", "samples/s", "higher",
-        "speed of sampling in batches, on the machine that is named", "",
+        "throughput of sampling in batches, on the machine of the protocol", "",
     ),
-    Metric("sampling/nfe", "NFE", "evaluations", "lower", "evaluations of the network for a sample", ""),
+    Metric("sampling/nfe", "NFE", "evaluations", "lower", "network evaluations per sample", ""),
     Metric("model/parameters", "parameters", "weights", "lower", "parameters of the model", ""),
-    Metric("training/images", "training images", "images", "lower", "training events seen, repetitions included", ""),
+    Metric("training/images", "training images", "images", "lower", "training examples processed, with repetitions", ""),
     Metric("training/seconds", "training seconds", "s", "lower", "time of the training steps", ""),
     Metric("training/flops", "training FLOPs", "FLOPs", "lower", "floating-point operations of the training steps", ""),
 )  # fmt: skip
@@ -190,7 +190,7 @@ BY_BASE = {metric.base: metric for metric in METRICS}
 
 @functools.cache
 def _patterns() -> list[tuple[re.Pattern[str], Metric, str]]:
-    """List patterns of all names, those with the longest fixed part first: ``fd_{network}`` matches names of others too."""
+    """Patterns of all names, the longest fixed part first, since ``fd_{network}`` matches other names too."""
     found = [(name, metric, label) for metric in METRICS for name, label in metric.variants]
     found.sort(key=lambda entry: -len(re.sub(r"\{\w+\}", "", entry[0])))
     variables = {"{split}": "(?P<split>train|test|all)", "{network}": r"(?P<network>\w+)"}
@@ -208,9 +208,9 @@ def _patterns() -> list[tuple[re.Pattern[str], Metric, str]]:
 def _find(name: str) -> tuple[Metric, str] | None:
     for pattern, metric, label in _patterns():
         if match := pattern.fullmatch(name):
-            said = match.groupdict()
-            return metric, label.replace("{network}", said.get("network") or "") + SPLITS.get(
-                said.get("split") or "", ""
+            parts = match.groupdict()
+            return metric, label.replace("{network}", parts.get("network") or "") + SPLITS.get(
+                parts.get("split") or "", ""
             )
     return None
 
@@ -219,31 +219,31 @@ def lookup(name: str) -> Metric:
     """Return the metric of a name in a result file.
 
     Raises:
-        KeyError: where no metric has this name.
+        KeyError: for an unknown name.
     """
     if found := _find(name):
         return found[0]
-    raise KeyError(f"{name}: no metric of the catalogue")
+    raise KeyError(f"{name}: not a metric of the catalogue")
 
 
 def declared(name: str) -> Metric | None:
-    """Return the metric of a name that may be another program's, None where it is not in the catalogue."""
+    """Return the metric of a name, or None if it is not in the catalogue."""
     found = _find(name)
     return found[0] if found else None
 
 
 def label(name: str) -> str | None:
-    """Return the label of a name, with network and split, None where it is not in the catalogue."""
+    """Return the label of a name, with network and split, or None if it is not in the catalogue."""
     found = _find(name)
     return found[1] if found else None
 
 
 def direction(name: str, recorded: Any = None) -> Literal["lower", "higher"] | None:
-    """Return which values are better, None for neither.
+    """Return the better direction, or None.
 
     Args:
         name: in a result file.
-        recorded: what the file says, for names that are not in the catalogue.
+        recorded: direction in the file, for names that are not in the catalogue.
     """
     metric = declared(name)
     better = metric.better if metric else recorded

@@ -1,8 +1,7 @@
-"""Standard error for progress, standard output for results, and what happens where they cannot be written.
+"""Fault-tolerant output: progress on stderr, results on stdout.
 
-A reader that has gone (``2>&1 | head -1``), a terminal that was closed or a disk that is full behind a redirection must not
-end a run that takes days. Progress that cannot be written is dropped. Results that cannot be written are dropped too, so that
-the work is finished and kept in its files, but the exit status of the command says that they were lost.
+A broken pipe (``2>&1 | head -1``), a closed terminal or a full disk behind a redirection must not end a long training. Output
+that cannot be written is dropped; lost results set the exit code of the command.
 """
 
 from __future__ import annotations
@@ -14,19 +13,19 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-BROKEN_PIPE = 141  # exit code of a command whose output nobody read: 128 + SIGPIPE, as a shell reports it
-# "Bad file descriptor" is a ValueError where Python has closed the stream itself.
+BROKEN_PIPE = 141  # exit code for a broken pipe: 128 + SIGPIPE, as in a shell
+# A stream closed by Python raises ValueError.
 _FAILURES = (OSError, ValueError)
 
 
 class FaultTolerantStream:
-    """A text stream that drops what cannot be written.
+    """A text stream that drops output on write errors.
 
     Args:
         stream: any text stream.
 
     Attributes:
-        failure: the first error, None as long as everything was written.
+        failure: the first error, or None.
     """
 
     def __init__(self, stream: TextIO):
@@ -55,7 +54,7 @@ class FaultTolerantStream:
 
 
 def stderr() -> Any:
-    """Return a view of standard error that never raises, also where there is none."""
+    """Standard error as a stream that never raises, even if it is missing."""
     stream = sys.stderr
     if stream is None:
         return open(os.devnull, "w")
@@ -69,15 +68,15 @@ def log_stderr(message: str) -> None:
 
 @contextlib.contextmanager
 def fault_tolerant_streams() -> Iterator[FaultTolerantStream]:
-    """Replace ``sys.stdout`` and ``sys.stderr`` by streams that never raise, within a block.
+    """Replace ``sys.stdout`` and ``sys.stderr`` by fault-tolerant streams within a block.
 
     Yields:
-        Standard output, whose ``failure`` tells whether results were lost.
+        Standard output; its ``failure`` is set if results were lost.
     """
     _open_closed_descriptors()
     streams = sys.stdout, sys.stderr
     with contextlib.suppress(AttributeError, *_FAILURES):
-        # A locale without these characters shows them as "?" instead of raising after the training.
+        # Characters missing in the locale are written as "?".
         text: Any = sys.stdout
         text.reconfigure(errors="replace")
     out, err = (FaultTolerantStream(stream) for stream in streams)
@@ -93,12 +92,12 @@ def fault_tolerant_streams() -> Iterator[FaultTolerantStream]:
 
 
 def exit_code(failure: Exception) -> int:
-    """Return the exit code of a command whose results could not be written: 141 for a broken pipe, else 4."""
+    """Exit code of lost results: 141 for a broken pipe, else 4."""
     return BROKEN_PIPE if isinstance(failure, OSError) and failure.errno == errno.EPIPE else 4
 
 
 def _open_closed_descriptors() -> None:
-    """Open the null device where a standard stream was closed, or the next file would take its descriptor and its output."""
+    """Open the null device for closed standard streams, whose descriptors the next file would reuse."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
@@ -112,7 +111,7 @@ def _open_closed_descriptors() -> None:
 
 
 def _discard(stream: FaultTolerantStream) -> None:
-    """Send what is left in a buffer nowhere; the interpreter's last flush would change the exit code to 120."""
+    """Discard the buffer of a stream; the interpreter's final flush would set the exit code to 120."""
     with contextlib.suppress(*_FAILURES):
         descriptor = stream.fileno()
         null = os.open(os.devnull, os.O_WRONLY)
@@ -122,7 +121,7 @@ def _discard(stream: FaultTolerantStream) -> None:
 
 
 def status_line(text: str) -> None:
-    """Show on the terminal what is being computed, in one line that is overwritten; nothing where there is no terminal."""
+    """Show progress in one overwritten line of a terminal."""
     stream = stderr()
     if stream.isatty():
         print(f"\r\x1b[K{text}", end="", file=stream, flush=True)

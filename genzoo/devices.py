@@ -1,4 +1,4 @@
-"""Devices: which one is used, in which precision, and how records describe it."""
+"""Choice and description of devices and precision."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 
 from genzoo.errors import UsageError
 
-DRIVER = Path("/proc/driver/nvidia/version")  # where NVIDIA's kernel module describes itself
+DRIVER = Path("/proc/driver/nvidia/version")  # of NVIDIA's kernel module
 
 
 def device_name(device: Any) -> str:
-    """Name a ``torch.device`` for a protocol: a GPU by its model, since speeds of unlike GPUs are not comparable."""
+    """Name of a ``torch.device`` in a protocol: the model of a GPU, since speeds of different GPUs are not comparable."""
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 def gpu_facts(device: Any) -> dict[str, Any] | None:
-    """Describe a GPU and its software: model, memory in bytes, capability, driver, CUDA and cuDNN; None for a CPU."""
+    """Properties of a GPU: model, memory in bytes, capability, driver, CUDA and cuDNN; None for a CPU."""
     import torch
 
     if device.type != "cuda":
@@ -40,7 +40,7 @@ def gpu_facts(device: Any) -> dict[str, Any] | None:
 
 
 def pick_precision(name: str, device: str) -> str:
-    """Turn "auto" into bf16 autocast where the processor computes in it, else float32; older GPUs (V100, T4) emulate it."""
+    """Resolve "auto" to bf16 autocast with native support, else float32; older GPUs (V100, T4) emulate bf16."""
     import torch
 
     if name != "auto":
@@ -54,23 +54,23 @@ def pick_precision(name: str, device: str) -> str:
 
 
 def pick_device(name: str, key: str = "device") -> str:
-    """Turn "auto" into what this machine has.
+    """Resolve "auto" to the device of this machine.
 
     Args:
         name: "auto", "cpu" or "cuda".
-        key: where the name stands, for messages.
+        key: configuration key, for messages.
 
     Raises:
-        UsageError: for a device that is not there.
+        UsageError: for an unavailable device.
     """
     import torch
 
     if name.partition(":")[0] == "mps":
-        raise UsageError(f"{key}={name}: the GPUs of Apple's machines are not supported; say {key}=cpu")
+        raise UsageError(f"{key}={name}: Apple GPUs are not supported; set {key}=cpu")
     if name.partition(":")[0] not in ("auto", "cpu", "cuda"):
         raise UsageError(f"{key}={name}: choose from auto, cpu, cuda")
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"{key}=cuda: torch finds no CUDA device here; say {key}=cpu")
+        raise UsageError(f"{key}=cuda: no CUDA device available; set {key}=cpu")
     return name

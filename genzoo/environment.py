@@ -1,4 +1,4 @@
-"""What the operating system, or a container, gives this process: cores and a home directory."""
+"""Resources of this process: usable cores and a home directory."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ from pathlib import Path
 
 from genzoo.console import log_stderr
 
-MOST_THREADS = 1024  # above which OMP_NUM_THREADS is a slip of the hand
+MOST_THREADS = 1024  # OMP_NUM_THREADS above it is ignored
 
 
 def usable_cores() -> int:
-    """Return how many threads this process should compute with.
+    """Number of threads for this process.
 
-    ``OMP_NUM_THREADS`` where it is set, as for any program that uses OpenMP. Otherwise the logical cores of the affinity
-    mask (Linux; Python 3.13 has it elsewhere too), or those of the machine where there is no such mask (macOS, Windows),
-    but no more than the quota of the control group, rounded up.
+    ``OMP_NUM_THREADS`` if set, else the logical cores in the affinity mask (or of the machine, without a mask), limited by the
+    CPU quota of the control group, rounded up.
 
     References:
-        https://www.openmp.org/spec-html/5.2/openmpse57.html (a list gives a number for each level of nesting)
+        https://www.openmp.org/spec-html/5.2/openmpse57.html (a list has one number per nesting level)
         https://docs.kernel.org/admin-guide/cgroup-v2.html (cpu.max)
     """
-    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    if asked.isdecimal() and 0 < int(asked) <= MOST_THREADS:
-        return int(asked)
+    threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if threads.isdecimal() and 0 < int(threads) <= MOST_THREADS:
+        return int(threads)
     quota = cpu_quota()
     return _cores() if quota is None else max(1, min(_cores(), math.ceil(quota)))
 
@@ -35,16 +34,14 @@ def usable_cores() -> int:
 def _cores() -> int:
     affinity = getattr(os, "sched_getaffinity", None)
     fallback = os.cpu_count if affinity is None else lambda: len(affinity(0))
-    return getattr(os, "process_cpu_count", fallback)() or 1  # there from Python 3.13 on
+    return getattr(os, "process_cpu_count", fallback)() or 1  # since Python 3.13
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """Return the cores' worth of time that control groups give this process, None without a limit.
-
-    The limits of all groups above this process's own hold too.
+    """CPU quota of this process in cores, the minimum over its control groups; None without a limit.
 
     Args:
-        root: of the file system, which a test may make.
+        root: of the file system, for tests.
     """
     quotas = []
     for line in _read(root / "proc/self/cgroup").splitlines():
@@ -57,7 +54,7 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
             homes = [root / "sys/fs/cgroup" / name for name in dict.fromkeys((controllers, "cpu", "cpu,cpuacct"))]
         else:
             continue
-        # In a container the path is often the host's, and its own group stands at the root.
+        # In a container the path is often the host's, and the container's own group is at the root.
         parts = [part for part in path.split("/") if part not in ("", "..")]
         for home in homes:
             for depth in range(len(parts), -1, -1):
@@ -66,7 +63,7 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
 
 
 def _quota(group: Path) -> float | None:
-    """Read the quota of one group of either version of control groups."""
+    """Read the quota of a control group, version 1 or 2."""
     words = _read(group / "cpu.max").split() or [
         _read(group / "cpu.cfs_quota_us").strip(),
         _read(group / "cpu.cfs_period_us").strip(),
@@ -86,7 +83,7 @@ def _read(path: Path) -> str:
 
 
 def home() -> Path | None:
-    """Return the user's home directory; None for a user who has none, as in many containers."""
+    """The user's home directory; None if undefined, as in many containers."""
     try:
         found = Path.home()
     except (RuntimeError, KeyError):
@@ -95,17 +92,16 @@ def home() -> Path | None:
 
 
 def ensure_home() -> None:
-    """Give this process and its children a home directory where the user has none.
+    """Set ``HOME`` to a temporary directory if the user has none.
 
-    Libraries look for their own settings there, and matplotlib, wandb and others raise where there is no such directory. It
-    is private to this process and removed with it.
+    Libraries such as matplotlib and wandb raise without a home directory. It is private to this process and removed at exit.
     """
     found = home()
     if found is not None and found.is_dir():
         return
     try:
         folder = tempfile.mkdtemp(prefix="genzoo-home-")
-    except OSError:  # nothing can be written anywhere, which the first file that is needed tells better
+    except OSError:  # the first file to be written raises a better message
         return
     why = "the user has no home directory" if found is None else f"the home directory {found} does not exist"
     if not os.environ.get("GENZOO_CACHE"):
@@ -114,7 +110,7 @@ def ensure_home() -> None:
     owner = os.getpid()
 
     def remove() -> None:
-        if os.getpid() == owner:  # and not in a process that was forked from it
+        if os.getpid() == owner:  # not in forked children
             shutil.rmtree(folder, ignore_errors=True)
 
     atexit.register(remove)

@@ -1,4 +1,4 @@
-"""Classes by the names that their data give them."""
+"""Class labels by name or index."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from genzoo.runs import Run
 
 
 def class_names(run: str) -> list[str]:
-    """Return the names of the classes that a run, which may be anybody's, keeps; none where it keeps none."""
+    """Class names of an (untrusted) run; empty if not stored."""
     names = Run(run).status.get("classes")
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
 
 
 def class_number(label: int | str, num_classes: int, names: Sequence[str]) -> int:
-    """Find the number of a class by its number or its name.
+    """Return the index of a class, given its index or name.
 
-    A number that is no class's number is looked for among the names, as of folders 1995, 1996 and so on.
+    A number that is not a valid index is looked up among the names, as of folders 1995, 1996 and so on.
 
     Args:
-        label: what was asked for.
+        label: index or name.
         num_classes: of the model.
-        names: of the classes, if they are known.
+        names: class names, if known.
 
     Raises:
-        UsageError: for what is neither, and a number that is one class's number and another one's name.
+        UsageError: for an unknown label, and for a number that is the index of one class and the name of another.
     """
     if not num_classes:
         raise UsageError(f"label={label}: this model has no classes")
@@ -36,9 +36,8 @@ def class_number(label: int | str, num_classes: int, names: Sequence[str]) -> in
     if isinstance(label, int) and label < num_classes:
         if str(label) in names and names[label] != str(label):
             raise UsageError(
-                f"label={label}: is the number of class {names[label]} and the name of class number {names.index(str(label))}: "
-                f"quote the "
-                f"name of the one that is meant, label={quoted(names[label])} or label={quoted(str(label))}"
+                f"label={label}: is the index of class {names[label]} and the name of class {names.index(str(label))}: "
+                f"quote the name, label={quoted(names[label])} or label={quoted(str(label))}"
             )
         return label
     if str(label) in names:
@@ -47,7 +46,7 @@ def class_number(label: int | str, num_classes: int, names: Sequence[str]) -> in
         raise UsageError(
             f"label={label}: this model has the classes 0..{num_classes - 1}, by name: {nearest(str(label), names)}"
         )
-    by_name = "" if isinstance(label, int) else ", and its run does not keep their names"
+    by_name = "" if isinstance(label, int) else ", and its run does not store their names"
     raise UsageError(f"label={label}: this model has the classes 0..{num_classes - 1}{by_name}")
 
 

@@ -1,4 +1,4 @@
-"""The library: train, sample, evaluate and compare from Python, as the command line does.
+"""Python interface: train, sample, evaluate and compare, equivalent to the command line.
 
     import genzoo
     run = genzoo.train(model="ddpm", data=images, budget="minute")     # images: an array, a tensor, a Dataset or a folder
@@ -6,7 +6,7 @@
     scores = genzoo.evaluate(run)
     genzoo.compare([run, other], out="comparison")
 
-Every run is a directory, whether it was made here or by ``python -m genzoo``: what one writes the other reads.
+Runs are directories, interchangeable with those of ``python -m genzoo``.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def train(
     test_fraction: float = 0.1,
     overrides: Sequence[str] = (),
 ) -> Run:
-    """Train a model into a new run directory and score it, with the recipe of the command line.
+    """Train a model in a new run directory and evaluate it.
 
         >>> import numpy as np
         >>> x = np.random.default_rng(0).normal(size=(200, 2)).astype("float32")
@@ -78,25 +78,25 @@ def train(
         budget: a file of ``conf/budget``, or limits: ``{"seconds": 60}``, ``{"images": 1e6}``, ``{"flops": 1e15}``.
         seed: of weights, order and noise.
         outputs: folder of run directories.
-        test_fraction: of an array that is held out.
-        overrides: further words of the command line, ``["optimizer.lr=1e-4"]``.
+        test_fraction: held-out fraction of an array.
+        overrides: further overrides, ``["optimizer.lr=1e-4"]``.
 
     Returns:
         The run.
 
     Raises:
-        ValueError: in one line, for what is wrong with the arguments; nothing was written then.
+        ValueError: with a one-line message, for invalid arguments; nothing is written then.
     """
-    words = [f"model={model}", *_data_words(data, y, Path(outputs), test_fraction), f"seed={seed}"]
+    words = [f"model={model}", *_data_overrides(data, y, Path(outputs), test_fraction), f"seed={seed}"]
     words += [f"outputs={_quoted(outputs)}", *(["data.conditional=true"] if conditional else [])]
     if isinstance(budget, str):
         words.append(f"budget={budget}")
     elif budget is not None:
-        words += _budget_words(budget)
+        words += _budget_overrides(budget)
     job = preflight("train", [*words, *overrides])
     assert job is not None
     path = train_config(job.config, job.choices)
-    assert path is not None, "of several processes the first one alone returns"
+    assert path is not None, "only rank 0 returns a run"
     return Run(path)
 
 
@@ -112,7 +112,7 @@ def sample(
     ema: bool = True,
     device: str = "auto",
 ) -> Tensor:
-    """Draw samples of a run or a model; sample i depends on the seed and on i alone.
+    """Draw samples of a run or a model; sample i is a function of the seed and i.
 
         >>> sample("runs-of-the-example", 4).shape        # doctest: +SKIP
         torch.Size([4, 2])
@@ -123,23 +123,23 @@ def sample(
         label: class of all samples, by number or by name.
         y: conditions as a tensor or an array, (n, *condition.shape); not with ``label``.
         seed: of all noise.
-        batch_size: samples drawn at once; it changes no sample.
-        sampler: configuration of another sampler, of a run.
-        ema: whether averaged weights are used, of a run.
-        device: "cpu", "cuda" or "auto", of a run.
+        batch_size: samples drawn at once; does not change the samples.
+        sampler: configuration of another sampler; runs only.
+        ema: whether to use the EMA weights; runs only.
+        device: "cpu", "cuda" or "auto"; runs only.
 
     Returns:
         (n, *shape): images on [-1, 1], or vectors.
 
     Raises:
-        ValueError: in one line, for wrong arguments.
+        ValueError: with a one-line message, for invalid arguments.
     """
     if n < 0 or batch_size < 1:
         raise UsageError(f"n={n}, batch_size={batch_size}: there are at least 0 samples, and 1 is drawn at once")
     model = _model(run, ema=ema, device=device, sampler=sampler)
     if label is not None:
         if y is not None:
-            raise UsageError("label, y: give one of the two")
+            raise UsageError("label, y: pass only one of the two")
         classes = model.condition.n if isinstance(model.condition, ClassLabels) else 0
         names = [] if isinstance(run, GenerativeModel) else class_names(str(_path(run)))
         number = class_number(label, classes, names)
@@ -148,7 +148,7 @@ def sample(
         y = torch.as_tensor(y)
         y = y if y.is_floating_point() else y.long()
     if y is not None and (not y.ndim or len(y) != n):
-        raise UsageError(f"y: {len(y) if y.ndim else 'no'} conditions of {n} samples")
+        raise UsageError(f"y: {len(y) if y.ndim else 'no'} conditions for {n} samples")
     parts = []
     for start in range(0, n, batch_size):
         rows = range(start, min(start + batch_size, n))
@@ -169,7 +169,7 @@ def evaluate(
     sampler: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Score a run on its own data, or a model on data.
+    """Evaluate a run on its own data, or a model on given data.
 
         >>> scores = evaluate("runs-of-the-example", n=500)     # doctest: +SKIP
         >>> scores["test/nll"]["value"]                         # doctest: +SKIP
@@ -177,27 +177,27 @@ def evaluate(
 
     Args:
         run: a run directory, or a model.
-        data: of a model: as in ``train``; None for that of the run.
+        data: as in ``train``, for a model; None for the data of the run.
         y: conditions of an array.
         seed: of all noise.
         ema, device, sampler: as in ``sample``.
         settings: of ``genzoo.evaluation.settings.EvalSettings``, such as ``n=10_000``.
 
     Returns:
-        ``{name: {"value", "stderr", "better", "card"}}``; the card says how the number was made. Nothing is written.
+        ``{name: {"value", "stderr", "better", "card"}}``, with protocol and setting in the card. Nothing is written.
 
     Raises:
-        ValueError: in one line, for wrong arguments.
+        ValueError: with a one-line message, for invalid arguments.
     """
     unknown = settings.keys() - {field.name for field in fields(EvalSettings)}
     if unknown:
-        raise UsageError(f"{', '.join(sorted(unknown))}: no setting of an evaluation")
+        raise UsageError(f"{', '.join(sorted(unknown))}: not a setting of an evaluation")
     model = _model(run, ema=ema, device=device, sampler=sampler)
     trained = None
     if isinstance(run, GenerativeModel):
         if data is None:
-            raise UsageError("data: is needed to evaluate a model")
-        subject = _dataset(data, y, model.event)
+            raise UsageError("data: required to evaluate a model")
+        eval_data = _dataset(data, y, model.event)
     elif data is not None or y is not None:
         raise UsageError("data, y: a run is scored on its own data; evaluate its model on others, genzoo.load(run)")
     else:
@@ -206,21 +206,21 @@ def evaluate(
         section = check_section("data", opened.config.get("data"))
         found = build(section["source"], "data", trusted=False)
         if not isinstance(found, DataSet):
-            raise UsageError(f"{opened.path / 'config.yaml'}: names no data")
+            raise UsageError(f"{opened.path / 'config.yaml'}: data.source does not return a DataSet")
         if opened.status.get("data_sha256") not in (None, found.sha256):
-            raise UsageError(f"{opened.path}: the data have changed since it was trained")
+            raise UsageError(f"{opened.path}: the data have changed since training")
         own = opened.config.get("metrics")
         settings = {**(check_section("metrics", own) if own else {}), **settings}
-        subject = EvalData(found, section["name"], bool(section.get("flip")))
+        eval_data = EvalData(found, section["name"], bool(section.get("flip")))
     options = EvalSettings(**settings)
-    if model.event != subject.data.event:
-        raise UsageError(f"data: {subject.data.event}, but the model is of {model.event}")
-    if model.condition and subject.data.condition is None:
+    if model.event != eval_data.data.event:
+        raise UsageError(f"data: {eval_data.data.event}, but the model has {model.event}")
+    if model.condition and eval_data.data.condition is None:
         raise UsageError(f"y: the model has the condition {model.condition}, and the data have none")
     check_settings(model, options)
-    network = pick_network(options, subject.name, subject.data.event, needed=False)
+    network = pick_network(options, eval_data.name, eval_data.data.event, needed=False)
     network = network and network.to(model.device)
-    result = evaluate_model(model, subject, options, network, seed=seed, trained=trained, chosen=sampler is not None)
+    result = evaluate_model(model, eval_data, options, network, seed=seed, trained=trained, chosen=sampler is not None)
     return result["metrics"]
 
 
@@ -240,7 +240,7 @@ def compare(
         The page.
 
     Raises:
-        ValueError: in one line, where there is no run, or nothing can be written.
+        ValueError: with a one-line message, if there is no run, or the files cannot be written.
     """
     if isinstance(runs, Run | str | os.PathLike):
         runs = [runs]
@@ -261,7 +261,7 @@ def _model(
 ) -> GenerativeModel:
     if isinstance(run, GenerativeModel):
         if sampler is not None:
-            raise UsageError("sampler: set model.sampler of a model")
+            raise UsageError("sampler: for a model, set model.sampler")
         return run.eval()
     if sampler is not None and not isinstance(sampler, Mapping):
         raise UsageError(f"sampler={sampler}: a configuration such as {{'_target_': 'genzoo.diffusion.samplers.Heun'}}")
@@ -273,7 +273,7 @@ def _quoted(value: object) -> str:
     return json.dumps(str(value), ensure_ascii=False)
 
 
-def _budget_words(budget: Mapping[str, float]) -> list[str]:
+def _budget_overrides(budget: Mapping[str, float]) -> list[str]:
     """Return the overrides that set the limits of a budget."""
     if not isinstance(budget, Mapping):
         raise UsageError(f"budget={budget}: the name of a budget, or limits such as {{'seconds': 60}}")
@@ -284,16 +284,16 @@ def _budget_words(budget: Mapping[str, float]) -> list[str]:
     return [f"budget.{name}={int(limit) if limit.is_integer() else limit}" for name, limit in limits.items()]
 
 
-def _data_words(data: Data, y: Any, outputs: Path, test_fraction: float) -> list[str]:
+def _data_overrides(data: Data, y: Any, outputs: Path, test_fraction: float) -> list[str]:
     """Return the overrides that name some data; arrays are written beside the runs first, by their hash."""
     if isinstance(data, str | os.PathLike):
         if y is not None:
-            raise UsageError("y: goes with an array; a folder and a named data set have their own conditions")
+            raise UsageError("y: requires an array; a folder and a named data set have their own conditions")
         if isinstance(data, os.PathLike) or os.sep in data or Path(data).is_dir():
             return ["data=folder", f"data.root={_quoted(Path(data).absolute())}"]
         return [f"data={data}"]
     examples = as_examples(data, y)
-    as_dataset(examples, test_fraction)  # so that nothing is written of data that cannot be split
+    as_dataset(examples, test_fraction)  # raises before anything is written
     file = io.BytesIO()
     np.savez(file, x=examples.x) if examples.y is None else np.savez(file, x=examples.x, y=examples.y)
     digest = hashlib.sha256(examples.x.tobytes() + (b"" if examples.y is None else examples.y.tobytes())).hexdigest()
@@ -316,7 +316,7 @@ def _dataset(data: Data, y: Any, event: EventSpec) -> EvalData:
     if isinstance(data, DataSet):
         return EvalData(data, "data", False)
     if isinstance(data, str | os.PathLike):
-        words = _data_words(data, y, Path(), 0.1)
+        words = _data_overrides(data, y, Path(), 0.1)
         if words[0] == "data=folder" and event.is_image:
             words += [f"data.size={event.shape[-1]}", f"data.channels={event.shape[0]}"]
         job = preflight("train", words)

@@ -1,4 +1,4 @@
-"""Models of finished, or still running, runs."""
+"""Loading of the models of finished or running runs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 from genzoo.config.instantiate import build
 from genzoo.devices import pick_device
 from genzoo.diffusion.denoiser import sampling_denoiser
-from genzoo.errors import REFUSALS, UsageError, misfit
+from genzoo.errors import BUILD_ERRORS, UsageError, misfit
 from genzoo.model import GenerativeModel, frozen
 from genzoo.runs import Run
 from genzoo.training.checkpoints import latest, load_file, load_weights
 
-PARENTS = "parents"  # folder of a run, with the weights of the finished models that its training builds on
+PARENTS = "parents"  # folder of a run with the weights of finished models used in its training
 
 
 def load(
@@ -34,29 +34,29 @@ def load(
         from genzoo import load
         images = load("outputs/vae-digits/...").sample(16).x
 
-    Nothing of the run is executed: weights are safetensors checked against their SHA-256, and the configuration may
-    name genzoo's own building blocks alone.
+    Runs are untrusted: weights are safetensors with verified SHA-256, and the configuration is restricted to classes of
+    genzoo and ``trust``.
 
     Args:
         run: the directory.
-        ema: the averaged weights, or those that were trained.
+        ema: whether to load the EMA weights.
         device: "cpu", "cuda" or "auto".
-        sampler: configuration of another sampler than the run's, for a ``Denoiser``.
-        trust: classes outside genzoo that the run's configuration may name.
+        sampler: configuration that replaces the run's sampler, for a ``Denoiser``.
+        trust: allowed classes outside genzoo.
 
     Returns:
         The model in evaluation mode.
 
     Raises:
-        ValueError: in one line, for a directory that is no run, damaged files, or classes that are not trusted.
+        ValueError: with a one-line message, for an invalid run, damaged files, or untrusted classes.
     """
     opened = run if isinstance(run, Run) else Run(run)
     config = opened.config.get("model")
     if not isinstance(config, dict) or "_target_" not in config:
-        raise UsageError(f"{opened.path / 'config.yaml'}: names no model")
+        raise UsageError(f"{opened.path / 'config.yaml'}: has no model section")
     model = build(config, "model", trusted=False, trust=trust)
     if not isinstance(model, GenerativeModel):
-        raise UsageError(f"{opened.path / 'config.yaml'}: model._target_={config['_target_']} is no generative model")
+        raise UsageError(f"{opened.path / 'config.yaml'}: model._target_={config['_target_']} is not a GenerativeModel")
     load_weights(latest(opened.path), model, ema=ema)
     if sampler is not None:
         set_sampler(model, sampler)
@@ -67,10 +67,10 @@ LOAD, FROZEN = f"{load.__module__}.{load.__name__}", f"{frozen.__module__}.{froz
 
 
 def inline_runs(node: Any) -> Any:
-    """Replace every model of a run in a configuration by that run's own model, whose weights are fixed.
+    """Replace references to runs in a configuration by the (frozen) model configurations of those runs.
 
-    What is written into a new run then needs no other run: the weights lie in its folder ``parents``, and its configuration
-    names no command, which a stranger's may not.
+    A new run is then self-contained, with the weights in its folder ``parents``, and its configuration contains no ``load``,
+    which is not allowed in runs.
     """
     if isinstance(node, list):
         return [inline_runs(item) for item in node]
@@ -84,19 +84,19 @@ def inline_runs(node: Any) -> Any:
 def with_parents(
     node: Any, key: str, make: Callable[[Any, str], Any], folder: Path | None = None
 ) -> tuple[Any, dict[str, GenerativeModel]]:
-    """Build the models of finished runs that a configuration of a model holds.
+    """Build the models of finished runs in the configuration of a model.
 
     Args:
         node: plain types.
-        key: where the node stands.
-        make: builds what a node describes, given the node and its key.
-        folder: that has their weights, of a run that is gone on with; None for a new run, which names the others.
+        key: key of the node.
+        make: instantiates a node, given the node and its key.
+        folder: folder of their weights in a resumed run; None for a new run.
 
     Returns:
-        The configuration with the models in the place of their descriptions, and the models by their keys.
+        The configuration with models in place of their configurations, and the models by key.
 
     Raises:
-        RunError: for weights that are missing, damaged or another model's.
+        RunError: for weights that are missing, damaged or of another model.
     """
     if isinstance(node, list):
         items = {str(i): (item, f"{key}[{i}]") for i, item in enumerate(node)}
@@ -105,7 +105,7 @@ def with_parents(
     elif node.get("_target_") == (FROZEN if folder else LOAD):
         parent = make(node, key)
         if not isinstance(parent, GenerativeModel):
-            raise UsageError(f"{key}: {type(parent).__name__} is no generative model")
+            raise UsageError(f"{key}: {type(parent).__name__} is not a GenerativeModel")
         if folder and folder.is_dir():
             load_file(folder, f"{key}.safetensors", parent)
         return parent, {key: parent}
@@ -118,24 +118,24 @@ def with_parents(
 
 
 def set_sampler(model: GenerativeModel, config: dict[str, Any]) -> None:
-    """Give a model another sampler.
+    """Replace the sampler of a model.
 
     Raises:
-        UsageError: for a family that has none, and for a sampler that cannot walk along its path.
+        UsageError: for a family without a sampler, or a sampler incompatible with its path.
     """
     denoiser: Any = sampling_denoiser(model)
     if denoiser is None:
         family = type(getattr(model, "prior", model)).__name__
-        raise UsageError(f"sampler: {family} samples in one pass and takes no sampler; leave it out")
+        raise UsageError(f"sampler: {family} samples in one pass and takes no sampler; omit it")
     denoiser.sampler = build(config, "sampler")
     check_sampler(model)
 
 
 def check_sampler(model: GenerativeModel) -> None:
-    """Try two steps of a denoiser's sampler, so that what cannot work is said now and not after training.
+    """Run two steps of a denoiser's sampler, to fail before training.
 
     Raises:
-        UsageError: in the sampler's own words.
+        UsageError: with the message of the sampler.
     """
     denoiser: Any = sampling_denoiser(model)
     if denoiser is None:
@@ -147,5 +147,5 @@ def check_sampler(model: GenerativeModel) -> None:
         next(sampler.iterate(denoiser, torch.zeros(1, *denoiser.event.shape), None, None))
         with torch.no_grad():
             trial(copy.deepcopy(denoiser).eval(), 1, None, torch.Generator())
-    except REFUSALS as error:
+    except BUILD_ERRORS as error:
         raise misfit("sampler", error) from error

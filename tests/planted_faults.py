@@ -58,8 +58,8 @@ FAULTS = [
     Fault(
         "averages of weights are not used for evaluation",
         "jobs/train.py",
-        "module.ema.model, parts.subject, run, metrics, network",
-        "module.model, parts.subject, run, metrics, network",
+        "                model = module.ema.model\n",
+        "                model = module.model\n",
         "tests/commands/test_train.py tests/commands/test_evaluate.py",
     ),
     Fault(
@@ -718,8 +718,8 @@ FAULTS = [
     Fault(
         "folders of images: names of classes are kept in another order",
         "jobs/train.py",
-        '"classes": class_names(parts.subject.data),',
-        '"classes": class_names(parts.subject.data)[::-1],',
+        '"classes": class_names(parts.eval_data.data),',
+        '"classes": class_names(parts.eval_data.data)[::-1],',
         "tests/commands/test_folders.py",
     ),
     Fault(
@@ -732,8 +732,8 @@ FAULTS = [
     Fault(
         "folders of samples: what looks like a sample is deleted, whoever wrote it",
         "cli/sample.py",
-        "if not (OURS.fullmatch(path.name) and is_marked(path))]",
-        "if not OURS.fullmatch(path.name)]",
+        "if not (SAMPLE_NAME.fullmatch(path.name) and is_marked(path))]",
+        "if not SAMPLE_NAME.fullmatch(path.name)]",
         "tests/commands/test_sample.py",
     ),
     Fault(
@@ -810,7 +810,7 @@ FAULTS = [
     Fault(
         "few seeds are taken for many in the test of a difference",
         "report/leaderboard.py",
-        "freedom = 1 / share if share > 0 else math.inf",
+        "freedom = 1 / inverse if inverse > 0 else math.inf",
         "freedom = 1e9",
         "tests/report/test_leaderboard.py",
     ),
@@ -930,7 +930,7 @@ FAULTS = [
         "a preset's limits stay in force beside one that is named",
         "config/budgets.py",
         "for name in LIMITS if name not in named]\n    if not config_dir",
-        "for name in LIMITS if name in said]\n    if not config_dir",
+        "for name in LIMITS if name in typed]\n    if not config_dir",
         "tests/commands/test_command_line.py::test_naming_limits_clears_those_of_the_preset",
     ),
     Fault(
@@ -1000,8 +1000,8 @@ FAULTS = [
     Fault(
         "a run may name whatever lies beside genzoo's own",
         "config/allow_list.py",
-        "if target not in may or",
-        'if not target.startswith(tuple(name.rpartition(".")[0] for name in may)) or',
+        "if target not in accepted or",
+        'if not target.startswith(tuple(name.rpartition(".")[0] for name in accepted)) or',
         "tests/runs/test_hostile_files.py",
     ),
     Fault(
@@ -1056,7 +1056,7 @@ FAULTS = [
     Fault(
         "a score needs no value",
         "report/records.py",
-        '        _must("value" in entry, where, f"{key}.value", "is missing")\n',
+        '        _require("value" in entry, where, f"{key}.value", "is missing")\n',
         '        entry.setdefault("value", None)\n',
         "tests/report/test_hostile_records.py",
     ),
@@ -1175,7 +1175,7 @@ FAULTS = [
     Fault(
         "half a line stays where the disk was full",
         "runs/run.py",
-        "                file.truncate(before)  # half a line would spoil the next one\n",
+        "                file.truncate(before)  # a partial line would corrupt the next one\n",
         "",
         "tests/commands/test_resources.py::test_a_line_that_a_full_disk_has_cut_is_taken_back",
     ),
@@ -1402,8 +1402,8 @@ FAULTS = [
     Fault(
         "a leaderboard crowns noise for its precision",
         "catalogue.py",
-        '"samples that lie in the k-nearest-neighbour balls of the data", MANIFOLD, noise_leads=True,',
-        '"samples that lie in the k-nearest-neighbour balls of the data", MANIFOLD,',
+        '"fraction of samples in the k-nearest-neighbour balls of the data", MANIFOLD, noise_leads=True,',
+        '"fraction of samples in the k-nearest-neighbour balls of the data", MANIFOLD,',
         "tests/report/test_leaderboard.py",
     ),
     # Samplers that score
@@ -1560,7 +1560,7 @@ FAULTS = [
     Fault(
         "the run of a live process is marked as dead",
         "runs/run.py",
-        "return False  # it was made, and is about to be locked",
+        "return False  # created, but not locked yet",
         "pass",
         "tests/runs/test_claims.py::test_a_run_is_marked_as_dead_by_its_lock_and_on_its_own_machine_alone",
     ),

@@ -12,7 +12,7 @@ from PIL import Image
 import genzoo
 from genzoo.conditions import ClassLabels
 from genzoo.families.vae import VAE
-from genzoo.library import _budget_words
+from genzoo.library import _budget_overrides
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_a_run_is_loaded_by_itself(run):
     [
         ({"n": -1}, "n=-1"),
         ({"n": 2, "batch_size": 0}, "batch_size=0"),
-        ({"n": 2, "y": 1}, "no conditions of 2"),
+        ({"n": 2, "y": 1}, "no conditions for 2"),
         ({"n": 2, "label": -1}, "label=-1: classes are 0..2"),
         ({"n": 2, "label": True}, "label=True: classes are 0..2"),
         ({"n": 2, "device": "gpu"}, "device=gpu: choose from auto, cpu, cuda"),
@@ -96,7 +96,7 @@ def test_a_budget_is_a_name_or_numbers(budget):
 
 
 def test_a_limit_is_not_rounded():
-    assert _budget_words({"seconds": 1234567.5, "flops": 1e15}) == [
+    assert _budget_overrides({"seconds": 1234567.5, "flops": 1e15}) == [
         "budget.seconds=1234567.5",
         f"budget.flops={10**15}",
     ]

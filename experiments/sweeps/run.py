@@ -69,7 +69,7 @@ def main() -> None:
             "failed": causes,
             "exit_code": code,
             "second_start": {
-                "done_before": again.count("done before: "),
+                "done_before": again.count("already done: "),
                 "run": len(runs_in(second)) - len(runs_in(first)),
                 "exit_code": again_code,
             },

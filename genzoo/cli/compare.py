@@ -1,4 +1,4 @@
-"""``python -m genzoo compare runs=DIR[,DIR...]``: put runs side by side, as tables and as one web page."""
+"""``python -m genzoo compare runs=DIR[,DIR...]``: compare runs in tables and a web page."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from genzoo.config.instantiate import build
 
 
 def compare(config: dict[str, Any]) -> Path:
-    """Read runs, write the comparison, and print its headlines.
+    """Write the comparison of runs, and print its path.
 
     Returns:
         The web page.
 
     Raises:
-        ValueError: in one line, for what the user can mend.
+        ValueError: with a one-line message, for invalid input.
     """
     from genzoo.report.comparison import write_comparison
     from genzoo.training.loggers import project_of, redacted_environment, wandb_mode

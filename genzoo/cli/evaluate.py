@@ -1,4 +1,4 @@
-"""``python -m genzoo evaluate``: score a run, or samples of any other program, and say how each number was made."""
+"""``python -m genzoo evaluate``: score a run, or samples of any program."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from genzoo.devices import pick_device
 from genzoo.environment import usable_cores
 from genzoo.errors import UsageError
 from genzoo.evaluation.density import check_settings
-from genzoo.evaluation.records import NotKept, kept
+from genzoo.evaluation.records import ScoresNotSavedError, saving
 from genzoo.evaluation.scores import compare, evaluate_run, pick_network
 from genzoo.evaluation.settings import MAX_NFE, EvalData, EvalSettings
 from genzoo.event import EventSpec
@@ -23,16 +23,16 @@ from genzoo.report.terminal import show
 
 
 def evaluate(config: dict[str, Any]) -> None:
-    """Score what a validated configuration names, write the result down, and print it.
+    """Score a run or samples by a validated configuration, save the result, and print it.
 
     Raises:
-        ValueError: in one line, for what the user can mend.
-        ResourceError: where the memory or the disk is full.
-        NotKept: where the scores were printed and could not be written down.
+        ValueError: with a one-line message, for invalid input.
+        ResourceError: if memory or disk are full.
+        ScoresNotSavedError: if the scores were printed but could not be saved.
     """
     import torch
 
-    torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))  # of a container, which OpenMP does not know
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))  # OpenMP ignores CPU quotas of containers
     evaluated = config["run"] if config["samples"] is None else config["samples"]
     try:
         with resources(Path(evaluated), config["metrics"]["batch_size"], "metrics.batch_size"):
@@ -40,7 +40,7 @@ def evaluate(config: dict[str, Any]) -> None:
                 score_samples(config)
             else:
                 score_run(config)
-    except NotKept as error:
+    except ScoresNotSavedError as error:
         show(error.result)
         raise
 
@@ -55,14 +55,17 @@ def score_run(config: dict[str, Any]) -> None:
     run = Run(config["run"])
     run.check_writable()  # scores are written into it
     if not os.access(run.path, os.W_OK) or not os.access(run.path / "results", os.W_OK):
-        log_stderr(f"run={run.path}: cannot be written to: the scores will be shown and not be kept")
+        log_stderr(f"run={run.path}: cannot be written to: the scores will be shown but not saved")
     own = run.config
     if not isinstance(own.get("data"), dict):
-        raise UsageError(f"{run.path / 'config.yaml'}: names no data")
+        raise UsageError(f"{run.path / 'config.yaml'}: has no data section")
     at_training = own.get("metrics")
     at_training = at_training if isinstance(at_training, dict) else {}
-    unsaid = {name: at_training.get(name, default) for name, default in (("n", 0), ("num_samples", 1))}
-    settings = {**config["metrics"], **{key: value for key, value in unsaid.items() if config["metrics"][key] is None}}
+    defaults = {name: at_training.get(name, default) for name, default in (("n", 0), ("num_samples", 1))}
+    settings = {
+        **config["metrics"],
+        **{key: value for key, value in defaults.items() if config["metrics"][key] is None},
+    }
     if settings.get("max_nfe") == "training":
         settings["max_nfe"] = at_training.get("max_nfe", MAX_NFE)
     try:
@@ -78,12 +81,12 @@ def score_run(config: dict[str, Any]) -> None:
     data = build(section["source"], "data", trusted=False, trust=config["trust"])
     if not isinstance(data, DataSet):
         raise UsageError(
-            f"{run.path / 'config.yaml'}: data.source._target_={section['source']['_target_']}: makes no data"
+            f"{run.path / 'config.yaml'}: data.source._target_={section['source']['_target_']}: does not return a DataSet"
         )
     for line in data.notes:
         note(line)
     if run.status.get("data_sha256") not in (None, data.sha256):
-        note(f"warning: run={run.path}: its data or their split have changed; it may have been trained on test images")
+        note(f"warning: run={run.path}: the data or their split have changed; it may have been trained on test images")
     check_references({name: len(split.x) for name, split in data.splits.items()}, network, options.force)
     result = evaluate_run(
         model,
@@ -100,7 +103,7 @@ def score_run(config: dict[str, Any]) -> None:
 
 
 def score_samples(config: dict[str, Any]) -> None:
-    """Score a folder of pictures or an array that any program has made."""
+    """Score samples of any program, a folder of images or an array."""
     import torch
 
     from genzoo.data.pictures import check_range, read_samples
@@ -111,7 +114,7 @@ def score_samples(config: dict[str, Any]) -> None:
 
     section = config["data"]
     source = section["source"]
-    if "test_fraction" in source and source["test_fraction"] is None:  # all of a folder, where nobody says otherwise
+    if "test_fraction" in source and source["test_fraction"] is None:  # by default the reference is the whole folder
         source = {**source, "test_fraction": 0}
     path = Path(config["samples"])
     out = Path(config["out"] or f"{path.with_suffix('') if path.is_file() else path}.scores.json")
@@ -123,33 +126,37 @@ def score_samples(config: dict[str, Any]) -> None:
     settings = EvalSettings(**{**config["metrics"], "n": len(x)})
     network = pick_network(settings, section["name"], data.event, needed=True)
     check_references({name: len(split.x) for name, split in data.splits.items()}, network, settings.force)
-    odd = check_range(x, stored(next(iter(data.splits.values())).x, data.levels), data.levels)
-    if odd and odd.certain and not settings.force:
-        raise UsageError(f"samples={path}: {odd.text}; metrics.force=true scores them all the same, with a mark")
-    setting = {"samples": path.name, "samples_sha256": tensor_sha256(x), **({"range": odd.text} if odd else {})}
+    mismatch = check_range(x, stored(next(iter(data.splits.values())).x, data.levels), data.levels)
+    if mismatch and mismatch.certain and not settings.force:
+        raise UsageError(f"samples={path}: {mismatch.text}; metrics.force=true scores them anyway, marked")
+    setting = {
+        "samples": path.name,
+        "samples_sha256": tensor_sha256(x),
+        **({"range": mismatch.text} if mismatch else {}),
+    }
     device = torch.device(pick_device(config["device"]))
-    subject = EvalData(data, section["name"], bool(section["flip"]))
-    metrics, warnings = compare(x, None, subject, settings, setting, network and network.to(device), device)
-    if odd:
-        warnings = [f"samples={path}: {odd.text}", *warnings]
+    eval_data = EvalData(data, section["name"], bool(section["flip"]))
+    metrics, warnings = compare(x, None, eval_data, settings, setting, network and network.to(device), device)
+    if mismatch:
+        warnings = [f"samples={path}: {mismatch.text}", *warnings]
         note(f"warning: {warnings[0]}")
     result = {"scored": now(), "metrics": metrics, "warnings": warnings}
-    with kept(result, out):
+    with saving(result, out):
         write_atomically(out, to_json(result))
     show(result)
     print(f"scores: {out}")
 
 
 def check_out(out: Path) -> None:
-    """Refuse a file that cannot be written, before anything is scored.
+    """Check that the result file can be written.
 
     Raises:
-        ValueError: saying what is wrong with it.
+        ValueError: naming the cause.
     """
     from genzoo.runs import check_writable
 
     if not out.parent.is_dir():
         raise UsageError(f"out={out}: there is no directory {out.parent}")
     if out.is_dir():
-        raise UsageError(f"out={out}: is a folder already")
+        raise UsageError(f"out={out}: is a folder")
     check_writable(out.parent, f"out={out}")

@@ -1,4 +1,4 @@
-"""``python -m genzoo sample``: draw from a trained model into a picture, an array or a folder of pictures."""
+"""``python -m genzoo sample``: draw samples of a run into a PNG, an .npz or a folder of PNGs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from genzoo.environment import usable_cores
 from genzoo.errors import UsageError
 from genzoo.jobs.resources import resources
 
-OURS = re.compile(r"\d{6,}\.png")  # names of pictures in a folder of samples
+SAMPLE_NAME = re.compile(r"\d{6,}\.png")  # in a folder of samples
 
 
 def sample(config: dict[str, Any]) -> None:
-    """Draw samples as a validated configuration says; sample i is f(seed, i), whatever the batch size.
+    """Draw samples by a validated configuration; sample i is f(seed, i), independent of the batch size.
 
     Raises:
-        ValueError: in one line, for what the user can mend.
-        ResourceError: where the memory or the disk is full.
+        ValueError: with a one-line message, for invalid input.
+        ResourceError: if memory or disk are full.
     """
     with resources(Path(config["out"]), config["batch_size"], "batch_size"):
         _sample(config)
@@ -39,7 +39,7 @@ def _sample(config: dict[str, Any]) -> None:
     from genzoo.runs import write_atomically
     from genzoo.training.compilation import compile_networks
 
-    torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))  # of a container, which OpenMP does not know
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))  # OpenMP ignores CPU quotas of containers
     out = Path(config["out"])
     check_out(out)
     model = load(
@@ -54,11 +54,11 @@ def _sample(config: dict[str, Any]) -> None:
         classes = model.condition.n if isinstance(model.condition, ClassLabels) else 0
         label = class_number(config["label"], classes, class_names(config["run"]))
         if model.conditioner.probs[label] == 0:
-            raise UsageError(f"label={config['label']}: no training image had this class")
+            raise UsageError(f"label={config['label']}: no training image has this class")
     if model.levels is not None and out.suffix != ".npz" and model.shape[0] not in CHANNELS:
-        raise UsageError(f"out={out}: images of {model.shape[0]} channels go into an .npz; a picture has 1 or 3")
+        raise UsageError(f"out={out}: images of {model.shape[0]} channels need an .npz; a PNG has 1 or 3")
     if model.levels is None and not out.suffix:
-        raise UsageError(f"out={out}: vectors go into a .png or an .npz")
+        raise UsageError(f"out={out}: vectors need a .png or an .npz")
 
     if config["compile"]:
         compile_networks(model, dynamic=False)
@@ -75,7 +75,7 @@ def _sample(config: dict[str, Any]) -> None:
     file = io.BytesIO()
     images = as_bytes(x.float(), model.levels) if model.levels is not None else None
     if out.suffix == ".npz":
-        np.savez(file, samples=x.numpy() if images is None else images)  # (n, H, W, C) uint8, as evaluators take it
+        np.savez(file, samples=x.numpy() if images is None else images)  # images (n, H, W, C) uint8
     elif images is None:
         save_scatter(file, x)
     elif out.suffix == ".png":
@@ -94,37 +94,37 @@ def _sample(config: dict[str, Any]) -> None:
 
 
 def check_out(out: Path) -> None:
-    """Refuse a place that cannot be written to, before anything is drawn.
+    """Check that the output can be written.
 
     Raises:
-        ValueError: saying what is wrong with it.
+        ValueError: naming the cause.
     """
     from genzoo.runs import check_writable
 
     if out.suffix not in (".png", ".npz", ""):
-        raise UsageError(f"out={out}: write a .png, an .npz, or a folder without a suffix")
+        raise UsageError(f"out={out}: must be a .png, an .npz, or a folder without a suffix")
     if not out.parent.is_dir():
         raise UsageError(f"out={out}: there is no directory {out.parent}")
     if out.exists() and out.is_dir() == bool(out.suffix):
-        raise UsageError(f"out={out}: is a {'folder' if out.is_dir() else 'file'} already")
+        raise UsageError(f"out={out}: is an existing {'folder' if out.is_dir() else 'file'}")
     if out.is_dir():
         older_samples(out)
     check_writable(out if out.is_dir() else out.parent, f"out={out}")
 
 
 def older_samples(out: Path) -> list[Path]:
-    """List the pictures of an earlier call in a folder, which are ours to replace; hidden files are nobody's samples.
+    """List the samples of an earlier call in a folder, which will be replaced; hidden files are ignored.
 
     Raises:
-        UsageError: where anything else is in the folder, which would be mixed with the samples.
+        UsageError: if the folder contains any other file.
     """
     from genzoo.data.pictures import is_marked
 
     found = sorted(path for path in out.iterdir() if not path.name.startswith("."))
-    strange = [path.name for path in found if not (OURS.fullmatch(path.name) and is_marked(path))]
-    if strange:
+    others = [path.name for path in found if not (SAMPLE_NAME.fullmatch(path.name) and is_marked(path))]
+    if others:
         raise UsageError(
-            f"out={out}: holds what genzoo sample did not write, such as {strange[0]} ({len(strange)} in all), and would mix "
-            "it with the samples: choose a new or an empty folder"
+            f"out={out}: contains files not written by genzoo sample, such as {others[0]} ({len(others)} in total): "
+            "choose a new or an empty folder"
         )
     return found

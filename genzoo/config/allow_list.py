@@ -1,8 +1,8 @@
-"""What the configuration of a run may name.
+"""Allow list of the classes in the configuration of a run.
 
-A run may be anybody's, and a class that is named is imported and called. So the names are looked up in lists that are
-exact, and nothing is imported to make up one's mind: genzoo's own sources and configurations are read as text. What the
-reader allows besides, by ``trust=`` or in a ``--config-dir``, is exact too.
+Configurations of runs are untrusted, and a ``_target_`` is imported and called. Full names are looked up in exact lists, built
+without imports by parsing genzoo's sources and configurations. Users extend them by exact names in ``trust=`` or in the files
+of a ``--config-dir``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from genzoo.config.paths import CONF, PACKAGE
 from genzoo.errors import UsageError
 from genzoo.runs import YAML_BYTES
 
-# Where the parts of models are defined: every public class of these files is one.
+# Files whose public classes are allowed as parts of models.
 PARTS = (
     "conditions.py",
     "event.py",
@@ -34,25 +34,25 @@ PARTS = (
     "distributions/likelihoods.py",
 )
 
-# What puts a model together out of parts that are built by these same rules.
+# Composes a model from parts that are checked by the same rules.
 FROZEN = "genzoo.model.frozen"
 
-# Commands read other runs, and are told themselves whom to trust.
+# Functions that read other runs and have a ``trust`` argument of their own.
 _NEVER = ("genzoo.cli.", "genzoo.config.", "genzoo.load")
 
 
 def check_names(node: Any, key: str, trust: Sequence[str] = ()) -> None:
-    """Look up every name in a section of a run's configuration, before any of them is imported.
+    """Check all ``_target_`` values of a section of a run's configuration before importing any of them.
 
     Args:
         node: plain types.
-        key: where the node stands; its first word is the section.
-        trust: full names that are allowed besides.
+        key: key of the node; its first part is the section.
+        trust: further allowed full names.
 
     Raises:
-        UsageError: for a name that is on no list.
+        UsageError: for a name that is not allowed.
     """
-    may = allowed(re.split(r"[.\[]", key, maxsplit=1)[0]).union(trust)
+    accepted = allowed(re.split(r"[.\[]", key, maxsplit=1)[0]).union(trust)
 
     def check(node: Any, key: str) -> None:
         if isinstance(node, list):
@@ -64,9 +64,9 @@ def check_names(node: Any, key: str, trust: Sequence[str] = ()) -> None:
             target = node["_target_"]
             if not is_full_name(target):
                 raise UsageError(f"{key}._target_={str(target)[:200]!r}: must be the full name of a class")
-            if target not in may or target.startswith(_NEVER):
+            if target not in accepted or target.startswith(_NEVER):
                 hint = "" if target.startswith(_NEVER) else f"; trust=[{target}] allows it"
-                raise UsageError(f"{key}._target_={target}: not among the classes that a run may name{hint}")
+                raise UsageError(f"{key}._target_={target}: not among the classes allowed in a run{hint}")
         for name, value in node.items():
             check(value, f"{key}.{name}")
 
@@ -75,13 +75,13 @@ def check_names(node: Any, key: str, trust: Sequence[str] = ()) -> None:
 
 @functools.cache
 def allowed(section: str) -> frozenset[str]:
-    """List what a section of a run's configuration may name.
+    """List the classes allowed in a section of a run's configuration.
 
     Args:
-        section: the first word of its keys: "model", "optimizer", "trainer", "logger", "data".
+        section: "model", "optimizer", "trainer", "logger" or "data".
 
     Returns:
-        The full names; none for a section that describes no object.
+        Full names; empty for a section without objects.
     """
     if section == "model":
         return frozenset({FROZEN, *_parts(), *named_in(CONF / "model")})
@@ -93,7 +93,7 @@ def allowed(section: str) -> frozenset[str]:
 def _parts() -> Iterator[str]:
     for pattern in PARTS:
         for path in PACKAGE.glob(pattern):
-            # Samplers are named by their package, which exports them.
+            # Samplers are exported by their package.
             place = path.parent if path.parent.name == "samplers" else path.with_suffix("")
             module = ".".join(place.relative_to(PACKAGE.parent).parts)
             for node in ast.parse(path.read_bytes()).body:
@@ -109,14 +109,14 @@ def _optimizers() -> frozenset[str]:
 
 
 def named_in(config_dir: str | os.PathLike[str], run: str | os.PathLike[str] | None = None) -> set[str]:
-    """List what the configurations in a directory of the reader's own name as ``_target_``.
+    """List the ``_target_`` values of the configurations in a user's directory.
 
-    Directories of runs are passed over, and so is whatever lies beside the run that is read, below the first folder
-    that leads to it: ``--config-dir .`` says nothing for what was downloaded into the same place.
+    Run directories are skipped, and so is the top-level folder that contains the current run, so that ``--config-dir .`` does
+    not trust files downloaded together with a run.
 
     Args:
         config_dir: the directory.
-        run: the run that is read, if there is one.
+        run: the current run, if any.
     """
     top = Path(config_dir).resolve()
     away = Path(run).resolve() if run is not None else None
@@ -133,12 +133,12 @@ def named_in(config_dir: str | os.PathLike[str], run: str | os.PathLike[str] | N
 
 
 def _targets(content: bytes) -> Iterator[str]:
-    """List the values of all keys ``_target_``; what is no YAML names nothing."""
+    """List the values of all keys ``_target_``; invalid YAML yields none."""
     try:
         left = [yaml.compose(content, Loader=yaml.SafeLoader)] if b"_target_" in content else []
     except (yaml.YAMLError, RecursionError):
         return
-    seen = set()  # an alias leads to the same node again
+    seen = set()  # aliases refer to the same node
     while left:
         node = left.pop()
         if id(node) in seen:

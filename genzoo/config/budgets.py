@@ -1,4 +1,4 @@
-"""Limits of a budget: naming one clears those of the preset."""
+"""Limits of a budget: setting one clears those of the preset."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ from genzoo.errors import UsageError
 LIMITS = ("images", "seconds", "flops")  # of a budget
 
 
-def one_budget(verb: str, overrides: Sequence[str], config_dir: str | None = None) -> list[str]:
-    """List the overrides by which limits of the budget that were named clear those that were not.
+def clearing_overrides(verb: str, overrides: Sequence[str], config_dir: str | None = None) -> list[str]:
+    """Overrides that clear the limits of a preset budget if another limit is set.
 
-    What is typed comes before what files say, an experiment or a recipe before the preset, the later file before the
-    earlier one: the last of them that names a limit names all that there are. A limit that is null is not named.
+    The command line takes precedence over files, an experiment or a recipe over the preset, later files over earlier ones: the
+    level of highest precedence that sets a limit (other than null) determines all limits.
 
     Args:
         verb: the command.
-        overrides: the rest of the command line; of several values of a key one.
+        overrides: the command-line overrides, with one value per key.
         config_dir: a further directory of configurations.
 
     Returns:
-        ``budget.seconds=null`` and the like, for what would be in force otherwise.
+        Overrides such as ``budget.seconds=null``.
     """
     if verb != "train":
         return []
     try:
-        said = {override.key_or_group: override.value() for override in map(parse, overrides)}
-    except (UsageError, HydraException):  # which composing refuses in better words
+        typed = {override.key_or_group: override.value() for override in map(parse, overrides)}
+    except (UsageError, HydraException):  # composition raises a better message
         return []
-    named = {name for name, value in _limits_of(said).items() if value is not None}
+    named = {name for name, value in _limits_of(typed).items() if value is not None}
     if named:
         return [f"budget.{name}=null" for name in LIMITS if name not in named]
-    if not config_dir and not said.keys() & {"experiment", "hydra.searchpath"}:
-        return []  # the project's own recipes name no limit
-    levels = [*_budgets_of_files(verb, overrides, config_dir), _limits_of(said)]
+    if not config_dir and not typed.keys() & {"experiment", "hydra.searchpath"}:
+        return []  # the built-in recipes set no limit
+    levels = [*_budgets_of_files(verb, overrides, config_dir), _limits_of(typed)]
     merged = dict(itertools.chain.from_iterable(limits.items() for limits in levels))
-    while levels and not named:  # what a later level makes null, no earlier one names
+    while levels and not named:  # a limit cleared by a later level is not set by an earlier one
         named = {name for name, value in levels.pop().items() if value is not None and merged[name] is not None}
     return [f"budget.{name}=null" for name in LIMITS if merged.get(name) is not None and name not in named]
 
@@ -55,7 +55,7 @@ def _limits_of(keys: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _budgets_of_files(verb: str, overrides: Sequence[str], config_dir: str | None) -> list[dict[str, Any]]:
-    """Read the limits that each file of a composition sets, in the order in which they are merged."""
+    """Read the limits of each file of a composition, in merge order."""
     found = []
     try:
         composition = list(files(verb, overrides, config_dir))
@@ -65,7 +65,7 @@ def _budgets_of_files(verb: str, overrides: Sequence[str], config_dir: str | Non
         parts = package.split(".") if package else []
         if "budget" not in (parts or [path.read_text(errors="replace")])[0]:
             continue
-        with contextlib.suppress(yaml.YAMLError, OSError):  # which Hydra refuses
+        with contextlib.suppress(yaml.YAMLError, OSError):  # Hydra raises its own error
             content = yaml.safe_load(path.read_bytes())
             for part in reversed(parts):
                 content = {part: content}

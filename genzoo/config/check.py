@@ -1,4 +1,4 @@
-"""Validation of values against the schema, with the full key in each message."""
+"""Validation of configurations against the schema, with full keys in messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from genzoo.runs.upgrade import RENAMED
 
 
 def unknown_key(key: str, known: Iterable[str]) -> UsageError:
-    """Say which of the known keys, ``trainer.batch_size``, was probably meant: one beside it, or one anywhere."""
+    """Build the error of an unknown key, with the closest known key as a suggestion."""
     known = set(known)
     if now := renamed(key, known):
         return UsageError(f"unknown key '{key}': {now}")
@@ -23,21 +23,21 @@ def unknown_key(key: str, known: Iterable[str]) -> UsageError:
         return UsageError(f"unknown key '{key}': {nearest(key, known)}")
     hint = nearest(leaf, beside - {"_target_", "_partial_"}).replace("mean '", f"mean '{parent}{dot}")
     if "_target_" in beside and hint.startswith("choose"):
-        hint += f"; an argument that the configuration leaves out is added by +{key}=..."
+        hint += f"; add an argument that the configuration omits by +{key}=..."
     return UsageError(f"unknown key '{key}': {hint}")
 
 
 def renamed(key: str, known: Iterable[str]) -> str | None:
-    """Return what to write in place of a key of an earlier release; None for one that never existed."""
+    """Hint for a renamed key of an earlier release; None for other keys."""
     parent, dot, leaf = key.rpartition(".")
     if leaf == "num_classes" and parent.partition(".")[0] in ("model", "codec"):
-        return "say data.conditional=true for a model that is conditioned on the classes of the data"
+        return "set data.conditional=true for a model conditioned on the classes of the data"
     now = f"{parent}{dot}{RENAMED[leaf]}" if leaf in RENAMED else "label" if key == "y" else None
     return f"did you mean '{now}'?" if now and now in known else None
 
 
 def check(verb: str, plain: Any) -> dict[str, Any]:
-    """Check the values of a configuration of plain types.
+    """Validate a configuration of plain types.
 
     Raises:
         UsageError: naming the full key.
@@ -47,7 +47,7 @@ def check(verb: str, plain: Any) -> dict[str, Any]:
 
 
 def check_section(name: str, section: Any) -> dict[str, Any]:
-    """Check one section of a run's configuration like one that was typed, and return it.
+    """Validate one section of a run's configuration.
 
     Raises:
         UsageError: naming the full key.
@@ -60,18 +60,18 @@ def _checked(schema: type[Section], plain: Any, name: str = "") -> dict[str, Any
     try:
         return schema.model_validate(plain).model_dump(exclude_unset=True)
     except ValidationError as error:
-        raise _refusal(error, name, schema.known_keys(f"{name}." if name else "")) from error
+        raise _usage_error(error, name, schema.known_keys(f"{name}." if name else "")) from error
 
 
-def _refusal(error: ValidationError, section: str, known: Iterable[str]) -> UsageError:
-    """Say in one line what pydantic found, with the full key."""
+def _usage_error(error: ValidationError, section: str, known: Iterable[str]) -> UsageError:
+    """Convert a pydantic error to one line with the full key."""
     first = error.errors()[0]
     key, given, message = ".".join(filter(None, [section, *map(str, first["loc"])])), first["input"], first["msg"]
     if first["type"] == "extra_forbidden":
         return unknown_key(key, known)
     if first["type"] == "missing":
-        return UsageError(f"{key} is missing: say {key}=...")
-    if first["type"] == "value_error":  # raised by a check of ours, which names the keys itself
+        return UsageError(f"{key} is missing: set {key}=...")
+    if first["type"] == "value_error":  # of genzoo's own validators, whose messages name the keys
         return UsageError(str(first["ctx"]["error"]))
     shown = "null" if given is None else str(given)[:100]
     return UsageError(f"{key}={shown}: {message[0].lower()}{message[1:]}")

@@ -1,4 +1,4 @@
-"""Composition of a command line into a validated configuration."""
+"""Composition and validation of a command line."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from genzoo.config.budgets import one_budget
+from genzoo.config.budgets import clearing_overrides
 from genzoo.config.check import check, unknown_key
-from genzoo.config.loader import COMPOSING, hydra_loader, is_finite, leaves, searching
+from genzoo.config.loader import COMPOSING, hydra_loader, is_finite, leaves, searchpath_override
 from genzoo.config.names import is_full_name
 from genzoo.config.overrides import MOST_JOBS, Options, count, first, parse
 from genzoo.config.schema import SCHEMAS
@@ -30,18 +30,18 @@ MAY_CHANGE = (
     "trust",
     "timeout",
     *(key for key in UNHASHED_KEYS if "." in key),
-)  # where a run is gone on with
+)  # with resume=DIR
 
 
 class Job(NamedTuple):
-    """What a command line asks for."""
+    """The configuration of a command line."""
 
-    config: dict[str, Any]  # plain types; with resume=DIR under "said" the keys that were typed
-    choices: dict[str, str]  # what was chosen of each group
+    config: dict[str, Any]  # plain types; with resume=DIR the overridden keys under "overridden"
+    choices: dict[str, str]  # choice of each group
 
 
-def _known(verb: str, overrides: Sequence[str]) -> set[str]:
-    """List the keys of a command, those included that its configuration may leave out."""
+def _keys(verb: str, overrides: Sequence[str]) -> set[str]:
+    """List the keys of a command, including optional ones."""
 
     config = OmegaConf.to_container(compose(verb, list(overrides)), resolve=False)
     return {*(key for key, _ in leaves(config)), *SCHEMAS[verb].known_keys()}
@@ -55,36 +55,36 @@ def preflight(
     values: bool = True,
     sweep: bool = False,
 ) -> Job | None:
-    """Compose a command line and check it, without importing torch.
+    """Compose and validate a command line, without importing torch.
 
     Args:
         verb: the command.
-        overrides: the rest of the command line.
+        overrides: the command-line overrides.
         config_dir: a further directory of configurations.
-        values: whether the values are checked too, or the keys alone.
-        sweep: whether a key may have several values; all choices are checked then, and the values of the first job.
+        values: whether to validate values, or keys alone.
+        sweep: whether a key may have several values; all choices and the values of the first job are validated.
 
     Returns:
-        What is to be done, if the values were checked.
+        The job, if values were validated.
 
     Raises:
-        UsageError: naming the key, what is wrong and the nearest valid choice.
+        UsageError: naming the key, the cause and the closest valid choice.
     """
     if config_dir and not Path(config_dir).is_dir():
         raise UsageError(f"--config-dir {config_dir}: no such directory")
-    search = searching(config_dir)
+    search = searchpath_override(config_dir)
     parsed = [parse(text) for text in overrides]
     with hydra_loader() as loader:
         for override in parsed:
             if override.is_sweep_override() and not sweep:
-                raise UsageError(f"{override.input_line}: several values need -m, which trains one run for each")
+                raise UsageError(f"{override.input_line}: several values need -m, which trains one run each")
             _check_choice(verb, loader, override, config_dir)
         if (jobs := math.prod(map(count, parsed))) > MOST_JOBS:
-            raise UsageError(f"a sweep of {jobs:,} jobs: at most {MOST_JOBS:,} are started at a time")
+            raise UsageError(f"a sweep of {jobs:,} jobs: at most {MOST_JOBS:,} are allowed")
         _check_resume(verb, parsed, sweep)
         try:
             firsts = list(map(first, parsed))
-            cleared = one_budget(verb, firsts, config_dir)
+            cleared = clearing_overrides(verb, firsts, config_dir)
             config = compose(verb, [*search, *firsts, *cleared], return_hydra_config=True)
         except COMPOSING as error:
             raise _explain(verb, parsed, search, error) from error
@@ -101,25 +101,25 @@ def preflight(
 
         plain["trust"] = sorted({*plain["trust"], *named_in(config_dir, plain.get("run") or plain.get("resume"))})
     if plain.get("resume") not in (None, "auto"):
-        plain["said"] = [override.key_or_group for override in parsed]
+        plain["overridden"] = [override.key_or_group for override in parsed]
     return Job(plain, choices)
 
 
 def _check_resume(verb: str, overrides: Sequence[Override], sweep: bool) -> None:
-    """Refuse what would change a run that is gone on with."""
-    said = {override.key_or_group: override for override in overrides}
-    asked = said.get("resume")
-    if verb != "train" or asked is None or (not asked.is_sweep_override() and asked.value() in (None, "auto")):
+    """Reject overrides that would change a resumed run."""
+    typed = {override.key_or_group: override for override in overrides}
+    resume = typed.get("resume")
+    if verb != "train" or resume is None or (not resume.is_sweep_override() and resume.value() in (None, "auto")):
         return
     if sweep:
-        raise UsageError(f"{asked.input_line}: goes on with one run; in a sweep say resume=auto")
-    for key, override in said.items():
+        raise UsageError(f"{resume.input_line}: resumes one run; in a sweep set resume=auto")
+    for key, override in typed.items():
         if key not in MAY_CHANGE:
-            raise UsageError(f"{override.input_line}: {asked.input_line} goes on as the run began; leave it out")
+            raise UsageError(f"{override.input_line}: {resume.input_line} keeps the run's configuration; omit it")
 
 
 def _check_choice(verb: str, loader: ConfigLoader, override: Override, config_dir: str | None) -> None:
-    """Refuse a choice that its group does not have."""
+    """Reject unknown choices of a group."""
 
     group = override.key_or_group
     options = loader.get_group_options(group, results_filter=ObjectType.CONFIG)
@@ -131,8 +131,8 @@ def _check_choice(verb: str, loader: ConfigLoader, override: Override, config_di
     if override.is_interval_sweep():
         raise UsageError(f"{override.input_line}: choose from {', '.join(options)}")
     if isinstance(value, list) and not override.is_sweep_override():
-        raise UsageError(f"{override.input_line}: one choice, not a list; with -m several, {group}=a,b")
-    if count(override) > MOST_JOBS:  # of a range, which is no choice
+        raise UsageError(f"{override.input_line}: one choice, not a list; with -m several: {group}=a,b")
+    if count(override) > MOST_JOBS:  # a range
         raise UsageError(f"{override.input_line}: choose from {', '.join(options)}")
     several = [value]
     if override.is_sweep_override():
@@ -141,14 +141,14 @@ def _check_choice(verb: str, loader: ConfigLoader, override: Override, config_di
     for choice in several:
         field = SCHEMAS[verb].model_fields.get(group)
         if choice is None and field is not None and not field.is_required():
-            raise UsageError(f"{group}=null: say ~{group} to leave it out")
+            raise UsageError(f"{group}=null: use ~{group} to omit it")
         name = "null" if choice is None else str(choice)
         if name not in options:
             raise UsageError(f"unknown {group} '{name}': {nearest(name, options)}")
 
 
 def _check_sweeper(hydra: DictConfig, overrides: Sequence[Override]) -> None:
-    """Refuse what the chosen sweeper cannot do, before Hydra or a library below it raises.
+    """Reject overrides that the chosen sweeper does not support.
 
     Raises:
         UsageError: naming the override.
@@ -160,26 +160,26 @@ def _check_sweeper(hydra: DictConfig, overrides: Sequence[Override]) -> None:
         for override in overrides:
             if override.is_interval_sweep():
                 raise UsageError(
-                    f"{override.input_line}: an interval is for a search, hydra/sweeper=optuna; else say several values"
+                    f"{override.input_line}: an interval needs a search, hydra/sweeper=optuna; else list the values"
                 )
     storage = hydra.sweeper.get("storage")
     if "optuna" in target and storage is not None:
         raise UsageError(
-            f"hydra.sweeper.storage={storage}: the sweeper for Optuna keeps no search in a file or a data base; leave it out"
+            f"hydra.sweeper.storage={storage}: storing an Optuna search in a file or a database is not supported; omit it"
         )
 
 
 def _explain(verb: str, overrides: Sequence[Override], search: list[str], error: Exception) -> UsageError:
-    """Find the override that does not compose, and say what was probably meant."""
+    """Find the override that fails to compose, and suggest a correction."""
     good = list(search)
-    for override in sorted(overrides, key=lambda o: "." in o.key_or_group):  # choices decide which keys there are
+    for override in sorted(overrides, key=lambda o: "." in o.key_or_group):  # choices determine the keys
         try:
             compose(verb, [*good, first(override)])
         except COMPOSING as cause:
-            key, known = override.key_or_group, _known(verb, good)
+            key, known = override.key_or_group, _keys(verb, good)
             if key not in known and not override.is_add():
                 return unknown_key(key, known)
-            nothing = "Could not override" in str(cause)  # a group that the configuration names, and that has no files
+            nothing = "Could not override" in str(cause)  # a group without files
             return UsageError(
                 f"{override.input_line}: {'there is nothing to choose from' if nothing else one_line(cause)}"
             )
@@ -188,14 +188,14 @@ def _explain(verb: str, overrides: Sequence[Override], search: list[str], error:
 
 
 def names_sampler(hydra: Any) -> bool:
-    """Whether the command line, or the experiment that it chooses, names a sampler or a setting of one.
+    """Whether the command line or its experiment sets a sampler or one of its settings.
 
-    Such a sampler scores the run, however many evaluations it takes, where ``metrics.max_nfe`` is not said too.
+    Without ``metrics.max_nfe`` on the command line, such a sampler is evaluated without a limit on its NFE.
 
     Args:
-        hydra: its section of a composed configuration.
+        hydra: Hydra's section of a composed configuration.
     """
-    words = OmegaConf.to_container(hydra.overrides.task, resolve=False)  # "seed=${nothing}" is a word like any other
+    words = OmegaConf.to_container(hydra.overrides.task, resolve=False)
     assert isinstance(words, list)
     keys = [parse(str(word)).get_key_element().lstrip("+~") for word in words]
     if "metrics.max_nfe" in keys:
@@ -213,7 +213,7 @@ def names_sampler(hydra: Any) -> bool:
             if any("sampler" in key.split(".") for key, _ in leaves(plain)):
                 return True
             for entry in plain.get("defaults") or [] if isinstance(plain, dict) else []:
-                groups = entry if isinstance(entry, dict) else {"experiment": entry}  # the group of the file itself
+                groups = entry if isinstance(entry, dict) else {"experiment": entry}  # a file of the same group
                 words = {
                     word: str(choice) for group, choice in groups.items() for word in re.split(r"[ /.@]", str(group))
                 }
@@ -225,12 +225,12 @@ def names_sampler(hydra: Any) -> bool:
 
 
 def validate(verb: str, config: DictConfig, named: bool = False) -> dict[str, Any]:
-    """Check the values of a composed configuration and return it as plain types.
+    """Validate a composed configuration and convert it to plain types.
 
     Args:
         verb: the command.
-        config: composed.
-        named: whether a sampler was named, which then scores a training's run without a limit on its evaluations.
+        config: the composed configuration.
+        named: whether a sampler was set, which removes the default limit on its NFE in training's evaluation.
 
     Raises:
         UsageError: naming the full key.
@@ -241,19 +241,19 @@ def validate(verb: str, config: DictConfig, named: bool = False) -> dict[str, An
     for key, value in leaves(OmegaConf.to_container(config, resolve=False)):
         if value == "???":
             example = "outputs/vae-digits/20260101-120000-000000-abcdef" if key == "run" else "..."
-            raise UsageError(f"{key} is missing: say {key}={example}")
+            raise UsageError(f"{key} is missing: set {key}={example}")
         if not is_finite(value):
             raise UsageError(f"{key}={value}: must be finite")
     try:
         plain = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
-        raise UsageError(f"{_culprit(config, str(error.full_key))}: {str(error).splitlines()[0]}") from error
-    remember(plain)  # for the messages that quote them
+        raise UsageError(f"{_interpolated(config, str(error.full_key))}: {str(error).splitlines()[0]}") from error
+    remember(plain)  # secrets may be quoted in later messages
     return check(verb, plain)
 
 
-def _culprit(config: DictConfig, key: str) -> str:
-    """Follow a key that cannot be resolved, and only names another, to the one where it was said."""
+def _interpolated(config: DictConfig, key: str) -> str:
+    """Follow the interpolations of an unresolvable key to the key that was set."""
     raw, seen = dict(leaves(OmegaConf.to_container(config, resolve=False))), set()
     while key not in seen and (named := re.fullmatch(r"\$\{([\w.]+)\}", str(raw.get(key)))) and named[1] in raw:
         seen.add(key)

@@ -1,4 +1,4 @@
-"""``--help``, with the comment of each key, and ``genzoo explain``, with the file that sets it."""
+"""Text of ``--help``, with the comments of keys, and of ``genzoo explain``, with the files that set them."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import yaml
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from genzoo.config.budgets import one_budget
-from genzoo.config.loader import hydra_loader, leaves, searching
+from genzoo.config.budgets import clearing_overrides
+from genzoo.config.loader import hydra_loader, leaves, searchpath_override
 from genzoo.config.origins import Origin, origins, shown
 from genzoo.config.overrides import parse
 from genzoo.config.paths import CONF
 from genzoo.errors import UsageError, nearest
 
-INTERNAL = ("_target_", "_partial_", "kind", "source")  # keys that nobody sets by hand
-INTERNAL_GROUPS = ("hydra", "kind", "recipe")  # chosen by the data and the model
+INTERNAL = ("_target_", "_partial_", "kind", "source")  # keys that users never set
+INTERNAL_GROUPS = ("hydra", "kind", "recipe")  # determined by the data and the model
 COLUMN = 44  # of comments
 
 
 def help_text(verb: str, overrides: Sequence[str], config_dir: str | None = None) -> str:
-    """Describe a command: its groups with their choices, and each key with its value and comment."""
+    """Help of a command: groups with their choices, and keys with values and comments."""
     homes = [CONF, *([Path(config_dir)] if config_dir else [])]
     choices: dict[str, set[str]] = {}
     for home in homes:
@@ -50,8 +50,8 @@ def help_text(verb: str, overrides: Sequence[str], config_dir: str | None = None
 
 def _composed(verb: str, overrides: Sequence[str], config_dir: str | None) -> DictConfig:
     with hydra_loader():
-        cleared = one_budget(verb, overrides, config_dir)
-        return compose(verb, [*searching(config_dir), *overrides, *cleared], return_hydra_config=True)
+        cleared = clearing_overrides(verb, overrides, config_dir)
+        return compose(verb, [*searchpath_override(config_dir), *overrides, *cleared], return_hydra_config=True)
 
 
 def _commented(node: dict[Any, Any], comments: dict[str, str], prefix: str = "", indent: int = 0) -> Iterator[str]:
@@ -77,20 +77,20 @@ def _scalar(value: Any) -> str:
 
 
 def explain_text(verb: str, words: Sequence[str], config_dir: str | None = None) -> str:
-    """Name the files that set some keys of a composition, those in force first.
+    """List the lines that set some keys of a composition, the effective one first.
 
     Args:
-        verb: the command whose configuration is meant.
+        verb: the command.
         words: overrides, ``model=ddpm``, and keys, ``optimizer.lr``.
         config_dir: a further directory of configurations.
 
     Raises:
-        UsageError: for no key, or one that the configuration does not have.
+        UsageError: without a key, or for an unknown key.
     """
     overrides = [word for word in words if "=" in word]
     keys = [word for word in words if "=" not in word]
     if not keys:
-        raise UsageError("explain: say which keys, such as explain model=ddpm data=digits optimizer.lr")
+        raise UsageError("explain: no key given; example: explain model=ddpm data=digits optimizer.lr")
     config = _composed(verb, overrides, config_dir)
     with open_dict(config):
         del config["hydra"]
@@ -112,7 +112,7 @@ def _explained(
     lines = found.get(key, [])
     cleared = key.startswith("budget.") and value is None and key not in typed and lines and lines[-1].text != "null"
     if cleared:
-        yield "  cleared: another limit of the budget was named"
+        yield "  cleared: another limit of the budget was set"
     for i, origin in enumerate(reversed(lines)):
         comment = f"  # {origin.comment}" if origin.comment else ""
         overridden = " (overridden)" if i or key in typed or cleared else ""

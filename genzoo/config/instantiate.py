@@ -1,4 +1,4 @@
-"""Objects from configurations; names in configurations of runs are looked up in ``genzoo.config.allow_list`` first."""
+"""Instantiation of objects from configurations; those of runs are checked by ``genzoo.config.allow_list``."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from genzoo.config.check import renamed
 from genzoo.config.loader import is_finite
 from genzoo.config.memory import within_memory
 from genzoo.config.names import is_full_name
-from genzoo.errors import REFUSALS, STUMBLES, UsageError, nearest, one_line
+from genzoo.errors import BUILD_ERRORS, MISMATCHES, UsageError, nearest, one_line
 
 
 def targets(node: Any) -> Iterator[str]:
-    """List the classes that a configuration names."""
+    """List all ``_target_`` values of a configuration."""
     if isinstance(node, dict) and isinstance(node.get("_target_"), str):
         yield node["_target_"]
     for item in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
@@ -38,18 +38,17 @@ def _resolve(target: Any, key: str) -> Any:
 
 
 def build(node: Any, key: str, *, trusted: bool = True, trust: Sequence[str] = (), **extra: Any) -> Any:
-    """Turn a configuration into the object that it describes; the one place that does.
+    """Instantiate the object of a configuration, recursively.
 
     Args:
-        node: plain types, with ``_target_`` where an object is wanted.
-        key: where the node stands, for messages; its first word is the section, of which an untrusted node may name
-            what ``genzoo.config.allow_list.allowed`` lists.
-        trusted: whether the user wrote it; otherwise all names are looked up before anything is imported.
-        trust: full names that it may name besides.
+        node: plain types, with a ``_target_`` for each object.
+        key: key of the node, for messages; its first part selects the list of ``genzoo.config.allow_list.allowed``.
+        trusted: whether the user wrote it; otherwise all names are checked before any import.
+        trust: further allowed full names.
         extra: further arguments of the outermost object.
 
     Raises:
-        UsageError: for an unknown class or argument, an argument of the wrong type, or one that its class refuses.
+        UsageError: for an unknown class or argument, an argument of the wrong type, or an error of a constructor.
     """
 
     if not trusted:
@@ -57,12 +56,12 @@ def build(node: Any, key: str, *, trusted: bool = True, trust: Sequence[str] = (
 
         check_names(node, key, trust)
     with within_memory():
-        # Whatever a stranger's arguments make a constructor stumble over, it is no bug of ours.
-        return _build(node, key, REFUSALS if trusted else (Exception,), extra)
+        # Any error of a constructor with untrusted arguments is a usage error.
+        return _build(node, key, BUILD_ERRORS if trusted else (Exception,), extra)
 
 
 class _Part(functools.partial):
-    """What a constructor makes its own parts with; one that cannot be made is named by its key."""
+    """A partial constructor of a nested object; its errors name the key."""
 
     key: str
 
@@ -71,16 +70,17 @@ class _Part(functools.partial):
             return super().__call__(*arguments, **keywords)
         except UsageError:
             raise
-        except REFUSALS as error:
-            raise UsageError(f"{self.key}: {_told(self.func, arguments, self.keywords | keywords, error)}") from error
+        except BUILD_ERRORS as error:
+            message = _constructor_error(self.func, arguments, self.keywords | keywords, error)
+            raise UsageError(f"{self.key}: {message}") from error
 
 
-def _told(function: Any, arguments: Sequence[Any], keywords: dict[str, Any], error: BaseException) -> str:
-    """Say how a constructor refused; where it names no argument, beside those that it was given."""
+def _constructor_error(function: Any, arguments: Sequence[Any], keywords: dict[str, Any], error: BaseException) -> str:
+    """Message of a failed constructor, with the arguments unless it names one of them."""
     text = one_line(error) or type(error).__name__
-    if isinstance(error, ValueError):  # by which constructors say what they do not take
+    if isinstance(error, ValueError):  # of an explicit check
         return text
-    if not isinstance(error, STUMBLES) and any(re.search(rf"\b{name}\b", text) for name in keywords):
+    if not isinstance(error, MISMATCHES) and any(re.search(rf"\b{name}\b", text) for name in keywords):
         return text
     plain = (f"{name}={value}" for name, value in keywords.items() if isinstance(value, int | float | str | None))
     return f"{function.__name__}({', '.join([*map(str, arguments), *plain])[:200]}): {text}"
@@ -100,14 +100,14 @@ def _build(node: Any, key: str, refusals: tuple[type[Exception], ...], extra: di
         return arguments
     partial = node.get("_partial_", False)
     if not isinstance(partial, bool):
-        raise UsageError(f"{key}._partial_={partial}: say true or false")
+        raise UsageError(f"{key}._partial_={partial}: must be true or false")
     function = _resolve(node["_target_"], key)
     arguments |= extra
     _check_arguments(function, arguments, key, partial)
     try:
         if not partial:
             return function(**arguments)
-        if "." not in key:  # an optimiser, which is made later and by others
+        if "." not in key:  # an optimizer, instantiated later
             return functools.partial(function, **arguments)
         part = _Part(function, **arguments)
         part.key = key
@@ -115,18 +115,18 @@ def _build(node: Any, key: str, refusals: tuple[type[Exception], ...], extra: di
     except UsageError:
         raise
     except refusals as error:
-        raise UsageError(f"{key}: {_told(function, (), arguments, error)}") from error
+        raise UsageError(f"{key}: {_constructor_error(function, (), arguments, error)}") from error
 
 
 def _check_arguments(function: Any, arguments: dict[str, Any], key: str, partial: bool) -> None:
-    """Compare arguments with a signature: their names, and their types where these can be checked."""
+    """Check the names of arguments against a signature, and their types where annotated."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
         return
     try:
         hints = inspect.get_annotations(function.__init__ if inspect.isclass(function) else function, eval_str=True)
-    except (TypeError, NameError):  # of what is imported for the type checker alone
+    except (TypeError, NameError):  # annotations imported under TYPE_CHECKING
         hints = {}
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name, value in arguments.items():
@@ -136,14 +136,14 @@ def _check_arguments(function: Any, arguments: dict[str, Any], key: str, partial
         hint = hints.get(name)
         problem = _wrong_type(value, hint)
         if not problem and hint in (int, int | None) and value is not None and value < 0 and _is_ours(function):
-            problem = "a size or a count, which cannot be negative"
+            problem = "must not be negative"
         if problem:
             raise UsageError(f"{key}.{name}={_shown(value)}: {problem}")
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     needed = [n for n, p in parameters.items() if p.default is p.empty and p.kind in kinds]
     lacking = [name for name in needed if name not in arguments]
     if lacking and not partial:
-        raise UsageError(f"{key}.{lacking[0]} is missing: say {key}.{lacking[0]}=...")
+        raise UsageError(f"{key}.{lacking[0]} is missing: set {key}.{lacking[0]}=...")
 
 
 def _is_ours(function: Any) -> bool:
@@ -158,7 +158,7 @@ def _shown(value: Any) -> str:
 
 
 def _wrong_type(value: Any, hint: Any) -> str | None:
-    """Say what a value should have been, None where it fits or the hint cannot be checked."""
+    """Describe the type mismatch of a value; None if it matches or the hint cannot be checked."""
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
     if hint is None:
@@ -173,7 +173,7 @@ def _wrong_type(value: Any, hint: Any) -> str | None:
             TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(candidate, strict=True)
         except ValidationError as error:
             errors.append(error.errors(include_context=False)[0])
-        except Exception:  # pydantic raises many kinds for annotations that it cannot read
+        except Exception:  # pydantic raises errors of many kinds for unsupported annotations
             return None
         else:
             return None

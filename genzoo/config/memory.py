@@ -1,6 +1,6 @@
-"""How large a model may be: weights are counted as they are made, before anything is written into their memory.
+"""Memory limit of models: parameters and buffers are counted as modules register them.
 
-A width with a zero too many would otherwise take the machine down with it, minutes later.
+Oversized models, as by a width with an additional zero, are rejected before their memory is touched.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-TENSORS = 10_000  # of one model
-NUMBERS = 2**27  # of one of them
+TENSORS = 10_000  # per model
+NUMBERS = 2**27  # elements per tensor
 
 
 def memory() -> int:
-    """Bytes of memory of this machine, or of the container that we are in."""
+    """Bytes of memory of this machine or container."""
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    said = limit.read_text().strip() if limit.is_file() else ""
-    return min(installed, int(said)) if said.isdigit() else installed
+    path = Path("/sys/fs/cgroup/memory.max")
+    limit = path.read_text().strip() if path.is_file() else ""
+    return min(installed, int(limit)) if limit.isdigit() else installed
 
 
 @contextlib.contextmanager
 def within_memory() -> Iterator[None]:
-    """Refuse to build modules whose weights fill more than half of the memory, or never end.
+    """Limit the modules built within a block to half of the memory and ``TENSORS`` tensors.
 
     Raises:
-        MemoryError: at the first tensor that is too much.
+        MemoryError: at the first tensor beyond a limit.
     """
     from torch.nn.modules.module import register_module_buffer_registration_hook as on_buffer
     from torch.nn.modules.module import register_module_parameter_registration_hook as on_parameter

@@ -6,5 +6,5 @@ from typing import Any
 
 
 def is_full_name(value: Any) -> bool:
-    """Whether a value is the full name of something in a module."""
+    """Whether a value is a dotted name, package.module.Class."""
     return isinstance(value, str) and "." in value and all(part.isidentifier() for part in value.split("."))

@@ -1,4 +1,4 @@
-"""Where each value of a configuration comes from: the files of a composition, line by line.
+"""Origin of each value of a configuration: file and line.
 
 Hydra merges the files of a defaults list one after another. Here their syntax trees are read in the same order, so that each
 key has its values, the last of which is in force, with file, line and comment.
@@ -16,7 +16,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 
-from genzoo.config.loader import hydra_loader, searching
+from genzoo.config.loader import hydra_loader, searchpath_override
 from genzoo.config.overrides import parse
 from genzoo.config.paths import CONF
 
@@ -27,21 +27,21 @@ class Origin(NamedTuple):
     key: str  # in full, "optimizer.lr"
     file: Path
     line: int
-    text: str  # the value as it is written, empty of a section
+    text: str  # the value as written; empty for a section
     comment: str
 
 
 def files(verb: str, overrides: Sequence[str], config_dir: str | None = None) -> Iterator[tuple[Path, str]]:
-    """Yield the files of a composition in the order in which they are merged, each with its package.
+    """Yield the files of a composition in merge order, each with its package.
 
     Raises:
-        Exception: as Hydra does, for a command line that does not compose.
+        Exception: of Hydra, if the composition fails.
     """
     typed = [o.value() for o in map(parse, overrides) if o.key_or_group == "hydra.searchpath"]
     places = [str(place).removeprefix("file://") for value in typed if isinstance(value, list) for place in value]
     homes = [CONF, *map(Path, [*([config_dir] if config_dir else []), *places])]
     with _open_loader() as loader:
-        words = [*searching(config_dir), *overrides]
+        words = [*searchpath_override(config_dir), *overrides]
         listed = loader.compute_defaults_list(verb, words, RunMode.RUN).defaults
     for entry in listed:
         path = next((path for home in homes if (path := home / f"{entry.config_path}.yaml").is_file()), None)
@@ -50,7 +50,7 @@ def files(verb: str, overrides: Sequence[str], config_dir: str | None = None) ->
 
 
 def origins(verb: str, overrides: Sequence[str], config_dir: str | None = None) -> dict[str, list[Origin]]:
-    """List the lines that set each key of a composition, those in force last."""
+    """List the lines that set each key of a composition, the effective one last."""
     found: dict[str, list[Origin]] = {}
     for path, package in files(verb, overrides, config_dir):
         for origin in _lines(path, package):
@@ -81,7 +81,7 @@ def _lines(path: Path, package: str) -> Iterator[Origin]:
 
 @contextlib.contextmanager
 def _open_loader() -> Iterator[ConfigLoader]:
-    """Return the loader of configurations that Hydra has at work, or open one."""
+    """Return Hydra's current config loader, or initialise one."""
     if GlobalHydra.instance().is_initialized():
         yield GlobalHydra.instance().config_loader()
         return
@@ -90,5 +90,5 @@ def _open_loader() -> Iterator[ConfigLoader]:
 
 
 def shown(path: Path) -> str:
-    """Name a file of the project from its folder ``conf``, another one in full."""
+    """Path of a file relative to the project if it is in ``conf``."""
     return f"conf/{path.relative_to(CONF).as_posix()}" if path.is_relative_to(CONF) else str(path)

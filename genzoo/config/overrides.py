@@ -21,19 +21,19 @@ def parse(text: str) -> Override:
     try:
         override = OverridesParser.create().parse_overrides([text])[0]
         if not override.key_or_group:
-            raise UsageError(f"cannot read '{text[:200]}': it names no key")
+            raise UsageError(f"cannot parse '{text[:200]}': it has no key")
         return override
     except (HydraException, RecursionError) as error:
         raise UsageError(
-            f"cannot read '{text[:200]}': write key=value, with quotes around special characters"
+            f"cannot parse '{text[:200]}': write key=value, with quotes around special characters"
         ) from error
 
 
 class Options:
-    """The choices of groups, as ``glob(...)`` looks for them: those of ``--config-dir`` are known to Hydra later.
+    """Choices of one group for ``glob(...)``, including those of ``--config-dir``.
 
     Args:
-        names: of the choices of one group.
+        names: of the choices.
     """
 
     def __init__(self, names: list[str]):
@@ -44,10 +44,10 @@ class Options:
 
 
 def count(override: Override) -> int:
-    """Return how many values an override has, without listing them.
+    """Count the values of an override, without listing them.
 
     Raises:
-        UsageError: where it has none.
+        UsageError: if it has none.
     """
     if not override.is_sweep_override() or override.is_interval_sweep():
         return 1
@@ -58,7 +58,7 @@ def count(override: Override) -> int:
     elif isinstance(value, Glob):
         options = override.config_loader.get_group_options(override.key_or_group) if override.config_loader else []
         if not options:
-            raise UsageError(f"{override.input_line}: glob(...) chooses among the files of a group, which this is not")
+            raise UsageError(f"{override.input_line}: glob(...) needs a config group")
         count = len(value.filter(options))
         if not count:
             raise UsageError(f"{override.input_line}: matches none of {', '.join(options)}")
@@ -70,7 +70,7 @@ def count(override: Override) -> int:
 
 
 def first(override: Override) -> str:
-    """Return one override of a sweep, as text: the first of its choices, or where an interval begins."""
+    """Return the first override of a sweep as text: its first choice, or the start of its interval."""
     if not override.is_sweep_override():
         return override.input_line or ""
     if override.is_interval_sweep():
@@ -80,7 +80,7 @@ def first(override: Override) -> str:
     return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"
 
 
-def one_comparison(verb: str, overrides: Sequence[str]) -> list[str]:
-    """Take ``compare runs=a,b`` for one list of folders, not for a sweep."""
+def join_runs(verb: str, overrides: Sequence[str]) -> list[str]:
+    """Parse ``compare runs=a,b`` as a list of folders, not as a sweep."""
     pattern = re.compile(r"^runs=([^\[{'\"]*,.*)$")
     return [pattern.sub(r"runs=[\1]", word) if verb == "compare" else word for word in overrides]

@@ -1,4 +1,4 @@
-"""Where the configurations lie."""
+"""Paths of the configuration files."""
 
 from __future__ import annotations
 

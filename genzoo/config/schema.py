@@ -1,6 +1,6 @@
-"""What the plain values of a command's configuration must be; arguments of objects are checked by their own signatures.
+"""Schema of the configuration of each command; arguments of objects are checked by their signatures.
 
-Upper limits stand where a slip of the hand would otherwise end in a machine without memory, far above any use.
+Generous upper limits prevent typing errors from exhausting the memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from genzoo.config.names import is_full_name
 
 def _is_path(text: str) -> str:
     if "\0" in text or len(os.fsencode(text)) > 4095 or any(len(os.fsencode(part)) > 255 for part in text.split("/")):
-        raise PydanticCustomError("path", "no file can have this name")
+        raise PydanticCustomError("path", "is not a valid file name")
     return text
 
 
@@ -43,19 +43,19 @@ def _is_class(value: Any) -> Any:
     if not isinstance(value, int):
         raise PydanticCustomError("class", "must be the name or the number of a class")
     if not 0 <= value < 2**63:
-        raise PydanticCustomError("class", "the number of a class is at least 0")
+        raise PydanticCustomError("class", "must be at least 0")
     return value
 
 
 def _names_a_class(node: dict[str, Any]) -> dict[str, Any]:
     if "_target_" not in node:
-        raise PydanticCustomError("node", "names no class; give it a _target_")
+        raise PydanticCustomError("node", "has no class; set its _target_")
     return node
 
 
 def _is_device(name: Any) -> Any:
     if str(name).partition(":")[0] == "mps":
-        raise PydanticCustomError("device", "the GPUs of Apple's machines are not supported; say cpu")
+        raise PydanticCustomError("device", "Apple GPUs are not supported; use cpu")
     return name
 
 
@@ -74,21 +74,21 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
-    """A mapping whose keys are all known."""
+    """A mapping without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", strict=False)
 
     @field_validator("*", mode="before")
     @classmethod
-    def is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse to count with true and false, as Python does."""
+    def reject_bool(cls, value: Any, info: ValidationInfo) -> Any:
+        """Reject bool for numeric fields."""
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
             raise PydanticCustomError("truth", "input should not be true or false")
         return value
 
     @classmethod
     def known_keys(cls, prefix: str = "") -> Iterator[str]:
-        """List all keys with their sections, ``trainer.batch_size``."""
+        """List all full keys, such as ``trainer.batch_size``."""
         for name, field in cls.model_fields.items():
             yield f"{prefix}{name}"
             if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
@@ -125,50 +125,50 @@ class Budget(Section):
     @model_validator(mode="after")
     def limits_something(self) -> Budget:
         if self.images is None and self.seconds is None and self.flops is None:
-            raise ValueError("budget.images, budget.seconds and budget.flops are null: say how long to train in one")
+            raise ValueError("budget.images, budget.seconds and budget.flops are null: set one of them")
         return self
 
 
 def _is_printable(text: str) -> str:
     if not text.isprintable():
-        raise PydanticCustomError("printable", "holds what cannot be printed")
+        raise PydanticCustomError("printable", "contains unprintable characters")
     return text
 
 
-Word = Annotated[str, Field(max_length=1000), AfterValidator(_is_printable)]
-Told = Annotated[float, Field(ge=0, le=1e40, allow_inf_nan=False)]
+Text = Annotated[str, Field(max_length=1000), AfterValidator(_is_printable)]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=1e40, allow_inf_nan=False)]
 
 
 class Machine(Section):
-    """The part of a status that says where a run was trained."""
+    """The machine of a run, in its status."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
-    system: Word | None = None
-    cpu: Word | None = None
+    system: Text | None = None
+    cpu: Text | None = None
     cores: Count | None = None
 
 
 class Status(Section):
-    """What of ``status.json`` is taken over when a run is gone on with; other keys may hold anything."""
+    """The keys of ``status.json`` that resuming reads; other keys are arbitrary."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
     state: Literal["running", "failed", "done"] | None = None
     model: Annotated[str, Field(pattern=r"^[^/\x00-\x1f]{1,100}$")] | None = None
-    job: Word | None = None
-    device: Word | None = None
+    job: Text | None = None
+    device: Text | None = None
     threads: Annotated[int, Field(gt=0, le=1024)] | None = None
     data_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    versions: dict[Word, Word | None] | None = None
+    versions: dict[Text, Text | None] | None = None
     machine: Machine | None = None
-    gpu: dict[Word, Word | int | None] | None = None
+    gpu: dict[Text, Text | int | None] | None = None
     resumed: Annotated[list[dict[str, Any]], Field(max_length=10_000)] | None = None
     step: NonNegative | None = None
     images: NonNegative | None = None
     planned_images: NonNegative | None = None
-    train_seconds: Told | None = None
-    train_flops: Told | None = None
+    train_seconds: NonNegativeFloat | None = None
+    train_flops: NonNegativeFloat | None = None
 
 
 class Data(Section):
@@ -192,13 +192,9 @@ class Data(Section):
         if len(self.shape) != (3 if kind == "image" else 1):
             raise ValueError(f"data.shape={self.shape}: images are [channels, height, width], vectors [d]")
         if kind == "image" and self.shape[0] not in (1, 3):
-            raise ValueError(
-                f"data.shape={self.shape}: images have 1 channel (grey) or 3 (colour), as grids and picture files do"
-            )
+            raise ValueError(f"data.shape={self.shape}: images have 1 channel (grey) or 3 (colour)")
         if self.kind != kind:
-            raise ValueError(
-                f"kind={self.kind}: data={self.name} is of kind {kind}, which follows by itself; leave it out"
-            )
+            raise ValueError(f"kind={self.kind}: data={self.name} is of kind {kind}, which is set by the data; omit it")
         return self
 
 
@@ -223,7 +219,7 @@ class Train(Section):
     prior: Node | None = None
     teacher: Node | None = None
     logger: Node | None = None
-    budget: Budget  # before the metrics, whose number of samples it says
+    budget: Budget  # validated before the metrics, whose number of samples it sets
     metrics: Metrics
     model: Node
     data: Data
@@ -240,13 +236,15 @@ class Train(Section):
         family = str(self.model.get("_target_")).rpartition(".")[2]
         for part in ("codec", "prior", "teacher"):
             if getattr(self, part) and part not in self.model:
-                raise ValueError(f"{part}: {family} has none to choose; leave it out")
+                raise ValueError(f"{part}: {family} has no {part}; omit it")
         if self.metrics.n is None or self.metrics.num_samples is None:
-            raise ValueError("metrics.n=null, metrics.num_samples=null: a number each; null is for evaluate")
+            raise ValueError("metrics.n=null, metrics.num_samples=null: must be numbers; null is for evaluate")
         if self.metrics.max_nfe == "training":
-            raise ValueError("metrics.max_nfe=training: a number, or null for no limit; training is for evaluate")
+            raise ValueError(
+                "metrics.max_nfe=training: must be a number, or null for no limit; training is for evaluate"
+            )
         if self.sampler and not any("sampler" in owner for owner in (self.model, self.model.get("prior", {}))):
-            raise ValueError(f"sampler: {family} samples in one pass and takes no sampler; leave it out")
+            raise ValueError(f"sampler: {family} samples in one pass and takes no sampler; omit it")
         return self
 
 
@@ -276,26 +274,26 @@ class Evaluate(Section):
     ema: bool
     device: Device
     trust: list[Name]
-    # What kinds of data say of training, for which there is no use here.
+    # Training settings of the kind of data, ignored here.
     budget: dict[str, Any] | None = None
     trainer: dict[str, Any] | None = None
 
     @model_validator(mode="before")
     @classmethod
-    def has_no_data_by_default(cls, given: dict[str, Any]) -> dict[str, Any]:
+    def drop_default_kind(cls, given: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in given.items() if key != "data" or value != {"kind": "image"}}
 
     @model_validator(mode="after")
     def has_one_subject(self) -> Evaluate:
         if (self.run is None) == (self.samples is None):
-            raise ValueError("run: say run=DIR, or samples=FOLDER|FILE.npz with data=..., and not both")
+            raise ValueError("run: set either run=DIR, or samples=FOLDER|FILE.npz with data=...")
         if self.samples is not None:
             if self.data is None:
-                raise ValueError("data is missing: say data=..., what the samples are compared with")
+                raise ValueError("data is missing: set data=..., the reference of the samples")
             if self.sampler is not None:
-                raise ValueError("sampler: the samples are drawn already; leave it out")
+                raise ValueError("sampler: the samples are already drawn; omit it")
         elif self.data is not None or self.out is not None:
-            raise ValueError("data and out belong to samples=...; a run knows its own")
+            raise ValueError("data and out belong to samples=...; a run has its own data")
         return self
 
 
@@ -308,15 +306,15 @@ class Compare(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def may_have_one_folder(cls, given: dict[str, Any]) -> dict[str, Any]:
+    def accept_one_folder(cls, given: dict[str, Any]) -> dict[str, Any]:
         return {**given, "runs": [given["runs"]]} if isinstance(given.get("runs"), str) else given
 
     @model_validator(mode="after")
-    def has_something_to_do(self) -> Compare:
+    def has_task(self) -> Compare:
         if self.runs is None and self.workspace is None:
-            raise ValueError("runs is missing: say runs=outputs, or any folders of runs")
+            raise ValueError("runs is missing: set runs=outputs, or any folders of runs")
         if self.logger and self.logger.get("_target_") != "genzoo.training.loggers.WandB":
-            raise ValueError("logger: a comparison is files, and with logger=wandb a run there; leave it out")
+            raise ValueError("logger: a comparison supports logger=wandb alone; omit it")
         return self
 
 

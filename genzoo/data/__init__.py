@@ -1,4 +1,4 @@
-"""Data: laws of the plane with known densities, and sets of images."""
+"""Data sets: 2-D toy densities and images."""
 
 from genzoo.data.dataset import DataError, DataSet, Split
 from genzoo.data.densities import (

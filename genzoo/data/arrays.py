@@ -1,7 +1,7 @@
-"""Reads arrays of .npz and .npy files that anybody may have made: nothing is unpickled, and memory follows what a file holds.
+"""Safe reader of untrusted .npz and .npy files: no unpickling, and memory bounded by the file size.
 
-``numpy.load`` believes the shape in an array's header, 10^13 numbers of a file of a hundred bytes, and lets through whatever
-its parsers of archives and headers raise. Here sizes are compared before anything is allocated.
+``numpy.load`` trusts the shape in the header, such as 10^13 numbers in a file of a hundred bytes, and passes on all errors of
+its parsers. Here sizes are compared before memory is allocated.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from numpy.lib import format as npy
 
 from genzoo.data.dataset import DataError
 
-DENSE = 100  # times that an array may be larger than the bytes that it is packed into
-SMALL = 2**27  # bytes up to which it may be denser
+DENSE = 100  # largest compression ratio
+SMALL = 2**27  # unpacked size in bytes below which any ratio is accepted
 MEMBERS = 10_000  # of one archive
 
-# What zipfile, its decompressors and numpy's parser of headers raise for files that are damaged, encrypted or made up.
+# Exceptions of zipfile, its decompressors and numpy's header parser for damaged, encrypted or malicious files.
 MALFORMED = (
     *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError),
     *(
@@ -38,7 +38,7 @@ MALFORMED = (
         SyntaxError,
         tokenize.TokenError,
     ),
-    RuntimeError,  # encrypted; and its kinds, compressed in an unknown way and nested too deep
+    RuntimeError,  # encrypted, of an unknown compression (NotImplementedError), nested too deep (RecursionError)
 )
 
 
@@ -46,11 +46,11 @@ def read_array(path: Path, names: Sequence[str]) -> np.ndarray:
     """Read an .npy file, or one array of an .npz file.
 
     Args:
-        path: of the file.
-        names: of the array, the first that is there; where none of them is, the file's first array.
+        path: the file.
+        names: names of the array in order of preference; the default is the first array of the file.
 
     Returns:
-        The array, in the machine's memory, of any type but objects.
+        The array, of any dtype but object.
 
     Raises:
         DataError: naming the file and the cause.
@@ -66,18 +66,18 @@ def read_array(path: Path, names: Sequence[str]) -> np.ndarray:
         raise
     except MALFORMED as error:
         what = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"samples={path}: no .npz or .npy file of plain arrays: {what}") from error
+        raise DataError(f"samples={path}: not an .npz or .npy file of plain arrays: {what}") from error
 
 
 def _read_member(archive: zipfile.ZipFile, path: Path, names: Sequence[str]) -> np.ndarray:
     members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
     if not members:
-        raise DataError(f"samples={path}: holds no array")
+        raise DataError(f"samples={path}: contains no array")
     if len(members) > MEMBERS:
-        raise DataError(f"samples={path}: holds more than {MEMBERS:,} arrays")
+        raise DataError(f"samples={path}: contains more than {MEMBERS:,} arrays")
     by_name = {member.filename.removesuffix(".npy"): member for member in members}
     if len(by_name) < len(members):
-        raise DataError(f"samples={path}: holds two arrays of one name: write it by np.savez")
+        raise DataError(f"samples={path}: contains two arrays of one name: write it by np.savez")
     name = next((name for name in names if name in by_name), members[0].filename.removesuffix(".npy"))
     member = by_name[name]
     packed = min(member.compress_size, path.stat().st_size)
@@ -93,19 +93,19 @@ def _read_array(stream: BinaryIO, size: int) -> np.ndarray:
     """Read a .npy file.
 
     Args:
-        stream: of its bytes.
-        size: how many they are.
+        stream: the file.
+        size: its size in bytes.
 
     Raises:
-        ValueError: for objects, and where the header and the bytes do not agree.
+        ValueError: for object arrays, and if the header does not match the size.
     """
     readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
     version = npy.read_magic(stream)
     if version not in readers:
-        raise ValueError(f"its header is of version {version}, not 1 or 2")
+        raise ValueError(f"its header has version {version}, not 1 or 2")
     shape, in_columns, dtype = readers[version](stream)
     if dtype.hasobject:
-        raise ValueError("it holds objects of Python, which are not unpickled")
+        raise ValueError("it contains Python objects, which are not unpickled")
     if not all(0 <= side < 2**62 for side in shape):
         raise ValueError(f"its header claims the shape {shape}")
     needed, held = math.prod(shape) * dtype.itemsize, size - stream.tell()
@@ -115,8 +115,8 @@ def _read_array(stream: BinaryIO, size: int) -> np.ndarray:
     view, done = memoryview(content), 0
     while done < held and (count := stream.readinto(view[done : done + 2**24])):  # type: ignore[attr-defined]
         done += count
-    if done < held or stream.read(1):  # at whose end zipfile compares the checksum
-        raise ValueError(f"{done:,} of {held:,} bytes are there")
+    if done < held or stream.read(1):  # zipfile compares the checksum at the end of the stream
+        raise ValueError(f"only {done:,} of {held:,} bytes could be read")
     if not dtype.itemsize:
-        raise ValueError(f"it holds {dtype}, which has no bytes")
+        raise ValueError(f"its dtype {dtype} has no bytes")
     return np.frombuffer(content, dtype).reshape(shape, order="F" if in_columns else "C")

@@ -1,7 +1,7 @@
-"""A data set: two splits held in memory, with their classes and, where it is known, their density.
+"""In-memory data sets: a training and a test split, their conditions and, for toy data, their density.
 
 Images are kept as integers, ``0..levels - 1`` in one byte each; ``genzoo.distributions.discretization`` maps them to [-1, 1]
-in each training step, so that nothing is rounded twice. Vectors are floats, on the scale of their own density.
+in each training step. Vectors are floats on their own scale.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from genzoo.event import EventSpec
 
 
 class DataError(ValueError):
-    """Data that cannot be used; the message is one line that names the file or folder and what to do about it."""
+    """Invalid data; the one-line message names the file or folder and the remedy."""
 
     exit_code = 2  # of the command line
 
@@ -26,7 +26,7 @@ class DataError(ValueError):
 
 
 class KnownDensity(Protocol):
-    """A data distribution with a density in closed form."""
+    """A data distribution with a known density."""
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Compute the log density in nats, (N, *shape) -> (N,)."""
@@ -35,11 +35,11 @@ class KnownDensity(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Events of a data set and their conditions.
+    """Examples of a data set and their conditions.
 
     Attributes:
-        x: uint8 levels, (N, C, H, W), for images; float32, (N, 2), for points of the plane.
-        y: conditions, (N, *condition.shape), such as int64 class indices, (N,); None where the data have none.
+        x: images, uint8 levels (N, C, H, W), or vectors, float32 (N, D).
+        y: conditions, (N, *condition.shape), such as int64 class indices (N,); None if unconditional.
     """
 
     x: Tensor
@@ -48,16 +48,16 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """A data set, split once and for all.
+    """A data set with a fixed training and test split.
 
     Attributes:
-        train: what a model learns from.
-        test: what it is scored on, and never sees before; empty where ``train`` is all there is to be compared with.
-        levels: how many integer levels a pixel has, K; None for points of the plane.
-        classes: the name of each class, in the order of the indices ``y``; empty where there are no classes.
-        density: the law of the data where it is known exactly.
-        notes: what was read and what was passed over, one line each, for whoever should know.
-        conditions: what ``y`` is, where it is no class.
+        train: the training split.
+        test: the held-out split; empty for a set of reference images without a split.
+        levels: number of integer levels of a pixel, K; None for vectors.
+        classes: class names, in the order of the indices ``y``; empty if unlabelled.
+        density: the data distribution, if known.
+        notes: messages of the reader, such as skipped files, one line each.
+        conditions: type of ``y`` if it is not a class index.
     """
 
     train: Split
@@ -75,27 +75,27 @@ class DataSet:
 
     @property
     def condition(self) -> Condition | None:
-        """What ``y`` is: the condition of a conditional model of these data."""
+        """Type of ``y``, the condition of a conditional model of these data."""
         return self.conditions or (ClassLabels(self.num_classes) if self.num_classes else None)
 
     @property
     def splits(self) -> dict[str, Split]:
-        """The splits by name; "all", where the data have no test split."""
+        """The splits by name: "train" and "test", or "all" without a test split."""
         return {"train": self.train, "test": self.test} if len(self.test.x) else {"all": self.train}
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one event, such as (3, 32, 32) or (2,)."""
+        """Shape of one example, such as (3, 32, 32) or (2,)."""
         return tuple(self.train.x.shape[1:])
 
     @property
     def num_classes(self) -> int:
-        """Number of classes, 0 where the data have none."""
+        """Number of classes, 0 for unlabelled data."""
         return len(self.classes)
 
     @property
     def sha256(self) -> str | None:
-        """SHA-256 of all images and classes; None of toy densities, which are drawn anew each time."""
+        """SHA-256 of all examples and conditions; None for toy densities, which are drawn anew each time."""
         if self.density is not None:
             return None
         digest = hashlib.sha256()

@@ -1,8 +1,7 @@
-"""Finds and opens picture files that anybody may have made: bounded in memory, never waiting, and whole or refused by name.
+"""Safe decoding of untrusted image files: bounded memory, no blocking reads, and truncated files are rejected.
 
-Pillow refuses most broken files, but fills with black or grey what a PNG with too few rows, a JPEG that was patched or a file
-that a crash has left full of zeros does not hold; and its limit of pixels is of one picture, not of a process that reads
-many at once.
+Pillow rejects most broken files, but fills the missing rows of a truncated PNG, a patched JPEG or a zero-filled file with black
+or grey; and its pixel limit holds for one image, not for a process that decodes many in parallel.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# What is read as a picture, wherever pictures are read. Left out are formats whose decoders start programs (EPS), allocate what
-# the file says and not what its pixels need (JPEG 2000, AVIF), or hold no pixels of 8 or 16 bits (PFM).
+# Suffixes of image files. Excluded are formats whose decoders start programs (EPS), allocate memory by header fields and not
+# by the number of pixels (JPEG 2000, AVIF), or have other than 8 or 16 bits (PFM).
 SUFFIXES: tuple[str, ...] = (
     ".png",
     ".jpg",
@@ -47,22 +46,22 @@ SUFFIXES: tuple[str, ...] = (
     ".pnm",
 )
 SUFFIXES += (".apng", ".dib", ".jfif", ".jpe")
-# The decoders of Pillow that a file may reach, whatever its name.
+# Pillow's decoders that are enabled, whatever the suffix.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
-BITS = {1, 2, 4, 8, 16}  # of a sample of a TIFF; the range of other ones is not known
+BITS = {1, 2, 4, 8, 16}  # per sample of a TIFF; the range of others is unknown
 TIFF_BITS, TIFF_TILE = 258, (322, 323)  # tags
 
-PIXELS = 50_000_000  # of the largest picture
+PIXELS = 50_000_000  # of the largest image
 FILE = 2**27  # bytes of the largest file
-SHOWN = 6  # kinds of files that are passed over, in a message
-BYTES = 20  # that a pixel takes at most, while decoders, copies and conversions hold it at once: 17 in a WebP
+SHOWN = 6  # kinds of skipped files in a message
+BYTES = 20  # peak memory per pixel over decoder, copies and conversions: 17 for WebP
 
 
-class Room:
-    """Memory that threads share: whoever asks for more than is left waits for the others.
+class MemoryBudget:
+    """Memory shared by threads; a reservation blocks until enough is free.
 
     Args:
-        bytes: how much there is; nobody may ask for more.
+        bytes: size of the budget, an upper limit of each reservation.
     """
 
     def __init__(self, bytes: int):
@@ -70,8 +69,8 @@ class Room:
         self._changed = threading.Condition()
 
     @contextmanager
-    def take(self, bytes: int) -> Iterator[None]:
-        """Hold some of it."""
+    def reserve(self, bytes: int) -> Iterator[None]:
+        """Reserve memory within a block."""
         with self._changed:
             self._changed.wait_for(lambda: self.left >= bytes)
             self.left -= bytes
@@ -83,35 +82,35 @@ class Room:
                 self._changed.notify_all()
 
 
-# Whoever holds the first waits for the second, never the other way round.
-FOR_FILES, FOR_PIXELS = Room(FILE), Room(PIXELS * BYTES)
+# Always reserved in this order, which excludes deadlocks.
+FOR_FILES, FOR_PIXELS = MemoryBudget(FILE), MemoryBudget(PIXELS * BYTES)
 
 
 class Listing(NamedTuple):
-    """The pictures under a folder, and what else is there."""
+    """Image files below a folder, and counts of skipped files."""
 
     names: list[PurePosixPath]  # relative to the folder, sorted
-    passed_over: Counter[str]  # how many files or folders, by what they are
+    skipped: Counter[str]  # counts of files or folders by kind
 
     @property
     def others(self) -> str:
-        """Say what was passed over, ``3 files passed over: 2 .txt, 1 hidden``."""
-        count = self.passed_over.total()
+        """Summary of skipped files, ``3 files skipped: 2 .txt, 1 hidden``."""
+        count = self.skipped.total()
         if not count:
-            return "no file passed over"
-        kinds = [f"{n} {kind}" for kind, n in sorted(self.passed_over.items(), key=lambda item: (-item[1], item[0]))]
+            return "no file skipped"
+        kinds = [f"{n} {kind}" for kind, n in sorted(self.skipped.items(), key=lambda item: (-item[1], item[0]))]
         more = [f"{len(kinds) - SHOWN} other kinds"] if len(kinds) > SHOWN else []
-        return f"{count} {'file' if count == 1 else 'files'} passed over: {', '.join(kinds[:SHOWN] + more)}"
+        return f"{count} {'file' if count == 1 else 'files'} skipped: {', '.join(kinds[:SHOWN] + more)}"
 
 
 def list_pictures(root: Path) -> Listing:
-    """List the pictures under a folder, by their suffixes.
+    """List the image files below a folder, by suffix.
 
-    Names that start with a dot are passed over. Links to folders are followed, but no folder is read twice, and none that
-    holds ``root``; those that are not followed, and those that lead nowhere, are passed over by their names.
+    Hidden names are skipped. Links to folders are followed, except to a parent of ``root`` or to a folder that was visited
+    already; those and broken links are counted as skipped.
 
     Raises:
-        DataError: for a folder that cannot be listed, or a picture's name that belongs to no file: a broken link, a pipe.
+        DataError: for an unreadable folder, or an image name that is not a regular file, such as a broken link or a pipe.
     """
 
     def fail(error: OSError) -> None:
@@ -119,24 +118,24 @@ def list_pictures(root: Path) -> Listing:
             f"{error.filename} cannot be listed ({error.strerror}): make it readable or remove it"
         ) from error
 
-    names, passed_over, above = [], Counter[str](), os.path.realpath(root)
+    names, skipped, above = [], Counter[str](), os.path.realpath(root)
     visited: set[tuple[int, int]] = set()
     pending, first = [Path(root)], True
-    while pending:  # the folders proper, then those behind their links, and so on
+    while pending:  # folders first, then the targets of links
         links: list[Path] = []
         for start in sorted(pending):
             real = os.path.realpath(start)
             if not first and (above == real or above.startswith(f"{real.rstrip(os.sep)}{os.sep}")):
-                passed_over[f"link to a folder above ({shown(start.relative_to(root).as_posix())})"] += 1
+                skipped[f"link to a folder above ({shown(start.relative_to(root).as_posix())})"] += 1
                 continue
             for here, folders, files in os.walk(start, onerror=fail):
                 status = os.stat(here)
                 if (status.st_dev, status.st_ino) in visited:
-                    passed_over[f"link to a folder that was read already ({shown(os.path.relpath(here, root))})"] += 1
+                    skipped[f"link to a folder that was read already ({shown(os.path.relpath(here, root))})"] += 1
                     folders.clear()
                     continue
                 visited.add((status.st_dev, status.st_ino))
-                passed_over["hidden"] += sum(name.startswith(".") for name in (*folders, *files))
+                skipped["hidden"] += sum(name.startswith(".") for name in (*folders, *files))
                 folders[:] = [name for name in folders if not name.startswith(".")]
                 links += [path for path in (Path(here, name) for name in folders) if path.is_symlink()]
                 for path in (Path(here, name) for name in files if not name.startswith(".")):
@@ -145,44 +144,44 @@ def list_pictures(root: Path) -> Listing:
                         check_file(path)
                         names.append(PurePosixPath(path.relative_to(root).as_posix()))
                     elif path.is_symlink() and not path.exists():
-                        passed_over[f"link that leads nowhere ({shown(path.relative_to(root).as_posix())})"] += 1
+                        skipped[f"broken link ({shown(path.relative_to(root).as_posix())})"] += 1
                     else:
-                        passed_over[shown(suffix)[:20] if suffix else "without a suffix"] += 1
+                        skipped[shown(suffix)[:20] if suffix else "without a suffix"] += 1
         pending, first = links, False
-    passed_over += Counter()  # drops what was counted as none
-    return Listing(sorted(names), passed_over)
+    skipped += Counter()  # drops zero counts
+    return Listing(sorted(names), skipped)
 
 
 def shown(name: str) -> str:
-    """Show a name as it is, or escaped where a terminal would not print it."""
+    """Escape a name with unprintable characters."""
     return name if name.isprintable() else ascii(name)
 
 
 def check_file(path: Path) -> None:
-    """Refuse a name that belongs to no file.
+    """Check that a path is a regular file.
 
     Raises:
-        DataError: for a link that leads nowhere, and for what would be waited for.
+        DataError: for a broken link, a pipe, a socket or a device.
     """
     try:
         is_file = stat.S_ISREG(path.stat().st_mode)
     except OSError as error:
-        raise DataError(f"{path} leads nowhere ({error.strerror}): remove it") from error
-    if not is_file:  # whoever opened a pipe would wait for its other end
-        raise DataError(f"{path} is no file but a pipe, a socket or a device: remove it")
+        raise DataError(f"{path} is a broken link ({error.strerror}): remove it") from error
+    if not is_file:  # opening a pipe would block
+        raise DataError(f"{path} is a pipe, a socket or a device, not a regular file: remove it")
 
 
 def upright(picture: Image.Image, channels: int) -> Image.Image:
-    """Give a picture 8 bits, no transparency and one or three channels, turned as its EXIF orientation says.
+    """Convert an image to 8 bits and one or three channels, and apply its EXIF orientation.
 
-    It is laid on white where it is transparent; 16 bits are scaled to 8, colour profiles ignored.
+    Transparency is blended with white; 16 bits are scaled to 8; colour profiles are ignored.
 
     Args:
-        picture: which may be changed.
+        picture: the image, possibly modified in place.
         channels: 3 for colour, 1 for grey.
 
     Raises:
-        ValueError: for pixels whose range is not known.
+        ValueError: for pixels of unknown range.
     """
     from PIL import ImageOps
 
@@ -192,11 +191,11 @@ def upright(picture: Image.Image, channels: int) -> Image.Image:
 
 
 def _flatten(picture: Image.Image) -> Image.Image:
-    """Give a picture 8 bits and no transparency, on white where it had some."""
+    """Convert to 8 bits and blend transparency with white."""
     from PIL import Image
 
     if picture.mode == "F" or (picture.mode == "I" and picture.format == "TIFF"):
-        raise ValueError("the range of its samples is not known; store 8 or 16 bits")
+        raise ValueError("the range of its samples is unknown; store 8 or 16 bits")
     if picture.mode.startswith("I"):
         levels = np.asarray(picture).astype(np.uint32)
         levels += 128
@@ -205,21 +204,21 @@ def _flatten(picture: Image.Image) -> Image.Image:
     if not picture.has_transparency_data:
         return picture
     picture = picture if picture.mode == "RGBA" else picture.convert("RGBA")
-    paper = Image.new("RGB", picture.size, "white")
-    paper.paste(picture, mask=picture)
-    return paper
+    background = Image.new("RGB", picture.size, "white")
+    background.paste(picture, mask=picture)
+    return background
 
 
 def decoded(path: Path, formats: tuple[str, ...], use: Callable[[Image.Image], T]) -> T:
-    """Read a picture, and return what is made of it; the memory that this needs is held meanwhile.
+    """Decode an image file and apply a function to it, within the memory budget.
 
     Args:
-        path: of the file.
-        formats: that it may have, whatever its name, as Pillow calls them.
-        use: takes the picture and keeps nothing of it.
+        path: the file.
+        formats: accepted formats, Pillow's names.
+        use: function of the image, which must not keep a reference to it.
 
     Raises:
-        DataError: naming the file if it is broken, too large or of another format, also where ``use`` stumbles over it.
+        DataError: for a file that is broken, too large or of another format, and for errors of ``use``.
     """
     from PIL import Image
 
@@ -227,7 +226,7 @@ def decoded(path: Path, formats: tuple[str, ...], use: Callable[[Image.Image], T
         size = path.stat().st_size
         if size > FILE:
             raise Image.DecompressionBombError(f"{size} bytes")
-        with FOR_FILES.take(size):
+        with FOR_FILES.reserve(size):
             content = path.read_bytes()
             with Image.open(BytesIO(content), formats=formats) as header:
                 width, height = header.size
@@ -236,22 +235,22 @@ def decoded(path: Path, formats: tuple[str, ...], use: Callable[[Image.Image], T
             if header.format == "TIFF":
                 _check_tiff(header)
             del header
-            with FOR_PIXELS.take(width * height * BYTES):
+            with FOR_PIXELS.reserve(width * height * BYTES):
                 made = _decoded(content, formats, use)
                 if width * height > 2**20:
-                    give_back()
+                    trim_heap()
             return made
     except DataError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         problem = f"{path} is too large ({error}): scale it down or remove it"
-    except Exception as error:  # decoders raise whatever a broken file makes them stumble over
+    except Exception as error:  # decoders raise errors of many kinds
         problem = f"{path} is not a readable image ({error}): replace or remove it"
-    raise DataError(problem)  # without its cause, whose frames hold the picture
+    raise DataError(problem)  # without its cause, whose frames hold the image
 
 
-def give_back() -> None:
-    """Have the allocator return what is free: glibc's keeps it for each thread, whose next picture may be a small one."""
+def trim_heap() -> None:
+    """Return free memory of glibc's per-thread arenas to the system."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim:
         trim(0)
@@ -266,26 +265,26 @@ def _decoded(content: bytes, formats: tuple[str, ...], use: Callable[[Image.Imag
 
 
 def check_whole(content: bytes, picture: Image.Image) -> None:
-    """Read the pixels of a picture, and refuse it where its decoder makes up what the file lacks.
+    """Load the pixels of an image, and reject truncated files that the decoder would pad.
 
     Raises:
-        ValueError: saying what it lacks.
+        ValueError: naming the missing part.
     """
     if picture.format == "PNG":
         _check_png(content)
     picture.load()
     if picture.format in ("JPEG", "MPO"):
         _check_jpeg(content, picture)
-    # Large areas of one colour end in zeros too, as a twentieth of the file.
+    # Large areas of one colour end in zeros too, up to a twentieth of the file.
     elif picture.format == "WEBP" and len(content) - len(content.rstrip(b"\0")) > max(64, len(content) // 8):
         raise ValueError("it ends in zeros")
 
 
 def _check_tiff(header: Image.Image) -> None:
-    """Refuse tiles that are larger than pictures may be, which its decoder would make room for, and samples of odd bits.
+    """Reject oversized tiles, for which the decoder would allocate memory, and unsupported bit depths.
 
     Raises:
-        DecompressionBombError, ValueError: saying what it has.
+        DecompressionBombError, ValueError: with the tile size or the bit depth.
     """
     from PIL import Image
 
@@ -296,11 +295,11 @@ def _check_tiff(header: Image.Image) -> None:
     bits = tags.get(TIFF_BITS, 1)
     odd = set(bits if isinstance(bits, tuple) else (bits,)) - BITS
     if odd:
-        raise ValueError(f"its samples have {max(odd)} bits, whose range is not known; store 8 or 16")
+        raise ValueError(f"its samples have {max(odd)} bits, of unknown range; store 8 or 16")
 
 
 def _check_png(content: bytes) -> None:
-    """Count the bytes of its rows, and check the sums of the chunks that hold them."""
+    """Check the number of bytes of all rows, and the CRC of each data chunk."""
     view = memoryview(content)
     needed, found, start = None, 0, 8
     rows = zlib.decompressobj()
@@ -311,7 +310,7 @@ def _check_png(content: bytes) -> None:
             needed = _rows(bytes(body))
         elif kind == b"IDAT":
             if zlib.crc32(body, zlib.crc32(kind)) != int.from_bytes(view[start - 4 : start]):
-                raise ValueError("the sum of a chunk is wrong")
+                raise ValueError("the CRC of a chunk is wrong")
             piece: bytes | memoryview = body
             while piece and needed and found < needed:
                 found += len(rows.decompress(piece, 2**20))
@@ -321,7 +320,7 @@ def _check_png(content: bytes) -> None:
 
 
 def _rows(header: bytes) -> int:
-    """Return how many bytes the rows of a PNG have, those of its seven passes if it is interlaced."""
+    """Number of bytes of the rows of a PNG, over all seven passes if interlaced."""
     width, height = int.from_bytes(header[:4]), int.from_bytes(header[4:8])
     depth, colour, interlaced = header[8], header[9], header[12]
     bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
@@ -332,12 +331,12 @@ def _rows(header: bytes) -> int:
     return sum(h * (1 + (w * bits + 7) // 8) for w, h in sizes if w > 0 and h > 0)
 
 
-# Coded pixels go on until a marker that is neither a stuffed zero nor a restart.
+# Entropy-coded data end at a marker that is neither a stuffed zero nor a restart.
 _MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")
 
 
 def _end_of_jpeg(content: bytes) -> int:
-    """Walk over its segments to the mark of its end; cameras put more behind it."""
+    """Offset of the end-of-image marker, which may be followed by data of the camera."""
     start = 2
     while (marker := _MARKER.search(content, start)) is not None:
         if marker[1] == b"\xd9":
@@ -347,9 +346,9 @@ def _end_of_jpeg(content: bytes) -> int:
 
 
 def _check_jpeg(content: bytes, picture: Image.Image) -> None:
-    """Refuse a JPEG that ends before its last pixel: bytes that are put before its end would be taken for pixels.
+    """Reject a truncated JPEG: bytes inserted before its end marker would be decoded as pixels.
 
-    What is missing is painted in one colour, so that only few pictures need to be read twice.
+    Missing rows have one colour, so that only images with a uniform last block are decoded twice.
     """
     from PIL import Image, ImageChops
 

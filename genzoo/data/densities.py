@@ -1,25 +1,25 @@
-r"""Laws of the plane whose density is known: a model of them can be compared with the truth, in nats.
+r"""2-D toy densities: samplers with a known ``log p(x)`` and entropy, in nats.
 
-Every law can be drawn from and has ``log p(x)`` with respect to area. The average of ``-log p_model`` over test points
-has one floor, the entropy ``h = -E[log p]``; how far a model stays above it is its Kullback-Leibler divergence.
+The expected negative log-likelihood of a model is the entropy ``h = -E[log p]`` plus its Kullback-Leibler divergence
+``KL(p || p_model)``.
 
-    law                p(x)                                                        entropy
+    class              p(x)                                                        entropy
     GaussianMixture    sum_k w_k N(x; m_k, A_k A_k^T)                              quadrature
     Checkerboard       1/8 on eight unit squares of [-2, 2]^2                      log 8, exactly
     Moons              1/2 sum_k 1/pi int_0^pi N(x; c_k(theta), s^2 I) dtheta      quadrature
     SwissRoll          2/3 int_{3/4}^{9/4} N(x; c(r), s^2 I) dr                    quadrature
 
 A curve blurred by Gaussian noise has no closed form, but its integral runs over one parameter: Gauss-Legendre panels
-no longer than four standard deviations of the noise turn the law into a mixture of Gaussians that sit on the nodes.
-``log p`` is then right to 1e-10 nats wherever it is above -30, and to 0.01 nats down to -500. Entropies are
+no longer than four standard deviations of the noise turn it into a mixture of Gaussians centred on the nodes.
+``log p`` is then accurate to 1e-10 nats wherever it is above -30, and to 0.01 nats down to -500. Entropies are
 two-dimensional trapezoidal sums, which converge exponentially for smooth functions that vanish at the edges; they are
-right to 1e-9 nats.
+accurate to 1e-9 nats.
 
 Everything is computed in float64, on the CPU for samples and on the device of ``x`` for densities.
 
 References:
     Trefethen, Weideman, "The Exponentially Convergent Trapezoidal Rule", 2014, https://doi.org/10.1137/130932132.
-    Grathwohl et al., "FFJORD", 2019, https://arxiv.org/abs/1810.01367 (figure 2: these laws as a benchmark).
+    Grathwohl et al., "FFJORD", 2019, https://arxiv.org/abs/1810.01367 (figure 2: these densities as a benchmark).
 """
 
 from __future__ import annotations
@@ -43,50 +43,49 @@ CHUNK = 2**21  # numbers in the largest temporary of a density, 16 MiB
 
 
 class PlaneDensity(ABC):
-    """A law on the plane with a known density."""
+    """A distribution on R^2 with a known density."""
 
     @abstractmethod
     def sample(self, n: int, rng: torch.Generator | None = None) -> Tensor:
-        """Draw ``n`` points, (n, 2), float32."""
+        """Draw ``n`` samples, (n, 2), float32."""
 
     @abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
-        """Return ``log p(x)`` in nats, float64, (B,), for points (B, 2) of any float type; -inf off the support."""
+        """Compute ``log p(x)`` in nats, (B, 2) -> (B,) float64; -inf outside the support."""
 
     @abstractmethod
     def entropy(self) -> float:
-        """Return ``-E[log p]`` in nats: the least negative log-likelihood any model can reach."""
+        """Differential entropy ``-E[log p]`` in nats, the lower bound of the expected negative log-likelihood."""
 
     @property
     @abstractmethod
     def support(self) -> Box:
-        """A box that holds all but 1e-6 of the mass."""
+        """A box that contains all but 1e-6 of the mass."""
 
 
 class LabelledDensity(PlaneDensity):
-    """A law made of components, each of which is a class."""
+    """A mixture whose components are classes."""
 
     classes: tuple[str, ...]
 
     @abstractmethod
     def sample_with_labels(self, n: int, rng: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Draw ``n`` points, (n, 2), float32, and the component each was drawn from, (n,), int64."""
+        """Draw ``n`` samples, (n, 2), float32, and their components, (n,), int64."""
 
     def sample(self, n: int, rng: torch.Generator | None = None) -> Tensor:
         return self.sample_with_labels(n, rng)[0]
 
 
 class GaussianMixture(LabelledDensity):
-    r"""The mixture ``sum_k w_k N(m_k, A_k A_k^T)``; by default eight equal Gaussians on the circle of radius 2.
+    r"""Gaussian mixture ``sum_k w_k N(m_k, A_k A_k^T)``; by default eight equal Gaussians on the circle of radius 2.
 
-    It stays a mixture along every Gaussian path: ``alpha X + sigma eps`` has means ``alpha m_k`` and covariances
+    It remains a mixture along every Gaussian path: ``alpha X + sigma eps`` has means ``alpha m_k`` and covariances
     ``alpha^2 A_k A_k^T + sigma^2 I``, so the exact score is known at every time of a diffusion.
 
     Args:
         means: m_k, (K, 2).
-        scale: A_k, by which standard normal noise is multiplied: one number, one for each component, (K,), or
-            matrices, (K, 2, 2).
-        weights: w_k up to a common factor, (K,); equal if not given.
+        scale: A_k: a number, one number per component, (K,), or matrices, (K, 2, 2).
+        weights: unnormalised w_k, (K,); uniform by default.
 
     Raises:
         ValueError: if the shapes disagree, a weight is not positive or a scale is singular.
@@ -131,20 +130,20 @@ class GaussianMixture(LabelledDensity):
         return x.float(), y
 
     def log_prob(self, x: Tensor, alpha: float | Tensor = 1.0, sigma: float | Tensor = 0.0) -> Tensor:
-        """Return the log density of ``alpha X + sigma eps`` at ``x``; of the mixture itself by default.
+        """Compute the log density of ``alpha X + sigma eps`` at ``x``; of the mixture itself by default.
 
         Args:
-            x: points, (B, 2).
-            alpha: factor of the data, a number or (B,).
+            x: (B, 2).
+            alpha: scale of the data, a number or (B,).
             sigma: standard deviation of the added noise, a number or (B,).
 
         Returns:
-            nats, float64, (B,).
+            Nats, (B,) float64.
         """
         return self._by_chunks(lambda *part: self._components(*part)[0].logsumexp(dim=1), x, alpha, sigma)
 
     def score(self, x: Tensor, alpha: float | Tensor = 1.0, sigma: float | Tensor = 0.0) -> Tensor:
-        """Return the gradient in ``x`` of ``log_prob(x, alpha, sigma)``, float64, (B, 2)."""
+        """Compute the score, the gradient of ``log_prob(x, alpha, sigma)`` with respect to ``x``, (B, 2) float64."""
 
         def score(x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
             log_joint, scores = self._components(x, alpha, sigma)
@@ -153,7 +152,7 @@ class GaussianMixture(LabelledDensity):
         return self._by_chunks(score, x, alpha, sigma)
 
     def entropy(self) -> float:
-        # Each component integrates over its own standard normal noise: a grid of step 0.1 fits any scale.
+        # Each component is integrated in its own standard normal coordinates: a grid of step 0.1 fits any scale.
         u = torch.arange(-80, 81, dtype=torch.float64) * 0.1
         grid = torch.cartesian_prod(u, u)
         mass = torch.exp(-0.5 * grid.square().sum(dim=1)) * (0.1**2 / (2 * math.pi))
@@ -184,9 +183,9 @@ class GaussianMixture(LabelledDensity):
 
 
 class Checkerboard(PlaneDensity):
-    """The uniform law on the eight unit squares ``[i, i+1) x [j, j+1)`` of ``[-2, 2)^2`` with ``i + j`` even.
+    """Uniform distribution on the eight unit squares ``[i, i+1) x [j, j+1)`` of ``[-2, 2)^2`` with ``i + j`` even.
 
-    Its entropy is ``log 8`` = 2.0794 nats. No smooth model reaches it, since the density jumps.
+    Its entropy is ``log 8`` = 2.0794 nats, unreachable for a continuous density.
     """
 
     def sample(self, n: int, rng: torch.Generator | None = None) -> Tensor:
@@ -195,7 +194,7 @@ class Checkerboard(PlaneDensity):
         j = 2 * (square % 2) + i % 2
         corner = torch.stack([i, j], dim=1).float() - 2.0
         x = corner + rand((n, 2), rng=rng, device="cpu")
-        # corner + u may round up to the next square in float32: keep every point inside its own.
+        # corner + u may round up to the next square in float32.
         return torch.minimum(x, torch.nextafter(corner + 1.0, corner))
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -216,9 +215,8 @@ class Moons(LabelledDensity):
 
         c_0(theta) = (cos theta - 1/2, sin theta - 1/4),   c_1(theta) = -c_0(theta),   theta ~ U[0, pi]
 
-    and ``x = c_y(theta) + noise * eps`` with either moon equally likely. These are scikit-learn's ``make_moons`` at
-    their own size, moved by (-1/2, -1/4) so that the two moons mirror each other in the origin; there the angle runs
-    over a regular grid, here it is random.
+    and ``x = c_y(theta) + noise * eps`` with equally likely moons: scikit-learn's ``make_moons`` translated by
+    (-1/2, -1/4), which makes it point-symmetric, with random angles in place of a regular grid.
 
     Args:
         noise: standard deviation of the noise, s.
@@ -232,7 +230,7 @@ class Moons(LabelledDensity):
     def __init__(self, noise: float = 0.1):
         theta, weight = _panels(0.0, math.pi, speed=1.0, noise=noise)
         upper = self._arc(theta)
-        self._law = _Blur(torch.cat([upper, -upper]), torch.cat([weight, weight]) / 2, noise)
+        self._density = _BlurredCurve(torch.cat([upper, -upper]), torch.cat([weight, weight]) / 2, noise)
 
     @staticmethod
     def _arc(theta: Tensor) -> Tensor:
@@ -241,17 +239,17 @@ class Moons(LabelledDensity):
     def sample_with_labels(self, n: int, rng: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         y = randint(2, (n,), rng=rng, device="cpu")
         upper = self._arc(math.pi * rand((n,), rng=rng, device="cpu").double())
-        return self._law.perturb(torch.where(y[:, None] == 0, upper, -upper), rng), y
+        return self._density.perturb(torch.where(y[:, None] == 0, upper, -upper), rng), y
 
     def log_prob(self, x: Tensor) -> Tensor:
-        return self._law.log_prob(x)
+        return self._density.log_prob(x)
 
     def entropy(self) -> float:
-        return self._law.entropy()
+        return self._density.entropy()
 
     @property
     def support(self) -> Box:
-        return self._law.support
+        return self._density.support
 
 
 class SwissRoll(PlaneDensity):
@@ -259,9 +257,8 @@ class SwissRoll(PlaneDensity):
 
         c(r) = r (cos 2 pi r, sin 2 pi r),   r ~ U[3/4, 9/4],   x = c(r) + noise * eps
 
-    This is the plane section of scikit-learn's ``make_swiss_roll`` divided by 2 pi, so that the radius is the number
-    of turns and neighbouring arms lie 1 apart. As there, the radius is uniform and not the length of the arc: the roll
-    is denser inside.
+    The 2-D section of scikit-learn's ``make_swiss_roll`` divided by 2 pi, so that the radius is the number of turns and
+    neighbouring arms have distance 1. The radius is uniform, not the arc length: the density is higher inside.
 
     Args:
         noise: standard deviation of the noise, s.
@@ -275,7 +272,7 @@ class SwissRoll(PlaneDensity):
     def __init__(self, noise: float = 0.1):
         speed = math.hypot(1.0, 2 * math.pi * self.OUTER)
         radius, weight = _panels(self.INNER, self.OUTER, speed, noise)
-        self._law = _Blur(self._arc(radius), weight, noise)
+        self._density = _BlurredCurve(self._arc(radius), weight, noise)
 
     @staticmethod
     def _arc(radius: Tensor) -> Tensor:
@@ -284,21 +281,21 @@ class SwissRoll(PlaneDensity):
 
     def sample(self, n: int, rng: torch.Generator | None = None) -> Tensor:
         u = rand((n,), rng=rng, device="cpu").double()
-        return self._law.perturb(self._arc(self.INNER + (self.OUTER - self.INNER) * u), rng)
+        return self._density.perturb(self._arc(self.INNER + (self.OUTER - self.INNER) * u), rng)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        return self._law.log_prob(x)
+        return self._density.log_prob(x)
 
     def entropy(self) -> float:
-        return self._law.entropy()
+        return self._density.entropy()
 
     @property
     def support(self) -> Box:
-        return self._law.support
+        return self._density.support
 
 
-class _Blur(NamedTuple):
-    """Weighted points, blurred: ``sum_j w_j N(x; c_j, s^2 I)`` with centres (M, 2), weights (M,) and noise s."""
+class _BlurredCurve(NamedTuple):
+    """Quadrature of a blurred curve: ``sum_j w_j N(x; c_j, s^2 I)`` with centres (M, 2), weights (M,) and noise s."""
 
     centres: Tensor
     weights: Tensor
@@ -330,23 +327,23 @@ class _Blur(NamedTuple):
 
 
 def _panels(lo: float, hi: float, speed: float, noise: float, order: int = 16) -> tuple[Tensor, Tensor]:
-    """Cut a parameter's interval into panels of Gauss-Legendre nodes, for a uniform law blurred along its curve.
+    """Composite Gauss-Legendre rule for a uniformly distributed curve parameter.
 
     Args:
         lo, hi: ends of the interval.
-        speed: greatest length of curve for one unit of the parameter.
-        noise: standard deviation of the blur; no panel is longer than four of them.
-        order: nodes in a panel.
+        speed: largest arc length per unit of the parameter.
+        noise: standard deviation of the blur; a panel is at most four of them long.
+        order: nodes per panel.
 
     Returns:
-        nodes and weights, float64, (M,) each; the weights sum to 1.
+        Nodes and weights, float64, (M,) each; the weights sum to 1.
 
     Raises:
         ValueError: if the noise is not positive.
     """
     if not noise > 0:
         raise ValueError(f"noise must be positive, not {noise}")
-    count = max(8, math.ceil((hi - lo) * speed / (4 * noise)))  # eight follow the curve where the noise is wide
+    count = max(8, math.ceil((hi - lo) * speed / (4 * noise)))  # at least eight panels resolve the curve
     nodes, weights = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(order))
     starts = torch.arange(count, dtype=torch.float64)[:, None]
     unit = (starts + (nodes + 1) / 2) / count
@@ -354,19 +351,19 @@ def _panels(lo: float, hi: float, speed: float, noise: float, order: int = 16) -
 
 
 def _box(lower: Tensor, upper: Tensor) -> Box:
-    """The least box around the boxes with the given corners, (M, 2) each."""
+    """Bounding box of boxes with the given corners, (M, 2) each."""
     (x_lo, y_lo), (x_hi, y_hi) = lower.amin(dim=0).tolist(), upper.amax(dim=0).tolist()
     return (x_lo, x_hi), (y_lo, y_hi)
 
 
 def plane_dataset(density: PlaneDensity, n_train: int = 50_000, n_test: int = 10_000, seed: int = 0) -> DataSet:
-    """Draw a data set from a law of the plane; where the law has components, they are its classes.
+    """Draw a data set from a 2-D density; the components of a mixture are its classes.
 
     Args:
-        density: the law.
+        density: the data distribution.
         n_train: number of training points.
-        n_test: number of test points, drawn independently of them and of their number.
-        seed: seed of both splits.
+        n_test: number of test points, independent of ``n_train``.
+        seed: of both splits.
     """
 
     def draw(n: int, side: str) -> Split:

@@ -1,14 +1,14 @@
-"""Data sets of arrays, tensors and torch data sets.
+"""Data sets from arrays, tensors and torch data sets.
 
-Images are accepted as uint8, or as floats whose range says what they are: on [0, 1] or on [-1, 1]; everything else is refused
-rather than guessed. The test split is chosen by a hash of each example's values, so that it depends neither on the order nor
-on the number of the examples, and copies of one example never lie in both splits.
+Images are uint8, or floats on [0, 1] or [-1, 1]; other ranges raise an error. The test split is chosen by a hash of each
+example's values, so that it depends neither on the order nor on the number of examples, and duplicates never lie in both
+splits.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,41 +24,43 @@ CLASSES_MAX = 1_000_000  # beyond them integers are times or numbers of document
 
 
 class Examples(NamedTuple):
-    """Examples of a data set before it is split."""
+    """Examples of a data set before the split."""
 
-    x: np.ndarray  # uint8 (N, C, H, W) of images, float32 (N, d) of vectors
-    y: np.ndarray | None  # int64 (N,) of classes, float32 (N, ...) of other conditions
+    x: np.ndarray  # images uint8 (N, C, H, W), or vectors float32 (N, d)
+    y: np.ndarray | None  # classes int64 (N,), or other conditions float32 (N, ...)
 
 
 def as_examples(data: Any, y: Any = None) -> Examples:
-    """Bring user data into the form in which genzoo keeps them.
+    """Convert user data to ``Examples``.
 
     Args:
         data: an array or tensor of images, (N, H, W, C), (N, C, H, W) or (N, H, W), or of vectors, (N, d); or an iterable, such
             as a torch ``Dataset``, of examples ``x`` or pairs ``(x, y)``.
-        y: conditions, (N,) integers of classes or (N, ...) floats; not with pairs.
+        y: conditions, classes as integers (N,) or floats (N, ...); not with pairs.
 
     Raises:
-        DataError: naming the range, shape or type that cannot be right.
+        DataError: naming the invalid range, shape or type.
     """
     if not isinstance(data, np.ndarray | Tensor):
         data, found = _collected(data)
         if found is not None and y is not None:
-            raise DataError("data: holds pairs (x, y) already: leave y out")
+            raise DataError("data: contains pairs (x, y) already: omit y")
         y = found if y is None else y
     x = _numpy(data)
     if not x.ndim or len(x) < 2:
         raise DataError(f"data: {len(x) if x.ndim else 'no'} examples, at least 2 are needed")
     if not x.size:
-        raise DataError(f"data: shape {x.shape} holds no numbers")
+        raise DataError(f"data: shape {x.shape} contains no numbers")
     x = _vectors(x) if x.ndim == 2 else _images(x)
     return Examples(x, None if y is None else _conditions(_numpy(y, "y"), len(x)))
 
 
 def _collected(data: Iterable[Any]) -> tuple[np.ndarray, np.ndarray | None]:
-    if not isinstance(data, Iterable) and not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
-        raise DataError(f"data: {type(data).__name__} is no array, tensor, torch Dataset, folder or name of data")
-    items = list(data) if isinstance(data, Iterable) else [data[i] for i in range(len(data))]  # as torch's data sets
+    if not isinstance(data, Iterable | Sized):
+        raise DataError(
+            f"data: {type(data).__name__} is not an array, a tensor, a Dataset, a folder or the name of a data set"
+        )
+    items = list(data) if isinstance(data, Iterable) else [data[i] for i in range(len(data))]  # a torch Dataset
     if not items:
         raise DataError("data: no examples")
     pairs = isinstance(items[0], tuple | list)
@@ -69,7 +71,7 @@ def _collected(data: Iterable[Any]) -> tuple[np.ndarray, np.ndarray | None]:
 def _stacked(items: list[Any], name: str) -> np.ndarray:
     arrays = [_numpy(item, name) for item in items]
     if len(shapes := {array.shape for array in arrays}) > 1:
-        raise DataError(f"{name}: examples of unlike shapes, such as {' and '.join(map(str, sorted(shapes)[:2]))}")
+        raise DataError(f"{name}: examples of different shapes, such as {' and '.join(map(str, sorted(shapes)[:2]))}")
     return np.stack(arrays)
 
 
@@ -82,7 +84,7 @@ def _numpy(value: Any, name: str = "data") -> np.ndarray:
     except ValueError as error:  # of a list of lists of unlike lengths
         raise DataError(f"{name}: {error}") from error
     if array.dtype == object:
-        raise DataError(f"{name}: {type(value).__name__} is no array of numbers; convert pictures to arrays first")
+        raise DataError(f"{name}: {type(value).__name__} is not an array of numbers; convert images to arrays first")
     return array
 
 
@@ -125,7 +127,7 @@ def _images(x: np.ndarray) -> np.ndarray:
 
 def _conditions(y: np.ndarray, n: int) -> np.ndarray:
     if not y.ndim or len(y) != n:
-        raise DataError(f"y: {len(y) if y.ndim else 'no'} conditions of {n} examples")
+        raise DataError(f"y: {len(y) if y.ndim else 'no'} conditions for {n} examples")
     if np.issubdtype(y.dtype, np.integer) and y.ndim == 1:
         if y.min() < 0:
             raise DataError(f"y: classes are 0, 1, ..., not {y.min()}")
@@ -141,15 +143,15 @@ def _conditions(y: np.ndarray, n: int) -> np.ndarray:
 
 
 def load_arrays(path: str | Path, levels: int | None = 256, test_fraction: float = 0.1) -> DataSet:
-    """Read images or vectors, and conditions if there are any, of a file.
+    """Load images or vectors, and optionally conditions, from a file.
 
     Args:
-        path: an .npz with ``x`` and perhaps ``y``, or an .npy.
-        levels: 256 of images, None of vectors.
-        test_fraction: of the examples, held out.
+        path: an .npz with ``x`` and optionally ``y``, or an .npy.
+        levels: 256 for images, None for vectors.
+        test_fraction: fraction of held-out examples.
 
     Raises:
-        DataError: naming the file and what is wrong.
+        DataError: naming the file and the cause.
     """
     path = Path(path)
     x = read_array(path, ("x", "samples", "images", "arr_0"))
@@ -163,8 +165,8 @@ def load_arrays(path: str | Path, levels: int | None = 256, test_fraction: float
     except DataError as error:
         raise DataError(f"data.root={path}: {error}") from error
     if (examples.x.ndim == 4) != (levels is not None):
-        kind = "images: say data=array" if examples.x.ndim == 4 else "vectors: say data=vectors"
-        raise DataError(f"data.root={path}: holds {kind}")
+        kind = "images: set data=array" if examples.x.ndim == 4 else "vectors: set data=vectors"
+        raise DataError(f"data.root={path}: contains {kind}")
     return as_dataset(examples, test_fraction)
 
 
@@ -172,12 +174,12 @@ def as_dataset(examples: Examples, test_fraction: float = 0.1) -> DataSet:
     """Split examples into training and test data.
 
     Raises:
-        DataError: where a split would be empty.
+        DataError: if a split would be empty.
     """
     held_out = np.array([_unit_hash(example) < test_fraction for example in examples.x])
     if held_out.all() or (test_fraction and not held_out.any()):
         raise DataError(
-            f"data: of {len(held_out)} examples {held_out.sum()} are held out; test_fraction={test_fraction:g} needs more"
+            f"data: {held_out.sum()} of {len(held_out)} examples are held out; test_fraction={test_fraction:g} needs more"
         )
     x = torch.from_numpy(examples.x)
     y = None if examples.y is None else torch.from_numpy(examples.y)

@@ -1,17 +1,16 @@
-"""Sets of images, each read into memory once, as the integers that the files hold.
+"""Image data sets as integer levels in memory.
 
-    set              event          levels   train / test      where it comes from
+    set              shape          levels   train / test      source
     digits           (1, 8, 8)      17       1437 / 360        scikit-learn
     mnist            (1, 28, 28)    256      60000 / 10000     a download, or the files in ``root``
     fashion_mnist    (1, 28, 28)    256      60000 / 10000     a download, the files in ``root``, or Debian's package
     cifar10          (3, 32, 32)    256      50000 / 10000     a download, or the archive or its folder in ``root``
-    folder           any            256      by name or hash   picture files of one's own
+    folder           any            256      by name or hash   a folder of image files
 
-What is trusted: names, addresses and checksums are those of torchvision's classes, and no download is kept that misses
-its checksum. idx files found on disk need not be the published bytes (Debian compresses them again), so there it is
-gzip's own CRC-32 and the sizes in the header that must fit. A pickle is a program: CIFAR's batches must first have the
-published checksum, and are then read by an unpickler that can build arrays and containers and nothing else, straight
-from the archive, of which nothing is written to disk.
+Names, addresses and MD5 checksums are those of torchvision's classes; a download with another checksum is discarded. Local idx
+files may differ from the published bytes (Debian recompresses them), so their gzip CRC-32 and header sizes are checked
+instead. CIFAR's pickled batches must have the published checksum, and are read from the archive in memory by an unpickler
+restricted to arrays and containers.
 
 References:
     Alpaydin, Kaynak, "Optical Recognition of Handwritten Digits", 1998, https://doi.org/10.24432/C50P49.
@@ -59,14 +58,14 @@ log = logging.getLogger(__name__)
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
 DIGITS = tuple("0123456789")
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-TIMEOUT = 10  # seconds that a server may stay silent
-# Bytes that no real file has: the largest idx file has 47 million, CIFAR-10's archive 170 million and 186 million unpacked.
+TIMEOUT = 10  # seconds
+# Size limits: the largest idx file has 47 million bytes, CIFAR-10's archive 170 million, 186 million unpacked.
 IDX_BYTES, ARCHIVE_BYTES = 2**26, 2**28
 MEMBERS = 100  # of the archive, which has 9
 TEST_FRACTION = 0.1  # of a folder
 
 _rebuild_array = np.empty(0).__reduce__()[0]
-PARTS_OF_ARRAYS = {  # what a pickle may look up; CIFAR-10 was written by the numpy of Python 2
+PARTS_OF_ARRAYS = {  # globals allowed in a pickle; CIFAR-10 was written by numpy on Python 2
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
     ("numpy.core.multiarray", "_reconstruct"): _rebuild_array,
@@ -79,7 +78,7 @@ def digits() -> DataSet:
     """Load scikit-learn's 1797 handwritten digits, the test half of the UCI set: 8x8 pixels of 17 levels.
 
     The split into 1437 and 360 is fixed and stratified: every fifth digit is a test image, in the order of the classes
-    and, within a class, of a hash of the index. Both sides share their writers, whom nobody recorded.
+    and, within a class, of a hash of the index. The writers are unknown, and both splits share them.
     """
     from sklearn.datasets import load_digits
 
@@ -101,11 +100,11 @@ def mnist(root: str | Path, download: bool = True, source: type[MNIST] | None = 
     Args:
         root: folder with the files in torchvision's layout (``MNIST/raw/train-images-idx3-ubyte``, with or without
             ``.gz``) or directly in it; missing ones are downloaded to the former.
-        download: whether to fetch missing files.
-        source: names, addresses and checksums of the files, as a class of torchvision's making; ``MNIST`` by default.
+        download: whether to download missing files.
+        source: torchvision class with names, addresses and checksums of the files; ``MNIST`` by default.
 
     Raises:
-        DataError: if a file is missing and cannot be downloaded, or is damaged.
+        DataError: if a file is damaged, or missing and not downloadable.
     """
     from torchvision.datasets import MNIST
 
@@ -113,17 +112,17 @@ def mnist(root: str | Path, download: bool = True, source: type[MNIST] | None = 
 
 
 def fashion_mnist(root: str | Path, download: bool = True, source: type[MNIST] | None = None) -> DataSet:
-    """Load Fashion-MNIST: 28x28 grey pictures of clothes, 60000 and 10000.
+    """Load Fashion-MNIST: 28x28 grey images of clothes, 60000 and 10000.
 
-    Where ``root`` has no files, those of Debian's package ``dataset-fashion-mnist`` are read if it is installed.
+    Falls back to the files of Debian's package ``dataset-fashion-mnist`` if ``root`` has none.
 
     Args:
         root: as for ``mnist``, with torchvision's folder ``FashionMNIST/raw``.
-        download: whether to fetch missing files.
+        download: whether to download missing files.
         source: as for ``mnist``; torchvision's ``FashionMNIST`` by default.
 
     Raises:
-        DataError: if a file is missing and cannot be downloaded, or is damaged.
+        DataError: if a file is damaged, or missing and not downloadable.
     """
     from torchvision.datasets import FashionMNIST
 
@@ -164,16 +163,16 @@ def _find_idx(folder: Path, filenames: Sequence[str]) -> list[Path] | None:
 def _idx_split(images: Path, labels: Path, num_classes: int) -> Split:
     x, y = _read_idx(images, 3), _read_idx(labels, 1)
     if len(x) != len(y):
-        raise DataError(f"{images} holds {len(x)} images and {labels} {len(y)} labels: take both from one source")
+        raise DataError(f"{images} has {len(x)} images and {labels} {len(y)} labels: take both from one source")
     if len(y) and y.max() >= num_classes:
-        raise DataError(f"{labels} holds the label {y.max()}: labels must be 0..{num_classes - 1}")
+        raise DataError(f"{labels} contains the label {y.max()}: labels must be 0..{num_classes - 1}")
     return Split(torch.from_numpy(x).unsqueeze(1), torch.from_numpy(y).long())
 
 
 def _read_idx(path: Path, ndim: int) -> np.ndarray:
-    """Read a file of bytes in the idx format: two zeros, type 8, the rank, big-endian sizes, the bytes.
+    """Read a uint8 idx file: two zeros, type 8, the rank, big-endian sizes, the bytes.
 
-    No more is unpacked than the sizes say.
+    At most the size in the header is unpacked.
     """
     packed = io.BytesIO(_read(path, IDX_BYTES))
     stream: io.BufferedIOBase = gzip.GzipFile(fileobj=packed) if path.suffix == ".gz" else packed
@@ -183,9 +182,9 @@ def _read_idx(path: Path, ndim: int) -> np.ndarray:
         size = math.prod(shape)
         content = stream.read(size + 1) if size <= IDX_BYTES else b""  # one more, after which the checksum is compared
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is damaged ({error}): delete it and fetch it again") from error
+        raise DataError(f"{path} is damaged ({error}): delete it and download it again") from error
     if header[:4] != bytes((0, 0, 8, ndim)) or len(content) != size:
-        raise DataError(f"{path} is not a whole idx file of bytes with {ndim} dimensions: delete it and fetch it again")
+        raise DataError(f"{path} is not a complete uint8 idx file of rank {ndim}: delete it and download it again")
     return np.frombuffer(content, np.uint8).reshape(shape).copy()
 
 
@@ -193,16 +192,16 @@ def _read_idx(path: Path, ndim: int) -> np.ndarray:
 
 
 def cifar10(root: str | Path, download: bool = True, source: type[CIFAR10] | None = None) -> DataSet:
-    """Load CIFAR-10: 32x32 colour photographs of ten kinds of things, 50000 and 10000.
+    """Load CIFAR-10: 32x32 colour photographs of ten classes, 50000 and 10000.
 
     Args:
-        root: folder that holds ``cifar-10-batches-py`` or ``cifar-10-python.tar.gz``; if it has neither, the archive is
+        root: folder with ``cifar-10-batches-py`` or ``cifar-10-python.tar.gz``; if it has neither, the archive is
             downloaded to it.
-        download: whether to fetch a missing archive.
-        source: names, address and checksums of the files, as a class of torchvision's making; ``CIFAR10`` by default.
+        download: whether to download a missing archive.
+        source: torchvision class with names, address and checksums of the files; ``CIFAR10`` by default.
 
     Raises:
-        DataError: if neither is there and the archive cannot be downloaded, or a checksum does not fit.
+        DataError: if the archive is missing and not downloadable, or a checksum differs.
     """
     from torchvision.datasets import CIFAR10
 
@@ -226,7 +225,7 @@ def cifar10(root: str | Path, download: bool = True, source: type[CIFAR10] | Non
 
 
 def _read_archive(path: Path, md5: str, wanted: Sequence[str]) -> dict[str, bytes]:
-    """Read members of a tar archive into memory, under their last names; nothing is extracted."""
+    """Read members of a tar archive into memory, by base name."""
     content = _read(path, ARCHIVE_BYTES)
     _check_md5(path, content, md5)
     files = {}
@@ -234,23 +233,25 @@ def _read_archive(path: Path, md5: str, wanted: Sequence[str]) -> dict[str, byte
         with tarfile.open(fileobj=_Bounded(fileobj=io.BytesIO(content)), mode="r:") as archive:
             for number, member in enumerate(archive):
                 if number >= MEMBERS:
-                    raise DataError(f"{path} holds more than {MEMBERS} files: do not use this archive")
+                    raise DataError(f"{path} has more than {MEMBERS} members: do not use this archive")
                 name = PurePosixPath(member.name)
                 if name.is_absolute() or ".." in name.parts or not (member.isfile() or member.isdir()):
-                    raise DataError(f"{path} holds {member.name!r}, a link or a path outside: do not use this archive")
+                    raise DataError(
+                        f"{path} contains {member.name!r}, a link or a path outside: do not use this archive"
+                    )
                 stream = archive.extractfile(member) if member.name in wanted else None
                 if stream is not None:
                     files[name.name] = stream.read()
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is not a whole archive ({error}): delete it and fetch it again") from error
+        raise DataError(f"{path} is not a complete archive ({error}): delete it and download it again") from error
     for lacking in wanted:
         if PurePosixPath(lacking).name not in files:
-            raise DataError(f"{path} lacks {lacking}: delete it and fetch it again")
+            raise DataError(f"{path} lacks {lacking}: delete it and download it again")
     return files
 
 
 class _Bounded(gzip.GzipFile):
-    """Unpacks no more than an archive can have; tarfile itself believes every size that it reads."""
+    """A gzip stream limited to ARCHIVE_BYTES; tarfile trusts the sizes in headers."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is None or size < 0 or self.tell() + size > ARCHIVE_BYTES:
@@ -264,7 +265,7 @@ class _Bounded(gzip.GzipFile):
 
 
 def _cifar_split(batches: Sequence[tuple[Path, bytes, str]]) -> Split:
-    """Join batches, each with its path, content and checksum; a row holds the planes of red, green and blue."""
+    """Decode and concatenate batches, given by path, content and checksum; rows are in CHW order."""
     x, y = [], []
     for path, content, md5 in batches:
         _check_md5(path, content, md5)
@@ -273,12 +274,12 @@ def _cifar_split(batches: Sequence[tuple[Path, bytes, str]]) -> Split:
             batch = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
             pixels, labels = np.asarray(batch["data"]), np.asarray(batch["labels"], dtype=np.int64)
         except (pickle.UnpicklingError, EOFError, AttributeError, KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path} is not a batch of CIFAR-10 ({error}): fetch the official archive") from error
+            raise DataError(f"{path} is not a batch of CIFAR-10 ({error}): download the official archive") from error
         fits = pixels.dtype == np.uint8 and pixels.shape == (*labels.shape, 3072)
         if not fits or not np.isin(labels, np.arange(10)).all():
             raise DataError(
-                f"{path} holds {pixels.dtype} {pixels.shape} and labels {labels.shape}, "
-                "not uint8 (N, 3072) and (N,) of 0..9: fetch the official archive"
+                f"{path} contains {pixels.dtype} {pixels.shape} and labels {labels.shape}, "
+                "not uint8 (N, 3072) and (N,) of 0..9: download the official archive"
             )
         x.append(pixels.reshape(-1, 3, 32, 32))
         y.append(labels)
@@ -286,11 +287,11 @@ def _cifar_split(batches: Sequence[tuple[Path, bytes, str]]) -> Split:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """An unpickler of numpy arrays and builtin containers, which refuses to look up anything else."""
+    """An unpickler restricted to numpy arrays and builtin containers."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in PARTS_OF_ARRAYS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no part of an array")
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which is not part of an array")
         return PARTS_OF_ARRAYS[module, name]
 
 
@@ -304,14 +305,14 @@ def _read(path: Path, most: int) -> bytes:
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error}): make it readable") from error
     if len(content) > most:
-        raise DataError(f"{path} has more than {most} bytes, as no real one has: delete it and fetch it again")
+        raise DataError(f"{path} has more than {most} bytes, too many for this file: delete it and download it again")
     return content
 
 
 def _check_md5(path: Path, content: bytes, expected: str) -> None:
     found = _md5(content)
     if found != expected:
-        raise DataError(f"{path} is damaged: its MD5 is {found}, not {expected}; delete it and fetch it again")
+        raise DataError(f"{path} is damaged: its MD5 is {found}, not {expected}; delete it and download it again")
 
 
 def _md5(content: bytes) -> str:
@@ -319,7 +320,7 @@ def _md5(content: bytes) -> str:
 
 
 def _download(urls: Sequence[str], path: Path, md5: str, allowed: bool, most: int) -> None:
-    """Fetch a file from the first address that has it; the disk is touched only once the checksum fits.
+    """Download a file from the first working address; it is written only after the checksum was verified.
 
     Raises:
         DataError: if downloads are not allowed, every address fails or sends more than ``most`` bytes, or the file cannot be
@@ -345,7 +346,7 @@ def _download(urls: Sequence[str], path: Path, md5: str, allowed: bool, most: in
 
 
 def _receive(response: BinaryIO, most: int) -> bytes:
-    """Read what a server sends, until it is more than a file can have."""
+    """Read a response of at most ``most`` bytes."""
     content = bytearray()
     while piece := response.read(2**20):
         content += piece
@@ -355,22 +356,22 @@ def _receive(response: BinaryIO, most: int) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file under its name only when it is whole."""
+    """Write a file atomically."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             part.unlink(missing_ok=True)
-            with open(part, "xb") as file:  # which follows no link
+            with open(part, "xb") as file:  # does not follow links
                 file.write(content)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
-        raise DataError(f"{path} cannot be written ({error}): choose a root that can") from error
+        raise DataError(f"{path} cannot be written ({error}): choose a writable root") from error
 
 
-# A folder of one's own
+# Folders of image files
 
 
 def folder(
@@ -380,27 +381,27 @@ def folder(
     test_fraction: float | None = TEST_FRACTION,
     test_root: str | Path | None = None,
 ) -> DataSet:
-    """Load every picture under a folder, as squares of ``size`` pixels.
+    """Load all image files below a folder, cropped and resized to squares of ``size`` pixels.
 
-    Folders named train, test and val are splits, other sub-folders are classes, sorted by name, unless there are pictures
-    beside them; without a test split a picture is a test image if the hash of its name says so, class by class
-    (``genzoo.data.layout``). ``DataSet.notes`` says what was read and what was passed over.
+    Folders named train, test and val are splits, other sub-folders are classes, sorted by name, unless there are images beside
+    them; without a test split, test images are chosen by a hash of the name, class by class (``genzoo.data.layout``).
+    ``DataSet.notes`` lists the files read and skipped.
 
-    Each picture is turned as its EXIF orientation says, laid on white where it is transparent, converted to grey or RGB
-    (16 bits are scaled to 8, colour profiles ignored), resized by Lanczos' filter until its short side is ``size``, and
-    cropped to its centre. Of an animation or a file of several pages the first one counts.
+    Each image is rotated by its EXIF orientation, blended with white where transparent, converted to grey or RGB (16 bits are
+    scaled to 8, colour profiles ignored), resized by a Lanczos filter until its short side is ``size``, and cropped to its
+    centre. Of an animation or a multi-page file the first frame is read.
 
     Args:
         root: the folder.
         size: side of the squares, in pixels.
         channels: 3 for colour, 1 for grey.
-        test_fraction: expected share of test images, in [0, 1), where no folder is a test split; None for 0.1. With 0 there
-            is no test split then, and all images are in ``train``.
-        test_root: another folder, all of which is the test split.
+        test_fraction: expected fraction of test images, in [0, 1), without a test folder; None for 0.1. With 0 all images are
+            in ``train``.
+        test_root: another folder, used as the test split.
 
     Raises:
-        DataError: if a folder is missing or has no pictures, a picture cannot be read, is not whole or has more than 50
-            million pixels, or one side of the split would be empty.
+        DataError: if a folder is missing or has no images, an image is unreadable, truncated or larger than 50 million pixels,
+            or a split would be empty.
     """
     from PIL import Image
 
@@ -428,7 +429,7 @@ def folder(
 
 
 def _read_picture(path: Path, size: int, channels: int) -> np.ndarray:
-    """Read one picture as uint8, (channels, size, size)."""
+    """Read one image as uint8, (channels, size, size)."""
     from PIL import Image, ImageOps
 
     def square(file: Image.Image) -> np.ndarray:

@@ -1,18 +1,17 @@
-"""Which pictures of a folder belong to which split and class: by conventional names, else by a hash.
+"""Assignment of the images of a folder to splits and classes: by conventional folder names, else by a hash.
 
     root/*.png                         no classes
     root/CLASS/**.png                  a class for each sub-folder
-    root/{train,test}/CLASS/**.png     splits by their names
-    root/CLASS/{train,test}/**.png     the same the other way round
-    root/WRAPPER/...                   one sub-folder with all pictures is looked through, however many there are
+    root/{train,test}/CLASS/**.png     splits by name
+    root/CLASS/{train,test}/**.png     the same, nested the other way round
+    root/WRAPPER/...                   single sub-folders that contain all images are ignored
 
-The names of splits are train, training, test, testing, val, valid and validation, in any case and with such endings as in
-``test_set``, ``val2017`` or ``trainA``. Validation images are kept out of training, and serve as the test split where there is
-none.
+The names of splits are train, training, test, testing, val, valid and validation, in any case and with endings as in
+``test_set``, ``val2017`` or ``trainA``. Validation images are never trained on, and are the test split if there is no other.
 
-Where no folder is a test split, a picture is a test image if the hash of its path below the wrappers says so, whatever other
-files there are. Exceptions are made for classes alone, or all pictures where there are none: each has at least one training
-image, and at least one test image where its share of them is one or more. The split is a function of the names of the files.
+Without a test folder, an image is a test image if the hash of its path below the wrappers is below ``test_fraction``,
+independently of other files, except that each class (or the set, without classes) has at least one training image, and at
+least one test image if the expected number is at least one. The split is a function of the file names.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from genzoo.data.dataset import DataError
 from genzoo.data.decoding import SUFFIXES, list_pictures, shown
 
 ACCEPTED = ", ".join(SUFFIXES)
-NAMED = 10  # classes or folders that a message names
+NAMED = 10  # classes or folders listed in a message
 
 _SPLIT = re.compile(
     r"(train|test|val)(?:ing|id|idation)?[ _.-]*(?:set|split|data|images?|imgs?)?[ _.-]*(?:\d*|(?-i:[A-Z]))", re.I
@@ -37,21 +36,21 @@ _SPLIT = re.compile(
 
 
 class Picture(NamedTuple):
-    """A picture: where it is, and where it stands below the folder of its split."""
+    """An image file, and its path relative to the folder of its split."""
 
     path: Path
     place: PurePosixPath
 
 
 class Layout(NamedTuple):
-    """The pictures of a folder by split, in the order of their names.
+    """The image files of a folder by split, sorted by name.
 
     Attributes:
-        train: what a model learns from, or all there is where no test split is wanted.
-        test: what it is scored on.
-        classes: their names, sorted; empty where there are none.
-        labels: the class of each picture, by its path.
-        notes: what was read, and what was not, one line each.
+        train: training images, or all images without a test split.
+        test: test images.
+        classes: sorted class names; empty if unlabelled.
+        labels: class of each image, by path.
+        notes: summary of files read and skipped, one line each.
     """
 
     train: list[Path]
@@ -62,26 +61,26 @@ class Layout(NamedTuple):
 
 
 def split_of(name: str) -> str | None:
-    """Return which split a folder's name says: "train", "test", "val", or None for any other name."""
+    """Parse the name of a split folder: "train", "test", "val", or None for any other name."""
     found = _SPLIT.fullmatch(name)
     return found[1].lower() if found else None
 
 
 def arrange(root: Path, test_fraction: float, test_root: Path | None = None) -> Layout:
-    """Find out which pictures of a folder are of which split and class.
+    """Assign the images of a folder to splits and classes.
 
     Args:
         root: the folder.
-        test_fraction: expected share of test images where their split is chosen by a hash; 0 for no such split.
-        test_root: another folder whose pictures are the test split; no picture in it is a training image.
+        test_fraction: expected fraction of test images of a split by hash; 0 for no such split.
+        test_root: another folder, used as the test split and excluded from training.
 
     Raises:
-        DataError: where a side of the split would be empty, or folders contradict each other.
+        DataError: if a split would be empty, or folders contradict each other.
     """
     found = _pictures(root, "data.root", without=test_root)
     notes: list[str] = []
     splits = _by_name(root, found.pictures, notes)
-    train, classes, labels = _classes(_look_through(splits["train"]))
+    train, classes, labels = _classes(_strip_wrappers(splits["train"]))
     if not train:
         beside = _names(splits) or str(test_root)
         raise DataError(f"{root} has no training images beside {beside}: put some into a folder named train")
@@ -102,10 +101,10 @@ def arrange(root: Path, test_fraction: float, test_root: Path | None = None) -> 
     elif splits["val"]:
         test, source = splits["val"], "the folder val"
     if test:
-        test, classes = _alike(test, classes, labels, source, notes)
+        test, classes = _match_classes(test, classes, labels, source, notes)
     elif test_fraction == 0:
-        said = f"{root}: {_count(train, 'image')}, {_listed(classes)}; no test split; {found.others}"
-        return Layout([picture.path for picture in train], [], classes, labels, [said, *notes])
+        summary = f"{root}: {_count(train, 'image')}, {_listed(classes)}; no test split; {found.others}"
+        return Layout([picture.path for picture in train], [], classes, labels, [summary, *notes])
     else:
         is_test = hash_split([p.place for p in train], [labels.get(p.path) for p in train], test_fraction)
         held_out = {picture.path for picture, is_so in zip(train, is_test, strict=True) if is_so}
@@ -113,20 +112,20 @@ def arrange(root: Path, test_fraction: float, test_root: Path | None = None) -> 
         source = f"a hash of each name (test_fraction={test_fraction:g})"
         if not test:
             raise DataError(
-                f"{root} has {_count(found.pictures, 'image')}, of which the split by name makes no test image: "
+                f"{root} has {_count(found.pictures, 'image')}, of which the split by hash selects no test image: "
                 f"add images or change test_fraction={test_fraction:g}"
             )
     sizes = f"{len(train)} training and {_count(test, 'test image')}"
-    said = f"{root}: {sizes}, {_listed(classes)}; test split from {source}; {found.others}"
+    summary = f"{root}: {sizes}, {_listed(classes)}; test split from {source}; {found.others}"
     labels = labels if classes else {}
-    return Layout([p.path for p in train], [p.path for p in test], classes, labels, [said, *notes])
+    return Layout([p.path for p in train], [p.path for p in test], classes, labels, [summary, *notes])
 
 
 def hash_split(places: Sequence[PurePosixPath], labels: Sequence[str | None], fraction: float) -> list[bool]:
-    """Say which pictures are test images: those whose hash is below the fraction, with exceptions for small classes.
+    """Select test images by the hash of their path, with at least one training image per class.
 
     Args:
-        places: paths of the pictures.
+        places: relative paths of the images.
         labels: their classes.
         fraction: of test images, in [0, 1).
     """
@@ -145,7 +144,7 @@ def hash_split(places: Sequence[PurePosixPath], labels: Sequence[str | None], fr
 
 
 def unit_hash(name: PurePosixPath) -> float:
-    """Hash a path to a number in [0, 1) that is the same on every machine."""
+    """Hash a path to [0, 1), reproducibly on every machine."""
     digest = hashlib.blake2b(os.fsencode(name.as_posix()), digest_size=6).digest()
     return int.from_bytes(digest, "big") / 2**48
 
@@ -156,39 +155,41 @@ class _Found(NamedTuple):
 
 
 def _pictures(root: Path, key: str, without: Path | None = None, keep: Sequence[str] = ()) -> _Found:
-    """List the pictures of a folder below its wrappers, but for those that lie in another one.
+    """List the images of a folder, with paths relative to its wrappers.
 
     Args:
         root: the folder.
-        key: which names it.
-        without: the other one.
-        keep: names of folders that are no wrappers.
+        key: its configuration key, for messages.
+        without: folder whose images are excluded.
+        keep: names of folders that are not wrappers.
     """
     if not root.is_dir():
-        raise DataError(f"{root} is not a folder: give a folder of {ACCEPTED} files as {key}")
+        raise DataError(f"{root} is not a folder: set {key} to a folder of {ACCEPTED} files")
     if without is not None:
         if not without.is_dir():
-            raise DataError(f"{without} is not a folder: give a folder of {ACCEPTED} files as data.test_root")
+            raise DataError(f"{without} is not a folder: set data.test_root to a folder of {ACCEPTED} files")
         if _within(root, without):
-            raise DataError(f"data.test_root={without} holds {key}={root}: test images would be trained on")
+            raise DataError(f"data.test_root={without} contains {key}={root}: test images would be trained on")
     listing = list_pictures(root)
     if not listing.names:
-        raise DataError(f"{root} holds no images ({listing.others}): put {ACCEPTED} files in it or in its sub-folders")
+        raise DataError(
+            f"{root} contains no images ({listing.others}): put {ACCEPTED} files in it or in its sub-folders"
+        )
     pictures = [Picture(root / name, name) for name in listing.names]
     if without is not None:
         inside: dict[Path, bool] = {}  # by folder
         for picture in pictures:
             inside.setdefault(picture.path.parent, _within(picture.path.parent, without))
         pictures = [picture for picture in pictures if not inside[picture.path.parent]]
-    return _Found(_look_through(pictures, keep), listing.others)
+    return _Found(_strip_wrappers(pictures, keep), listing.others)
 
 
 def _within(path: Path, folder: Path) -> bool:
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
-def _look_through(pictures: Iterable[Picture], keep: Iterable[str] = ()) -> list[Picture]:
-    """Shorten places by the folders that all pictures share, up to one that is called as in ``keep``."""
+def _strip_wrappers(pictures: Iterable[Picture], keep: Iterable[str] = ()) -> list[Picture]:
+    """Remove leading folders common to all images, up to one named in ``keep``."""
     pictures = list(pictures)
     while pictures and all(len(picture.place.parts) > 1 for picture in pictures):
         tops = {picture.place.parts[0] for picture in pictures}
@@ -203,16 +204,18 @@ def _below(picture: Picture) -> Picture:
 
 
 def _by_name(root: Path, pictures: list[Picture], notes: list[str]) -> dict[str, list[Picture]]:
-    """Part pictures by the folders that are named after splits; where there are none, all are training pictures."""
+    """Group images by split folders; without any, all are training images."""
     parted = _parted(pictures, notes)
     if parted is not None:
         return parted
     by_class = defaultdict(list)
     for picture in pictures:
         by_class[picture.place.parts[0] if len(picture.place.parts) > 1 else ""].append(picture)
-    said: list[str] = []
+    nested_notes: list[str] = []
     within = {
-        top: _parted([_below(p) for p in members], said, wrapped=True) for top, members in by_class.items() if top
+        top: _parted([_below(p) for p in members], nested_notes, wrapped=True)
+        for top, members in by_class.items()
+        if top
     }
     parted_classes = [top for top, found in within.items() if found is not None]
     if not parted_classes:
@@ -220,9 +223,9 @@ def _by_name(root: Path, pictures: list[Picture], notes: list[str]) -> dict[str,
     whole = [top or "itself" for top in by_class if within.get(top) is None]
     if whole:
         raise DataError(
-            f"{root}: {shown(parted_classes[0])} has folders for splits, {shown(whole[0])} has none: arrange all alike"
+            f"{root}: {shown(parted_classes[0])} has split folders, {shown(whole[0])} has none: use one layout for all"
         )
-    notes += said
+    notes += nested_notes
     splits: dict[str, list[Picture]] = {"train": [], "test": [], "val": []}
     for top, found in within.items():
         for name, members in (found or {}).items():
@@ -231,16 +234,16 @@ def _by_name(root: Path, pictures: list[Picture], notes: list[str]) -> dict[str,
 
 
 def _parted(pictures: list[Picture], notes: list[str], wrapped: bool = False) -> dict[str, list[Picture]] | None:
-    """Part pictures by the names of their first folders, if these are splits.
+    """Group images by their top-level folders, if these are splits.
 
-    Folders named after splits are classes where no other folder is a split, as "train" beside "bus" and "plane" may be,
-    unless they hold the very classes that are beside them. Pictures that are in no split are left out, which is noted, or
-    are training pictures where nothing else is.
+    A single folder named after a split is a class, such as "train" beside "bus" and "plane", unless it contains the same
+    classes as its siblings. Images outside of all splits are omitted with a note, or are the training images if there are no
+    others.
 
     Args:
-        pictures: all of them.
-        notes: to which is added what was decided.
-        wrapped: whether splits alone are looked for, without a guess.
+        pictures: the images.
+        notes: list to which decisions are appended.
+        wrapped: whether to accept unambiguous splits alone.
     """
     tops: dict[str, list[Picture]] = defaultdict(list)
     for picture in pictures:
@@ -276,37 +279,37 @@ def _parted(pictures: list[Picture], notes: list[str], wrapped: bool = False) ->
 
 
 def _classes(pictures: list[Picture]) -> tuple[list[Picture], tuple[str, ...], dict[Path, str]]:
-    """Take the first folders of pictures for their classes, unless some are in none."""
+    """Classes from the top-level folders; none if an image is outside of them."""
     tops = {picture.path: picture.place.parts[0] for picture in pictures if len(picture.place.parts) > 1}
     if len(tops) < len(pictures):
         return pictures, (), {}
     return pictures, tuple(sorted(set(tops.values()))), tops
 
 
-def _alike(
+def _match_classes(
     test: list[Picture], classes: tuple[str, ...], labels: dict[Path, str], source: str, notes: list[str]
 ) -> tuple[list[Picture], tuple[str, ...]]:
-    """Give test pictures the classes of the training pictures; those of other classes are left out, by their names.
+    """Label test images with the classes of the training images; images of other classes are omitted with a note.
 
     Raises:
-        DataError: where none is left.
+        DataError: if no test image remains.
     """
     if not classes:
         return test, ()
-    test = _look_through(test, keep=classes)
+    test = _strip_wrappers(test, keep=classes)
     if any(len(picture.place.parts) == 1 for picture in test):
         notes.append(f"no classes, since test images in {source} have none")
         return test, ()
-    strange = Counter(picture.place.parts[0] for picture in test if picture.place.parts[0] not in classes)
-    for name in sorted(strange)[:NAMED]:
-        notes.append(f"{strange[name]} test image{'s' * (strange[name] > 1)} of {shown(name)} left out: "
+    unknown = Counter(picture.place.parts[0] for picture in test if picture.place.parts[0] not in classes)
+    for name in sorted(unknown)[:NAMED]:
+        notes.append(f"{unknown[name]} test image{'s' * (unknown[name] > 1)} of {shown(name)} left out: "
                      "a class without training images")  # fmt: skip
-    if len(strange) > NAMED:
-        notes.append(f"{len(strange) - NAMED} more classes without training images left out")
+    if len(unknown) > NAMED:
+        notes.append(f"{len(unknown) - NAMED} more classes without training images left out")
     test = [picture for picture in test if picture.place.parts[0] in classes]
     if not test:
         raise DataError(
-            f"{source}: no test image is of a class that has training images, {_listed(classes)}: name the folders alike"
+            f"{source}: no test image has a class with training images, {_listed(classes)}: use the same folder names"
         )
     labels |= {picture.path: picture.place.parts[0] for picture in test}
     return test, classes

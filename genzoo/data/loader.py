@@ -1,13 +1,12 @@
-"""Batches of a data set that lies whole on the device, as a function of the step that asks for them.
+"""Training batches as a pure function of the step, gathered from a data set in device memory.
 
-The data are one tensor, and a batch is a gather by index: nothing is decoded, copied from the host or handed between
-processes. The stream is the endless concatenation of shuffled epochs, so that every batch is full and every example is
-seen equally often:
+The data are one tensor and a batch is a gather by index, without decoding or copies from the host. The stream is the endless
+concatenation of shuffled epochs, so that every batch is full and every example appears equally often:
 
     order of an epoch = f(seed, epoch),    flip of an example = f(seed, epoch, index).
 
-Batch ``s`` depends on nothing else, so a run that resumes at step ``s`` asks for batch ``s``, whoever gathers it: this
-process, or helpers that are some batches ahead. Several processes that train together take equal shares of each batch.
+Batch ``s`` depends on nothing else, so that training resumes at any step, with or without loader workers. In distributed
+training each process takes an equal part of the batch.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from genzoo.data.dataset import DataError, Split
 from genzoo.numerics.random import generator
 
-PATIENCE = 60.0  # seconds that a batch of a helper may take before it is given up
+PATIENCE = 60.0  # timeout of a loader worker's batch, in seconds
 
 Batch = tuple[Tensor, Tensor | None]
 
@@ -33,11 +32,11 @@ class Batches:
 
     Args:
         split: the examples, moved to ``device`` once.
-        batch_size: examples in a batch.
+        batch_size: global batch size.
         seed: of the order and the flips.
-        flip: whether images are mirrored left to right half of the time; both versions are held in memory.
-        device: where the examples lie.
-        workers: processes that gather batches ahead; 0 for none, which is fastest for what lies in memory.
+        flip: random horizontal flips; both versions are held in memory.
+        device: of the examples.
+        workers: number of loader workers; 0 is fastest for data in memory.
     """
 
     def __init__(
@@ -58,20 +57,20 @@ class Batches:
         self.device = torch.device(device)
         self._epochs: dict[int, tuple[Tensor, Tensor]] = {}
         self._ahead: Iterator[Batch] | None = None
-        self._latest: tuple[int, Batch] | None = None  # of the helpers
+        self._latest: tuple[int, Batch] | None = None  # step and batch of the loader workers
 
     def share(self, rank: int, world: int) -> None:
-        """Take the ``rank``-th of ``world`` equal parts of each batch.
+        """Restrict the batches to the ``rank``-th of ``world`` equal parts.
 
         Raises:
-            ValueError: where they cannot be equal.
+            ValueError: if ``world`` does not divide the batch size.
         """
         if self.batch_size % world:
-            raise ValueError(f"batch_size={self.batch_size} cannot be shared among {world} processes")
+            raise ValueError(f"batch_size={self.batch_size} is not divisible by {world} processes")
         self.rank, self.world = rank, world
 
     def to(self, device: torch.device | str) -> None:
-        """Move the examples to a device, or only the batches where helpers gather them."""
+        """Move the examples to a device; with loader workers, the batches alone."""
         self.device = torch.device(device)
         if not self.workers:
             check_room(self.x, self.device)
@@ -79,49 +78,49 @@ class Batches:
             self._epochs.clear()
 
     def _epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """Return the order of an epoch, and for each place in it the row of ``x``, which a flip moves by ``size``."""
+        """Order of an epoch, and rows of ``x``: the flipped copy of row i is row i + size."""
         if epoch not in self._epochs:
             order = torch.randperm(self.size, generator=generator("order", self.seed, epoch))
             row = order
             if self.flip:
                 flipped = torch.rand(self.size, generator=generator("flip", self.seed, epoch)) < 0.5
                 row = order + self.size * flipped[order]
-            self._epochs = {e: known for e, known in self._epochs.items() if e == epoch - 1}
+            self._epochs = {e: cached for e, cached in self._epochs.items() if e == epoch - 1}
             self._epochs[epoch] = _to_device(order, self.x.device), _to_device(row, self.x.device)
         return self._epochs[epoch]
 
     def __call__(self, step: int) -> Batch:
-        """Return the examples and classes of a step, (B, *shape) of the data's own type and (B,).
+        """Return the examples and conditions of a step, (B, *shape) in the dtype of the data and (B, ...).
 
         Raises:
-            RuntimeError: where a loader worker has died or gives no answer.
+            RuntimeError: if a loader worker died or timed out.
         """
         if not self.workers:
             return self.gather(step)
         if self._latest is None or self._latest[0] != step:
             if self._ahead is None or self._latest is None or self._latest[0] != step - 1:
-                self._ahead = self._helpers(step)
+                self._ahead = self._prefetched(step)
             self._latest = step, next(self._ahead)
-        x, y = self._latest[1]  # pinned where the device copies by itself
+        x, y = self._latest[1]
         return x.to(self.device, non_blocking=True), None if y is None else y.to(self.device, non_blocking=True)
 
-    def _helpers(self, step: int) -> Iterator[Batch]:
-        """Start processes that gather the batches from ``step`` on."""
+    def _prefetched(self, step: int) -> Iterator[Batch]:
+        """Start loader workers at ``step``."""
         return iter(
             DataLoader(
-                _Steps(self),
+                _BatchDataset(self),
                 batch_size=None,
-                sampler=_From(step),
+                sampler=_StepSampler(step),
                 num_workers=self.workers,
                 timeout=PATIENCE,
                 pin_memory=self.device.type == "cuda",
-                worker_init_fn=_leave_signals,
+                worker_init_fn=_ignore_signals,
                 generator=torch.Generator(),  # not the global one
             )
         )
 
     def gather(self, step: int) -> Batch:
-        """Return the batch of a step, put together by this process."""
+        """Gather the batch of a step in this process."""
         share = self.batch_size // self.world
         start = step * self.batch_size + self.rank * share
         stop = start + share
@@ -136,10 +135,10 @@ class Batches:
 
 
 def check_room(x: Tensor, device: torch.device) -> None:
-    """Refuse data that do not fit a GPU's free memory, of which a fifth is left to the model.
+    """Check that the data fit into 80% of a GPU's free memory.
 
     Raises:
-        DataError: with the sizes, and the setting that leaves the data on the host.
+        DataError: with the sizes, and the setting that keeps the data in host memory.
     """
     if device.type != "cuda" or x.device == device:
         return
@@ -147,17 +146,17 @@ def check_room(x: Tensor, device: torch.device) -> None:
     if x.nbytes > 0.8 * free:
         raise DataError(
             f"the data take {x.nbytes / 1e9:,.1f} GB, mirror images included, and {device} has {free / 1e9:,.1f} GB free: "
-            "say trainer.workers=2, which leaves them in host memory"
+            "set trainer.workers=2 to keep them in host memory"
         )
 
 
 def _to_device(x: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor of the host's; from pinned memory a GPU does so when its turn comes, and the host goes on."""
+    """Copy a host tensor to a device, asynchronously for a GPU."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
-class _Steps(Dataset[Batch]):
-    """The batches, by step."""
+class _BatchDataset(Dataset[Batch]):
+    """Batches indexed by step."""
 
     def __init__(self, batches: Batches):
         self.batches = batches
@@ -166,8 +165,8 @@ class _Steps(Dataset[Batch]):
         return self.batches.gather(step)
 
 
-class _From(Sampler[int]):
-    """All steps from one on."""
+class _StepSampler(Sampler[int]):
+    """Endless sequence of steps."""
 
     def __init__(self, step: int):
         self.step = step
@@ -176,8 +175,8 @@ class _From(Sampler[int]):
         return itertools.count(self.step)
 
 
-def _leave_signals(worker: int) -> None:
-    """Let a helper be ended by its parent alone, which hears the user's signals too."""
-    for number in {signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)}:  # which Windows lacks
+def _ignore_signals(worker: int) -> None:
+    """Ignore the user's signals in a loader worker; the parent handles them and ends its workers by SIGTERM."""
+    for number in {signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)}:  # no SIGHUP on Windows
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""Pictures of data: grids of images and clouds of points, as PNG files and arrays."""
+"""Grids of images and scatter plots as PNG files, and readers of samples."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from genzoo.distributions.discretization import to_bytes
 if TYPE_CHECKING:
     from PIL import Image
 
-CHANNELS = (1, 3)  # of an image that can be shown: grey or colour
-MARGIN = 32  # bytes by which images of the data leave the range of samples that may be right
-MARK = b"tEXtSoftware\0genzoo"  # in the first bytes of a picture file that ``save_png`` has marked
-PANELS = 4  # of pairs of coordinates in a picture of vectors
+CHANNELS = (1, 3)  # grey or colour
+MARGIN = 32  # tolerance of the range check, in grey levels
+MARK = b"tEXtSoftware\0genzoo"  # PNG text chunk of ``save_png(marked=True)``
+PANELS = 4  # pairs of coordinates in a plot of vectors
 
 
 def as_bytes(x: Tensor, levels: int) -> np.ndarray:
-    """Turn images on [-1, 1], (B, C, H, W), into bytes in the order of picture files, (B, H, W, C) uint8."""
+    """Convert images on [-1, 1], (B, C, H, W), to uint8 (B, H, W, C)."""
     return to_bytes(x.detach().cpu(), levels).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def grid(images: np.ndarray, columns: int | None = None, min_side: int = 56, gap: int = 2) -> np.ndarray:
-    """Lay images out in rows, (B, H, W, C) -> (rows, columns, C); tiny ones are enlarged to at least ``min_side`` pixels."""
+    """Tile images, (B, H, W, C) -> (H', W', C); tiny ones are enlarged to at least ``min_side`` pixels."""
     n, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(n))
     scale = max(1, math.ceil(min_side / min(height, width)))
@@ -53,17 +53,17 @@ def save_png(path: Path | BinaryIO, image: np.ndarray, marked: bool = False) -> 
 
     Args:
         path: the file.
-        image: the bytes.
-        marked: whether the file says that genzoo has written it, by which ``is_marked`` knows it.
+        image: the pixels.
+        marked: whether to add the text chunk that ``is_marked`` looks for.
 
     Raises:
-        DataError: for another number of channels, of which PNG would make transparency or nothing.
+        DataError: for another number of channels.
     """
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
     if image.shape[-1] not in CHANNELS:
-        raise DataError(f"images of {image.shape[-1]} channels cannot be shown: a picture has 1 (grey) or 3 (colour)")
+        raise DataError(f"images of {image.shape[-1]} channels cannot be shown: a PNG has 1 (grey) or 3 (colour)")
     info = PngInfo()
     if marked:
         info.add_text("Software", "genzoo")
@@ -72,7 +72,7 @@ def save_png(path: Path | BinaryIO, image: np.ndarray, marked: bool = False) -> 
 
 
 def is_marked(path: Path) -> bool:
-    """Whether a file is a picture that ``save_png`` has marked; links are not followed."""
+    """Whether a file was written by ``save_png(marked=True)``; links are not followed."""
     try:
         if not stat.S_ISREG(os.lstat(path).st_mode):
             return False
@@ -83,10 +83,9 @@ def is_marked(path: Path) -> bool:
 
 
 def save_scatter(path: Path | BinaryIO, samples: Tensor, truth: Tensor | None = None) -> None:
-    """Draw vectors, (N, D), and under them as many of the data's where these are given, on equal axes.
+    """Plot vectors, (N, D), and optionally data beside them on equal axes.
 
-    Points of the plane are one cloud, numbers a histogram, and vectors of more coordinates the clouds of neighbouring pairs of
-    the first few.
+    D = 1 is a histogram, D = 2 a scatter plot, D > 2 scatter plots of neighbouring pairs of the first coordinates.
     """
     samples, truth = samples.detach().cpu(), None if truth is None else truth.detach().cpu()
     D = samples.shape[1]
@@ -95,7 +94,7 @@ def save_scatter(path: Path | BinaryIO, samples: Tensor, truth: Tensor | None = 
 
     clouds = [("samples", samples)] + ([("data", truth)] if truth is not None else [])
     pairs = [(0, 1)] if D <= 2 else [(i, i + 1) for i in range(min(D - 1, PANELS))]
-    beside = len(pairs) == 1  # a cloud and the data's, side by side; else a row each
+    beside = len(pairs) == 1  # samples and data side by side, else one row each
     rows, columns = (1, len(clouds)) if beside else (len(clouds), len(pairs))
     figure = Figure(figsize=(4 * columns, 4 * rows), layout="constrained")
     FigureCanvasAgg(figure)
@@ -108,8 +107,8 @@ def save_scatter(path: Path | BinaryIO, samples: Tensor, truth: Tensor | None = 
             axes = figure.add_subplot(rows, columns, i * len(pairs) + j + 1)
             axes.set(title=name, xlim=(float(low[first]), float(high[first])))
             if D == 1:
-                share = np.full(len(points), 1 / len(points))
-                axes.hist(points[:, 0].numpy(), bins=80, range=axes.get_xlim(), weights=share, color="#1f4e79")
+                weights = np.full(len(points), 1 / len(points))
+                axes.hist(points[:, 0].numpy(), bins=80, range=axes.get_xlim(), weights=weights, color="#1f4e79")
                 continue
             axes.scatter(points[:, first], points[:, second], s=2, alpha=0.5, linewidths=0, color="#1f4e79")
             axes.set_ylim(float(low[second]), float(high[second]))
@@ -123,19 +122,19 @@ def save_scatter(path: Path | BinaryIO, samples: Tensor, truth: Tensor | None = 
 def read_samples(
     path: Path, shape: Sequence[int], levels: int | None, note: Callable[[str], None] = lambda _: None
 ) -> Tensor:
-    """Read what any program has drawn: a folder of pictures, in the order of their names, or an array, .npz or .npy.
+    """Read samples of any program: a folder of image files, sorted by name, or an .npz or .npy array.
 
     Args:
         path: the folder or the file.
-        shape: of one event of the data.
-        levels: of the data; None for points.
-        note: called with what was read, and what was passed over, of a folder.
+        shape: of one example of the data.
+        levels: of the data; None for vectors.
+        note: called with a summary of the files read and skipped.
 
     Returns:
-        Bytes, (N, C, H, W) uint8, or vectors, (N, D) float32. Grey pictures of colour data are spread over the channels.
+        Images, uint8 (N, C, H, W), or vectors, float32 (N, D). Grey images are expanded to the channels of the data.
 
     Raises:
-        DataError: for what is no such folder or file, or does not fit the data.
+        DataError: for a missing or invalid folder or file, or a shape that does not match the data.
     """
     from PIL import Image
 
@@ -144,7 +143,7 @@ def read_samples(
             raise DataError(f"samples={path}: vectors come in an .npz or .npy file")
         names = (listing := list_pictures(path)).names
         if not names:
-            raise DataError(f"samples={path}: holds no {', '.join(SUFFIXES)} ({listing.others})")
+            raise DataError(f"samples={path}: no {', '.join(SUFFIXES)} files ({listing.others})")
         note(f"samples={path}: {len(names)} images, {listing.others}")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata
@@ -170,47 +169,51 @@ def read_samples(
     if not fits:
         hint = ""
         if array.dtype.kind in "fiu" and array.dtype != np.uint8 and array.size:
-            hint = f"; of values {array.min():.4g}..{array.max():.4g} make bytes 0..255 yourself"
+            hint = f"; convert values {array.min():.4g}..{array.max():.4g} to uint8 0..255"
         raise DataError(f"samples={path}: holds {array.dtype} {array.shape}, not uint8 (N, {H}, {W}, {C}){hint}")
     return torch.from_numpy(array).permute(0, 3, 1, 2).expand(-1, C, -1, -1).contiguous()
 
 
-class Odd(NamedTuple):
-    """What is odd about the range of samples."""
+class RangeMismatch(NamedTuple):
+    """A mismatch between the ranges of samples and data."""
 
     text: str
-    certain: bool  # whether they cannot be what was meant, however poor a generator
+    certain: bool  # whether even a poor generator cannot explain it
 
 
-def check_range(x: Tensor, real: Tensor, levels: int | None) -> Odd | None:
-    """Compare the range of samples with that of data, which a wrong scale changes and a poor generator hardly.
+def check_range(x: Tensor, real: Tensor, levels: int | None) -> RangeMismatch | None:
+    """Compare the range of samples with that of the data, to detect a wrong scale.
 
     Args:
-        x: the samples, (N, ...) bytes or points.
-        real: the data in the same form, (M, ...).
-        levels: of the data; None for points.
+        x: samples, (N, ...) bytes or vectors.
+        real: data in the same form, (M, ...).
+        levels: of the data; None for vectors.
 
     Returns:
-        What was found and what is expected; None where the ranges are alike.
+        The range found and the range expected; None if they match.
     """
     low, high = x.min().item(), x.max().item()
     flat = real.flatten(1)
-    lowest, highest = flat.amin(1).double(), flat.amax(1).double()  # of each event
+    lowest, highest = flat.amin(1).double(), flat.amax(1).double()  # of each example
     lows, highs = lowest.min().item(), highest.max().item()
     found = f"their values lie in {low:.4g}..{high:.4g}, those of the data in {lows:.4g}..{highs:.4g}"
     if low == high and lows != highs:
-        return Odd(f"all their values are {low:.4g}, those of the data lie in {lows:.4g}..{highs:.4g}", True)
+        return RangeMismatch(f"all their values are {low:.4g}, those of the data lie in {lows:.4g}..{highs:.4g}", True)
     margin = 0 if levels is None else MARGIN
     beyond = ((lowest < low - margin) | (highest > high + margin)).double().mean().item()
     if levels is None:
-        return Odd(f"{found}, most of whose points are outside: is the scale right?", False) if beyond > 0.5 else None
+        return (
+            RangeMismatch(f"{found}, most of whose points are outside: is the scale right?", False)
+            if beyond > 0.5
+            else None
+        )
     expected = "bytes of 0..255 are expected" + (f", the {levels} levels stretched over them" if levels < 256 else "")
     if high <= (levels - 1 if levels < 256 else 1) < highs:
-        return Odd(f"{found}: {expected}", True)
+        return RangeMismatch(f"{found}: {expected}", True)
     kinds, of_data = (torch.bincount(side.flatten(), minlength=256).nonzero().flatten().tolist() for side in (x, real))
     if len(kinds) <= 3 < min(len(of_data), 8):
-        return Odd(f"they hold no values but {', '.join(map(str, kinds))}: {expected}", True)
-    return Odd(f"{found}, most of whose images leave that range: {expected}", False) if beyond > 0.5 else None
+        return RangeMismatch(f"they hold no values but {', '.join(map(str, kinds))}: {expected}", True)
+    return RangeMismatch(f"{found}, most of whose images leave that range: {expected}", False) if beyond > 0.5 else None
 
 
 def _read_picture(path: Path, shape: Sequence[int]) -> Tensor:
@@ -219,7 +222,7 @@ def _read_picture(path: Path, shape: Sequence[int]) -> Tensor:
     def pixels(image: Image.Image) -> np.ndarray:
         flat = upright(image, C)
         if flat.size != (W, H):
-            raise DataError(f"{path}: is {flat.size[0]}x{flat.size[1]}, the data are {W}x{H}: resize it yourself")
+            raise DataError(f"{path}: is {flat.size[0]}x{flat.size[1]}, the data are {W}x{H}: resize it first")
         return np.array(flat)
 
     return torch.from_numpy(decoded(path, FORMATS, pixels).reshape(H, W, C)).permute(2, 0, 1)

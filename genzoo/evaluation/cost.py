@@ -1,4 +1,4 @@
-"""The cost of samples and of training, and the time that an evaluation will take."""
+"""Cost of sampling and training, and the estimated time of an evaluation."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from genzoo.training.flops import COUNTED
 
 
 class Estimate(NamedTuple):
-    """Seconds that scoring is expected to take, without features and distances."""
+    """Estimated seconds of an evaluation, without features and distances."""
 
     density: float
     samples: float
-    shorter: str  # what would shorten it
+    shorter: str  # settings that reduce them
 
 
 def estimate(model: GenerativeModel, data: Any, settings: EvalSettings) -> Estimate:
-    """Measure a few events and samples, and say what scoring all of them will take.
+    """Extrapolate the time of an evaluation from a few examples and samples.
 
     Args:
-        model: in evaluation mode, with the sampler that will be used.
-        data: whose test split is scored.
-        settings: what is computed.
+        model: in evaluation mode, with the sampler of the evaluation.
+        data: the data set.
+        settings: of the evaluation.
     """
 
     def measured(work: Callable[[int], object], n: int) -> float:
-        """Return the seconds of ``n`` pieces in batches, by what a batch of 2 and one of 8 take."""
+        """Extrapolate the seconds for ``n`` items from batches of 2 and 8."""
         if n == 0:
             return 0.0
         seconds = []
@@ -76,7 +76,7 @@ def estimate(model: GenerativeModel, data: Any, settings: EvalSettings) -> Estim
 
 
 def announce(expected: Estimate, settings: EvalSettings, train_seconds: Any) -> None:
-    """Say how long scoring will take where that is more than a minute, or more than training took."""
+    """Log the estimate if it exceeds a minute or the training time."""
     whole = expected.density + expected.samples
     trained = train_seconds if type(train_seconds) in (int, float) else 0.0
     if whole > min(60, max(trained, 10)):
@@ -84,15 +84,15 @@ def announce(expected: Estimate, settings: EvalSettings, train_seconds: Any) -> 
         parts += [f"density {expected.density:.0f} s"] if expected.density else []
         log_stderr(
             f"scoring will take about {whole:.0f} s ({', '.join(parts)}), after {trained:.0f} s of training; "
-            f"less with lower {expected.shorter or 'metrics.throughput='}"
+            f"reduce it by {expected.shorter or 'metrics.throughput='}"
         )
 
 
 def cost(
     model: GenerativeModel, settings: EvalSettings, setting: dict[str, Any], status: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Measure what samples cost, and say what training took."""
-    status_line("measuring the speed of sampling")
+    """Measure the cost of sampling, and report the cost of training."""
+    status_line("measuring the sampling speed")
     speed, nfe = throughput(model, settings.throughput)
     threads = None if model.device.type == "cuda" else torch.get_num_threads()
     machine = {"device": device_name(model.device), "threads": threads}
@@ -102,7 +102,7 @@ def cost(
         "sampling/nfe": (nfe, {}, setting),
         "model/parameters": (sum(p.numel() for p in model.parameters()), {}, {}),
     }
-    # What was computed before the clock started, such as the pairs of a teacher.
+    # Precomputation before the timed training, such as the pairs of a teacher.
     before = {name: status[name] for name in ("precompute_seconds",) if name in status}
     spent: dict[str, tuple[Any, dict[str, Any]]] = {
         "training/images": (status.get("images"), {}),
@@ -116,7 +116,7 @@ def cost(
 
 
 def throughput(model: GenerativeModel, n: int) -> tuple[float, int]:
-    """Return samples a second and evaluations a sample, after one warm-up where that costs less than a second."""
+    """Measure samples per second and NFE, after a warm-up if that takes less than a second."""
 
     def once() -> tuple[float, int]:
         rng = SampleStreams(0, range(n), device=model.device)

@@ -1,4 +1,4 @@
-"""Scores of densities and reconstructions of the test split."""
+"""Negative log-likelihood and reconstruction metrics on the test split."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from genzoo.console import status_line
 from genzoo.distributions.discretization import bin_center, to_bytes
-from genzoo.errors import REFUSALS, misfit
+from genzoo.errors import BUILD_ERRORS, misfit
 from genzoo.evaluation.records import to_record
 from genzoo.evaluation.samples import stored, subset
 from genzoo.evaluation.settings import EvalSettings
@@ -20,7 +20,7 @@ from genzoo.model import Bijective, Bound, Codec, Density, GenerativeModel, reco
 
 
 def likelihood(model: Density, data: Any, settings: EvalSettings, setting: dict[str, Any]) -> dict[str, Any]:
-    """Score the log density of the test split, beside that of the law that made the data where it is known."""
+    """Compute the negative log-likelihood of the test split, and that of the data distribution if known."""
     chosen = subset(len(data.test.x), settings.events)
     x, y = data.test.x[chosen], None if data.test.y is None else data.test.y[chosen]
     name, result = score_log_prob(
@@ -41,7 +41,7 @@ def likelihood(model: Density, data: Any, settings: EvalSettings, setting: dict[
         "dequantization": None if model.levels is None else "uniform, one draw",
     }
     draws = {"num_samples": settings.num_samples} if model.bound else {}
-    # A lower bound rises with the draws that it is made of; an estimate without bias does not.
+    # A lower bound increases with the number of draws, an unbiased estimate does not.
     of_bound = draws if Bound.LOWER in model.bound else {}
     name = f"test/{name}"
     metrics = {name: to_record(name, result.value, result.stderr, {**protocol, **of_bound}, {**setting, **draws})}
@@ -54,12 +54,12 @@ def likelihood(model: Density, data: Any, settings: EvalSettings, setting: dict[
 
 
 def split_sha256(x: Any) -> str:
-    """Name the events of a split, as the data have them, by the SHA-256 of their bytes."""
+    """SHA-256 of the examples of a split."""
     return hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest()
 
 
 def reconstruction(model: Codec, data: Any, settings: EvalSettings, setting: dict[str, Any]) -> dict[str, Any]:
-    """Score what a codec gives back of test images; a bijection loses nothing, and is not asked."""
+    """Compute the reconstruction error of test images; skipped for bijections, which are lossless."""
     if isinstance(model, Bijective) or model.levels is None:
         return {}
     chosen = subset(len(data.test.x), settings.events)
@@ -80,10 +80,10 @@ def reconstruction(model: Codec, data: Any, settings: EvalSettings, setting: dic
 
 
 def check_settings(model: GenerativeModel, settings: EvalSettings) -> None:
-    """Score one made-up event, so that what a density does not accept is said before anything takes long.
+    """Evaluate the density of one dummy example, to fail early on invalid settings.
 
     Raises:
-        UsageError: in the model's own words.
+        UsageError: with the message of the model.
     """
     if not isinstance(model, Density):
         return
@@ -93,5 +93,5 @@ def check_settings(model: GenerativeModel, settings: EvalSettings) -> None:
         with torch.no_grad():
             rng = torch.Generator(model.device)
             copy.deepcopy(model).eval().log_prob(x, y, num_samples=settings.num_samples, rng=rng)
-    except REFUSALS as error:
+    except BUILD_ERRORS as error:
         raise misfit("metrics", error) from error

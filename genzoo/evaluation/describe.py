@@ -1,6 +1,6 @@
 """Descriptions of objects in plain types, for the cards of scores.
 
-Two samplers that differ anywhere, also in a part of a part, must not have the same card: rows of a report are told apart by it.
+Samplers that differ in any nested attribute have different descriptions, which distinguish the rows of a report.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from torch import nn
 def describe(value: Any, inside: tuple[int, ...] = ()) -> Any:
     """Describe a value in plain types.
 
-    Objects become their names and attributes, recursively; tensors, arrays and weights the SHA-256 of their bytes; a function
-    its name, and one that was made inside another one also its code and what it was made with.
+    Objects are replaced by their names and attributes, recursively; tensors, arrays and weights by the SHA-256 of their bytes;
+    functions by their names, and local functions also by their code, defaults and closure.
 
     Args:
-        value: what is described.
-        inside: the ids of the objects that contain it.
+        value: any object.
+        inside: ids of the enclosing objects.
     """
     if value is None or isinstance(value, bool | int | str):
         return value
@@ -36,7 +36,7 @@ def describe(value: Any, inside: tuple[int, ...] = ()) -> Any:
         return "itself"
     deeper = functools.partial(describe, inside=(*inside, id(value)))
     if isinstance(value, torch.Tensor | np.ndarray):
-        return _of_numbers(torch.as_tensor(value))
+        return _tensor(torch.as_tensor(value))
     if isinstance(value, Mapping):
         return _each(deeper, value)
     if isinstance(value, list | tuple):
@@ -50,8 +50,8 @@ def describe(value: Any, inside: tuple[int, ...] = ()) -> Any:
         return {**named, "items": deeper(value.args), **_each(deeper, value.keywords)}
     if inspect.ismethod(value):
         return {"name": _name(value), "of": deeper(value.__self__)}
-    if isinstance(value, types.FunctionType) and "<" in value.__qualname__:  # a name that others may have too
-        return {"name": _name(value), **_each(deeper, _made(value))}
+    if isinstance(value, types.FunctionType) and "<" in value.__qualname__:  # the name is not unique
+        return {"name": _name(value), **_each(deeper, _closure(value))}
     if inspect.isroutine(value) or isinstance(value, type):
         return _name(value)
     return {"name": _name(type(value)), **_each(deeper, _state(value))}
@@ -62,13 +62,13 @@ def _each(describe: Callable[[Any], Any], values: Mapping[Any, Any]) -> dict[str
 
 
 def _name(thing: Any) -> str:
-    """Name a class or a function; of those that are not genzoo's, with their module."""
+    """Name of a class or a function, with its module outside of genzoo."""
     module = str(thing.__module__)
     return thing.__qualname__ if module.partition(".")[0] == "genzoo" else f"{module}.{thing.__qualname__}"
 
 
-def _made(function: types.FunctionType) -> dict[str, Any]:
-    """Return what tells a function from others of its name: its code, its defaults, and the variables that it encloses."""
+def _closure(function: types.FunctionType) -> dict[str, Any]:
+    """Code, defaults and closure of a local function."""
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     return {
         "code": _code(function.__code__),
@@ -83,7 +83,7 @@ def _code(code: types.CodeType) -> str:
 
 
 def _state(value: Any) -> Mapping[Any, Any]:
-    """Return the attributes of an object; of a network its settings, parts, weights and buffers."""
+    """Attributes of an object; settings, children, weights and buffers of a module."""
     if isinstance(value, nn.Module):
         settings = {name: v for name, v in vars(value).items() if not name.startswith("_") and name != "training"}
         own = [*value.named_parameters(recurse=False), *value.named_buffers(recurse=False)]
@@ -96,7 +96,7 @@ def _state(value: Any) -> Mapping[Any, Any]:
     return state if isinstance(state, Mapping) else {"state": state}
 
 
-def _of_numbers(x: torch.Tensor) -> dict[str, Any]:
+def _tensor(x: torch.Tensor) -> dict[str, Any]:
     content = x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
     sha256 = hashlib.sha256(content).hexdigest()
     return {"name": "Tensor", "shape": list(x.shape), "dtype": str(x.dtype), "sha256": sha256}

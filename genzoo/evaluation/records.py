@@ -1,4 +1,4 @@
-"""Scores as they are written into a run: the number, its error, and how it was made."""
+"""Records of metrics in result files: value, standard error, protocol and setting."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def to_record(
     setting: dict[str, Any],
     detail: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Put a number together with how it was made; unit and direction are those of the catalogue.
+    """Build the record of a metric, with unit and direction from the catalogue.
 
     Raises:
-        KeyError: where the catalogue has no metric of this name.
+        KeyError: for a name that is not in the catalogue.
     """
     metric = lookup(name)
     return {
@@ -33,11 +33,11 @@ def to_record(
     }
 
 
-class NotKept(ResourceError):
-    """Scores were computed and could not be written down; the message is one line.
+class ScoresNotSavedError(ResourceError):
+    """Scores were computed but could not be saved; the message is one line.
 
     Attributes:
-        result: the scores, to be shown at least.
+        result: the scores.
     """
 
     def __init__(self, message: str, result: dict[str, Any]):
@@ -46,19 +46,19 @@ class NotKept(ResourceError):
 
 
 @contextlib.contextmanager
-def kept(result: dict[str, Any], place: Any) -> Iterator[None]:
-    """Keep hold of scores that cannot be written down.
+def saving(result: dict[str, Any], path: Any) -> Iterator[None]:
+    """Attach the scores to errors of a block that saves them.
 
     Args:
         result: the scores.
-        place: where they are written.
+        path: of the result file or run.
 
     Raises:
-        NotKept: where the place is read-only or full.
+        ScoresNotSavedError: if the path is read-only or the disk full.
     """
     try:
         yield
     except ResourceError as error:
-        raise NotKept(f"the scores were not kept: {error}", result) from error
+        raise ScoresNotSavedError(f"the scores were not saved: {error}", result) from error
     except OSError as error:
-        raise NotKept(f"{place}: the scores were not kept: {error.strerror}", result) from error
+        raise ScoresNotSavedError(f"{path}: the scores were not saved: {error.strerror}", result) from error

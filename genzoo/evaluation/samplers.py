@@ -1,4 +1,4 @@
-"""The sampler of a model: its description, and the limit on its evaluations."""
+"""The sampler of an evaluation: its description, and the limit on its NFE."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ HEUN_STEPS = 25  # two evaluations each but the last
 
 @contextlib.contextmanager
 def within_evaluations(model: GenerativeModel, limit: int | None) -> Iterator[dict[str, Any] | None]:
-    """Exchange a denoiser's sampler for Heun's method in 25 steps where a sample takes more than ``limit`` evaluations.
+    """Replace a denoiser's sampler by Heun's method in 25 steps if its NFE exceeds ``limit``.
 
     Args:
-        model: whose sampler.
-        limit: evaluations that a sample may take; None for no limit.
+        model: the model.
+        limit: largest NFE per sample; None for no limit.
 
     Yields:
-        The card of the sampler that was exchanged, None where it was not.
+        The description of the replaced sampler, or None.
     """
     part: Any = sampling_denoiser(model)
     if part is None or limit is None:
@@ -32,7 +32,7 @@ def within_evaluations(model: GenerativeModel, limit: int | None) -> Iterator[di
         return
     own: Any = part.sampler
     replaced = None
-    long = (own.steps or 0) > limit  # and need not be tried
+    long = (own.steps or 0) > limit
     if long or model.sample(2, rng=SampleStreams(0, range(2), device=model.device)).nfe > limit:
         replaced = sampler_card(model)
         part.sampler = Heun(steps=HEUN_STEPS)
@@ -43,12 +43,12 @@ def within_evaluations(model: GenerativeModel, limit: int | None) -> Iterator[di
 
 
 def sampler_card(model: GenerativeModel) -> dict[str, Any] | None:
-    """Describe the sampler of a denoiser: its name, its settings, and likewise all that it is made of."""
+    """Describe the sampler of a denoiser, with all nested settings; None for other models."""
     part: Any = sampling_denoiser(model)
     return None if part is None else describe(part.sampler)
 
 
-def brief(card: dict[str, Any]) -> str:
-    """Name a sampler and its steps."""
+def sampler_label(card: dict[str, Any]) -> str:
+    """Name and number of steps of a sampler."""
     steps = card.get("steps")
     return f"{card['name']}" if steps is None else f"{card['name']} in {steps} steps"

@@ -1,7 +1,7 @@
-"""One evaluation for the samples of every family, and of any other program.
+"""Sample-based metrics, shared by all families and samples of other programs.
 
-Samples arrive as bytes, or as points of the plane, and leave as scores, each with its protocol: everything that has to be
-alike for two numbers to be ranked together. ``genzoo.catalogue`` says what each score means.
+Samples are bytes or vectors. Each score has a protocol: everything that must be equal for two scores to be comparable.
+``genzoo.catalogue`` defines the metrics.
 """
 
 from __future__ import annotations
@@ -40,34 +40,34 @@ from genzoo.metrics.sample_size import K_COVERAGE, MIN_SAMPLES, K, check_sample_
 from genzoo.metrics.sliced_wasserstein import DIRECTIONS, sliced_wasserstein
 from genzoo.numerics.random import generator
 
-NEIGHBOURS = 10_000  # features of each side that balls are made of
-MEMORISED = 2_000  # samples whose nearest training event is looked for
-SHIFTED = 500  # of which over all shifts by a pixel, nine times as much work
+NEIGHBOURS = 10_000  # features of each set in k-nearest-neighbour metrics
+MEMORISED = 2_000  # samples in memorization metrics
+SHIFTED = 500  # samples searched over all one-pixel shifts, at nine times the cost
 
 
 class MetricResult(NamedTuple):
-    """A score and how it was made."""
+    """A score with its standard error and protocol."""
 
     value: Any
     stderr: float | None
     protocol: dict[str, Any]
-    detail: dict[str, Any] | None = None  # what belongs to the number beside its error
+    detail: dict[str, Any] | None = None  # further values, such as per-class scores
 
 
 def stored(x: Tensor, levels: int | None) -> Tensor:
-    """Events of a data set the way samples are compared with them: integers as bytes, points as they are."""
+    """Convert data to the form of samples: integer levels to bytes; vectors are unchanged."""
     return x if levels is None else to_bytes(bin_center(x, levels, torch.float64), levels)
 
 
 def subset(size: int, n: int | None) -> Tensor:
-    """Choose ``n`` of ``size`` events, the same ones for every model: all, or a fixed draw in the order of the data."""
+    """Indices of a fixed random subset of ``n`` of ``size`` examples, equal for every model and sorted."""
     if n is None or n >= size:
         return torch.arange(size)
     return torch.randperm(size, generator=generator("subset", size))[:n].sort().values
 
 
 def named(metric: str, network: FeatureNetwork) -> str:
-    """Name a metric by its network: the names of the literature are Inception's alone."""
+    """Name of a metric on a feature network; FID, KID and IS are reserved for Inception."""
     return BY_BASE[metric].on(None if network.is_inception else network.name)
 
 
@@ -78,15 +78,14 @@ def feature_scores(
     force: bool = False,
     device: torch.device | str = "cpu",
 ) -> dict[str, MetricResult]:
-    """Compare features of samples with those of a split.
+    """Compute the feature-based metrics between samples and a split.
 
     Args:
-        fake: of the samples, in the order in which they were drawn.
-        reference: the split.
-        network: what made both.
-        force: whether to give a Frechet distance of fewer samples or real events than features; without it there is none
-            from a split that has fewer.
-        device: where to compute.
+        fake: features of the samples, in the order of drawing.
+        reference: features of the split.
+        network: the feature network.
+        force: whether to compute a Frechet distance of fewer samples or real images than features.
+        device: of the computation.
 
     Raises:
         TooFewSamplesError: where the samples are fewer than the features.
@@ -103,19 +102,19 @@ def feature_scores(
     }
     few = [f"{len(side)} {name}" for name, side in (("samples", x), ("real", real)) if len(side) < network.dim]
     marked = {"forced": f"{' and '.join(few)} of {network.dim} features"} if few else {}
-    law = reference.moments.to(torch.device(device))
+    real_moments = reference.moments.to(torch.device(device))
     found: dict[str, MetricResult] = {}
-    if len(real) >= (2 if force else network.dim):  # with less than two there is no covariance
+    if len(real) >= (2 if force else network.dim):  # a covariance needs two
         found["fd"] = MetricResult(
-            frechet_distance_of_features(x, law),
-            frechet_stderr(x, law),
+            frechet_distance_of_features(x, real_moments),
+            frechet_stderr(x, real_moments),
             {**protocol, **marked},
         )
-    infinite = frechet_infinity(x, law) if len(real) >= network.dim else None
+    infinite = frechet_infinity(x, real_moments) if len(real) >= network.dim else None
     if infinite is not None:
         found["fd_infinity"] = MetricResult(
             infinite,
-            frechet_stderr(x, law),
+            frechet_stderr(x, real_moments),
             {**protocol, "extrapolation": "1/n, k=1..4"},
         )
     if network.resize is not None and len(real) >= MIN_SAMPLES:
@@ -131,7 +130,7 @@ def feature_scores(
     shape = manifold(real[subset(len(real), n)], x[subset(len(x), n)], K, K_COVERAGE)._asdict() if enough else {}
     for name, value in shape.items():
         k = K if name in ("precision", "recall") else K_COVERAGE
-        # Of shares of independent samples the error is that of a coin; the balls themselves are taken as given.
+        # Binomial standard error of a fraction of independent samples, conditional on the balls.
         stderr = (value * (1 - value) / n) ** 0.5 if name == "precision" else None
         found[name] = MetricResult(value, stderr, {**protocol, "n_real": n, "n_fake": n, "k": k})
     return {named(name, network): measured for name, measured in found.items()}
@@ -145,15 +144,15 @@ def class_scores(
     names: tuple[str, ...],
     device: torch.device | str = "cpu",
 ) -> dict[str, MetricResult]:
-    """Score what a classifier sees: how sure it is, and, where classes were asked for, whether it finds them.
+    """Compute the classifier-based metrics: Inception score, conditional accuracy and per-class Frechet distance.
 
     Args:
-        fake: of the samples.
-        y: the classes that were asked for, (N,), of a conditional model.
-        reference: the split whose classes are compared one by one.
-        network: what made both.
-        names: of the classes.
-        device: where to compute.
+        fake: features and logits of the samples.
+        y: class labels of the samples, (N,), for a conditional model.
+        reference: features of the split.
+        network: the feature network.
+        names: class names.
+        device: of the computation.
     """
     if fake.logits is None:
         return {}
@@ -197,7 +196,7 @@ def class_scores(
 
 
 def point_scores(fake: Tensor, real: Tensor, name: str) -> dict[str, MetricResult]:
-    """Compare vectors with those of a split, (N, D) and (M, D)."""
+    """Compute sliced Wasserstein distance and MMD between samples and a split, (N, D) and (M, D)."""
     bandwidth = median_distance(real)
     protocol = {
         "reference": name,
@@ -224,40 +223,40 @@ def memorization_scores(
     name: str,
     cache: Path | None,
     device: torch.device | str = "cpu",
-    say: Callable[[str], None] = lambda _: None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[dict[str, MetricResult], str | None]:
-    """Look for copies of the training split among samples.
+    """Compute the memorization metrics: near and exact copies of training examples among samples.
 
     Args:
-        fake, train, test: bytes or points, (N, ...).
-        flip: whether training saw mirror images too.
+        fake, train, test: bytes or vectors, (N, ...).
+        flip: whether training used horizontal flips.
         name: of the data.
-        cache: where the neighbours of the test split are kept.
-        device: where to compute.
-        say: shows what is being done.
+        cache: folder that caches the neighbours of the test split.
+        device: of the computation.
+        progress: callback for progress messages.
 
     Returns:
-        The scores, and a warning where there are more copies than chance and the test split explain.
+        The scores, and a warning if samples contain significantly more copies than the test split.
     """
     x, y = fake[subset(len(fake), MEMORISED)], test[subset(len(test), MEMORISED)]
     if len(train) < 3:
         return {}, None
     key = {"version": 2, "what": "neighbours", "train": tensor_sha256(train), "test": tensor_sha256(y), "flip": flip}
     place = train.to(device)
-    # Points have no shifts, and the insides of tiny images are alike by chance.
-    moves = train.dim() == 4 and min(train.shape[-2:]) >= 8
+    # Vectors have no shifts, and the centres of tiny images coincide by chance.
+    shiftable = train.dim() == 4 and min(train.shape[-2:]) >= 8
 
-    def look(events: Tensor) -> dict[str, Tensor]:
+    def search(events: Tensor) -> dict[str, Tensor]:
         found = _on_cpu(neighbours(events.to(device), place, flip))
         moved = events[subset(len(events), SHIFTED)].to(device)
-        return {**found, "shifted": shifted_copies(moved, place, flip).cpu() if moves else torch.zeros(0)}
+        return {**found, "shifted": shifted_copies(moved, place, flip).cpu() if shiftable else torch.zeros(0)}
 
-    say("looking for copies among the test split")
-    of_test = cached(cache, key, lambda: look(y))
-    say("looking for copies among the samples")
-    of_fake = look(x)
+    progress("nearest neighbours of the test split")
+    of_test = cached(cache, key, lambda: search(y))
+    progress("nearest neighbours of the samples")
+    of_fake = search(x)
     test_shifted, fake_shifted = of_test.pop("shifted"), of_fake.pop("shifted")
-    shifted = (fake_shifted, test_shifted) if moves else None
+    shifted = (fake_shifted, test_shifted) if shiftable else None
     found = memorisation(Neighbours(**of_fake), Neighbours(**of_test), shifted)
     same, same_of_test = (exact_copies(side.to(train.dtype), train, flip) for side in (fake, test))
     protocol = {
@@ -282,10 +281,10 @@ def memorization_scores(
         scores["shifted"] = MetricResult(*found.shifted[:2], {**protocol, **sizes}, detail)
     if not found.flagged:
         return scores, None
-    share, share_of_test, how = found.alarms[0]
+    fraction, fraction_of_test, how = found.alarms[0]
     return scores, (
-        f"memorised: {share:.1%} of the samples are copies of training events{how} "
-        f"({share_of_test:.1%} of the test split would pass for such)"
+        f"memorised: {fraction:.1%} of the samples are copies of training examples{how} "
+        f"({fraction_of_test:.1%} for the test split)"
     )
 
 

@@ -1,7 +1,7 @@
-"""What is measured of a model: density, samples, reconstructions and cost, each number with how it was made.
+"""Evaluation of a model: density, samples, reconstructions and cost.
 
-A number carries a card of two parts. The protocol says what must be alike for two numbers to be ranked together; the setting
-says what made this one: weights, step, sampler, evaluations, budget, seeds.
+Each score has a card of two parts: the protocol, which must be equal for two scores to be comparable, and the setting of this
+one: weights, step, sampler, NFE, budget, seeds.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from genzoo.errors import UsageError
 from genzoo.evaluation import samples
 from genzoo.evaluation.cost import announce, cost, estimate
 from genzoo.evaluation.density import likelihood, reconstruction
-from genzoo.evaluation.records import kept, to_record
-from genzoo.evaluation.samplers import brief, sampler_card, within_evaluations
+from genzoo.evaluation.records import saving, to_record
+from genzoo.evaluation.samplers import sampler_card, sampler_label, within_evaluations
 from genzoo.evaluation.settings import EvalData, EvalSettings
 from genzoo.event import EventSpec
 from genzoo.metrics.features import (
@@ -41,9 +41,9 @@ from genzoo.runs import Run, now
 
 
 class Trained(NamedTuple):
-    """How the model came about, for the cards of its scores."""
+    """Facts about the training of a model, for the cards of its scores."""
 
-    weights: str = "trained"  # or "ema", the averaged ones
+    weights: str = "trained"  # or "ema"
     step: int | None = None
     images: int | None = None
     budget: Mapping[str, Any] | None = None
@@ -53,7 +53,7 @@ class Trained(NamedTuple):
 
     @classmethod
     def of_run(cls, run: Run, *, ema: bool) -> Trained:
-        """Read it from a run."""
+        """Read the facts from a run."""
         config, status = run.config, run.status
         return cls(
             "ema" if ema else "trained",
@@ -67,14 +67,14 @@ class Trained(NamedTuple):
 
     @property
     def setting(self) -> dict[str, Any]:
-        """The part of each card that describes it."""
-        known = {"weights": self.weights, "step": self.step, "images_seen": self.images, "budget": self.budget}
-        return {**known, **({"ended_by": self.ended_by} if self.ended_by else {}), "train_seed": self.seed}
+        """The part of each card that describes the training."""
+        facts = {"weights": self.weights, "step": self.step, "images_seen": self.images, "budget": self.budget}
+        return {**facts, **({"ended_by": self.ended_by} if self.ended_by else {}), "train_seed": self.seed}
 
 
 def evaluate_model(
     model: GenerativeModel,
-    subject: EvalData,
+    eval_data: EvalData,
     settings: EvalSettings,
     network: FeatureNetwork | None = None,
     *,
@@ -83,17 +83,17 @@ def evaluate_model(
     chosen: bool = False,
     note: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Compute every score that the abilities of a model allow.
+    """Compute all metrics that the model supports.
 
     Args:
-        model: it is put into evaluation mode.
-        subject: the data.
-        settings: what is computed.
-        network: for features of images, see ``pick_network``; None for no distances.
+        model: set to evaluation mode.
+        eval_data: the data.
+        settings: of the evaluation.
+        network: feature network, see ``pick_network``; None for no feature-based metrics.
         seed: of all noise.
-        trained: how the model came about.
-        chosen: whether its sampler is used whatever its number of evaluations.
-        note: called with a line where another sampler is used than the model's own.
+        trained: facts about the training.
+        chosen: whether to ignore ``settings.max_nfe`` for the model's sampler.
+        note: called with a message if the sampler is replaced.
 
     Returns:
         ``{"scored": time, "metrics": {name: {value, stderr, better, card}}, "warnings": [...]}``.
@@ -105,17 +105,17 @@ def evaluate_model(
         limit = None if chosen else settings.max_nfe
         with within_evaluations(model, limit):
             seconds = trained.costs.get("train_seconds")
-            announce(estimate(model, subject.data, settings), settings, seconds)
-        metrics = likelihood(model, subject.data, settings, setting) if isinstance(model, Density) else {}
+            announce(estimate(model, eval_data.data, settings), settings, seconds)
+        metrics = likelihood(model, eval_data.data, settings, setting) if isinstance(model, Density) else {}
         if isinstance(model, Codec):
-            metrics |= reconstruction(model, subject.data, settings, setting)
+            metrics |= reconstruction(model, eval_data.data, settings, setting)
         with within_evaluations(model, limit) as replaced:
             sampler, warnings = sampler_card(model), list[str]()
             if sampler and replaced:
                 sampler["instead_of"] = replaced
                 warnings.append(
-                    f"samples are scored with {brief(sampler)} in the place of {brief(replaced)}, which takes more than "
-                    f"metrics.max_nfe={settings.max_nfe} evaluations"
+                    f"samples are scored with {sampler_label(sampler)} in place of {sampler_label(replaced)}, which takes "
+                    f"more than metrics.max_nfe={settings.max_nfe} evaluations"
                 )
                 note(warnings[0])
             setting |= {"sampler": sampler}
@@ -123,7 +123,7 @@ def evaluate_model(
             metrics |= costs
             if settings.n:
                 setting |= {"nfe": costs["sampling/nfe"]["value"]}
-                found, of_samples = quality(model, subject, settings, setting, network)
+                found, of_samples = quality(model, eval_data, settings, setting, network)
                 metrics |= found
                 warnings += of_samples
     status_line("")
@@ -132,7 +132,7 @@ def evaluate_model(
 
 def evaluate_run(
     model: GenerativeModel,
-    subject: EvalData,
+    eval_data: EvalData,
     run: Run,
     settings: EvalSettings,
     network: FeatureNetwork | None,
@@ -142,14 +142,14 @@ def evaluate_run(
     chosen: bool = False,
     note: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Evaluate the model of a run and write the result into it; arguments as in ``evaluate_model``.
+    """Evaluate the model of a run and save the result in it; arguments as in ``evaluate_model``.
 
     Raises:
-        NotKept: where it cannot be written; the scores are in the error.
+        ScoresNotSavedError: if the result cannot be written; the error contains the scores.
     """
     trained = Trained.of_run(run, ema=ema)
-    result = evaluate_model(model, subject, settings, network, seed=seed, trained=trained, chosen=chosen, note=note)
-    with kept(result, run.path):
+    result = evaluate_model(model, eval_data, settings, network, seed=seed, trained=trained, chosen=chosen, note=note)
+    with saving(result, run.path):
         run.write_result(result)
         values = {name: measured["value"] for name, measured in result["metrics"].items()}
         run.log(event="scores", step=trained.step, values=values)
@@ -157,30 +157,35 @@ def evaluate_run(
 
 
 def interim(
-    model: GenerativeModel, subject: EvalData, settings: EvalSettings, n: int, network: FeatureNetwork | None, seed: int
+    model: GenerativeModel,
+    eval_data: EvalData,
+    settings: EvalSettings,
+    n: int,
+    network: FeatureNetwork | None,
+    seed: int,
 ) -> dict[str, float | None]:
-    """Score a few samples in the middle of training: values alone, since few samples make no number to be quoted."""
+    """Compute sample-based metrics during training on few samples; values without errors or protocols."""
     model.eval()
     settings = replace(settings, n=n, force=True)
     with full_float32(), within_evaluations(model, settings.max_nfe):
-        found, _ = quality(model, subject, settings, {"seed": seed}, network and network.to(model.device))
+        found, _ = quality(model, eval_data, settings, {"seed": seed}, network and network.to(model.device))
     status_line("")
     return {name: measured["value"] for name, measured in found.items()}
 
 
 def quality(
     model: GenerativeModel,
-    subject: EvalData,
+    eval_data: EvalData,
     settings: EvalSettings,
     setting: dict[str, Any],
     network: FeatureNetwork | None,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Draw samples and compare them with both splits."""
+    """Draw samples and compute the sample-based metrics on both splits."""
     x, y, broken = draw(model, settings.n, settings.batch_size, setting["seed"])
     if broken:
-        return {}, [f"{broken} of {len(x)} samples are not finite: they are compared with nothing"]
+        return {}, [f"{broken} of {len(x)} samples are not finite: sample-based metrics are skipped"]
     try:
-        return compare(x, y, subject, settings, setting, network, model.device)
+        return compare(x, y, eval_data, settings, setting, network, model.device)
     except NonFiniteError as error:  # features of samples that are finite
         return {}, [str(error)]
 
@@ -188,27 +193,27 @@ def quality(
 def compare(
     x: Any,
     y: Any,
-    subject: EvalData,
+    eval_data: EvalData,
     settings: EvalSettings,
     setting: dict[str, Any],
     network: FeatureNetwork | None,
     device: Any = "cpu",
 ) -> tuple[dict[str, Any], list[str]]:
-    """Compare samples, bytes or points, with the splits of some data.
+    """Compute the sample-based metrics of bytes or vectors on all splits.
 
     Args:
-        x: (N, *shape).
-        y: the classes that were asked for, (N,), or None.
-        subject: the data.
-        settings: what is computed.
-        setting: what made the samples.
-        network: what features are made of; None for none.
-        device: where to compute.
+        x: samples, (N, *shape).
+        y: class labels of the samples, (N,), or None.
+        eval_data: the data.
+        settings: of the evaluation.
+        setting: of the samples, for their cards.
+        network: feature network; None for no feature-based metrics.
+        device: of the computation.
 
     Returns:
         The scores, and warnings.
     """
-    data, cache = subject.data, cache_folder() / "references"
+    data, cache = eval_data.data, cache_folder() / "references"
     splits = {name: samples.stored(split.x, data.levels) for name, split in data.splits.items()}
     warnings: list[str] = []
     found: dict[str, Any] = {}
@@ -216,11 +221,11 @@ def compare(
         status_line(f"features of {len(x)} samples")
         small = small_splits({name: len(images) for name, images in splits.items()}, network)
         if small and not settings.force:
-            warnings.append(f"{small}: no such distance was computed; metrics.force=true gives it, marked")
+            warnings.append(f"{small}: this distance was skipped; metrics.force=true computes it, marked")
         fake = network.extract(x, settings.batch_size)
         for split, images in splits.items():
             real = reference(
-                f"{subject.name}/{split}",
+                f"{eval_data.name}/{split}",
                 images,
                 data.splits[split].y,
                 network,
@@ -235,11 +240,11 @@ def compare(
             found |= {f"{split}/{name}": measured for name, measured in scores.items()}
     if data.levels is None:
         for split, points in splits.items():
-            scores = samples.point_scores(x, points, f"{subject.name}/{split}")
+            scores = samples.point_scores(x, points, f"{eval_data.name}/{split}")
             found |= {f"{split}/{name}": measured for name, measured in scores.items()}
-    if "test" in splits:  # whose images nobody can have copied
+    if "test" in splits:  # the baseline of memorization metrics
         copies, warning = samples.memorization_scores(
-            x, splits["train"], splits["test"], subject.flip, subject.name, cache, device, status_line
+            x, splits["train"], splits["test"], eval_data.flip, eval_data.name, cache, device, status_line
         )
         found |= {f"memorisation/{name}": measured for name, measured in copies.items()}
         warnings += [warning] if warning else []
@@ -254,10 +259,10 @@ def _progress(split: str, n: int, done: int) -> None:
 
 
 def draw(model: GenerativeModel, n: int, batch_size: int, seed: int) -> tuple[Any, Any, int]:
-    """Draw samples as they are stored, bytes or points; sample i is f(seed, i).
+    """Draw samples as bytes or vectors; sample i is f(seed, i).
 
     Returns:
-        The samples, the classes of a conditional model, and how many samples are not finite.
+        The samples, the class labels of a conditional model, and the number of non-finite samples.
     """
     parts, labels, broken = [], list[Any](), 0
     for start in range(0, n, batch_size):
@@ -273,13 +278,13 @@ def draw(model: GenerativeModel, n: int, batch_size: int, seed: int) -> tuple[An
 
 
 def pick_network(settings: EvalSettings, name: str, event: EventSpec, *, needed: bool) -> FeatureNetwork | None:
-    """Make the network that features are made of, before anything takes long.
+    """Build the feature network of an evaluation.
 
     Args:
-        settings: what is computed.
+        settings: of the evaluation.
         name: of the data.
         event: of the data.
-        needed: whether to go on without, where the network was not asked for by name and cannot be had.
+        needed: whether to raise if the default network is unavailable, instead of returning None.
 
     Raises:
         FeatureError: for a network that cannot be had.

@@ -1,4 +1,4 @@
-"""What an evaluation computes, and on which data."""
+"""Settings and data of an evaluation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from genzoo.data import DataSet
 
-MAX_NFE = 50  # of the network that a sample may take where nothing else is set
+MAX_NFE = 50  # default limit of network evaluations per sample
 
 
 @dataclass(frozen=True)
@@ -15,17 +15,17 @@ class EvalSettings:
     """Settings of an evaluation.
 
     Args:
-        n: samples that are drawn and compared with the splits; 0 for none.
-        events: of the test split whose density and reconstruction are scored; None for all.
-        num_samples: draws that a bound or an estimate of the density uses for each event.
-        batch_size: of everything.
-        throughput: samples drawn to measure the speed of sampling.
-        max_nfe: network evaluations a sample may take, else Heun's sampler in 25 steps is used; None for no limit.
-        features: feature network, "inception", "dinov2", "fashion_mnist", "digits", "identity" of vectors; "auto" for the
-            embedded network that fits the data, else Inception; None for no distances.
-        force: whether to compute a Frechet distance of fewer samples than features; it is marked then.
-        inception_weights: a file of torch-fidelity's; None to find or download the published one.
-        dinov2_weights: a checkpoint of timm's vit_large_patch14_dinov2.
+        n: number of samples for sample-based metrics; 0 skips them.
+        events: number of test examples for density and reconstruction; None for all.
+        num_samples: draws per example of a bound or an estimate of the density.
+        batch_size: of all computations.
+        throughput: number of samples to measure the sampling speed.
+        max_nfe: largest NFE per sample, above which Heun's sampler in 25 steps is used; None for no limit.
+        features: feature network, "inception", "dinov2", "fashion_mnist", "digits", or "identity" for vectors; "auto" for the
+            embedded network of the data set, else Inception; None for no feature-based metrics.
+        force: whether to compute a (marked) Frechet distance of fewer samples than features.
+        inception_weights: weight file of torch-fidelity; None to find or download the published one.
+        dinov2_weights: checkpoint of timm's vit_large_patch14_dinov2.
     """
 
     n: int = 1000
@@ -41,8 +41,8 @@ class EvalSettings:
 
 
 class EvalData(NamedTuple):
-    """The data that a model is scored on."""
+    """The data of an evaluation."""
 
     data: DataSet
     name: str
-    flip: bool  # whether training used mirror images
+    flip: bool  # whether training used horizontal flips

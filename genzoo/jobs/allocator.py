@@ -1,8 +1,8 @@
-"""The C library's allocator, told to keep what a training step gives back.
+"""Tuning of glibc's allocator for training on a CPU.
 
-A step of a network on a CPU takes and gives back the same large blocks again and again. By default glibc maps each anew and
-unmaps it, and the kernel fills every page with zeros every time. With high thresholds the blocks stay in the process: the
-results are the same to the last bit, and steps take .83 to .99 of the time.
+Each training step allocates and frees the same large blocks. By default glibc maps and unmaps each of them, and the kernel
+zeroes every page every time. High thresholds keep the blocks in the process: results are bit-identical, and steps take .83 to
+.99 of the time.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ _OTHERS = ("tcmalloc", "jemalloc", "mimalloc")
 
 
 def tune() -> str:
-    """Let the allocator keep freed memory, where it is glibc's; to be called before torch allocates anything.
+    """Set glibc's allocator to keep freed memory; call it before torch allocates.
 
-    Another allocator is chosen before the process starts, by ``LD_PRELOAD=libtcmalloc_minimal.so.4``, and is left alone.
+    Other allocators, preloaded as by ``LD_PRELOAD=libtcmalloc_minimal.so.4``, are unchanged.
 
     Returns:
-        What allocates: "glibc, keeping freed blocks", the name of another allocator, or "system".
+        The allocator: "glibc, keeping freed blocks", the name of another one, or "system".
     """
     try:
         loaded = Path("/proc/self/maps").read_text()
@@ -30,6 +30,6 @@ def tune() -> str:
     for name in _OTHERS:
         if name in loaded:
             return name
-    # 32 MiB is the largest threshold that glibc takes.
+    # 32 MiB is glibc's largest threshold.
     done = [mallopt(_MMAP_THRESHOLD, 32 << 20), mallopt(_TRIM_THRESHOLD, 2**31 - 1), mallopt(_TOP_PAD, 64 << 20)]
     return "glibc, keeping freed blocks" if all(done) else "system"

@@ -1,4 +1,4 @@
-"""Checks of data, model and optimiser before a training, and the description of a model by its data."""
+"""Completion of a model's configuration by its data, and checks of data, model and optimizer before training."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from genzoo.errors import REFUSALS, UsageError, one_line
+from genzoo.errors import BUILD_ERRORS, UsageError, one_line
 
-CLASS_BYTES = 2**16  # of the names of all classes that a run keeps
+CLASS_BYTES = 2**16  # limit of the class names in a status
 
 
 def describe_model(config: dict[str, Any], make: Callable[[Any, str], Any]) -> Any:
@@ -17,10 +17,10 @@ def describe_model(config: dict[str, Any], make: Callable[[Any, str], Any]) -> A
 
     Args:
         config: of the run.
-        make: builds what a node describes, given the node and its key.
+        make: instantiates a node, given the node and its key.
 
     Returns:
-        The data, where they had to be read to know their condition; otherwise None.
+        The data, if they were loaded to determine their condition; otherwise None.
 
     Raises:
         UsageError: for data without conditions.
@@ -33,7 +33,7 @@ def describe_model(config: dict[str, Any], make: Callable[[Any, str], Any]) -> A
             data = make(section["source"], "data")
             found = getattr(data, "condition", None)
             if found is None:
-                raise UsageError("data.conditional=true: the data have no classes")
+                raise UsageError("data.conditional=true: the data have no classes or conditions")
             condition = {
                 "_target_": f"{type(found).__module__}.{type(found).__qualname__}",
                 **dataclasses.asdict(found),
@@ -46,14 +46,14 @@ def describe_model(config: dict[str, Any], make: Callable[[Any, str], Any]) -> A
 
 
 def check_optimizer(optimizer: Any, *, step: bool = True) -> None:
-    """Refuse an optimiser that does not take its arguments, or that cannot step by itself.
+    """Check that an optimizer accepts its arguments and can step without a closure.
 
     Args:
-        optimizer: makes one from a list of parameters.
-        step: whether it is tried too.
+        optimizer: constructor, given a list of parameters.
+        step: whether to try a step.
 
     Raises:
-        UsageError: in the optimiser's own words.
+        UsageError: with the message of the optimizer.
     """
     import torch
 
@@ -63,33 +63,33 @@ def check_optimizer(optimizer: Any, *, step: bool = True) -> None:
         made = optimizer([weight])
         if step:
             made.step()
-    except REFUSALS as error:
+    except BUILD_ERRORS as error:
         raise UsageError(f"optimizer: {one_line(error)}") from error
 
 
 def check_data(config: dict[str, Any], data: Any, model: Any) -> None:
-    """Refuse data that are not what their configuration says, and a model whose classes are not theirs.
+    """Check that the data match their configuration, and the model matches the data.
 
     Raises:
-        UsageError: saying what differs.
+        UsageError: naming the mismatch.
     """
     from genzoo.data.dataset import DataSet
 
     if not isinstance(data, DataSet):
-        raise UsageError(f"data.source._target_={config['source'].get('_target_')}: makes no data set")
+        raise UsageError(f"data.source._target_={config['source'].get('_target_')}: does not return a DataSet")
     if not (len(data.train.x) and len(data.test.x)):
         raise UsageError(
-            "data: there are no test images to score on: say data.test_fraction=0.1, data.test_root, or have a folder test"
+            "data: no test images: set data.test_fraction=0.1 or data.test_root, or add a folder test"
             if len(data.train.x)
-            else "data: there are no training images"
+            else "data: no training images"
         )
-    said, found = tuple(config["shape"]), data.shape
-    if said != found:
-        raise UsageError(f"data.shape={list(said)}: the data have {list(found)}")
+    expected, found = tuple(config["shape"]), data.shape
+    if expected != found:
+        raise UsageError(f"data.shape={list(expected)}: the data have {list(found)}")
     for name in ("levels", "num_classes"):
-        said, found = config[name], getattr(data, name)
-        if said != found and not (name == "num_classes" and said is None):  # a folder's are known once it is read
-            raise UsageError(f"data.{name}={'null' if said is None else said}: the data have {found}")
+        expected, found = config[name], getattr(data, name)
+        if expected != found and not (name == "num_classes" and expected is None):  # null for folders
+            raise UsageError(f"data.{name}={'null' if expected is None else expected}: the data have {found}")
     if model.event != data.event:
         raise UsageError(f"model.event={model.event}: the data have {data.event}")
     if model.condition not in (None, data.condition):
@@ -97,7 +97,7 @@ def check_data(config: dict[str, Any], data: Any, model: Any) -> None:
 
 
 def unseen_classes(data: Any) -> Iterator[str]:
-    """Name the classes that have test images and no training images, of which nothing is learned and nothing drawn."""
+    """Yield a warning for each class with test images but no training images."""
     import torch
 
     if not data.classes or data.train.y is None:
@@ -108,9 +108,9 @@ def unseen_classes(data: Any) -> Iterator[str]:
     )
     for name, of_train, of_test in zip(data.classes, learned.tolist(), tested.tolist(), strict=True):
         if not of_train:
-            yield f"class {name} has {int(of_test)} test images and no training image: it is never drawn"
+            yield f"class {name} has {int(of_test)} test images and no training image: it is never sampled"
 
 
 def class_names(data: Any) -> list[str]:
-    """Return the names of the classes as a run keeps them; none where they would not fit into its status."""
+    """Class names for a run's status; empty if they exceed ``CLASS_BYTES``."""
     return list(data.classes) if len(json.dumps(data.classes)) <= CLASS_BYTES else []

@@ -1,4 +1,4 @@
-"""What a command says on stderr beside its result."""
+"""Notes on stderr."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from genzoo.runs.redact import redact
 
 
 def note(text: str) -> None:
-    """Write one line to stderr, with secrets removed and control characters of quoted names escaped."""
+    """Write one line to stderr, with secrets redacted and control characters escaped."""
     log_stderr("".join(c if c.isprintable() else repr(c)[1:-1] for c in redact(" ".join(text.split()))))

@@ -1,4 +1,4 @@
-"""Processes of one training: their ranks, threads and shares of a batch, and the claim of the job that they train."""
+"""Processes of a distributed training: ranks, threads, batch division, and the claim of their job."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from genzoo.training.settings import TrainerSettings
 
 @contextlib.contextmanager
 def claimed(outputs: str, job: str, devices: int, *, needed: bool) -> Iterator[None]:
-    """Hold the claim of a job, by which sweeps see that it is being trained, unless a process above this one holds it.
+    """Hold the claim of a job within a block, in the first process of a training, unless a parent process holds it.
 
     Args:
-        outputs: the folder of all runs.
-        job: its name.
-        devices: processes on each machine, of which the first one holds it.
-        needed: whether to go on where another process holds it, as a run that was asked for twice does.
+        outputs: folder of run directories.
+        job: job id.
+        devices: processes on each machine.
+        needed: whether to raise if another process holds the claim, instead of training a second run.
 
     Raises:
-        RunError: where another process holds a claim that is needed.
+        RunError: if another process holds a needed claim.
     """
     if os.environ.get("GENZOO_CLAIM") == job or rank_of(devices) > 0:
         yield
@@ -33,11 +33,11 @@ def claimed(outputs: str, job: str, devices: int, *, needed: bool) -> Iterator[N
     for _ in range(5 if needed else 1):
         if claim := claims.try_lock(path):
             break
-        time.sleep(0.1)  # somebody may only be looking whether its holder has ended
+        time.sleep(0.1)  # another process may be probing the lock
     if claim is None and needed:
-        raise RunError(f"resume=auto: this very job is being trained by {claims.owner(path)}")
+        raise RunError(f"resume=auto: this job is being trained by {claims.owner(path)}")
     before = os.environ.get("GENZOO_CLAIM")
-    os.environ["GENZOO_CLAIM"] = job  # for the processes that Lightning starts
+    os.environ["GENZOO_CLAIM"] = job  # for the processes started by Lightning
     try:
         with claim or contextlib.nullcontext():
             yield
@@ -48,16 +48,16 @@ def claimed(outputs: str, job: str, devices: int, *, needed: bool) -> Iterator[N
 
 
 def threads_of_each(devices: int) -> int:
-    """Return how many threads each of the processes on this machine computes with.
+    """Number of threads of each process on this machine.
 
     Args:
-        devices: processes on this machine; ``OMP_NUM_THREADS`` is a number for each of them.
+        devices: processes on this machine; ``OMP_NUM_THREADS`` is per process.
     """
     return usable_cores() if os.environ.get("OMP_NUM_THREADS") else max(usable_cores() // devices, 1)
 
 
 def check_processes(settings: TrainerSettings, device: str) -> None:
-    """Refuse processes that a machine or a batch has no place for.
+    """Check the number of processes against the GPUs, the launcher and the batch size.
 
     Raises:
         UsageError: naming the key.
@@ -69,23 +69,23 @@ def check_processes(settings: TrainerSettings, device: str) -> None:
         raise UsageError(f"trainer.devices={devices}: this machine has {torch.cuda.device_count()} GPUs")
     started = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or devices * nodes)
     if started != devices * nodes:
-        raise UsageError(f"trainer.devices={devices}, trainer.nodes={nodes}: {started} processes were started in all")
+        raise UsageError(f"trainer.devices={devices}, trainer.nodes={nodes}: {started} processes were started in total")
     if batch_size % (devices * nodes):
         raise UsageError(
-            f"trainer.batch_size={batch_size}: cannot be shared equally among {devices * nodes} processes "
+            f"trainer.batch_size={batch_size}: is not divisible by {devices * nodes} processes "
             "(trainer.devices times trainer.nodes)"
         )
 
 
 def rank_of(devices: int) -> int:
-    """Return which of the processes that train together this one is, as torchrun, SLURM or Lightning have told it.
+    """Global rank of this process, from the environment of torchrun, SLURM or Lightning.
 
     Args:
         devices: processes on each machine.
     """
-    told = os.environ
-    if "RANK" in told:
-        return int(told["RANK"])
-    if "LOCAL_RANK" in told:
-        return int(told.get("NODE_RANK", "0")) * devices + int(told["LOCAL_RANK"])
-    return int(told.get("SLURM_PROCID", "0")) if "SLURM_STEP_NUM_TASKS" in told else 0
+    env = os.environ
+    if "RANK" in env:
+        return int(env["RANK"])
+    if "LOCAL_RANK" in env:
+        return int(env.get("NODE_RANK", "0")) * devices + int(env["LOCAL_RANK"])
+    return int(env.get("SLURM_PROCID", "0")) if "SLURM_STEP_NUM_TASKS" in env else 0

@@ -1,4 +1,4 @@
-"""Errors of memory, disks and loader processes in one line, and messages on stderr."""
+"""One-line errors of memory, disks and loader workers, and log lines on stderr."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from genzoo.runs import ResourceError, writing
 
 
 def log_line(message: str) -> None:
-    """Say something about the run that is no part of its result."""
+    """Write one line to stderr."""
     log_stderr(one_line(message))
 
 
 @contextlib.contextmanager
 def resources(path: Path, batch_size: int, key: str = "trainer.batch_size") -> Iterator[None]:
-    """Name what has given out: the memory, the disk, or a process that loads data.
+    """Convert errors of memory, disk and loader workers.
 
     Args:
         path: where files are written.
-        batch_size: of the work.
-        key: where the size of a batch is set.
+        batch_size: current batch size.
+        key: configuration key of the batch size.
 
     Raises:
-        ResourceError: with what may help.
-        UsageError: for an operator that has no deterministic implementation where one was asked for.
+        ResourceError: with a remedy.
+        UsageError: for an operator without a deterministic implementation, with ``trainer.deterministic=true``.
     """
     import torch
 
@@ -46,12 +46,12 @@ def resources(path: Path, batch_size: int, key: str = "trainer.batch_size") -> I
         if "deterministic implementation" in text:
             raise UsageError(f"trainer.deterministic=true: {text[:200]}") from error
         if "DataLoader worker" in text:
-            raise ResourceError(f"a process that loads data has died: {text[:200]}; say trainer.workers=0") from error
+            raise ResourceError(f"a data loader worker died: {text[:200]}; set trainer.workers=0") from error
         raise
 
 
 def quiet() -> None:
-    """Keep Lightning's notices, which speak of settings that are ours, out of the user's terminal."""
+    """Suppress Lightning's notices, which refer to settings that genzoo controls."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"pytorch_lightning\..*")
     warnings.filterwarnings("ignore", category=UserWarning, message=r".*(num_workers|dataloader|lr_scheduler).*")

@@ -1,10 +1,8 @@
-"""The jobs of a sweep: each in a process of its own, none that is done already, and their comparison at the end.
+"""Jobs of a sweep: each in a process of its own, skipped if finished, and compared at the end.
 
-A job that fails, leaks or is killed hurts no other. What a job is follows from its resolved configuration alone, so that a
-sweep that is started again runs only what is missing, and two sweeps at a time share their jobs: each is claimed by whoever
-trains it (``genzoo.runs.claims``). Jobs may run on other machines, by a launcher of Hydra's: each writes how it ended
-into a folder
-that all of them see.
+A job that fails, leaks memory or is killed does not affect others. A job is identified by its resolved configuration, so that a
+restarted sweep runs only missing jobs, and concurrent sweeps divide their common jobs by claims (``genzoo.runs.claims``). With
+a Hydra launcher jobs run on other machines, and write their results into a shared folder.
 """
 
 from __future__ import annotations
@@ -28,58 +26,58 @@ from genzoo.runs import Run, RunError, claims, job_id, to_json, write_atomically
 from genzoo.runs.redact import redact_words
 from genzoo.training.stopping import HEARD, Stopped, is_ignored
 
-TIMED_OUT = 4  # resources: the exit code of a job that took too long
-PATIENCE = 1.0  # seconds between two looks at a job that another process is busy with
+TIMED_OUT = 4  # exit code (resources) of a job after its timeout
+PATIENCE = 1.0  # polling interval for a job of another process, in seconds
 
 
 class Outcome(NamedTuple):
-    """How a job ended."""
+    """Exit of a job's process."""
 
-    code: int  # of its exit; negative for the signal that killed it
-    cause: str  # the last line that it wrote on stderr
+    code: int  # exit code; negative signal number if killed
+    cause: str  # last line on stderr
 
 
 @dataclass(frozen=True)
 class JobResult:
-    """What a sweep keeps of a job."""
+    """Result of a job of a sweep."""
 
     words: str
     code: int
     cause: str
-    run: str | None  # the directory, where there is one
+    run: str | None  # run directory, if any
 
     def write(self, folder: Path, number: int) -> None:
-        """Keep it where the sweep looks for it."""
+        """Write it into the folder of the sweep."""
         write_atomically(folder / f"{number:06d}.json", to_json(asdict(self)))
 
     @classmethod
     def read_all(cls, folder: Path) -> list[JobResult]:
-        """Read what all jobs have written, in the order of their numbers."""
+        """Read the results of all jobs, sorted by number."""
         return [cls(**json.loads(path.read_text())) for path in sorted(folder.glob("*.json"))]
 
 
 def runs_of(config: dict[str, Any], choices: dict[str, str]) -> Iterator[Run]:
-    """Find the runs of the very same job, the oldest first.
+    """Find the runs of the same job, oldest first.
 
     Args:
         config: validated, plain types.
-        choices: what was chosen of each group.
+        choices: choice of each group.
     """
     wanted = job_id(config)
     for status in sorted(Path(config["outputs"], f"{choices['model']}-{config['data']['name']}").glob("*/status.json")):
-        with contextlib.suppress(RunError):  # a run that was killed while it was made
+        with contextlib.suppress(RunError):  # killed during its creation
             run = Run(status.parent)
             if run.status.get("job") == wanted:
                 yield run
 
 
 def best_of(runs: Sequence[Run]) -> Run | None:
-    """Pick a finished run, or else the latest."""
+    """Return a finished run, or else the latest."""
     return next((run for run in runs if run.status.get("state") == "done"), runs[-1] if runs else None)
 
 
 def name_of(verb: str, overrides: Sequence[str]) -> str:
-    """Name a sweep by what was asked for, so that it has the same name when it is started again."""
+    """Name of a sweep, a hash of its overrides, reproducible when it is restarted."""
     return f"sweep-{hashlib.sha256(' '.join([verb, *overrides]).encode()).hexdigest()[:8]}"
 
 
@@ -93,31 +91,31 @@ def run_job(
     *,
     wait: bool = True,
 ) -> JobResult | None:
-    """Do one job of a sweep, unless it is done already; a training that another process is busy with is left to it.
+    """Run one job of a sweep, unless it is finished or running in another process.
 
     Args:
         sweep: the sweep's name.
         verb: the command.
-        options: of the command line, for the job too.
-        words: the job's overrides.
+        options: command-line options of the job.
+        words: overrides of the job.
         config: validated, plain types.
-        choices: what was chosen of each group.
-        wait: whether to wait for the other process; its run is taken if it is finished then, or the job is done here.
+        choices: choice of each group.
+        wait: whether to wait for another process that runs the job.
 
     Returns:
-        How it ended; None where another process is busy with it and nobody waits.
+        The result; None if another process runs the job and ``wait`` is false.
     """
-    said = " ".join(redact_words(words))
+    label = " ".join(redact_words(words))
     if verb != "train":
         outcome = run_process([verb, *options, *words], config.get("timeout"), GENZOO_SWEEP=sweep)
-        return JobResult(said, outcome.code, outcome.cause, None if outcome.code else config.get("run"))
+        return JobResult(label, outcome.code, outcome.cause, None if outcome.code else config.get("run"))
 
     def finished() -> JobResult | None:
         run = best_of(list(runs_of(config, choices)))
         if run is None or run.status.get("state") != "done":
             return None
-        print(f"done before: {run.path}", flush=True)
-        return JobResult(said, 0, "", str(run.path))
+        print(f"already done: {run.path}", flush=True)
+        return JobResult(label, 0, "", str(run.path))
 
     job = job_id(config)
     path = claims.path_of(config["outputs"], job)
@@ -131,11 +129,11 @@ def run_job(
         if not wait:
             return None
         if not waits:
-            log_stderr(f"job {said}: waits for {claims.owner(path)}, which trains the same job")
+            log_stderr(f"job {label}: waiting for {claims.owner(path)}, which trains the same job")
             waits = True
         time.sleep(min(PATIENCE, 0.1 + (time.monotonic() - begun) / 10))
     with claim:
-        if ended := finished():  # between the look and the claim
+        if ended := finished():  # since the last check
             return ended
         outcome = run_process(
             [verb, *options, *words],
@@ -146,25 +144,25 @@ def run_job(
         )
         run = best_of(list(runs_of(config, choices)))
         state = run.status.get("state") if run else None
-        if run and outcome.code and state == "running":  # which it could not write itself
+        if run and outcome.code and state == "running":  # killed before it could update its status
             run.update_status(state="failed", why=outcome.cause)
-    if state == "done":  # whatever came after, such as nobody to read the results
+    if state == "done":  # later errors, such as a broken pipe, are ignored
         outcome = Outcome(0, "")
-    return JobResult(said, outcome.code, outcome.cause, str(run.path) if run else None)
+    return JobResult(label, outcome.code, outcome.cause, str(run.path) if run else None)
 
 
 def run_jobs(jobs: list[tuple[int, Callable[[], JobResult | None]]]) -> Iterator[tuple[int, JobResult]]:
-    """Do jobs that other processes were busy with, each as soon as it is finished or free.
+    """Wait for jobs of other processes, and run those that become free.
 
     Args:
-        jobs: numbers of jobs, and what does them without waiting.
+        jobs: job numbers with functions that run them without waiting.
 
     Yields:
-        The numbers, and how the jobs ended.
+        Job numbers and results.
     """
     left = list(jobs)
     if left:
-        log_stderr(f"waits for {len(left)} {'job' if len(left) == 1 else 'jobs'} that other processes train")
+        log_stderr(f"waiting for {len(left)} {'job' if len(left) == 1 else 'jobs'} of other processes")
     while left:
         busy = []
         for number, again in left:
@@ -179,13 +177,11 @@ def run_jobs(jobs: list[tuple[int, Callable[[], JobResult | None]]]) -> Iterator
 
 
 def objective(ended: JobResult, name: str | None) -> float:
-    """Return what a sweeper minimises: a score of the run that a job has made, infinite where it has none.
-
-    A score that is better where it is higher is returned with the other sign.
+    """Objective of a sweeper, to be minimised: a score of the job's run, negated if higher is better; infinite if missing.
 
     Args:
         ended: the job.
-        name: of the metric; None for the first of the leaderboard.
+        name: of the metric; None for the leaderboard's first.
     """
     from genzoo.catalogue import direction
     from genzoo.report.leaderboard import is_cost, order
@@ -200,17 +196,17 @@ def objective(ended: JobResult, name: str | None) -> float:
 
 
 def finish(verb: str, ended: Sequence[JobResult]) -> None:
-    """Compare the runs of a sweep, if any job did not fail.
+    """Compare the runs of a sweep, unless all jobs failed.
 
     Raises:
-        ValueError: in one line, where nothing can be read or written.
+        ValueError: with a one-line message, if the comparison cannot be read or written.
     """
     runs = list(dict.fromkeys(job.run for job in ended if job.run))
     if runs and any(not job.code for job in ended):
         from genzoo.report.comparison import write_comparison
 
         common = Path(os.path.commonpath([Path(run).resolve() for run in runs]))
-        # Of trainings beside the runs of all families; of scorings of one run inside it.
+        # For trainings in the folder of all families, for evaluations of one run inside it.
         out = Path(runs[0]).parent.parent if verb == "train" else common
         print(f"comparison: {write_comparison(runs, out / 'comparison')}", flush=True)
 
@@ -218,16 +214,16 @@ def finish(verb: str, ended: Sequence[JobResult]) -> None:
 def run_process(
     words: Sequence[str], seconds: float | None, *, inherited: int | None = None, **environment: str
 ) -> Outcome:
-    """Type ``python -m genzoo`` and some words; what the job writes is shown as it comes.
+    """Run ``python -m genzoo`` in a subprocess and forward its stderr.
 
     Args:
         words: verb, options and overrides.
-        seconds: after which the job is stopped; None to wait for ever.
-        inherited: a descriptor that stays open in the job, which keeps the claim should this process be killed.
-        environment: variables, besides those that there are.
+        seconds: timeout; None for no limit.
+        inherited: descriptor inherited by the job, which keeps the claim if this process is killed.
+        environment: additional environment variables.
 
     Raises:
-        Stopped: by a signal, which the job has got too and which has ended it.
+        Stopped: by a signal, which is forwarded to the job.
     """
     home = str(Path(__file__).resolve().parent.parent.parent)
     path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
@@ -247,7 +243,7 @@ def run_process(
 
         def pass_on(number: int, frame: Any) -> None:
             stopped.append(number)
-            child.send_signal(number)  # which saves what it has, and ends
+            child.send_signal(number)  # it saves a checkpoint and exits
 
         watch = threading.Timer(seconds, stop) if seconds else None
         if watch:
@@ -268,7 +264,7 @@ def run_process(
                 signal.signal(number, handler)
     if stopped:
         raise Stopped(stopped[0])
-    if child.returncode == BROKEN_PIPE:  # the work was done
+    if child.returncode == BROKEN_PIPE:  # the job itself succeeded
         return Outcome(0, "")
     if late.is_set():
         return Outcome(TIMED_OUT, f"stopped after timeout={seconds:g} seconds")

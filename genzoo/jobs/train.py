@@ -1,4 +1,4 @@
-"""``python -m genzoo [train]``: train a model into a run directory, or go on with one, and say what came out."""
+"""``python -m genzoo [train]``: train a model in a new or resumed run, and evaluate it."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from genzoo.training.settings import TrainerSettings
 
 
 def train(config: dict[str, Any], choices: dict[str, str]) -> Path | None:
-    """Train as a validated configuration says, score the result, and return the run directory.
+    """Train a model by a validated configuration, evaluate it, and return the run directory.
 
-    Of several processes that train together the first one alone writes, scores and returns it.
+    In distributed training only rank 0 writes, evaluates and returns the run.
 
     Args:
         config: plain types.
-        choices: what was chosen of each group, for the name of the run.
+        choices: choice of each group, for the name of the run.
 
     Raises:
-        UsageError, RunError: for what the user can mend; no directory has been made then.
-        NonFiniteError: when a loss or gradient was not finite.
-        ResourceError: when the disk, the memory or a helping process gave out.
-        Stopped: by a signal; a checkpoint was written first.
+        UsageError, RunError: for invalid input; no directory is created then.
+        NonFiniteError: for a non-finite loss or gradient.
+        ResourceError: if the disk or memory is full, or a loader worker died.
+        Stopped: by a signal, after writing a checkpoint.
     """
     settings = TrainerSettings(**config["trainer"])
     with contextlib.ExitStack() as stack:
@@ -50,38 +50,38 @@ def train(config: dict[str, Any], choices: dict[str, str]) -> Path | None:
             return _train(own, choices["model"])
         status = checked_status(old)
         if status.get("state") == "done":
-            print(f"done before: {old.path}", flush=True)
+            print(f"already done: {old.path}", flush=True)
             return old.path
-        old.check_writable()  # sooner than data are read
-        # What came with a run is trusted with less than what is typed, even if it should be the same.
+        old.check_writable()  # before loading the data
+        # The configuration of a run is untrusted, except for the classes on the command line.
         trust = [*config.get("trust", []), *(targets(config) if config["resume"] == "auto" else ())]
         return _train(resumed_config(old, config), str(status.get("model")), old, trust)
 
 
 class Parts(NamedTuple):
-    """What a configuration describes."""
+    """Objects of a training."""
 
     module: Any  # a GenerativeModule
-    subject: Any  # the data, as scores take them
+    eval_data: Any  # EvalData
     metrics: Any  # EvalSettings
-    network: Any  # what features are made of, or None
-    records: Any  # a kind of logger, or None
+    network: Any  # feature network, or None
+    logger_factory: Any  # factory of a logger, or None
     device: str
-    parents: dict[str, Any]  # finished models that training builds on, by the keys of their configurations
+    parents: dict[str, Any]  # finished models used in training, by configuration key
 
 
 def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
-    """Make what a configuration describes.
+    """Instantiate the objects of a configuration.
 
-    What is cheap to refuse is refused before the data are read, and before Lightning is imported, which takes seconds.
+    Cheap checks come first, before loading the data and importing Lightning, which takes seconds.
 
     Args:
-        config: of the run; its precision, if it is chosen by the machine, is written into it.
-        old: the run to go on with, if it is not a new one.
-        trust: classes that its configuration may name besides genzoo's own.
+        config: of the run; updated with the precision chosen for "auto".
+        old: the resumed run, if any.
+        trust: allowed classes outside genzoo.
 
     Raises:
-        UsageError: for what does not do, naming the key.
+        UsageError: naming the invalid key.
     """
     import torch
 
@@ -99,7 +99,7 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
     make = functools.partial(build, trusted=old is None, trust=trust)
     settings, seed = TrainerSettings(**config["trainer"]), config["seed"]
     threads = settings.threads or threads_of_each(settings.devices)
-    if old:  # whatever the run's files ask for
+    if old:  # bounded, since the status is untrusted
         threads = min(checked_status(old).get("threads") or threads, os.cpu_count() or 1)
     torch.set_num_threads(threads)
     device = pick_device(settings.accelerator, "trainer.accelerator")
@@ -108,21 +108,21 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
     deterministic(settings.deterministic)
 
     torch.manual_seed(seed_of("weights", seed))
-    reseed(torch.default_generator, "weights", seed)  # of whose seed a CPU takes but 32 bits
+    reseed(torch.default_generator, "weights", seed)  # manual_seed uses only 32 bits on a CPU
     data = None
     if old is None:
         data = describe_model(config, make)
     described, parents = with_parents(config["model"], "model", make, old.path / PARENTS if old else None)
     model = make(described, "model")
     if not isinstance(model, GenerativeModel):
-        raise UsageError(f"model._target_={config['model'].get('_target_')}: is no generative model")
+        raise UsageError(f"model._target_={config['model'].get('_target_')}: is not a GenerativeModel")
     if old:
         check_parents(old, model, parents)
     check_sampler(model)
     learning_rate = make(settings.learning_rate, "trainer.learning_rate")
     metrics = EvalSettings(**config["metrics"])
     check_settings(model, metrics)
-    records = make(config["logger"], "logger") if config.get("logger") else None
+    logger_factory = make(config["logger"], "logger") if config.get("logger") else None
     event = EventSpec(config["data"]["shape"], config["data"]["levels"])
     pick = functools.partial(pick_network, metrics, config["data"]["name"], event, needed=False)
     network = pick() if config["metrics"]["features"] != "auto" else None
@@ -134,9 +134,9 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
     if rank_of(settings.devices) == 0:
         for line in [*data.notes, *unseen_classes(data)]:
             note(line)
-    network = network or pick()  # one that nobody asked for by name may be missing, which is said
+    network = network or pick()  # the default network is optional
     check_optimizer(optimizer)  # torch imports its compiler for the first step, which takes seconds
-    subject = EvalData(data, config["data"]["name"], config["data"]["flip"])
+    eval_data = EvalData(data, config["data"]["name"], config["data"]["flip"])
 
     from genzoo.training.module import GenerativeModule
 
@@ -149,7 +149,7 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
     module = GenerativeModule(
         model,
         optimizer,
-        Batches(data.train, settings.batch_size, seed, subject.flip, workers=settings.workers),
+        Batches(data.train, settings.batch_size, seed, eval_data.flip, workers=settings.workers),
         budget,
         learning_rate,
         ema_half_life=settings.ema_half_life,
@@ -159,7 +159,7 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
         compiled=settings.compile,
         channels_last=settings.channels_last,
     )
-    return Parts(module, subject, metrics, network, records, device, parents)
+    return Parts(module, eval_data, metrics, network, logger_factory, device, parents)
 
 
 def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: Sequence[str] = ()) -> Path | None:
@@ -171,7 +171,7 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
         old: the run to resume.
         trust: classes that its configuration may name besides genzoo's own.
     """
-    from genzoo.evaluation.records import NotKept
+    from genzoo.evaluation.records import ScoresNotSavedError
     from genzoo.evaluation.scores import evaluate_run
     from genzoo.loading import PARENTS, inline_runs
     from genzoo.report.terminal import show
@@ -219,27 +219,27 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
         run.update_status(**facts, state="running", why=None, pid=os.getpid(), diagnostics=module.diagnostics())
         logger = None
         try:
-            logger = parts.records.open(run, config) if parts.records else None
+            logger = parts.logger_factory.open(run, config) if parts.logger_factory else None
             with resources(run.path, settings.batch_size):
                 fit_run(run=run, loggers=[logger] if logger else [], signals=signals)
             with resources(run.path, metrics.batch_size, "metrics.batch_size"):
-                network = parts.network and parts.network.to(module.ema.model.device)
-                result = evaluate_run(
-                    module.ema.model, parts.subject, run, metrics, network, seed=config["seed"], ema=True, note=log_line
-                )
+                model = module.ema.model
+                network = parts.network and parts.network.to(model.device)
+                options = {"seed": config["seed"], "ema": True, "note": log_line}
+                result = evaluate_run(model, parts.eval_data, run, metrics, network, **options)
             if logger:
                 values = {name: entry["value"] for name, entry in result["metrics"].items()}
                 logger.log_metrics({**values, "images": module.images}, step=module.images)
         except BaseException as error:
-            if isinstance(error, NotKept):
+            if isinstance(error, ScoresNotSavedError):
                 show(error.result)
-            with contextlib.suppress(OSError, ResourceError):  # on a full disk this cannot be written either
+            with contextlib.suppress(OSError, ResourceError):  # the disk may be full
                 run.update_status(state="failed", why=one_line(f"{type(error).__name__}: {error}").removesuffix(":"))
                 if logger:
-                    parts.records.close(logger, failed=True)
+                    parts.logger_factory.close(logger, failed=True)
             raise
         if logger:
-            parts.records.close(logger, failed=False)
+            parts.logger_factory.close(logger, failed=False)
         run.update_status(state="done", why=None)
     show(result)
     print(f"run: {run.path}", flush=True)
@@ -260,12 +260,12 @@ def _fitting(parts: Parts, settings: TrainerSettings, seed: int, path: Path) -> 
 
     def score(model: Any) -> dict[str, float | None]:
         with resources(path, parts.metrics.batch_size, "metrics.batch_size"):
-            return interim(model, parts.subject, parts.metrics, settings.score_samples, parts.network, seed)
+            return interim(model, parts.eval_data, parts.metrics, settings.score_samples, parts.network, seed)
 
     return functools.partial(
         fit,
         parts.module,
-        draw=lambda model, picture: draw_grid(model, parts.subject.data, picture),
+        draw=lambda model, picture: draw_grid(model, parts.eval_data.data, picture),
         grids=settings.grids,
         saves=settings.saves,
         save_seconds=settings.save_seconds,
@@ -288,13 +288,13 @@ def _facts(parts: Parts, family: str) -> dict[str, Any]:
         "allocator": tune(),
         "device": parts.device,
         "gpu": gpu_facts(torch.device(parts.device)),
-        "data_sha256": parts.subject.data.sha256,
-        "classes": class_names(parts.subject.data),
+        "data_sha256": parts.eval_data.data.sha256,
+        "classes": class_names(parts.eval_data.data),
     }
 
 
 def draw_grid(model: Any, data: Any, path: Path, n: int = 64) -> None:
-    """Draw samples of a model: a grid of images, or a cloud beside the data's."""
+    """Draw samples of a model: a grid of images, or a scatter plot beside the data."""
     from genzoo.data.pictures import as_bytes, grid, save_png, save_scatter
     from genzoo.numerics.random import SampleStreams
     from genzoo.runs import write_atomically

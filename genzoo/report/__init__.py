@@ -1,1 +1,1 @@
-"""Views of many runs: a leaderboard as CSV and Markdown, a web page, a wandb run. They read run directories, without torch."""
+"""Reports on many runs, without torch: a leaderboard as CSV and Markdown, a web page, a wandb run."""

@@ -1,4 +1,4 @@
-"""The comparison of runs as files: a web page, and the leaderboard as Markdown and CSV."""
+"""Comparison of runs: a web page, and the leaderboard as Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from genzoo.runs.redact import redact
 
 
 def check_out(out: Path) -> None:
-    """Refuse a folder that cannot be written to, before any run is read; it is not made yet.
+    """Check that a folder is writable or can be created.
 
     Raises:
-        ValueError: saying what is wrong with it.
+        ValueError: naming the cause.
     """
     there = next(folder for folder in (out.absolute(), *out.absolute().parents) if os.path.lexists(folder))
     if not there.is_dir():
-        raise UsageError(f"out={out}: {there} is no folder")
+        raise UsageError(f"out={out}: {there} is not a folder")
     check_writable(there, f"out={out}")
 
 
@@ -29,12 +29,12 @@ def write_comparison(folders: Sequence[str], out: Path, title: str | None = None
 
     Args:
         folders: run directories, or folders of them.
-        out: the folder that ``index.html``, ``leaderboard.md`` and ``leaderboard.csv`` go into.
+        out: folder for ``index.html``, ``leaderboard.md`` and ``leaderboard.csv``.
         title: heading of the page.
 
     Raises:
-        RunError: where there is no run.
-        UsageError: where nothing can be written.
+        RunError: if there is no run.
+        UsageError: if the files cannot be written.
     """
     check_out(out)
     found, broken = records.read(records.find(folders))

@@ -1,16 +1,16 @@
-"""Who is better, and how sure are we: runs that differ in their seed alone become one row, rows that may be compared a table.
+"""Leaderboard: runs that differ only in their seed form a row, comparable rows form a table.
 
-A cell holds the mean over seeds and its standard error, the standard deviation over seeds divided by the root of their
-number. With one seed there is only the error of measuring, which knows nothing of how seeds differ; the cell says so.
+A cell is the mean over seeds with its standard error, the standard deviation over seeds divided by the root of their number.
+With one seed the standard error is that of the measurement, without the variance between seeds, and is marked as such.
 
-Two numbers are compared only if their protocols are the same: network, reference, number of samples, split, bound. Rows
-with unlike protocols come into separate tables. What is measured on a machine (speeds) may be in one table with unlike
-protocols, and is then not ranked.
+Scores are comparable if their protocols are equal: network, reference, number of samples, split, bound. Rows with different
+protocols are in separate tables. Machine-dependent metrics (speeds) may have different protocols in one table, and are then
+not ranked.
 
-Beside the best of a column stand those that a Welch test does not tell apart from it at 5 %, and those whose error is not
-known; no correction is made for the number of rows. No test is made of two seeds, of which one degree of freedom is left, nor
-of costs, whose errors grow with them: of these the best alone is marked. Columns in which noise can be best have no best:
-samples far from all data have few copies, and a wide cloud of noise may fall into the balls of precision and density.
+The best row of a column is marked, together with the rows that do not differ significantly from it (Welch test, 5 %,
+uncorrected for multiple comparisons) and those without a standard error. Two seeds are not tested, since one degree of freedom
+remains, nor are costs, whose errors are proportional to them: there the best alone is marked. Columns in which noise can be
+best have no best: samples far from all data have few copies, and wide noise may fall into the balls of precision and density.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from scipy.special import stdtrit
 from genzoo import catalogue
 from genzoo.report.records import OF_SEED, Record, flatten
 
-UNLIKE = "unlike between seeds"  # in a protocol: the parts that differ
-COSTS = ("sampling/", "model/", "training/")  # metrics that do not say how good a model is
+DIFFERENT = "different between seeds"  # key of a protocol that lists the differing parts
+COSTS = ("sampling/", "model/", "training/")  # metrics of cost, not of quality
 LIMITS = ("images", "seconds", "flops")
-LEAST_SEEDS = 3  # of a mean over seeds that is tested
+LEAST_SEEDS = 3  # of a tested mean
 
-# What a reader wants to see first, in this order; the page shows the rest on demand.
+# Columns shown by default, in this order; the page shows the rest on demand.
 HEADLINES = (
     "test/fid",
     "test/fd_*",
@@ -68,8 +68,8 @@ HEADLINES = (
 class Cell:
     """A metric over the runs of a row."""
 
-    values: list[float]  # one a seed, those alone that are finite
-    missing: int  # seeds that have no such number, or none that is finite
+    values: list[float]  # finite values, one per seed
+    missing: int  # number of seeds without a finite value
     mean: float | None
     stderr: float | None
     source: Literal["seeds", "measurement"] | None  # of the standard error
@@ -84,13 +84,13 @@ class Cell:
 
     @property
     def testable(self) -> bool:
-        """Whether the mean may be tested: one of seeds needs three of them."""
+        """Whether the mean may be tested: a mean over seeds needs three."""
         return self.source != "seeds" or len(self.values) >= LEAST_SEEDS
 
 
 @dataclass
 class Row:
-    """Runs that differ in their seed alone, scored in one way."""
+    """Runs that differ only in their seed, with one setting of the evaluation."""
 
     model: str
     data: str
@@ -98,7 +98,7 @@ class Row:
     setting: dict[str, Any]
     runs: list[tuple[Record, dict[str, Any]]] = field(default_factory=list)
     label: str = ""
-    failed: int = 0  # runs of the same configuration that did not end well
+    failed: int = 0  # number of failed runs of this configuration
     cells: dict[str, Cell] = field(default_factory=dict)
     protocols: dict[str, Any] = field(default_factory=dict)
 
@@ -114,16 +114,16 @@ class Row:
 
 @dataclass
 class Table:
-    """Rows that may be compared."""
+    """Comparable rows."""
 
     data: str
     rows: list[Row] = field(default_factory=list)
     protocols: dict[str, Any] = field(default_factory=dict)
-    why: list[str] = field(default_factory=list)  # it is not part of an earlier table
+    why: list[str] = field(default_factory=list)  # reasons not to be in an earlier table
 
     @property
     def metrics(self) -> list[str]:
-        """All columns, those first that a reader wants first."""
+        """All columns, headlines first."""
         names = dict.fromkeys(name for row in self.rows for name in row.cells)
         return sorted(names, key=lambda name: (order(name), name))
 
@@ -139,7 +139,7 @@ class Table:
 
 
 def order(name: str) -> int:
-    """Return the place of a metric among the headlines, their number for one that is none."""
+    """Index of a metric among the headlines; their number for other metrics."""
     for i, headline in enumerate(HEADLINES):
         if name == headline or (headline.endswith("*") and name.startswith(headline[:-1]) and not _derived(name)):
             return i
@@ -151,18 +151,18 @@ def _derived(name: str) -> bool:
 
 
 def is_cost(name: str) -> bool:
-    """Whether a metric says what a model costs, and not how good it is."""
+    """Whether a metric measures cost, not quality."""
     return name.startswith(COSTS)
 
 
 def is_partial(name: str) -> bool:
-    """Whether a metric is read beside others alone, since samples that are no good may be best in it."""
+    """Whether a metric is meaningful only beside others, since poor samples may be best in it."""
     metric = catalogue.declared(name)
     return metric is not None and metric.noise_leads
 
 
 def key(value: Any) -> str:
-    """Return a text that is the same for equal plain values."""
+    """Canonical JSON of plain values."""
     return json.dumps(value, sort_keys=True, default=str)
 
 
@@ -170,7 +170,7 @@ def key(value: Any) -> str:
 
 
 def rows(records: Iterable[Record]) -> list[Row]:
-    """Put together the finished runs that differ in their seed alone."""
+    """Group finished runs that differ only in their seed."""
     found: dict[str, list[Row]] = {}
     failed: dict[str, int] = {}
     for record in records:
@@ -183,7 +183,7 @@ def rows(records: Iterable[Record]) -> list[Row]:
             protocols = {name: entry["card"]["protocol"] for name, entry in metrics.items() if not is_cost(name)}
             candidates = found.setdefault(key([what, setting]), [])
             for row in candidates:
-                if not unlike(row.protocols, protocols):
+                if not differences(row.protocols, protocols):
                     break
             else:
                 row = Row(record.model, record.data, trained, setting)
@@ -201,7 +201,7 @@ def rows(records: Iterable[Record]) -> list[Row]:
 
 
 def _with_draws(entry: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Move the draws of a lower bound into its protocol, where earlier versions left them in the setting alone."""
+    """Copy the number of draws of a lower bound into its protocol, where earlier releases omitted it."""
     protocol, setting = entry["card"]["protocol"], entry["card"]["setting"]
     if "LOWER" not in str(protocol.get("bound")) or "num_samples" in protocol or "num_samples" not in setting:
         return entry
@@ -210,7 +210,7 @@ def _with_draws(entry: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def setting_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how the scores of one result were made, seeds aside."""
+    """Setting of the scores of one result, without seed-dependent parts."""
     setting: dict[str, Any] = {}
     for entry in metrics.values():
         setting |= {name: value for name, value in entry["card"]["setting"].items() if name not in OF_SEED}
@@ -218,7 +218,7 @@ def setting_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def by_seed(runs: Sequence[tuple[Record, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Keep the latest score of each metric for each seed: repeating one teaches nothing of other seeds."""
+    """Latest score of each metric for each seed; repeated runs of a seed are not independent."""
     found: dict[str, dict[str, Any]] = {}
     for record, metrics in runs:
         found.setdefault(key(record.config.get("seed")), {}).update(metrics)
@@ -229,9 +229,9 @@ def cell(name: str, entries: Sequence[Mapping[str, Any]], seeds: int) -> Cell:
     """Average a metric over seeds.
 
     Args:
-        name: of the metric; its direction is that of the catalogue, or what the files say of a metric that is not in it.
-        entries: of each seed that has it, in one protocol but for what is measured on a machine.
-        seeds: how many there are.
+        name: of the metric; its direction is that of the catalogue, or of the files for metrics that are not in it.
+        entries: records of the seeds, with equal protocols except for machine-dependent metrics.
+        seeds: number of seeds.
     """
     numbers = [entry["value"] for entry in entries]
     values = [float(v) for v in numbers if v is not None and math.isfinite(v)]
@@ -244,12 +244,12 @@ def cell(name: str, entries: Sequence[Mapping[str, Any]], seeds: int) -> Cell:
         own: Any = next(entry.get("stderr") for entry, v in zip(entries, numbers, strict=True) if v is not None)
         if type(own) in (int, float) and math.isfinite(own):
             stderr, source = float(own), "measurement"
-        elif all(type(number) is int for number in numbers):  # evaluations or weights: a count has no error
+        elif all(type(number) is int for number in numbers):  # counts, such as NFE, have no error
             stderr = 0.0
     protocols = [entry["card"]["protocol"] for entry in entries]
     protocol = {part: value for part, value in protocols[0].items() if all(p.get(part) == value for p in protocols)}
     if any(p != protocols[0] for p in protocols):
-        protocol[UNLIKE] = ", ".join(sorted({part for p in protocols for part in p} - protocol.keys()))
+        protocol[DIFFERENT] = ", ".join(sorted({part for p in protocols for part in p} - protocol.keys()))
     return Cell(
         values,
         seeds - len(values),
@@ -263,7 +263,7 @@ def cell(name: str, entries: Sequence[Mapping[str, Any]], seeds: int) -> Cell:
 
 
 def _name(all_rows: Sequence[Row]) -> None:
-    """Give each row a label: the family, and what sets it apart from other rows of the family."""
+    """Label each row by its family and the settings that distinguish it within the family."""
     families: dict[tuple[str, str], list[Row]] = {}
     for row in all_rows:
         families.setdefault((row.model, row.data), []).append(row)
@@ -272,23 +272,23 @@ def _name(all_rows: Sequence[Row]) -> None:
             {**row.trained, **{".".join(part): value for part, value in flatten(row.setting).items()}}
             for row in members
         ]
-        chosen = telling(leaves)
+        chosen = distinguishing_keys(leaves)
         for row, own in zip(members, leaves, strict=True):
-            said = [f"{name}={_plain(own[name])}" for name in chosen if own.get(name) is not None]
-            row.label = ", ".join([model, *said])
+            settings = [f"{name}={_plain(own[name])}" for name in chosen if own.get(name) is not None]
+            row.label = ", ".join([model, *settings])
 
 
-def telling(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Choose keys that tell rows apart, as few as the greedy choice finds: the one first that makes most of them unlike."""
+def distinguishing_keys(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Greedily choose a small set of keys that distinguishes rows, the key with most distinct values first."""
     names = list(dict.fromkeys(name for own in rows for name in own))
     texts = {name: [key(own.get(name)) for own in rows] for name in names}
     varied = [name for name in names if len(set(texts[name])) > 1]
     whole = len(set(zip(*(texts[name] for name in varied), strict=True))) if varied else 1
-    told: list[tuple[str, ...]] = [()] * len(rows)
+    groups: list[tuple[str, ...]] = [()] * len(rows)
     chosen: list[str] = []
-    while len(set(told)) < whole:
-        best = max(varied, key=lambda name: len(set(zip(told, texts[name], strict=True))))
-        told = [(*before, text) for before, text in zip(told, texts[best], strict=True)]
+    while len(set(groups)) < whole:
+        best = max(varied, key=lambda name: len(set(zip(groups, texts[name], strict=True))))
+        groups = [(*before, text) for before, text in zip(groups, texts[best], strict=True)]
         chosen.append(best)
     return chosen
 
@@ -300,10 +300,10 @@ def _plain(value: Any) -> str:
 # Tables
 
 
-def unlike(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """List the metrics that both have and that were measured in unlike ways, and how."""
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """List the differences between the protocols of common metrics."""
     return [
-        f"{name}: {part} is {_said(b[name].get(part))} here and {_said(a[name].get(part))} there"
+        f"{name}: {part} is {_shortened(b[name].get(part))} here and {_shortened(a[name].get(part))} there"
         for name in a
         if name in b and a[name] != b[name]
         for part in dict.fromkeys([*a[name], *b[name]])
@@ -311,23 +311,23 @@ def unlike(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _said(value: Any) -> str:
-    text = "nothing" if value is None else str(value)
+def _shortened(value: Any) -> str:
+    text = "unset" if value is None else str(value)
     return text if len(text) <= 24 else f"{text[:12]}..."
 
 
 def tables(all_rows: Iterable[Row]) -> list[Table]:
-    """Put rows that may be compared into one table: those of the same data whose protocols agree wherever both have one."""
+    """Group comparable rows: those of the same data with equal protocols of all common metrics."""
     all_rows = list(all_rows)
     protocols = [[key([row.data, name, protocol]) for name, protocol in row.protocols.items()] for row in all_rows]
     common = Counter(protocol for own in protocols for protocol in own)
     usual = [statistics.fmean(common[protocol] for protocol in own) if own else 0.0 for own in protocols]
     found: list[Table] = []
-    # Those first that are measured as most others are, so that the exceptions go elsewhere.
+    # Rows with the most common protocols come first.
     for _, row in sorted(zip(usual, all_rows, strict=True), key=lambda pair: (pair[1].data, -pair[0], pair[1].label)):
         why: list[str] = []
         for table in (table for table in found if table.data == row.data):
-            clash = unlike(table.protocols, row.protocols)
+            clash = differences(table.protocols, row.protocols)
             if not clash:
                 break
             why.extend(clash[:3])
@@ -343,7 +343,7 @@ def tables(all_rows: Iterable[Row]) -> list[Table]:
 
 
 def _worth(row: Row, name: str | None) -> tuple[bool, float, str]:
-    """Sort the best first, and those that were not measured last."""
+    """Sort key: the best first, missing values last."""
     measured = row.cells.get(name) if name else None
     if measured is None or measured.mean is None:
         return True, 0.0, row.label
@@ -351,20 +351,20 @@ def _worth(row: Row, name: str | None) -> tuple[bool, float, str]:
 
 
 def ranked(table: Table, name: str) -> bool:
-    """Whether the numbers of a column may be ranked.
+    """Whether a column may be ranked.
 
-    What training took is no score, nor is that of the data's own density, nor what noise may be best in.
+    Training cost, the likelihood of the data distribution and metrics in which noise may be best are not ranked.
     """
     if name.startswith("training/") or name == "test/nll_truth" or is_partial(name):
         return False
     cells = [row.cells[name] for row in table.rows if name in row.cells]
-    return all(UNLIKE not in c.protocol and c.protocol == cells[0].protocol and c.better for c in cells)
+    return all(DIFFERENT not in c.protocol and c.protocol == cells[0].protocol and c.better for c in cells)
 
 
 def leaders(table: Table, name: str) -> tuple[list[Row], list[Row]]:
-    """Return the best rows of a column, several where they are equal, and those that a test does not tell apart from them.
+    """Return the best rows of a column (several if equal), and the rows that do not differ significantly from them.
 
-    Of costs, and where the best has two seeds, there are none of the latter; nor is a row of two seeds among them.
+    The latter are empty for costs and if the best has two seeds, and never include rows of two seeds.
     """
     measured = [row for row in table.rows if name in row.cells and row.cells[name].mean is not None]
     if len(measured) < 2 or not ranked(table, name):
@@ -379,9 +379,10 @@ def leaders(table: Table, name: str) -> tuple[list[Row], list[Row]]:
 
 
 def differ(a: Cell, b: Cell, level: float = 0.05) -> bool:
-    """Whether two means differ by Welch's test, two-sided (Welch 1947, Biometrika 34, doi:10.1093/biomet/34.1-2.28).
+    """Whether two means differ significantly by Welch's two-sided t-test; never if a standard error is missing.
 
-    Nothing is told apart from a mean whose error is not known.
+    References:
+        Welch 1947, Biometrika 34, https://doi.org/10.1093/biomet/34.1-2.28.
     """
     assert a.mean is not None and b.mean is not None
     if a.stderr is None or b.stderr is None:
@@ -389,27 +390,27 @@ def differ(a: Cell, b: Cell, level: float = 0.05) -> bool:
     difference, variance = abs(a.mean - b.mean), a.stderr**2 + b.stderr**2
     if variance == 0:
         return difference > 0
-    share = sum((c.stderr**2 / variance) ** 2 / c.freedom for c in (a, b) if c.stderr)
-    freedom = 1 / share if share > 0 else math.inf
+    inverse = sum((c.stderr**2 / variance) ** 2 / c.freedom for c in (a, b) if c.stderr)
+    freedom = 1 / inverse if inverse > 0 else math.inf
     return difference > float(stdtrit(freedom, 1 - level / 2)) * math.sqrt(variance)
 
 
-# What was equal
+# Equal-compute comparison
 
 
 @dataclass(frozen=True)
-class Share:
-    """What the rows of a table spent of one thing."""
+class ResourceUse:
+    """Range of one resource over the rows of a table."""
 
     name: str
     unit: str
-    limit: float | None  # that all of them had, and that ended all of them
+    limit: float | None  # common limit that ended all runs
     least: float | None
     most: float | None
 
     @property
     def equal(self) -> bool:
-        """Whether all were ended by one limit, or spent the same within 2 %."""
+        """Whether all runs were ended by one limit, or used the same amount within 2 %."""
         if self.least is None or self.most is None:
             return False
         kept = self.limit is not None and self.least >= 0.9 * self.limit and self.most <= 1.1 * self.limit
@@ -417,28 +418,28 @@ class Share:
 
 
 def ended_by(record: Record, metrics: Mapping[str, Any]) -> str | None:
-    """Return the limit that ended a run; of an earlier release, which did not record it, the one that it came nearest to.
+    """Return the limit that ended a run; inferred from the cost for runs of earlier releases, which did not record it.
 
     Args:
         record: the run.
-        metrics: its scores, which say what it spent.
+        metrics: its scores, including the training cost.
     """
-    said = record.status.get("ended_by")
-    if said in LIMITS:
-        return str(said)
-    shares: dict[str, float] = {}
+    recorded = record.status.get("ended_by")
+    if recorded in LIMITS:
+        return str(recorded)
+    fractions: dict[str, float] = {}
     budget = record.config.get("budget")
     for name in LIMITS:
         limit: Any = budget.get(name) if isinstance(budget, Mapping) else None
         spent: Any = metrics.get(f"training/{name}", {}).get("value")
         if type(limit) in (int, float) and limit > 0 and type(spent) in (int, float):
-            shares[name] = spent / limit
-    share, nearest = max(((share, name) for name, share in shares.items()), default=(0.0, None))
-    return nearest if 0.9 <= share <= 1.1 else None
+            fractions[name] = spent / limit
+    fraction, nearest = max(((fraction, name) for name, fraction in fractions.items()), default=(0.0, None))
+    return nearest if 0.9 <= fraction <= 1.1 else None
 
 
 def ending_note(table: Table, row: Row) -> str | None:
-    """Return what sets the end of a row's runs apart: another limit than that of most rows, or than they were planned by."""
+    """Describe the end of a row's runs if their limit is not that of most rows, or not the planned one."""
     own = tuple(sorted(filter(None, row.endings)))
     planned = sorted(
         {
@@ -452,24 +453,24 @@ def ending_note(table: Table, row: Row) -> str | None:
     return f"ended by {' or '.join(own)}" + (f", planned by {' or '.join(planned)}" if planned else "")
 
 
-def budgets(table: Table) -> list[Share]:
-    """Say what the rows of a table were given, and what they took."""
-    shares = []
+def resource_use(table: Table) -> list[ResourceUse]:
+    """Compute limits and ranges of all resources of a table."""
+    used = []
     for name in (*LIMITS, "parameters"):
         limits = {key(row.trained.get(f"budget.{name}")) for row in table.rows}
         bit = all(row.endings == {name} for row in table.rows)
         limit = json.loads(next(iter(limits))) if len(limits) == 1 and bit else None
         metric = "model/parameters" if name == "parameters" else f"training/{name}"
         spent = [row.cells[metric].mean if metric in row.cells else None for row in table.rows]
-        known = [value for value in spent if value is not None]
-        whole = len(known) == len(spent) and bool(known)
-        shares.append(
-            Share(
+        recorded = [value for value in spent if value is not None]
+        whole = len(recorded) == len(spent) and bool(recorded)
+        used.append(
+            ResourceUse(
                 {"flops": "operations"}.get(name, name),
                 catalogue.lookup(metric).unit,
                 limit if isinstance(limit, int | float) else None,
-                min(known) if whole else None,
-                max(known) if whole else None,
+                min(recorded) if whole else None,
+                max(recorded) if whole else None,
             )
         )
-    return shares
+    return used

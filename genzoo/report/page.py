@@ -1,4 +1,4 @@
-"""One web page of everything that was measured: no request leaves it, and nothing of a run's enters it but as text."""
+"""Self-contained web page of a comparison: it makes no requests, and escapes all text of runs."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from genzoo.report import leaderboard, texts
 from genzoo.report.leaderboard import Cell, Row, Table
 from genzoo.report.records import POINTS, Record, flatten, thinned
 
-PICTURE = 4 * 2**20  # bytes of the largest grid that is shown
-PICTURES = 64 * 2**20  # of all of them together
+PICTURE = 4 * 2**20  # bytes of the largest grid
+PICTURES = 64 * 2**20  # bytes of all grids
 AXES = ("images", "seconds", "flops")
 
 
 def build(title: str, records: Sequence[Record], tables: Sequence[Table], unfinished: Sequence[str]) -> str:
-    """Write the page.
+    """Render the page.
 
     Args:
         title: its heading.
         records: all runs.
         tables: of their scores, see ``leaderboard.tables``.
-        unfinished: in one line each, the runs that have no score and why.
+        unfinished: runs without scores and the reasons, one line each.
     """
     assets = resources.files("genzoo.report") / "assets"
     script = (assets / "page.js").read_text()
@@ -38,13 +38,13 @@ def build(title: str, records: Sequence[Record], tables: Sequence[Table], unfini
     return environment.from_string((assets / "index.html").read_text()).render(
         title=title,
         summary=f"{finished} finished runs of {len(records)}, {sum(len(table.rows) for table in tables)} rows.",
-        # Our own files, which hold no text of anybody's run, are the only ones that are not escaped.
+        # Only genzoo's own assets, which contain no text of runs, are not escaped.
         style=jinja2.utils.markupsafe.Markup((assets / "page.css").read_text()),
         script=jinja2.utils.markupsafe.Markup(script),
         plotly=jinja2.utils.markupsafe.Markup(plotly),
         hashes=" ".join(f"'sha256-{_sha256(text)}'" for text in (plotly, script)),
         data=content,
-        pictures=pictures,  # beside the data, which are read before anything is seen
+        pictures=pictures,  # separate from the data, which delay the first paint
     )
 
 
@@ -53,11 +53,11 @@ def _sha256(text: str) -> str:
 
 
 class Interned:
-    """A list of values without repetitions, named by their places."""
+    """A list of unique values, referenced by index."""
 
     def __init__(self) -> None:
         self.values: list[Any] = []
-        self.size = 0  # of the texts among them
+        self.size = 0  # total length of strings
         self._places: dict[str, int] = {}
 
     def place(self, value: Any) -> int:
@@ -72,7 +72,7 @@ class Interned:
 def payload(
     records: Sequence[Record], tables: Sequence[Table], unfinished: Sequence[str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Collect what the page's script shows, as plain JSON, and the grids of samples in base64."""
+    """Collect the data of the page as plain JSON, and the grids of samples in base64."""
     protocols, pictures, trained = Interned(), Interned(), Interned()
     labels = {id(record): row.label for table in tables for row in table.rows for record, _ in row.runs}
     content = {
@@ -119,7 +119,7 @@ def column(table: Table, name: str, headline: bool) -> dict[str, Any]:
         "ranked": ranked,
         "note": None
         if ranked
-        else "not ranked: what was spent, unlike protocols, neither way is better, or noise may be best",
+        else "not ranked: a training cost, different protocols, no direction, or noise may be best",
     }
 
 
@@ -163,7 +163,7 @@ def board(table: Table, protocols: Interned, pictures: Interned, trained: Intern
 
 
 def origin(record: Record) -> dict[str, Any]:
-    """Say where a run came from."""
+    """Provenance of a run."""
     status = record.status
     machine = status.get("machine")
     machine = machine if isinstance(machine, Mapping) else {}
@@ -177,7 +177,7 @@ def origin(record: Record) -> dict[str, Any]:
 
 
 def picture(record: Record) -> str | None:
-    """Return the last grid of a run in base64, if it is a PNG of a size that a page can hold."""
+    """The last grid of a run in base64, if it is a PNG of at most ``PICTURE`` bytes."""
     content = record.picture()
     if content is None or len(content) > PICTURE or not content.startswith(b"\x89PNG\r\n\x1a\n"):
         return None
@@ -185,7 +185,7 @@ def picture(record: Record) -> str | None:
 
 
 def curves(record: Record, label: str, runs: int) -> dict[str, Any]:
-    """Return what a run wrote on its way: for every kind of event the axes, and for every name the values along them."""
+    """Training curves of a run: axes for each kind of event, and values for each name."""
     found: dict[str, list[Mapping[str, Any]]] = {"train": [], "interim": []}
     for event in record.events:
         if event.get("event") in found and isinstance(event.get("values"), Mapping):
@@ -215,19 +215,19 @@ def _number(value: Any) -> float | None:
 
 
 def diagnostics(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
-    """Say what the terms of each family's loss mean, as its runs say it."""
-    said: dict[str, dict[str, Any]] = {}
+    """Labels, units and directions of the loss terms of each family, from its runs."""
+    described: dict[str, dict[str, Any]] = {}
     for record in records:
         given = record.status.get("diagnostics")
         for name, about in (given if isinstance(given, Mapping) else {}).items():
             if isinstance(about, Mapping):
                 texts = {part: str(about.get(part) or "") for part in ("label", "unit", "better")}
-                said.setdefault(record.model, {})[str(name)] = texts
-    return said
+                described.setdefault(record.model, {})[str(name)] = texts
+    return described
 
 
 def _plain(value: Any) -> Any:
-    """Turn everything into what JSON knows: YAML dates and sets of a stranger's configuration into texts."""
+    """Convert to JSON types; YAML dates and sets of untrusted configurations become strings."""
     if isinstance(value, Mapping):
         return {str(name): _plain(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Run directories as a report sees them: found, read, and told apart from their seeds."""
+"""Validated records of run directories for reports."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 from genzoo.runs import PICTURE_BYTES, Run, RunError, read_file
 from genzoo.runs.redact import redact
 
-# Parts of a configuration that do not change what is trained: where it is written, and how it is looked at.
-BESIDES = (
+# Keys of a configuration without influence on training, and the seed.
+IGNORED = (
     ("seed",),
     ("outputs",),
     ("logger",),
@@ -27,12 +27,12 @@ BESIDES = (
     ("trainer", "scores"),
     ("trainer", "score_samples"),
 )
-NAMES = 1000  # of the scores of one file, and of one run's curves
+NAMES = 1000  # scores of a file, and curves of a run
 LEAVES = 2000  # values of a configuration
-RESULTS = 200  # files of scores in one run
-POINTS = 40_000  # of all curves together, so that a page of many runs still opens at once
+RESULTS = 200  # result files of a run
+POINTS = 40_000  # of all curves together, for a responsive page
 
-# Parts of a score's setting that differ from seed to seed.
+# Seed-dependent parts of a score's setting.
 OF_SEED = ("seed", "train_seed", "step", "images_seen", "budget", "ended_by", "nfe")
 
 
@@ -41,11 +41,11 @@ class Record:
     """One run."""
 
     path: Path
-    name: str  # as short as tells it apart
+    name: str  # shortest unique path
     config: dict[str, Any]
     status: dict[str, Any]
     results: list[dict[str, Any]] = field(default_factory=list)
-    events: list[dict[str, Any]] = field(default_factory=list)  # of ``metrics.jsonl``, those that are shown
+    events: list[dict[str, Any]] = field(default_factory=list)  # thinned ``metrics.jsonl``
 
     @property
     def data(self) -> str:
@@ -54,7 +54,7 @@ class Record:
 
     @property
     def model(self) -> str:
-        """What ``model=`` was, or for a run that does not say the name of its directory without the data's."""
+        """The choice ``model=``; from the name of the directory if it is not recorded."""
         return str(self.status.get("model") or self.path.resolve().parent.name.removesuffix(f"-{self.data}"))
 
     @property
@@ -63,23 +63,23 @@ class Record:
 
     @property
     def trained(self) -> dict[str, Any]:
-        """What was trained and how, the same for all seeds: the leaves of the configuration."""
+        """Leaves of the configuration that influence training, equal for all seeds."""
         leaves = flatten(self.config)
-        return {".".join(key): value for key, value in leaves.items() if not _among(key, BESIDES)}
+        return {".".join(key): value for key, value in leaves.items() if not _among(key, IGNORED)}
 
     @property
     def unscored(self) -> str | None:
-        """Why the run is in no table, None where it is in one."""
+        """Reason why the run is in no table; None if it is in one."""
         if self.state != "done":
             why = self.status.get("why")
             return f"{self.state}: {why}" if why else self.state
-        return None if self.results else "finished, and not scored"
+        return None if self.results else "finished but not scored"
 
     def picture(self) -> bytes | None:
-        """The last grid of samples, where there is one."""
+        """The last grid of samples, if any."""
         try:
             return read_file(self.path / "samples.png", PICTURE_BYTES)
-        except RunError:  # there is none, or it is none
+        except RunError:  # missing or invalid
             return None
 
 
@@ -88,7 +88,7 @@ def _among(key: tuple[str, ...], parts: Iterable[tuple[str, ...]]) -> bool:
 
 
 def flatten(tree: Any, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    """List the leaves of nested mappings by their keys; a list is a leaf."""
+    """Flatten nested mappings to leaves by key path; a list is a leaf."""
     if not isinstance(tree, Mapping) or not tree:
         return {prefix: tree}
     leaves: dict[tuple[str, ...], Any] = {}
@@ -98,10 +98,10 @@ def flatten(tree: Any, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], An
 
 
 def find(folders: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """List the run directories at and below some folders, each once, in the order of their names.
+    """List the run directories at and below some folders, without duplicates, sorted by name.
 
     Raises:
-        RunError: for a folder that is not there, or below which there is no run.
+        RunError: for a missing folder, or one without runs.
     """
     found: dict[Path, Path] = {}
     for folder in map(Path, folders):
@@ -109,14 +109,14 @@ def find(folders: Iterable[str | os.PathLike[str]]) -> list[Path]:
             raise RunError(f"runs={folder}: no such directory")
         here = sorted(path.parent for path in _configurations(folder))
         if not here:
-            raise RunError(f"runs={folder}: there is no run in it")
+            raise RunError(f"runs={folder}: contains no run")
         for path in here:
             found.setdefault(path.resolve(), path)
     return list(found.values())
 
 
 def _configurations(folder: Path) -> Iterator[Path]:
-    """Walk to every ``config.yaml`` that lies beside a status; nothing is looked for inside a run."""
+    """Walk to every ``config.yaml`` beside a ``status.json``, without descending into runs."""
     for here, folders, files in os.walk(folder):
         if "config.yaml" in files and "status.json" in files:
             folders.clear()
@@ -124,25 +124,25 @@ def _configurations(folder: Path) -> Iterator[Path]:
 
 
 def read(paths: Iterable[Path]) -> tuple[list[Record], list[str]]:
-    """Read run directories, one at a time: of a run nothing is kept but what a report shows.
+    """Read run directories, keeping only the parts that a report shows.
 
     Returns:
-        The runs, and in one line each what could not be read, or is not what a run holds.
+        The runs, and one-line errors of invalid runs.
     """
     paths = list(paths)
     common = Path(os.path.commonpath([path.resolve().parent for path in paths])) if paths else Path()
     records, broken = [], []
-    kept = _Kept()
+    scores = _ScoreCache()
     for path in paths:
         try:
             run = Run(path)
             name = path.resolve().relative_to(common).as_posix()
-            # Runs of other programs, and of former versions, may hold secrets.
+            # Runs of other programs, or of earlier releases, may contain secrets.
             name, config, status = redact([name, check_config(run), check_status(run)])
-            results = [kept.result(check_result(result, where)) for where, result in run.named_results(RESULTS)]
+            results = [scores.result(check_result(result, where)) for where, result in run.named_results(RESULTS)]
             record = Record(path, name, config, status, results)
             records.append(record)
-            # A record that is damaged takes the curves of its run away from there on, not the scores.
+            # A damaged record truncates the curves of a run, but does not invalidate its scores.
             _read_curves(run, record.events, len(paths))
         except (RunError, OSError) as error:
             broken.append(redact(" ".join(str(error).split())))
@@ -151,7 +151,7 @@ def read(paths: Iterable[Path]) -> tuple[list[Record], list[str]]:
 
 _NUMBER = rb"(?:null|-?(?:0|[1-9][0-9]{0,15})(?:\.[0-9]{1,20})?(?:[eE][+-]?[0-9]{1,2})?)"
 _TEXT = rb'"[^"\\\x00-\x1f]{0,200}"'
-# An event in the form in which training writes it.
+# An event as written by training.
 _EVENT = re.compile(
     rb'\{"event":"(\w{1,100})"(?:,"\w{1,100}":(?:' + _NUMBER + rb"|" + _TEXT + rb"))*+"
     rb',"values":\{(?:' + _TEXT + rb":" + _NUMBER + rb'(?:,(?=")|(?=\})))*+\}\}\n'
@@ -159,10 +159,10 @@ _EVENT = re.compile(
 
 
 def _read_curves(run: Run, kept: list[dict[str, Any]], runs: int) -> None:
-    """Keep of a run's events what a page of so many runs shows; of the others only the form is checked.
+    """Append the thinned curves of a run to ``kept``; other events are only validated.
 
     Raises:
-        RunError: naming the first line that is no event; what comes before it is kept.
+        RunError: naming the first line that is not an event; the lines before it are kept.
     """
     found: dict[str, list[tuple[int, bytes]]] = {"train": [], "interim": []}
     problem: RunError | None = None
@@ -190,23 +190,23 @@ def _read_curves(run: Run, kept: list[dict[str, Any]], runs: int) -> None:
 
 
 def thinned(events: Sequence[Any], most: int) -> list[Any]:
-    """Keep at most about ``most`` events, at least 12, evenly spread, the first and the last among them."""
+    """Thin events evenly to about ``most``, at least 12, including the first and the last."""
     most = max(12, most)
     if len(events) <= most:
         return list(events)
     return [events[round(i * (len(events) - 1) / (most - 1))] for i in range(most)]
 
 
-class _Kept:
-    """What is kept of scores: cards that are the same in many runs once, and no secrets."""
+class _ScoreCache:
+    """Redacts scores, and shares equal cards between runs."""
 
     def __init__(self) -> None:
         self._cards: dict[str, Any] = {}
 
     def result(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Return the scores of a run as tables show them."""
+        """Redact the scores of a run."""
         entries = result["metrics"]
-        # A text under each name, which shows whether the name is one of secrets.
+        # A string under each name reveals whether the name denotes a secret.
         names = redact({name: [entry.get("better"), "word"] for name, entry in entries.items()})
         if names.keys() != entries.keys() or any(word != "word" for _, word in names.values()):
             entries = redact(entries)
@@ -225,12 +225,12 @@ class _Kept:
         return self._cards[text]
 
 
-# What a report takes for granted; whatever else a file may hold is shown as text
+# Validation of the values that a report relies on; others are shown as text
 
 
-def _must(holds: bool, where: Path, key: str, what: str) -> None:
-    if not holds:
-        raise RunError(f"{where}: {key}: {what}")
+def _require(condition: bool, where: Path, key: str, requirement: str) -> None:
+    if not condition:
+        raise RunError(f"{where}: {key}: {requirement}")
 
 
 def _is_text(value: Any, most: int = 10_000) -> bool:
@@ -242,70 +242,72 @@ def _is_number(value: Any) -> bool:
 
 
 def check_config(run: Run) -> dict[str, Any]:
-    """Read the configuration of a run.
+    """Read and validate the configuration of a run.
 
     Raises:
-        RunError: naming the key that is not what it should be.
+        RunError: naming the invalid key.
     """
     config, where = run.config, run.path / "config.yaml"
     data = config.get("data")
-    _must(data is None or isinstance(data, dict), where, "data", "must be a mapping")
+    _require(data is None or isinstance(data, dict), where, "data", "must be a mapping")
     if data:
-        _must(_is_text(data.get("name", ""), 100), where, "data.name", "must be a text of at most 100 letters")
+        _require(_is_text(data.get("name", ""), 100), where, "data.name", "must be a string of at most 100 characters")
     seed = config.get("seed")
-    _must(seed is None or type(seed) is int, where, "seed", "must be an integer")
+    _require(seed is None or type(seed) is int, where, "seed", "must be an integer")
     budget = config.get("budget")
-    _must(budget is None or isinstance(budget, dict), where, "budget", "must be a mapping")
+    _require(budget is None or isinstance(budget, dict), where, "budget", "must be a mapping")
     for key, value in (budget or {}).items():
-        _must(value is None or _is_number(value), where, f"budget.{key}", "must be a number")
-    _must(len(flatten(config)) <= LEAVES, where, "all of it", f"has more than {LEAVES:,} values")
+        _require(value is None or _is_number(value), where, f"budget.{key}", "must be a number")
+    _require(len(flatten(config)) <= LEAVES, where, "configuration", f"has more than {LEAVES:,} values")
     return config
 
 
 def check_status(run: Run) -> dict[str, Any]:
-    """Read the status of a run.
+    """Read and validate the status of a run.
 
     Raises:
-        RunError: naming the key that is not what it should be.
+        RunError: naming the invalid key.
     """
     status, where = run.status, run.path / "status.json"
     for key in ("state", "why", "model", "command", "git_commit", "started"):
         value = status.get(key)
-        _must(value is None or _is_text(value), where, key, "must be a text of at most 10,000 letters")
+        _require(value is None or _is_text(value), where, key, "must be a string of at most 10,000 characters")
     for key in ("machine", "diagnostics"):
-        _must(status.get(key) is None or isinstance(status[key], dict), where, key, "must be a mapping")
-    said = status.get("diagnostics") or {}
-    _must(len(said) <= NAMES, where, "diagnostics", f"has more than {NAMES:,} names")
-    for key, about in said.items():
-        _must(isinstance(about, dict), where, f"diagnostics.{key}", "must be a mapping")
+        _require(status.get(key) is None or isinstance(status[key], dict), where, key, "must be a mapping")
+    diagnostics = status.get("diagnostics") or {}
+    _require(len(diagnostics) <= NAMES, where, "diagnostics", f"has more than {NAMES:,} names")
+    for key, about in diagnostics.items():
+        _require(isinstance(about, dict), where, f"diagnostics.{key}", "must be a mapping")
     return status
 
 
 def check_result(result: dict[str, Any], where: Path) -> dict[str, Any]:
-    """Check the scores of a run: every one has a value, or null for none, and a card that says how it was made.
+    """Validate the scores of a run: each has a value (or null) and a card.
 
     Raises:
-        RunError: naming the score and what it lacks.
+        RunError: naming the score and the missing or invalid part.
     """
     metrics = result.get("metrics")
-    _must(isinstance(metrics, dict), where, "metrics", "must be a mapping")
+    _require(isinstance(metrics, dict), where, "metrics", "must be a mapping")
     assert isinstance(metrics, dict)
-    _must(len(metrics) <= NAMES, where, "metrics", f"has more than {NAMES:,} names")
-    _must(result.get("scored") is None or _is_text(result["scored"], 100), where, "scored", "must be a time")
+    _require(len(metrics) <= NAMES, where, "metrics", f"has more than {NAMES:,} names")
+    _require(result.get("scored") is None or _is_text(result["scored"], 100), where, "scored", "must be a time")
     for name, entry in metrics.items():
         key = f"metrics.{name[:100]}"
-        _must(0 < len(name) <= 200, where, key, "must be a name of at most 200 letters")
-        _must(isinstance(entry, dict), where, key, "must be a mapping")
-        _must("value" in entry, where, f"{key}.value", "is missing")
-        _must(entry["value"] is None or _is_number(entry["value"]), where, f"{key}.value", "must be a number or null")
+        _require(0 < len(name) <= 200, where, key, "must be a name of at most 200 characters")
+        _require(isinstance(entry, dict), where, key, "must be a mapping")
+        _require("value" in entry, where, f"{key}.value", "is missing")
+        _require(
+            entry["value"] is None or _is_number(entry["value"]), where, f"{key}.value", "must be a number or null"
+        )
         error = entry.get("stderr")
         good = error is None or (_is_number(error) and error >= 0)
-        _must(good, where, f"{key}.stderr", "must be a number of at least 0, or null")
+        _require(good, where, f"{key}.stderr", "must be a number of at least 0, or null")
         better = entry.get("better")
-        _must(better is None or _is_text(better, 100), where, f"{key}.better", "must be a text or null")
-        _must(isinstance(entry.get("card"), dict), where, f"{key}.card", "must be a mapping")
+        _require(better is None or _is_text(better, 100), where, f"{key}.better", "must be a string or null")
+        _require(isinstance(entry.get("card"), dict), where, f"{key}.card", "must be a mapping")
         for part in ("protocol", "setting"):
-            _must(isinstance(entry["card"].get(part), dict), where, f"{key}.card.{part}", "must be a mapping")
+            _require(isinstance(entry["card"].get(part), dict), where, f"{key}.card.{part}", "must be a mapping")
         unit = entry["card"]["protocol"].get("unit")
-        _must(unit is None or _is_text(unit, 200), where, f"{key}.card.protocol.unit", "must be a text")
+        _require(unit is None or _is_text(unit, 200), where, f"{key}.card.protocol.unit", "must be a string")
     return result

@@ -1,4 +1,4 @@
-"""Scores as a table on the terminal."""
+"""Tables of scores on the terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.table import Table
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print the scores as a table, and warnings under it."""
+    """Print the scores as a table, followed by warnings."""
     table = Table("metric", "value", "± stderr", "unit", "how")
     for column in (1, 2):
         table.columns[column].justify = "right"
@@ -26,7 +26,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def number(value: Any) -> str:
-    """Show a number with the digits that it needs."""
+    """Format a number with its significant digits."""
     if value is None:
         return "n/a"
     if isinstance(value, int):
@@ -35,9 +35,9 @@ def number(value: Any) -> str:
 
 
 def how(card: dict[str, Any]) -> str:
-    """Say in a few words how a number was made; the card says all of it."""
+    """Summarise the card of a score."""
     protocol, setting = card["protocol"], card["setting"]
-    said = [
+    parts = [
         {"EXACT": "exact", "LOWER": "bound", "ESTIMATE": "estimate"}.get(protocol.get("bound", "")),
         f"n={protocol['n']}" if "n" in protocol else None,
         f"{protocol['n_fake']} samples" if "n_fake" in protocol else None,
@@ -48,4 +48,4 @@ def how(card: dict[str, Any]) -> str:
         protocol.get("device"),
         setting.get("weights"),
     ]
-    return ", ".join(word for word in said if word and not word.endswith("None"))
+    return ", ".join(part for part in parts if part and not part.endswith("None"))

@@ -1,4 +1,4 @@
-"""A leaderboard in words: names and numbers as a person would write them, what was equal, CSV and Markdown."""
+"""Leaderboard as text: labels, formatted numbers, equal-compute statement, CSV and Markdown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from genzoo import catalogue
-from genzoo.report.leaderboard import Cell, Row, Table, budgets, ending_note, key, leaders, ranked
+from genzoo.report.leaderboard import Cell, Row, Table, ending_note, key, leaders, ranked, resource_use
 
 CSV_COLUMNS = (
     *("table", "data", "row", "model", "seeds", "runs_failed", "metric", "mean", "stderr", "stderr_of"),
@@ -21,19 +21,19 @@ CSV_COLUMNS = (
 
 
 UNTESTED = (
-    "No test is made of costs and of two seeds; three are the fewest. Columns in which noise may be best (precision, density,"
-    " memorisation) have no best."
+    "Costs and means over two seeds are not tested; at least three seeds are needed. Columns in which noise may be best"
+    " (precision, density, memorisation) have no best."
 )
 
 
 def label(name: str) -> str:
-    """Return a metric's label; of one that is not in the catalogue its name without underscores."""
+    """Label of a metric; its name without underscores if it is not in the catalogue."""
     section, _, leaf = name.partition("/")
     return catalogue.label(name) or leaf.replace("_", " ") + catalogue.SPLITS.get(section, "")
 
 
 def quantity(value: float | None) -> str:
-    """Show a number with the digits that it needs: 0.0123, 12.3, 1,234, 1.2M, 3.4e+12."""
+    """Format a number: 0.0123, 12.3, 1,234, 1.2M, 3.4e+12."""
     if value is None:
         return "n/a"
     size = abs(value)
@@ -47,7 +47,7 @@ def quantity(value: float | None) -> str:
 
 
 def measured(c: Cell | None) -> str:
-    """Show a mean with its standard error, rounded to two digits of the error."""
+    """Format a mean with its standard error, rounded to two digits of the error."""
     if c is None:
         return "n/a"
     if c.mean is None:
@@ -60,41 +60,42 @@ def measured(c: Cell | None) -> str:
     return f"{c.mean:,.{digits}f} ± {c.stderr:,.{digits}f}"
 
 
-# What was equal
+# Equal-compute comparison
 
 
 def fairness(table: Table) -> list[str]:
-    """Say in sentences what was equal in a table, what was not, and what a reader should beware of."""
-    shares = budgets(table)
-    said = [f"Same data ({table.data}), scored by the same protocols."]
-    for share in shares:
-        if share.least is None or share.most is None:
-            said.append(f"Unknown {share.name}: not recorded for all rows.")
-        elif share.equal:
-            limit = f"{quantity(share.limit)} {share.unit}" if share.limit else f"{quantity(share.most)} {share.unit}"
-            said.append(f"Equal {share.name}: {limit}.")
+    """State which resources, limits, seeds and machines are equal within a table, one sentence each."""
+    sentences = [f"Same data ({table.data}), scored by the same protocols."]
+    for used in resource_use(table):
+        if used.least is None or used.most is None:
+            sentences.append(f"Unknown {used.name}: not recorded for all rows.")
+        elif used.equal:
+            limit = f"{quantity(used.limit)} {used.unit}" if used.limit else f"{quantity(used.most)} {used.unit}"
+            sentences.append(f"Equal {used.name}: {limit}.")
         else:
-            times = f" ({share.most / share.least:.3g} times)" if share.least > 0 else ""
-            said.append(f"Unequal {share.name}: {quantity(share.least)} to {quantity(share.most)} {share.unit}{times}.")
+            times = f" ({used.most / used.least:.3g} times)" if used.least > 0 else ""
+            sentences.append(
+                f"Unequal {used.name}: {quantity(used.least)} to {quantity(used.most)} {used.unit}{times}."
+            )
     ends = sorted({end for row in table.rows for end in row.endings if end})
     if len(ends) > 1:
-        said.append(f"Ended by unlike limits: {', '.join(ends)}.")
+        sentences.append(f"Ended by different limits: {', '.join(ends)}.")
     cut = [row.label for row in table.rows if "planned by" in (ending_note(table, row) or "")]
     if cut:
-        said.append(f"Ended before the plan of the learning rate: {'; '.join(cut)}.")
+        sentences.append(f"Ended before the learning-rate schedule: {'; '.join(cut)}.")
     seeds = {key(row.seeds) for row in table.rows}
     if len(seeds) == 1:
-        said.append(f"Seeds {', '.join(map(str, table.rows[0].seeds))} in every row.")
+        sentences.append(f"Seeds {', '.join(map(str, table.rows[0].seeds))} in every row.")
     else:
         counts = sorted({len(row.seeds) for row in table.rows})
-        said.append(f"Unlike seeds: {counts[0]} to {counts[-1]} a row, or not the same ones.")
+        sentences.append(f"Different seeds: {counts[0]} to {counts[-1]} per row, or not the same ones.")
     machines = {hardware(record.status, threads=True) for row in table.rows for record, _ in row.runs} - {""}
-    word = {0: "Machine: not recorded", 1: "Machine: "}.get(len(machines), "Unlike machines: ")
-    return [*said, f"{word}{'; '.join(sorted(machines))}."]
+    word = {0: "Machine: not recorded", 1: "Machine: "}.get(len(machines), "Different machines: ")
+    return [*sentences, f"{word}{'; '.join(sorted(machines))}."]
 
 
 def hardware(status: Mapping[str, Any], threads: bool = False) -> str:
-    """Name what a run was trained on: its GPU, or its processor, with the threads used; empty where it is not recorded."""
+    """Hardware of a run: its GPU, or its CPU with the number of threads; empty if not recorded."""
     gpu, machine = status.get("gpu"), status.get("machine")
     if isinstance(gpu, Mapping) and gpu.get("name"):
         return str(gpu["name"])
@@ -107,7 +108,7 @@ def hardware(status: Mapping[str, Any], threads: bool = False) -> str:
 
 
 def to_csv(found: Sequence[Table]) -> str:
-    """Write one line a row and metric: everything that the page shows, in full precision."""
+    """Write one line per row and metric, in full precision."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
@@ -127,7 +128,7 @@ def to_csv(found: Sequence[Table]) -> str:
 
 
 def _harmless(cells: Iterable[Any]) -> list[Any]:
-    """Keep a spreadsheet from taking somebody's text for a formula."""
+    """Escape strings that a spreadsheet would evaluate as a formula."""
     return [f"'{c}" if isinstance(c, str) and c[:1] in "=+-@\t\r" and not _is_number(c) else c for c in cells]
 
 
@@ -140,7 +141,7 @@ def _is_number(text: str) -> bool:
 
 
 def to_markdown(found: Sequence[Table], failures: Sequence[str] = ()) -> str:
-    """Write the headlines of all tables, with what was equal in each."""
+    """Write the headline columns of all tables, each with its equal-compute statement."""
     parts = []
     for i, table in enumerate(found, start=1):
         names = [name for name in table.headlines if any(name in row.cells for row in table.rows)]
@@ -158,9 +159,9 @@ def to_markdown(found: Sequence[Table], failures: Sequence[str] = ()) -> str:
             lines.append(f"| {_escape(label)} | " + " | ".join(cells) + f" | {seeds} |")
         parts.append("\n".join(lines))
     legend = (
-        "Mean ± standard error over seeds, or with one seed (¹) of the measurement alone; arrows point to better. **Bold** is"
-        f" the best of a column, *italic* what a Welch test at 5 % does not tell apart from it, or whose error is not"
-        f" known. {UNTESTED}"
+        "Mean ± standard error over seeds, or with one seed (¹) of the measurement alone; arrows show the better direction."
+        " **Bold** is the best of a column, *italic* a row without a significant difference to it (Welch test, 5 %) or without"
+        f" a standard error. {UNTESTED}"
     )
     parts.append(legend)
     if failures:
@@ -169,7 +170,7 @@ def to_markdown(found: Sequence[Table], failures: Sequence[str] = ()) -> str:
 
 
 def heading(table: Table, name: str) -> str:
-    """Return a column's name with an arrow to better."""
+    """Label of a column, with an arrow in the better direction."""
     arrows = {"lower": " ↓", "higher": " ↑"}
     better = next(row.cells[name].better for row in table.rows if name in row.cells)
     return label(name) + (arrows.get(better or "", "") if ranked(table, name) else "")
@@ -184,7 +185,7 @@ def _marked(row: Row, c: Cell | None, best: Sequence[Row], near: Sequence[Row]) 
 
 
 def _escape(text: str) -> str:
-    """Keep somebody's text from being Markdown or HTML."""
+    """Escape Markdown and HTML."""
     for mark, instead in (
         ("&", "&amp;"),
         ("<", "&lt;"),

@@ -1,4 +1,4 @@
-"""A comparison as a run of wandb, and a workspace over the runs that are there."""
+"""A comparison as a wandb run, and a wandb workspace over trained runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from genzoo.report import leaderboard, records, texts
 from genzoo.runs import WANDB_LINKS, RunError, check_tree, write_atomically
 from genzoo.runs.redact import redact
 
-# What a dashboard shows of every run, whatever its family.
+# Metrics of a dashboard, for all families.
 QUALITY = ("test/fid", "test/fd_fashion_mnist", "test/fd_digits", "test/fd_identity")
 DENSITY = ("test/bpd", "test/bpd_upper", "test/bpd_estimate", "test/nll", "test/nll_upper", "test/nll_estimate")
 COST = ("sampling/nfe", "sampling/samples_per_second", "training/images", "training/seconds", "training/flops")
@@ -28,26 +28,26 @@ def log(
     tags: Sequence[str] = (),
     online: bool,
 ) -> str:
-    """Make a run of wandb that holds the tables, their plots and the grids of samples.
+    """Log the tables, their plots and the grids of samples to a wandb run.
 
     Args:
         folders: of runs, as for the page.
-        out: where an offline run is kept, in ``wandb/``.
-        project: in which the run is listed.
-        group: under which it is listed.
-        entity: the user or team that it belongs to; None for the one of the login.
-        tags: besides the names of the data.
-        online: whether it is sent.
+        out: parent of ``wandb/``, the folder of offline runs.
+        project: wandb project.
+        group: wandb group.
+        entity: user or team; None for that of the login.
+        tags: in addition to the names of the data.
+        online: whether to upload.
 
     Returns:
-        Where to look for it.
+        URL or folder of the run.
 
     Raises:
-        RunError: where wandb cannot be reached.
+        RunError: if wandb is unreachable.
     """
     import wandb
 
-    check_tree(out / "wandb", links=WANDB_LINKS)  # where wandb would write through a link
+    check_tree(out / "wandb", links=WANDB_LINKS)  # wandb follows links
     found, _ = records.read(records.find(folders))
     tables = leaderboard.tables(leaderboard.rows(found))
     try:
@@ -65,7 +65,7 @@ def log(
                 init_timeout=20,
                 finish_timeout=120,
                 x_disable_meta=True,
-                disable_git=True,  # the address of a repository may hold a token
+                disable_git=True,  # a remote URL may contain a token
                 console="off",
                 silent=True,
                 save_code=False,
@@ -82,7 +82,7 @@ def log(
 
 
 def contents(table: leaderboard.Table, name: str, folder: Path) -> dict[str, Any]:
-    """Return what is logged of one table: all numbers, their protocols, the grids, and a bar chart for each headline."""
+    """Logged values of one table: scores, protocols, grids, and a bar chart for each headline."""
     import wandb
 
     metrics = table.metrics
@@ -118,18 +118,18 @@ def contents(table: leaderboard.Table, name: str, folder: Path) -> dict[str, Any
 
 
 def workspace(entity: str, project: str, out: Path, *, online: bool) -> str:
-    """Build a dashboard over the runs that were trained with ``logger=wandb``.
+    """Build a dashboard over runs trained with ``logger=wandb``.
 
     Args:
         entity, project: of wandb.
-        out: where it is written as JSON, ``workspace.json``, if there is no login.
-        online: whether there is one.
+        out: folder for ``workspace.json`` without a login.
+        online: whether to upload.
 
     Returns:
-        Its address, or the file.
+        Its URL, or the file.
 
     Raises:
-        RunError: where wandb-workspaces is not installed, or wandb refuses.
+        RunError: if wandb-workspaces is not installed, or wandb raises.
     """
     try:
         from wandb_workspaces import workspaces as ws
@@ -160,9 +160,9 @@ def workspace(entity: str, project: str, out: Path, *, online: bool) -> str:
         try:
             dashboard.save()
         except Exception as error:
-            raise RunError(f"workspace={entity}/{project}: wandb refuses: {' '.join(str(error).split())}") from error
+            raise RunError(f"workspace={entity}/{project}: wandb failed: {' '.join(str(error).split())}") from error
         return str(dashboard.url)
     out.mkdir(parents=True, exist_ok=True)
     path = out / "workspace.json"
     write_atomically(path, dashboard._to_model().model_dump_json(by_alias=True, indent=2).encode())
-    return f"{path} (no login: run `wandb login` and repeat this to make it)"
+    return f"{path} (no login: run `wandb login` and repeat the command to upload it)"

@@ -1,4 +1,4 @@
-"""The run directory: written by training, read by anybody. Nothing here imports torch."""
+"""Run directories: storage, validation and provenance. Nothing here imports torch."""
 
 from genzoo.runs.errors import ResourceError, RunError
 from genzoo.runs.files import (

@@ -1,12 +1,12 @@
-"""Who works on a job: locks of the operating system, so that no job is done twice and what a dead process held is free.
+"""Claims of jobs by file locks, so that concurrent sweeps never run a job twice.
 
-A claim is a file under the folder of all runs, ``<outputs>/.claim-<job>``, locked with ``flock`` as long as the process
-that holds it, or a child that has inherited it, is alive; how that process ends does not matter. Its text (process, host, time)
-is for people. The lock alone decides, so that a recycled process number or a clock that is wrong harms nothing.
+A claim is a file ``<outputs>/.claim-<job>``, locked with ``flock`` while the owner, or a child that inherited the descriptor,
+is alive; the kernel releases it however the process ends. Its text (process, host, time) is informational: the lock alone
+decides, independently of reused process ids and clocks.
 
-What holds where: between processes of one machine on any local file system; between machines where the file system passes
-locks on (NFS since version 4, or 3 with lockd; Lustre mounted with ``flock``). Where a file system, or Windows, has no locks,
-one line says so and jobs are not claimed: two sweeps may then train one job twice, each into a run of its own.
+Locks work between processes of one machine on any local file system, and between machines on file systems that support them
+(NFS 4, or 3 with lockd; Lustre mounted with ``flock``). Without locks (some file systems, Windows) a message is logged and jobs
+are not claimed: two concurrent sweeps may then train a job twice, into separate runs.
 
 References:
     https://man7.org/linux/man-pages/man2/flock.2.html (NFS, inheritance)
@@ -33,19 +33,19 @@ try:
 except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
-CLAIM = ".claim-"  # how the names of claims begin, which lie beside the folders of runs and not among the runs
-SCRATCH = ".sweep-"  # how the names of folders begin that a sweep works in
+CLAIM = ".claim-"  # prefix of claim files
+SCRATCH = ".sweep-"  # prefix of the working folders of sweeps
 _TAKEN = (errno.EACCES, errno.EAGAIN)
-ATTEMPTS = 1000  # to lock a file that other processes remove at the same time
+ATTEMPTS = 1000  # to lock a file that other processes remove concurrently
 
 
 class Claim:
-    """A lock that is held until ``release``, or until this process and those that have inherited it have ended.
+    """A lock, held until ``release`` or the end of this process and of those that inherited it.
 
     Args:
-        path: of the locked file; None where there are no locks.
+        path: the locked file; None without locks.
         descriptor: of the open file.
-        made: folders that were made for it, the innermost first; they go with it if they are empty.
+        made: folders created for it, innermost first; removed with it if empty.
     """
 
     def __init__(self, path: Path | None = None, descriptor: int | None = None, made: Sequence[Path] = ()):
@@ -58,11 +58,11 @@ class Claim:
         self.release()
 
     def release(self) -> None:
-        """Give it up and remove the file."""
+        """Release the lock and remove the file."""
         if self.path is None or self.descriptor is None:
             return
         with contextlib.suppress(OSError):
-            self.path.unlink()  # before the lock ends, so that nobody else's is removed
+            self.path.unlink()  # before releasing the lock, so that no other process's file is removed
         os.close(self.descriptor)
         self.descriptor = None
         with contextlib.suppress(OSError):
@@ -71,13 +71,13 @@ class Claim:
 
 
 def try_lock(path: Path) -> Claim | None:
-    """Lock a file, which is made where there is none.
+    """Lock a file, creating it if missing, without blocking.
 
     Args:
-        path: of the file.
+        path: the file.
 
     Returns:
-        The claim; None where another process holds it.
+        The claim; None if another process holds it.
     """
     if fcntl is None:
         _without_locks("this system")
@@ -88,9 +88,9 @@ def try_lock(path: Path) -> Claim | None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        except FileNotFoundError:  # the last one has just removed the folder
+        except FileNotFoundError:  # the previous owner has just removed the folder
             continue
-        except OSError:  # nothing can be written here, which whoever writes next says with the key to change
+        except OSError:  # read-only; the next write raises with the key to change
             return Claim()
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,8 +105,8 @@ def try_lock(path: Path) -> Claim | None:
             return Claim()
         if current:
             break
-        os.close(descriptor)  # of a file that was removed by whoever held it
-    else:  # no folder can be made here, as in /proc; the next write raises with the key to change
+        os.close(descriptor)  # the previous owner removed the file
+    else:  # no folder can be created here, as in /proc; the next write raises with the key to change
         return Claim()
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     text = f"process {os.getpid()} on {socket.gethostname()} since {time}\n"
@@ -118,21 +118,21 @@ def try_lock(path: Path) -> Claim | None:
 
 @functools.cache
 def _without_locks(place: str) -> None:
-    log_stderr(f"{place} has no locks: two sweeps at a time may train the same job twice")
+    log_stderr(f"{place} does not support locks: concurrent sweeps may train the same job twice")
 
 
 def path_of(outputs: str | os.PathLike[str], job: str) -> Path:
-    """Return the file that claims a job.
+    """Path of the claim of a job.
 
     Args:
-        outputs: the folder of all runs.
-        job: its name, as ``genzoo.runs.job_id`` gives it.
+        outputs: folder of run directories.
+        job: job id, see ``genzoo.runs.job_id``.
     """
     return Path(outputs, f"{CLAIM}{job}")
 
 
 def owner(path: Path) -> str:
-    """Return who holds a claim, for messages."""
+    """Description of the owner of a claim, for messages."""
     try:
         return path.read_text(errors="replace")[:200].strip() or "another process"
     except OSError:
@@ -141,19 +141,19 @@ def owner(path: Path) -> str:
 
 @contextlib.contextmanager
 def scratch(parent: Path) -> Iterator[Path]:
-    """Make a folder for one sweep, which is removed with it; those of sweeps that were killed are removed first.
+    """Create a temporary folder for one sweep, after removing those of killed sweeps.
 
     Args:
-        parent: where it is made.
+        parent: folder to create it in.
 
     Raises:
-        ResourceError: where it cannot be made.
+        ResourceError: if it cannot be created.
     """
     remove_abandoned(parent)
     try:
         folder = Path(tempfile.mkdtemp(dir=parent, prefix=SCRATCH))
     except OSError as error:
-        raise ResourceError(f"{parent.absolute()}: a sweep needs a folder here: {error.strerror}") from error
+        raise ResourceError(f"{parent.absolute()}: cannot create the folder of a sweep: {error.strerror}") from error
     claim = try_lock(folder / ".lock")
     try:
         yield folder
@@ -164,10 +164,7 @@ def scratch(parent: Path) -> Iterator[Path]:
 
 
 def remove_abandoned(parent: Path) -> None:
-    """Remove the folders and claims of processes that were killed, as far as locks show that nobody works there.
-
-    Jobs that a killed sweep has handed to SLURM may still run: their folder is left to them.
-    """
+    """Remove the unlocked folders of killed sweeps, except those with SLURM jobs, which may still run."""
     for folder in parent.glob(f"{SCRATCH}*"):
         lock = folder / ".lock"
         if folder.is_symlink() or (folder / "hydra" / ".submitit").exists() or not _written(lock):
@@ -178,14 +175,14 @@ def remove_abandoned(parent: Path) -> None:
 
 
 def remove_abandoned_claims(outputs: str | os.PathLike[str]) -> None:
-    """Remove claims whose holders have ended."""
+    """Remove claims of ended processes."""
     for path in Path(outputs).glob(f"{CLAIM}*"):
         if claim := try_lock(path):
             claim.release()
 
 
 def _written(lock: Path) -> bool:
-    """Return whether a lock has been held, so that it is not one that is being made."""
+    """Whether a lock file has content, so that it is not just being created."""
     try:
         return not lock.is_symlink() and lock.stat().st_size > 0
     except OSError:

@@ -1,4 +1,4 @@
-"""Files of a run: written atomically, read without following links, and never larger than they may be."""
+"""File access of runs: atomic writes, and bounded reads that do not follow links."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from genzoo.runs.errors import ResourceError, RunError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _GONE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV)
-LOGS = ("csv", "tensorboard", "wandb", ".wandb")  # folders in which loggers of other packages write
+LOGS = ("csv", "tensorboard", "wandb", ".wandb")  # folders of loggers
 WANDB_LINKS = (
     "latest-run",
     "debug.log",
     "debug-internal.log",
-)  # in wandb/: removed and made anew by wandb, never followed
+)  # in wandb/: replaced by wandb, never followed
 
 
 @contextlib.contextmanager
 def storing(path: Path, size: int | None = None) -> Iterator[None]:
-    """Say which file a full disk has kept from being written.
+    """Convert errors of a full disk.
 
     Args:
-        path: what is written.
-        size: of it, in bytes, where that is known.
+        path: the file to write.
+        size: its size in bytes, if known.
 
     Raises:
-        ResourceError: naming both, and what is free.
+        ResourceError: naming the file, its size and the free space.
     """
     try:
         yield
@@ -44,15 +44,15 @@ def storing(path: Path, size: int | None = None) -> Iterator[None]:
             path = Path(error.filename or path)
         needed = "" if size is None else f"{size:,} bytes to write, "
         free = shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.is_dir())).free
-        raise ResourceError(f"{path}: {error.strerror}: {needed}{free:,} free; make room and go on") from error
+        raise ResourceError(f"{path}: {error.strerror}: {needed}{free:,} free; free some space and resume") from error
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Say which file could not be written, also where a disk has become read-only or has gone.
+    """Convert errors of a full, read-only or removed disk.
 
     Args:
-        path: what is written.
+        path: the file to write.
 
     Raises:
         ResourceError: naming the file and the cause.
@@ -66,37 +66,37 @@ def writing(path: Path) -> Iterator[None]:
         raise ResourceError(f"{error.filename or path}: cannot be written to: {error.strerror}") from error
 
 
-def check_writable(folder: Path, said: str) -> None:
-    """Refuse a folder that cannot be written to, before anything takes long.
+def check_writable(folder: Path, setting: str) -> None:
+    """Check that a folder is writable.
 
     Args:
-        folder: an existing one.
-        said: what the user said, ``key=value``.
+        folder: an existing folder.
+        setting: the user's ``key=value``, for messages.
 
     Raises:
-        RunError: where it is read-only.
-        ResourceError: where its disk is full.
+        RunError: if it is read-only.
+        ResourceError: if its disk is full.
     """
     try:
         with storing(folder / "file"):
             tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise RunError(f"{said}: cannot be written to: {error.strerror}") from error
+        raise RunError(f"{setting}: cannot be written to: {error.strerror}") from error
 
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Replace a file in one step: readers see the old one or the new one, whole, also after a crash.
+    """Replace a file atomically by a rename: it is the old or the new one at any time, also after a crash.
 
-    A link at ``path`` is replaced itself; the file that it leads to is untouched.
+    A link at ``path`` is replaced, not followed.
 
     Args:
-        path: of the file.
+        path: the file.
         data: its new contents.
-        durable: whether to wait until the file and its name are on the disk.
+        durable: whether to fsync the file and its folder.
 
     Raises:
-        ResourceError: where the disk is full; the old file is untouched.
-        RunError: where a directory has its name.
+        ResourceError: if the disk is full; the old file is unchanged.
+        RunError: if the path is a directory.
     """
     with storing(path, len(data)):
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
@@ -112,14 +112,14 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
             if isinstance(error, IsADirectoryError):
-                raise RunError(f"{path}: is a directory, where a file belongs") from error
+                raise RunError(f"{path}: is a directory, not a file") from error
             raise
     if durable:
         sync(path.parent)
 
 
 def sync(folder: Path) -> None:
-    """Make names in a folder, such as one that a rename has made, outlast a loss of power."""
+    """Fsync a folder, for renames to survive a power loss."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -128,15 +128,13 @@ def sync(folder: Path) -> None:
 
 
 def open_regular(path: Path, *, append: bool = False) -> BinaryIO:
-    """Open a regular file for reading, or for reading and appending; a link, a pipe or a device is not even touched.
-
-    A file that is appended to may have no other name: what a hard link from elsewhere leads to is not the run's own.
+    """Open a regular file for reading, or for reading and appending.
 
     Raises:
-        RunError: naming the file.
+        RunError: for a link, a pipe or a device, and for a hard link opened for appending, which may belong to another owner.
     """
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT if append else os.O_RDONLY
-    # Opened without waiting for the other end of a pipe, and without following a link that has just been put there.
+    # Never blocks on a pipe nor follows a link, even one created after the check.
     for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
         flags |= getattr(os, name, 0)
     verb = "appended to" if append else "read"
@@ -159,24 +157,24 @@ def open_regular(path: Path, *, append: bool = False) -> BinaryIO:
         raise RunError(f"{path}: cannot be {verb}: {error.strerror}") from error
 
 
-_HARD = "has another name elsewhere (a hard link), which would be changed too; copy the run by cp -r"
+_HARD = "is a hard link to a file elsewhere, which would be changed too; copy the run by cp -r"
 
 
 def _check_regular(path: Path, found: os.stat_result, verb: str) -> None:
     if not stat.S_ISREG(found.st_mode):
-        raise RunError(f"{path}: is no regular file; links, pipes and devices are not {verb}")
+        raise RunError(f"{path}: is not a regular file; links, pipes and devices are not {verb}")
 
 
 def check_tree(folder: Path, *, links: Container[str] = (), shared: Container[str] = ()) -> None:
-    """Refuse a folder in which, at any depth, is anything but folders and files that are its own.
+    """Check recursively that a folder contains folders and regular files alone.
 
     Args:
-        folder: a directory, or where none is yet.
-        links: relative paths that may be symbolic links.
-        shared: names at the top below which files may have other names elsewhere, since they are replaced and not changed.
+        folder: a directory, which may not exist yet.
+        links: relative paths of permitted symbolic links.
+        shared: top-level names below which hard links are permitted, since their files are replaced and never modified.
 
     Raises:
-        RunError: naming a symbolic link, a pipe, a device, a socket, or a file that is a hard link.
+        RunError: naming a symbolic link, a pipe, a device, a socket or a hard link.
     """
     left = [folder] if os.path.lexists(folder) else []
     try:
@@ -188,11 +186,11 @@ def check_tree(folder: Path, *, links: Container[str] = (), shared: Container[st
                     name = path.relative_to(folder)
                     if entry.is_symlink():
                         if name.as_posix() not in links:
-                            raise RunError(f"{path}: is a link, of which a run has none")
+                            raise RunError(f"{path}: is a link, which a run may not contain")
                     elif entry.is_dir(follow_symlinks=False):
                         left.append(path)
                     elif not entry.is_file(follow_symlinks=False):
-                        raise RunError(f"{path}: is neither a file nor a folder; a run has no pipes and no devices")
+                        raise RunError(f"{path}: is neither a file nor a folder")
                     elif name.parts[0] not in shared and entry.stat(follow_symlinks=False).st_nlink > 1:
                         raise RunError(f"{path}: {_HARD}")
     except OSError as error:
@@ -200,7 +198,7 @@ def check_tree(folder: Path, *, links: Container[str] = (), shared: Container[st
 
 
 def read_file(path: Path, limit: int) -> bytes:
-    """Read a regular file, unless it is too large.
+    """Read a regular file of at most ``limit`` bytes.
 
     Raises:
         RunError: naming the file.
@@ -208,7 +206,7 @@ def read_file(path: Path, limit: int) -> bytes:
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > limit:
-            raise RunError(f"{path}: has {size:,} bytes, more than the {limit:,} that such a file may have")
+            raise RunError(f"{path}: has {size:,} bytes, more than the limit of {limit:,}")
         try:
             return file.read(size)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""JSON and YAML that may come from anybody: plain values of bounded size, or an error in one line."""
+"""Safe parsing of untrusted JSON and YAML: plain values of bounded size and depth."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from genzoo.runs.errors import RunError
 from genzoo.runs.files import read_file
 from genzoo.runs.redact import redact
 
-# What a file may hold, far above what genzoo writes.
+# Limits, far above the files of genzoo.
 YAML_BYTES, JSON_BYTES, PICTURE_BYTES, EVENT_BYTES = 2**20, 2**22, 2**24, 2**28
-NAMES = 1000  # of numbers in one event
+NAMES = 1000  # values of one event
 NODES = 50_000  # values of a configuration
 DEPTH = 50  # of nesting
-LARGEST = 1e100  # number, so that sums and squares of several are finite
+LARGEST = 1e100  # largest number, so that sums of squares are finite
 
 
 def _check_plain(value: Any) -> None:
-    """Refuse what no run holds: endless nesting, keys that are no words, dates, NaN, numbers beyond all bounds.
+    """Reject deep nesting, keys that are not strings, dates, NaN and numbers beyond ``LARGEST``.
 
     Raises:
-        ValueError: saying what it is.
+        ValueError: naming the value.
     """
     level = [value]
     for _ in range(DEPTH + 1):
@@ -36,17 +36,17 @@ def _check_plain(value: Any) -> None:
             if kind is str or node is None or kind is bool:
                 continue
             if kind is float or kind is int:
-                if not -LARGEST <= node <= LARGEST:  # nor is NaN
-                    raise ValueError(f"holds a number that is not finite or beyond {LARGEST:g}")
+                if not -LARGEST <= node <= LARGEST:  # true for NaN too
+                    raise ValueError(f"contains a number that is not finite or beyond {LARGEST:g}")
             elif kind is dict:
                 for key in node:
                     if type(key) is not str:
-                        raise ValueError(f"the key {key!r} is no text")
+                        raise ValueError(f"the key {key!r} is not a string")
                 below.extend(node.values())
             elif kind is list:
                 below.extend(node)
             else:
-                raise ValueError(f"holds a {kind.__name__}, which is neither a number nor a text")
+                raise ValueError(f"contains a {kind.__name__}, which is neither a number nor a string")
         level = below
     if level:
         raise ValueError(f"nested more than {DEPTH} deep")
@@ -56,7 +56,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(key for i, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:i]))
-        raise ValueError(f"the key {twice[:100]!r} stands there twice")
+        raise ValueError(f"duplicate key {twice[:100]!r}")
     return found
 
 
@@ -64,7 +64,7 @@ _JSON = json.JSONDecoder(object_pairs_hook=_once)
 
 
 def parse_json(data: bytes) -> Any:
-    """Read JSON that a run may hold.
+    """Parse JSON of plain values without duplicate keys.
 
     Raises:
         ValueError: for anything else.
@@ -81,23 +81,23 @@ AXES = {"step", "images", "planned_images", "seconds", "flops", "images_per_seco
 
 
 def check_event(event: Any) -> dict[str, Any]:
-    """Check one line of ``metrics.jsonl``: what happened, where along the axes, and numbers by their names.
+    """Validate an event of ``metrics.jsonl``: its kind, position along the axes, and named values.
 
     Raises:
         ValueError: for anything else.
     """
     if type(event) is not dict or type(event.get("event")) is not str:
-        raise ValueError("is no event: it needs the name of one, a text")
+        raise ValueError("is not an event: event must be a string")
     for name in AXES & event.keys():
         if not _is_number(event[name]) or (event[name] is not None and event[name] < 0):
-            raise ValueError(f"{name} is no number of at least 0, or null")
+            raise ValueError(f"{name} must be a number of at least 0, or null")
     values = event.get("values")
     if "values" in event or event["event"] in ("train", "interim"):
         if type(values) is not dict or len(values) > NAMES:
-            raise ValueError(f"values is no mapping of at most {NAMES:,} names to numbers")
+            raise ValueError(f"values must be a mapping of at most {NAMES:,} names to numbers")
         for name, value in values.items():
             if not _is_number(value):
-                raise ValueError(f"values: {name[:100]!r} is no number")
+                raise ValueError(f"values: {name[:100]!r} must be a number")
     return event
 
 
@@ -106,7 +106,7 @@ def _is_number(value: Any) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file of a run, which must hold a mapping.
+    """Read a JSON mapping of a run.
 
     Raises:
         RunError: naming the file.
@@ -117,7 +117,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise RunError(f"{path}: broken JSON: {error}") from error
     if not isinstance(value, dict):
-        raise RunError(f"{path}: holds no mapping")
+        raise RunError(f"{path}: is not a mapping")
     return value
 
 
@@ -125,14 +125,14 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Dumper(yaml.SafeDumper):
-    """PyYAML's safe dumper, which writes what stands in two places twice."""
+    """PyYAML's safe dumper without aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 def parse_yaml(data: bytes) -> Any:
-    """Read YAML that a run may hold: no tags, no aliases, no key twice.
+    """Parse YAML of plain values without tags, aliases and duplicate keys.
 
     Raises:
         ValueError: for anything else.
@@ -150,11 +150,9 @@ def parse_yaml(data: bytes) -> Any:
 
 
 def _compose(loader: Any) -> Any:
-    """Build what a stream of events describes; libyaml's own composer dies of deep nesting."""
-    found: list[Any] = []  # of the document, of which there is one
-    open_: list[list[Any]] = [
-        found
-    ]  # entries of the collections that have not ended; of mappings keys and values in turn
+    """Compose the document of a stream of events iteratively; libyaml's own composer crashes on deep nesting."""
+    found: list[Any] = []  # the root of the document
+    open_: list[list[Any]] = [found]  # entries of the open collections; keys and values of mappings alternate
     count = documents = 0
     while loader.check_event():
         event = loader.get_event()
@@ -163,7 +161,7 @@ def _compose(loader: Any) -> Any:
             raise ValueError(f"nested more than {DEPTH} deep, or more than {NODES:,} values")
         if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None:
             line = event.start_mark.line + 1 if event.start_mark else "?"
-            raise ValueError(f"an alias or a tag in line {line}, which no configuration of a run has")
+            raise ValueError(f"an alias or a tag in line {line}, which a configuration may not contain")
         if isinstance(event, yaml.ScalarEvent):
             open_[-1].append(_plain_scalar(event.value) if event.implicit[0] else event.value)
         elif isinstance(event, yaml.CollectionStartEvent):
@@ -175,18 +173,18 @@ def _compose(loader: Any) -> Any:
             entries = open_.pop()
             for key in entries[::2]:
                 if type(key) is not str:
-                    raise ValueError(f"the key {str(key)[:100]!r} is no text")
+                    raise ValueError(f"the key {str(key)[:100]!r} is not a string")
             open_[-1].append(_once(list(zip(entries[::2], entries[1::2], strict=True))))
         elif isinstance(event, yaml.DocumentStartEvent):
             documents += 1
             if documents > 1:
-                raise ValueError("holds two documents")
+                raise ValueError("contains two documents")
     return found[0] if found else None
 
 
 @functools.lru_cache(4096)
 def _plain_scalar(text: str) -> Any:
-    """Return what a text without quotes stands for: a number, a truth value, nothing, or itself."""
+    """Resolve an unquoted scalar: a number, a bool, null or a string."""
     loader = yaml.SafeLoader("")
     tag = loader.resolve(yaml.ScalarNode, text, (True, False))
     try:
@@ -196,7 +194,7 @@ def _plain_scalar(text: str) -> Any:
 
 
 def _finite(value: Any) -> Any:
-    """Replace NaN and infinities, which JSON does not know, by null."""
+    """Replace NaN and infinities by null."""
     if isinstance(value, dict):
         return {key: _finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -205,6 +203,6 @@ def _finite(value: Any) -> Any:
 
 
 def to_json(value: Any, indent: int | None = 2) -> bytes:
-    """Write plain types as JSON, numbers that are not finite as null and secrets blotted out."""
+    """Serialise plain types as JSON, with non-finite numbers as null and secrets redacted."""
     separators = None if indent else (",", ":")
     return (json.dumps(_finite(redact(value)), indent=indent, separators=separators, allow_nan=False) + "\n").encode()

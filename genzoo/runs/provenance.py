@@ -1,4 +1,4 @@
-"""What made a run: command, commit, versions, machine, and the hash of its job."""
+"""Provenance of a run: command, commit, versions and machine, and the job id."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from genzoo.runs.redact import redact_words
 
-SCHEMA = 1  # of runs and checkpoints, raised when older ones are no longer alike
+SCHEMA = 1  # version of the format of runs and checkpoints
 
 
 def now() -> str:
@@ -26,7 +26,7 @@ def now() -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """Say what made a run: command, commit, versions and machine."""
+    """Collect command, commit, versions and machine of this process."""
 
     def version(package: str) -> str | None:
         try:
@@ -46,7 +46,7 @@ def provenance() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Name the processor, as Linux does, or its architecture elsewhere."""
+    """CPU model name on Linux, else the architecture."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -54,7 +54,7 @@ def processor() -> str:
     return platform.machine()
 
 
-# Where a job is written down, who watches it and which processes do it change nothing of what it is.
+# Keys without influence on the result: locations, logging and processes.
 UNHASHED_KEYS = (
     *("outputs", "logger", "timeout", "objective", "resume", "trust"),
     *("trainer.save_seconds", "trainer.workers", "trainer.devices", "trainer.nodes"),
@@ -62,8 +62,8 @@ UNHASHED_KEYS = (
 
 
 def job_id(config: dict[str, Any]) -> str:
-    """Name a job by what it trains and how: its configuration but for where it is written down."""
-    said = {key: value for key, value in config.items() if key not in UNHASHED_KEYS}
-    if "trainer" in said:
-        said["trainer"] = {k: v for k, v in said["trainer"].items() if f"trainer.{k}" not in UNHASHED_KEYS}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    """SHA-256 of a configuration without ``UNHASHED_KEYS``."""
+    hashed = {key: value for key, value in config.items() if key not in UNHASHED_KEYS}
+    if "trainer" in hashed:
+        hashed["trainer"] = {k: v for k, v in hashed["trainer"].items() if f"trainer.{k}" not in UNHASHED_KEYS}
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()

@@ -1,11 +1,11 @@
-"""Replace keys, tokens and passwords by ``[redacted]`` in whatever a run, a report or a log keeps.
+"""Redaction of keys, tokens and passwords in runs, reports and logs: secrets are replaced by ``[redacted]``.
 
-Replaced are texts under names of settings that look secret (``api_key``, ``clientSecret``, ``password``, ``hf_token``), also in
-texts such as ``password=...``; user and password of a URL, and keys in its query; tokens of published shapes (``_SHAPES``); and
-the values of environment variables and settings with such names, wherever they turn up.
+Redacted are strings under secret-looking names (``api_key``, ``clientSecret``, ``password``, ``hf_token``), also in strings
+such as ``password=...``; user and password of a URL, and keys in its query; tokens of published formats (``_SHAPES``); and
+the values of environment variables and settings with such names, wherever they occur.
 
-Not replaced are numbers, booleans and null under any name, special tokens of a vocabulary (``pad_token``), and a secret under a
-name that says nothing, such as ``note=hunter2``. Values of less than 8 characters are not searched for in other texts.
+Not redacted are numbers, booleans and null under any name, special tokens of a vocabulary (``pad_token``), and secrets under
+neutral names, such as ``note=hunter2``. Values of less than 8 characters are not searched for in other strings.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import quote
 
 MARK = "[redacted]"
-LEAST = 8  # characters of a value that is searched for in other texts
+LEAST = 8  # shortest value that is searched for in other strings
 
 # Ends of names, in lower case with _ between words.
 _SECRET = re.compile(
@@ -30,7 +30,7 @@ _SECRET = re.compile(
 _VOCABULARY = re.compile(
     r"(^|_)(pad|eos|bos|unk|sep|cls|mask|class|start|stop|begin|end|next|null|empty|text|image|pixel|prefix|special)_token$"
 )
-_VARIABLE = re.compile(r"(^|_)(key|pass)$")  # further names of the environment, where the value has a digit
+_VARIABLE = re.compile(r"(^|_)(key|pass)$")  # further environment variables, if the value has a digit
 _NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(inf|nan)|true|false|null|none|", re.I)
 _SHAPES = re.compile(
     r"""-----BEGIN[ ][A-Z ]*PRIVATE[ ]KEY-----.*?(?:-----END[ ][A-Z ]*PRIVATE[ ]KEY-----|\Z)
@@ -43,10 +43,10 @@ _SHAPES = re.compile(
     |(?P<wandb>\b(?i:api[ _-]?key)\W+)[0-9a-f]{40}""",
     re.VERBOSE | re.DOTALL,
 )
-# Where a user alone is no secret (ssh://git@host), there must be a password. A path turns // into /.
+# A user without a password is not a secret (ssh://git@host). A path turns // into /.
 _URL = re.compile(r"\b((?:https?|ftps?|[a-z][a-z0-9+.-]*(?=:/+[^\s/@]*:)):/{1,3})[^\s/\"'<>]+@", re.I)
 _QUERY = re.compile(r"([?&;](?:[\w-]*[_-])?(?:key|sig|signature|credential|AWSAccessKeyId)=)[^&#;\s\"'<>]+", re.I)
-# A name before "=", or before ":" where no prose follows: after a blank, only a text in quotes or a word with a digit.
+# A name before "=", or before ":" followed by no prose: after a blank, a quoted string or a word with a digit.
 _NAME = re.compile(r"""(?<![\w.-])([\w.-]++)(?:\\?["'])?(?:\s*=\s*|:(?!\s)|\s*:\s+(?=\\?["']|[^\s,;&]*\d))""")
 _VALUE = re.compile(r"""(\\?["'])(?P<quoted>.*?)\1|(?P<bare>[^\s,;&}\])"'|]*[^\s,;&}\])"'|:.])""", re.DOTALL)
 
@@ -54,17 +54,17 @@ _remembered: set[str] = set()
 
 
 def redact(value: Any) -> Any:
-    """Replace every secret in plain types: a text, or mappings and lists of texts and numbers."""
-    return _walk(value, _known(), set())
+    """Redact all secrets in plain types."""
+    return _walk(value, _secrets_pattern(), set())
 
 
 def redact_words(words: Iterable[str]) -> list[str]:
-    """Replace the secrets in the words of a command line, where all that follows ``password=`` is the password."""
+    """Redact the arguments of a command line, where all characters after ``password=`` are the password."""
     return [_word(word, set()) for word in words]
 
 
 def remember(config: Any, words: Iterable[str] = ()) -> None:
-    """Search all texts for the secrets of a configuration and a command line too: messages of errors quote them."""
+    """Register the secrets of a configuration and a command line, to redact them in all strings, such as error messages."""
     found: set[str] = set()
     _walk(config, _any_of(frozenset()), found)
     for word in words:
@@ -72,51 +72,51 @@ def remember(config: Any, words: Iterable[str] = ()) -> None:
     _remembered.update(value for value in found if len(value) >= LEAST and MARK not in value)
 
 
-def _walk(value: Any, known: re.Pattern[str], found: set[str], secret: bool = False) -> Any:
-    """Replace secrets, and collect those that are known by their names."""
+def _walk(value: Any, secrets: re.Pattern[str], found: set[str], secret: bool = False) -> Any:
+    """Redact secrets, and collect the values under secret names in ``found``."""
     if isinstance(value, str) and secret and value.strip():
         found.add(value)
         return MARK
     if isinstance(value, str):
-        return _text(value, known)
+        return _text(value, secrets)
     if isinstance(value, dict):
-        secret = secret and "_target_" not in value  # the name of an object says nothing of its arguments
-        return {_shapes(key): _walk(entry, known, found, secret or _is_secret(key)) for key, entry in value.items()}
+        secret = secret and "_target_" not in value  # the arguments of an object have names of their own
+        return {_shapes(key): _walk(entry, secrets, found, secret or _is_secret(key)) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)([_walk(item, known, found, secret) for item in value])
+        return type(value)([_walk(item, secrets, found, secret) for item in value])
     return value
 
 
 def _word(word: str, found: set[str]) -> str:
     key, sign, value = word.partition("=")
     if not sign or not _is_secret(key) or _NUMBER.fullmatch(value):
-        return _text(word, _known())
+        return _text(word, _secrets_pattern())
     found.add(value)
     return f"{key}={MARK}"
 
 
 @lru_cache(4096)
 def _is_secret(name: Any) -> bool:
-    """Whether the last part of a name such as ``logger.clientSecret`` is that of a secret."""
+    """Whether the last part of a name such as ``logger.clientSecret`` denotes a secret."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[-\s]+", "_", str(name).rpartition(".")[2]).lower().strip("+~_0123456789")
     return bool(_SECRET.search(words)) and not _VOCABULARY.search(words)
 
 
-def _known() -> re.Pattern[str]:
+def _secrets_pattern() -> re.Pattern[str]:
     of_environment = {v for name, v in os.environ.items() if len(v) >= LEAST and _is_secret_variable(name, v)}
     return _any_of(frozenset(of_environment | _remembered))
 
 
 @lru_cache(4096)
 def _is_secret_variable(name: str, value: str) -> bool:
-    if name == "PWD" or os.path.exists(value):  # the place of a secret is none
+    if name == "PWD" or os.path.exists(value):  # a path is not a secret
         return False
     return _is_secret(name) or bool(_VARIABLE.search(name.lower()) and re.search(r"\d", value))
 
 
 @lru_cache(64)
 def _any_of(values: frozenset[str]) -> re.Pattern[str]:
-    """Match any of some values, also as written in Python, JSON and URLs; the longest first, one may hold another."""
+    """Pattern of any of some values, also escaped for Python, JSON and URLs; longest first, one may contain another."""
     forms = {form for v in values for form in (v, repr(v)[1:-1], json.dumps(v)[1:-1], quote(v), quote(v, safe=""))}
     return re.compile("|".join(map(re.escape, sorted(forms, key=len, reverse=True))) or "(?!)")
 
@@ -127,9 +127,9 @@ def _shapes(text: Any) -> Any:
     return _SHAPES.sub(lambda match: f"{match['before'] or match['wandb'] or ''}{MARK}", text)
 
 
-@lru_cache(4096)  # a report of many runs reads the same few texts again and again
-def _text(text: str, known: re.Pattern[str]) -> str:
-    text = _URL.sub(rf"\1{MARK}@", _shapes(known.sub(MARK, text)))
+@lru_cache(4096)  # reports of many runs repeat strings
+def _text(text: str, secrets: re.Pattern[str]) -> str:
+    text = _URL.sub(rf"\1{MARK}@", _shapes(secrets.sub(MARK, text)))
     text, parts, end = _QUERY.sub(rf"\1{MARK}", text), [], 0
     for name in _NAME.finditer(text):
         if name.start() < end or not _is_secret(name[1]) or not (value := _VALUE.match(text, name.end())):

@@ -1,19 +1,19 @@
-"""A run is a directory that anybody can read: nothing here imports torch, so that a report opens hundreds at once.
+"""Run directories. Nothing here imports torch, so that reports open hundreds of runs quickly.
 
-It may also be anybody's: what is read here is a regular file of a sane size that holds plain values, or it is refused in
-one line. Links are not followed, for they lead to files of the reader's that the run's author wants shown or changed: files
-are opened with ``O_NOFOLLOW`` or replaced by a rename, and before anything is written into a run its whole tree is checked.
+Run directories are untrusted input: files must be regular, of bounded size and of plain values. Links are not followed, since
+they could expose or modify other files of the reader: files are opened with ``O_NOFOLLOW`` or replaced by a rename, and the
+whole tree is checked before writing into a run.
 
 <root>/<model>-<data>/<UTC time with microseconds>-<random>/
   config.yaml      resolved, plain             status.json   running, done or failed and why; versions, machine, command
-  metrics.jsonl    one line an event           checkpoints/  step-<n>/ with weights, averages, state and checksums
-  samples/         a PNG a sampling event      results/      <hash>.json for each protocol and setting scored
-  samples.png      the last of them            result.json   the latest of them
-  parents/         weights of the finished models that training builds on, such as a teacher or a codec
-  precomputed/     what was computed once, before the first step, such as the pairs of a teacher
+  metrics.jsonl    one event per line          checkpoints/  step-<n>/ with weights, averages, state and checksums
+  samples/         a PNG per sampling event    results/      <hash>.json for each protocol and setting scored
+  samples.png      the latest of them          result.json   the latest of them
+  parents/         weights of finished models used in training, such as a teacher or a codec
+  precomputed/     results of the precomputation before training, such as the pairs of a teacher
 
-Files are replaced in one rename, so that whoever reads sees whole ones. One process at a time trains into a run: it holds a
-lock of the operating system's, which ends with the process, however it ends.
+Files are replaced atomically. A file lock excludes concurrent training into one run; the kernel releases it however the process
+ends.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from genzoo.runs.redact import redact
 
 try:
     import fcntl
-except ImportError:  # on Windows a run has no lock
+except ImportError:  # no locks on Windows
     fcntl = None  # type: ignore[assignment]
 from genzoo.runs.errors import ResourceError, RunError
 from genzoo.runs.files import FULL, LOGS, WANDB_LINKS, check_tree, open_regular, read_file, storing, write_atomically
@@ -67,7 +67,7 @@ class Run:
         path: an existing run directory.
 
     Raises:
-        RunError: where there is none.
+        RunError: if it is not a run directory.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -82,7 +82,7 @@ class Run:
         except OSError as error:
             raise RunError(f"run={path}: {error.strerror}") from error
         if link:
-            raise RunError(f"{link}: is a link, of which a run has none")
+            raise RunError(f"{link}: is a link, which a run may not contain")
 
     @classmethod
     def create(
@@ -93,17 +93,17 @@ class Run:
         job: str | None = None,
         fill: Callable[[Path], None] = lambda _: None,
     ) -> Run:
-        """Make a new run directory whose name nobody else has, under ``<root>/<name>/``.
+        """Create a run directory with a unique name under ``<root>/<name>/``.
 
         Args:
-            root: of all runs.
-            name: of the family and the data.
-            config: plain types; secrets are not kept.
-            job: the name of what was asked for, as ``job_id`` gives it.
-            fill: writes what the run needs of others into its directory, before it is a run.
+            root: folder of run directories.
+            name: family and data.
+            config: plain types; secrets are redacted.
+            job: job id, see ``job_id``.
+            fill: writes further files into the directory, before it becomes a run.
 
         Raises:
-            RunError: where it cannot be made.
+            RunError: if it cannot be created.
         """
         parent = Path(root) / name
         try:
@@ -133,23 +133,23 @@ class Run:
                 return path
 
     def check_writable(self) -> None:
-        """Refuse to write into a run that could lead the writing elsewhere, or that holds a file in a folder's place.
+        """Check that a run contains no links or special files, and no file in place of a folder.
 
         Raises:
-            RunError: naming a link, a pipe, a device or a hard link anywhere in the run, or what is of the wrong kind.
+            RunError: naming a link, a pipe, a device or a hard link, or a path of the wrong kind.
         """
         check_tree(self.path, links={f"wandb/{name}" for name in WANDB_LINKS}, shared=FOLDERS)
         for names, is_right, kind in ((FOLDERS + LOGS, os.path.isdir, "folder"), (FILES, os.path.isfile, "file")):
             for path in (self.path / name for name in names):
                 if os.path.lexists(path) and not is_right(path):
-                    raise RunError(f"{path}: is no {kind}")
+                    raise RunError(f"{path}: is not a {kind}")
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
-        """Keep everybody else from training into this run, until this process ends or is done with it.
+        """Lock the run for training within a block.
 
         Raises:
-            RunError: where another process trains, or the run holds what would lead the writing elsewhere.
+            RunError: if another process trains into it, or ``check_writable`` fails.
         """
         self.check_writable()
         if fcntl is None:
@@ -157,7 +157,7 @@ class Run:
             return
         with open_regular(self.path / ".lock", append=True) as file:
             try:
-                # A lock of the process, which its children do not inherit, as they would one of ``flock``.
+                # Unlike ``flock``, a POSIX lock is not inherited by children.
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno not in (errno.EACCES, errno.EAGAIN):
@@ -170,41 +170,40 @@ class Run:
             yield
 
     def mark_if_dead(self) -> bool:
-        """Record the end of a run whose process on this machine has ended without recording it, as after a SIGKILL.
+        """Set the state of a running run to failed if its process on this machine was killed, as by SIGKILL.
 
-        The lock decides, not the number of the process, which another one may have by now. A run of another machine is left
-        to that machine, and one of another user to that user.
+        The lock decides, since process ids are reused. Runs of other machines and users are skipped.
 
         Returns:
-            Whether it was so.
+            Whether the state was changed.
         """
         status = self.status
         if status.get("state") != "running" or status.get("host") != socket.gethostname() or fcntl is None:
             return False
         lock = self.path / ".lock"
         if self.path.stat().st_uid != os.getuid() or (not _has_content(lock) and _is_alive(status.get("pid"))):
-            return False  # it was made, and is about to be locked
+            return False  # created, but not locked yet
         with self.training():
             if self.status.get("state") != "running":
                 return False
-            why = f"process {status.get('pid')} ended without a word, as by SIGKILL or a loss of power"
+            why = f"process {status.get('pid')} ended unexpectedly, as by SIGKILL or a power loss"
             self.update_status(state="failed", why=why)
         return True
 
     def complete(self) -> None:
-        """Make the folders that a copy may lack, and remove what processes that were killed have left half written."""
+        """Create missing folders, and remove temporary files of killed processes."""
         for name in FOLDERS:
             (self.path / name).mkdir(exist_ok=True)
         for left in (*self.path.glob(".*-*"), *(self.path / "results").glob(".*-*")):
-            if left.is_file() and time.time() - left.stat().st_mtime > 3600:  # and not of somebody who is still writing
+            if left.is_file() and time.time() - left.stat().st_mtime > 3600:  # no process still writes it
                 left.unlink()
 
     @property
     def config(self) -> dict[str, Any]:
-        """The resolved configuration, plain types only.
+        """The resolved configuration, plain types.
 
         Raises:
-            RunError: where the file is no YAML mapping.
+            RunError: if the file is not a YAML mapping.
         """
         path = self.path / "config.yaml"
         content = read_file(path, YAML_BYTES)
@@ -213,7 +212,7 @@ class Run:
         except ValueError as error:
             raise RunError(f"{path}: broken YAML: {error}") from error
         if not isinstance(config, dict):
-            raise RunError(f"{path}: holds no mapping")
+            raise RunError(f"{path}: is not a mapping")
         return upgraded(config)
 
     def _read(self, name: str) -> dict[str, Any]:
@@ -222,11 +221,11 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any]:
-        """State of the run, and where it came from."""
+        """State and provenance of the run."""
         return self._read("status.json")
 
     def update_status(self, **fields: Any) -> None:
-        """Set some fields of the status."""
+        """Update fields of the status."""
         write_atomically(self.path / "status.json", to_json({**self.status, **fields}))
 
     def log(self, **event: Any) -> None:
@@ -238,20 +237,20 @@ class Run:
                 if file.write(line) < len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError:
-                file.truncate(before)  # half a line would spoil the next one
+                file.truncate(before)  # a partial line would corrupt the next one
                 raise
 
     def logged(self) -> int:
-        """Return how many bytes of events there are, and make them outlast a loss of power."""
+        """Fsync the events and return their size in bytes."""
         with open_regular(self.path / "metrics.jsonl", append=True) as file:
             os.fsync(file.fileno())
             return file.seek(0, os.SEEK_END)
 
     def forget_events(self, size: int) -> None:
-        """Go back to the first ``size`` bytes of events, or the whole lines of them that there are.
+        """Truncate the events to the complete lines of the first ``size`` bytes.
 
         Raises:
-            RunError: naming the first of these lines that is no event; nothing is written then.
+            RunError: naming the first of these lines that is not an event; nothing is written then.
         """
         path, kept = self.path / "metrics.jsonl", b""
         if os.path.lexists(path):
@@ -265,19 +264,19 @@ class Run:
         write_atomically(path, kept)
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """Read ``metrics.jsonl``; a last line that a crash has cut short is left out.
+        """Read ``metrics.jsonl``; a truncated last line is skipped.
 
         Raises:
-            RunError: naming the line that is broken, or a file beyond any that training writes.
+            RunError: naming an invalid line, or for an oversized file.
         """
         for number, line in self.event_lines():
             yield self.parse_event(line, number, checked=False)
 
     def event_lines(self) -> Iterator[tuple[int, bytes]]:
-        """Read the lines of ``metrics.jsonl`` with their numbers, without a last one that a crash has cut short.
+        """Read the numbered lines of ``metrics.jsonl``; a truncated last line is skipped.
 
         Raises:
-            RunError: for a file beyond any that training writes.
+            RunError: for an oversized file.
         """
         path = self.path / "metrics.jsonl"
         if not os.path.lexists(path):
@@ -292,12 +291,12 @@ class Run:
                 yield number, line
 
     def parse_event(self, line: bytes, number: int, *, checked: bool = True) -> dict[str, Any]:
-        """Read one line of ``metrics.jsonl``.
+        """Parse one line of ``metrics.jsonl``.
 
         Args:
             line: its bytes.
-            number: of it, from 1.
-            checked: whether it must be an event as training writes them, see ``check_event``, or any JSON.
+            number: line number, from 1.
+            checked: whether to validate it by ``check_event``.
 
         Raises:
             RunError: naming the line.
@@ -313,27 +312,30 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any]:
-        """The latest scores, empty before the first."""
+        """The latest scores; empty before the first."""
         return self._read("result.json")
 
     def results(self) -> Iterator[dict[str, Any]]:
-        """Read the scores of every protocol and setting, the oldest first."""
+        """Read the scores of all protocols and settings, oldest first."""
         yield from (result for _, result in self.named_results())
 
     def named_results(self, most: int = 10_000) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """Read the scores of every protocol and setting with the names of their files, the oldest first.
+        """Read the scores of all protocols and settings with their paths, oldest first.
 
         Args:
-            most: files that there may be.
+            most: largest number of files.
+
+        Raises:
+            RunError: for more files.
         """
         paths = sorted((self.path / "results").glob("*.json"))
         if len(paths) > most:
-            raise RunError(f"{self.path / 'results'}: holds more than {most:,} files")
+            raise RunError(f"{self.path / 'results'}: contains more than {most:,} files")
         found = [(path, self._read(f"results/{path.name}")) for path in paths]
         yield from sorted(found, key=lambda pair: str(pair[1].get("scored")))
 
     def write_result(self, result: dict[str, Any]) -> Path:
-        """Keep scores under a name that follows from their protocol and setting, and as the latest."""
+        """Save scores as the latest, and under the hash of their protocol and setting."""
         key = json.dumps({name: score["card"] for name, score in result["metrics"].items()}, sort_keys=True)
         path = self.path / "results" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
         path.parent.mkdir(exist_ok=True)
@@ -343,9 +345,9 @@ class Run:
 
 
 def mark_dead_runs(folders: Iterable[Path]) -> None:
-    """Record the end of all runs among some folders whose processes have ended without recording it."""
+    """Call ``mark_if_dead`` on all runs among some folders."""
     for folder in folders:
-        with contextlib.suppress(OSError, RunError, ResourceError):  # no run, or none that can be written to
+        with contextlib.suppress(OSError, RunError, ResourceError):  # not a run, or read-only
             if b'"running"' in read_file(folder / "status.json", JSON_BYTES):
                 Run(folder).mark_if_dead()
 
@@ -358,13 +360,13 @@ def _has_content(path: Path) -> bool:
 
 
 def _is_alive(pid: Any) -> bool:
-    """Return whether a process of this machine exists."""
+    """Whether a process of this machine exists."""
     if type(pid) is not int or pid <= 0:
         return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):  # of another user, who may signal it
+    except (OSError, OverflowError):  # of another user
         return True
     return True

@@ -1,4 +1,4 @@
-"""Configurations and weights of runs of earlier releases, in the words of this one."""
+"""Conversion of configurations and weights of earlier releases to the current names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-# Modules that have moved.
+# Renamed modules.
 MOVED = {
     "genzoo.prob.paths": "genzoo.diffusion.path",
     "genzoo.prob.schedules": "genzoo.diffusion.schedules",
@@ -16,7 +16,7 @@ MOVED = {
     "genzoo.samplers": "genzoo.diffusion.samplers",
 }
 RENAMED = {"label_dropout": "condition_dropout"}  # arguments
-# Weights that are called otherwise, and buffers that are no more, by the ends of their names.
+# Renamed weights, and removed buffers, by the ends of their names.
 WEIGHTS = (
     (r"(^|\.)class_probs$", r"\1conditioner.probs"),
     (r"(^|\.)embedding\.label\.", r"\1embedding.condition.embed_y."),
@@ -30,7 +30,7 @@ DROPPED = re.compile(r"(^|\.)(initialized|known)$")
 
 
 def upgraded(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration of a run, plain types, as this release would have written it."""
+    """Convert the configuration of a run, plain types, to the current release."""
     new = _moved(config)
     if isinstance(trainer := new.get("trainer"), dict) and "ema" in trainer:
         new["trainer"] = {"ema_half_life" if key == "ema" else key: value for key, value in trainer.items()}
@@ -50,7 +50,7 @@ def _half_life(decay: Any, batch_size: Any) -> Any:
 
 
 def _moved(node: Any) -> Any:
-    """Rename every ``_target_`` and argument that is called otherwise now."""
+    """Rename ``_target_`` values and arguments."""
     if isinstance(node, list):
         return [_moved(item) for item in node]
     if not isinstance(node, dict):
@@ -64,7 +64,7 @@ def _moved(node: Any) -> Any:
 
 
 def _described(node: Any) -> Any:
-    """Replace shape, levels and number of classes of a model, also one inside another, by its event and condition."""
+    """Replace shape, levels and number of classes of a model, recursively, by its event and condition."""
     if not isinstance(node, dict):
         return node
     new = {key: _described(value) for key, value in node.items()}
@@ -76,11 +76,11 @@ def _described(node: Any) -> Any:
 
 
 def upgraded_names(found: Iterable[str], wanted: Iterable[str]) -> dict[str, str | None]:
-    """Map the names of weights in a file to those of this release, None for what is no more.
+    """Map the names of weights in a file to current names, None for removed buffers.
 
     Args:
         found: names in the file.
-        wanted: names of the model; where all of them are in the file, nothing is renamed.
+        wanted: names of the model; names in the file that match are never renamed.
     """
     found, wanted = list(found), set(wanted)
     names: dict[str, str | None] = {}

@@ -50,8 +50,8 @@ def bad_lines() -> Iterator[tuple[str, str]]:
     yield "--fast", "--fast"
     # What cannot be read.
     yield "model", "unknown command 'model'"
-    yield "a=b=c", "cannot read 'a=b=c'"
-    yield "x=[1", "cannot read 'x=[1'"
+    yield "a=b=c", "cannot parse 'a=b=c'"
+    yield "x=[1", "cannot parse 'x=[1'"
     yield "seed=${nothing}", "seed|nothing"
     # Types.
     yield "seed=abc", "seed=abc|integer"
@@ -83,10 +83,10 @@ def bad_lines() -> Iterator[tuple[str, str]]:
     # What does not go together.
     yield "budget.seconds=null", "budget.images|budget.seconds|null"
     yield "model=vae sampler=ddim", "sampler|VAE"
-    yield "model.num_classes=10", "'model.num_classes'|say data.conditional=true"
-    yield "+model.num_classes=10", "'model.num_classes'|say data.conditional=true"
-    yield "-m model.num_classes=0,10", "'model.num_classes'|say data.conditional=true"
-    yield "model=latent +codec.num_classes=10", "'model.codec.num_classes'|say data.conditional=true"
+    yield "model.num_classes=10", "'model.num_classes'|set data.conditional=true"
+    yield "+model.num_classes=10", "'model.num_classes'|set data.conditional=true"
+    yield "-m model.num_classes=0,10", "'model.num_classes'|set data.conditional=true"
+    yield "model=latent +codec.num_classes=10", "'model.codec.num_classes'|set data.conditional=true"
     yield "model=ddpm model.label_dropout=0", "'model.label_dropout'|did you mean 'model.condition_dropout'?"
     yield "sample run=. y=3", "'y'|did you mean 'label'?"
     yield "data=swiss_roll data.conditional=true", "data.conditional=true|no classes"
@@ -113,10 +113,10 @@ def bad_lines() -> Iterator[tuple[str, str]]:
     yield "sample run=.", "run=.|not a run directory"
     yield "evaluate run=.", "run=.|not a run directory"
     yield "evaluate", "run=DIR|samples=FOLDER"
-    yield "evaluate run=. samples=x.npz data=digits", "not both"
+    yield "evaluate run=. samples=x.npz data=digits", "set either run=DIR"
     yield "evaluate samples=x.npz", "data is missing"
-    yield "evaluate samples=x.npz data=digits sampler=ddim", "sampler|drawn already"
-    yield "evaluate run=. data=digits", "a run knows its own"
+    yield "evaluate samples=x.npz data=digits sampler=ddim", "sampler|already drawn"
+    yield "evaluate run=. data=digits", "a run has its own data"
     yield "evaluate samples=/nowhere data=digits", "samples=/nowhere|no such folder"
     yield "evaluate samples=x.npz data=digits out=/nowhere/scores.json", "out=/nowhere/scores.json|no directory"
     yield "metrics.features=incepton", "metrics.features=incepton|inception, dinov2, digits"
@@ -277,7 +277,7 @@ def test_what_a_strangers_run_names_is_neither_executed_nor_imported(empty, run,
             evaluate(evaluation)
         assert str(info.value).startswith(f"{place}._target_=")
         if isinstance(hostile["_target_"], str):
-            assert "not among the classes that a run may name" in str(info.value)
+            assert "not among the classes allowed in a run" in str(info.value)
         assert not list(empty.iterdir())
     assert "evil" not in sys.modules
 
@@ -300,9 +300,9 @@ def test_samples_go_only_where_they_can(empty, run, tmp_path):
     answer("grid.jpg", "out=grid.jpg|.png")
     answer("/proc/grid.png", "out=/proc/grid.png")
     (empty / "taken").write_text("a file")
-    answer("taken", "out=taken|file already")
+    answer("taken", "out=taken|existing file")
     (empty / "taken.png").mkdir()
-    answer("taken.png", "out=taken.png|folder already")
+    answer("taken.png", "out=taken.png|existing folder")
 
 
 def test_what_a_model_does_not_have_cannot_be_asked_for(empty, run, tmp_path):

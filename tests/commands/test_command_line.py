@@ -19,7 +19,7 @@ import genzoo as package
 import genzoo.__main__ as command_line
 from genzoo.config.compose import preflight
 from genzoo.config.help import INTERNAL_GROUPS
-from genzoo.config.overrides import one_comparison
+from genzoo.config.overrides import join_runs
 from genzoo.config.paths import CONF, VERBS
 from genzoo.errors import UsageError
 from genzoo.jobs import sweep
@@ -164,7 +164,7 @@ def test_help_names_every_group_with_every_choice():
 def test_help_says_what_genzoo_is_and_how_each_verb_is_called():
     code, out, err = genzoo("sample", "--help")
     assert (code, err) == (0, "")
-    assert out.startswith("genzoo: every family of generative model")
+    assert out.startswith("genzoo: families of generative models")
     for verb in VERBS:
         assert re.search(rf"python -m genzoo \[?{verb}\b", out)
     assert "== Configuration groups ==" in out
@@ -185,7 +185,7 @@ def test_every_example_of_the_help_and_of_the_pages_composes():
     for words in lines:
         several, words = "-m" in words, [word for word in words if word not in ("-m", "explain")]
         verb = words.pop(0) if words[0] in VERBS else "train"
-        preflight(verb, words if several else one_comparison(verb, words), sweep=several)
+        preflight(verb, words if several else join_runs(verb, words), sweep=several)
 
 
 def test_cfg_shows_the_configuration_that_would_run():
@@ -260,7 +260,7 @@ def test_a_sweep_that_is_started_again_runs_what_is_missing(jobs, tmp_path):
         run = Run.create(tmp_path / "outputs", "vae-digits", config, job_id(config))
         run.update_status(state=state)
     code, out, _ = genzoo("-m", "model=vae", "seed=0,1,2,3")
-    assert code == 0 and out.startswith("done before: outputs/vae-digits/")
+    assert code == 0 and out.startswith("already done: outputs/vae-digits/")
     assert jobs == [f"train model=vae seed={seed}" for seed in (1, 2, 3)]
     jobs.clear()
     assert genzoo("-m", "model=vae", "seed=0,3", "trainer.clip=0.5").code == 0
@@ -296,7 +296,7 @@ def test_how_a_process_ended_is_told_by_its_code_and_its_last_line(
 
 def test_several_values_without_a_sweep_are_refused(asked):
     code, _, err = genzoo("seed=0,1")
-    assert (code, err) == (2, "genzoo: seed=0,1: several values need -m, which trains one run for each\n")
+    assert (code, err) == (2, "genzoo: seed=0,1: several values need -m, which trains one run each\n")
     assert not asked
 
 

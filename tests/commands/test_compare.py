@@ -47,11 +47,11 @@ def test_several_folders_are_one_comparison(here, words):
     ("words", "because"),
     [
         (["runs=nowhere"], "runs=nowhere: no such directory"),
-        (["runs=empty"], "runs=empty: there is no run in it"),
+        (["runs=empty"], "runs=empty: contains no run"),
         ([], "runs is missing"),
         (["run=a"], "unknown key 'run': did you mean 'runs'?"),
         (["runs=a", "out=a/vae-digits/file"], "out=a/vae-digits/file: "),
-        (["runs=a", "logger=csv"], "logger: a comparison is files"),
+        (["runs=a", "logger=csv"], "logger: a comparison supports logger=wandb alone"),
         (["runs=a", "logger=wandb", "logger.mode=online"], "logger: mode=online needs a key"),
         (["runs=a", "workspace=nothing"], "workspace=nothing: "),
         (["runs=[]"], "runs=[]: "),
@@ -70,7 +70,7 @@ def test_runs_without_a_score_are_listed(here):
     run(here / "a", "gan")
     assert genzoo("compare", "runs=a").code == 0
     text = Path("comparison/leaderboard.md").read_text()
-    assert "failed: OutOfMemoryError: too large" in text and "finished, and not scored" in text
+    assert "failed: OutOfMemoryError: too large" in text and "finished but not scored" in text
 
 
 def test_a_comparison_is_a_run_of_wandb_without_a_login(here):
@@ -123,7 +123,7 @@ def test_a_sweep_ends_with_its_comparison(here):
     (record / "result.json").unlink()
     before = {path: path.read_bytes() for path in Path("outputs/vae-digits").rglob("*") if path.is_file()}
     code, out, _ = genzoo(*words)
-    assert code == 0 and out.count("done before: ") == 2
+    assert code == 0 and out.count("already done: ") == 2
     assert {path: path.read_bytes() for path in Path("outputs/vae-digits").rglob("*") if path.is_file()} == before
     assert not list(here.glob(".sweep-*"))
 

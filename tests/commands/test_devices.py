@@ -81,7 +81,7 @@ def test_batches_of_loader_workers_are_pinned_for_a_gpu_and_copied_without_waiti
     monkeypatch.setattr(loader, "DataLoader", data_loader)
     batches = Batches(Split(torch.zeros(4, 2), None), 2, seed=0, workers=1)
     batches.to(device)
-    batches._helpers(0)
+    batches._prefetched(0)
     assert made["pin_memory"] is pinned
 
 

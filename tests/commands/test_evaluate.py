@@ -167,7 +167,7 @@ def drawn(path: Path, x: torch.Tensor) -> Path:
 
 def scored(path: Path, *words: str) -> dict:
     code, _, err = genzoo("evaluate", f"samples={path}", *words)
-    read = f"genzoo: samples={path}: {len(list(path.iterdir()))} images, no file passed over\n" if path.is_dir() else ""
+    read = f"genzoo: samples={path}: {len(list(path.iterdir()))} images, no file skipped\n" if path.is_dir() else ""
     assert (code, err) == (0, read)
     return json.loads(path.with_suffix(".scores.json").read_text())
 
@@ -247,7 +247,7 @@ def test_too_few_samples_are_scored_by_force_alone_and_marked_then(here):
         (np.zeros((4, 8, 8, 1), np.float32), "float32 (4, 8, 8, 1), not uint8"),
         (np.zeros((4, 9, 8, 1), np.uint8), "(4, 9, 8, 1)"),
         (np.array([{}]), "plain arrays"),
-        (np.linspace(-1, 1, 256, dtype=np.float32).reshape(4, 8, 8), "of values -1..1 make bytes 0..255"),
+        (np.linspace(-1, 1, 256, dtype=np.float32).reshape(4, 8, 8), "convert values -1..1 to uint8 0..255"),
     ],
 )
 def test_samples_that_are_not_like_the_data_are_refused(here, array, because):
@@ -354,8 +354,8 @@ def test_two_folders_have_a_plain_distance(here):
     b = pictures(here / "b", (of_b := stored(digits().train.x[300:500], 17)))
     (b / "notes.txt").touch()
     code, _, err = genzoo("evaluate", f"samples={a}", *FOLDER, f"data.root={b}", f"out={here / 'x.json'}")
-    assert code == 0 and "200 images, no classes; no test split; 1 file passed over: 1 .txt" in err
-    assert f"samples={a}: 300 images, no file passed over" in err
+    assert code == 0 and "200 images, no classes; no test split; 1 file skipped: 1 .txt" in err
+    assert f"samples={a}: 300 images, no file skipped" in err
     found = json.loads((here / "x.json").read_text())["metrics"]
     fake, real = (Embedded("digits").extract(x).features for x in (of_a, of_b))
     assert found["all/fd_digits"]["value"] == pytest.approx(frechet_distance(moments(fake), moments(real)), rel=1e-6)
@@ -415,7 +415,7 @@ def test_an_npy_file_is_read_like_an_npz_file(here):
     for content in ((here / "a.npy").read_bytes()[:-1], b"\x93NUMPY", b"", b"text"):
         (here / "odd.npy").write_bytes(content)
         code, out, err = genzoo("evaluate", f"samples={here / 'odd.npy'}", "data=digits")
-        assert (code, out, err.count("\n")) == (2, "", 1) and "odd.npy: no .npz or .npy file of plain arrays" in err
+        assert (code, out, err.count("\n")) == (2, "", 1) and "odd.npy: not an .npz or .npy file of plain arrays" in err
         assert "context" not in err
 
 
@@ -474,13 +474,13 @@ def test_scores_that_cannot_be_kept_are_shown_first(here, monkeypatch, cause):
     monkeypatch.setattr(Run, "write_result", write)
     code, out, err = genzoo("evaluate", f"run={path}", "metrics.n=0", "metrics.events=16")
     assert code == 4 and "test/bpd_upper" in out and "run: " not in out
-    assert err.splitlines()[-1].startswith("genzoo: ") and "the scores were not kept" in err and cause in err
+    assert err.splitlines()[-1].startswith("genzoo: ") and "the scores were not saved" in err and cause in err
 
 
 def test_a_place_for_scores_is_tried_before_anything_is_scored(here, monkeypatch):
     samples = drawn(here / "samples.npz", torch.zeros(8, 1, 8, 8, dtype=torch.uint8))
     (here / "file").write_text("no folder")
-    for out, said in (("file/x.json", "there is no directory file"), (".", "is a folder already")):
+    for out, said in (("file/x.json", "there is no directory file"), (".", "is a folder")):
         code, _, err = genzoo("evaluate", f"samples={samples}", "data=digits", f"out={out}")
         assert code == 2 and said in err
     monkeypatch.setattr(runs.files.tempfile, "TemporaryFile", mock.Mock(side_effect=OSError(errno.EROFS, "Read-only")))

@@ -33,7 +33,7 @@ def test_a_folder_is_read_as_is_said_and_its_classes_are_known_by_name_ever_afte
     code, out, err = genzoo(*TINY, *words)
     assert code == 0, err
     assert "70 training and 18 test images, 2 classes (cat, dog); test split from the folder test" in err
-    assert "1 file passed over: 1 .txt" in err and "3 test images of emu left out" in err
+    assert "1 file skipped: 1 .txt" in err and "3 test images of emu left out" in err
     run = Run(out.splitlines()[-1].removeprefix("run: "))
     assert run.status["classes"] == ["cat", "dog"]
     assert load(run.path).conditioner.probs.tolist() == pytest.approx([3 / 7, 4 / 7])
@@ -46,7 +46,7 @@ def test_a_folder_is_read_as_is_said_and_its_classes_are_known_by_name_ever_afte
 def test_classes_that_nobody_has_learned_are_named_and_not_drawn(tmp_path):
     x, y = torch.zeros(6, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 2, 2, 0, 0, 2])
     data = DataSet(Split(x, y), Split(x, y // 2), levels=17, classes=("a", "b", "c"))
-    assert list(unseen_classes(data)) == ["class b has 3 test images and no training image: it is never drawn"]
+    assert list(unseen_classes(data)) == ["class b has 3 test images and no training image: it is never sampled"]
     assert class_names(data) == ["a", "b", "c"]
     assert class_names(dataclasses.replace(data, classes=tuple(f"identity-{i}" for i in range(10_000)))) == []
     model, asked = build(described(*SMALL["vae"], "data.conditional=true")["model"], "model"), []

@@ -72,10 +72,10 @@ def test_a_strangers_family_is_made_only_when_it_is_trusted(tmp_path):
 
 def test_what_is_no_generative_model_is_refused(tmp_path):
     run = Run.create(tmp_path, "run", {"model": {"_target_": "genzoo.nn.mlp.MLP", "in_shape": [2], "out_shape": [2]}})
-    with pytest.raises(UsageError, match="is no generative model"):
+    with pytest.raises(UsageError, match="is not a GenerativeModel"):
         load(run.path)
     (run.path / "config.yaml").write_text(yaml.safe_dump({"model": 3}))
-    with pytest.raises(UsageError, match="names no model"):
+    with pytest.raises(UsageError, match="has no model section"):
         load(run.path)
     with pytest.raises(RunError, match="no such directory"):
         load(tmp_path / "nowhere")
@@ -133,7 +133,7 @@ def test_a_codec_that_does_not_fit_is_refused_in_one_line(tmp_path, monkeypatch)
         (["data=moons", f"codec.run={vae}"], r"model: codec: models EventSpec\(shape=\(1, 8, 8\), levels=17\)"),
         ([f"codec.run={ddpm}"], "model: codec: DDPM has no encoder"),
         (["codec.run=/nowhere"], "model.codec: run=/nowhere: no such directory"),
-        ([], r"codec\.run is missing: say codec\.run="),
+        ([], r"codec\.run is missing: set codec\.run="),
     ]:
         code, out, err = genzoo(*LATENT, "codec=run", *words)
         assert (code, out) == (2, "") and err.count("\n") == 1
@@ -152,8 +152,8 @@ def test_a_stranger_s_run_may_not_name_another_run(tmp_path):
 
 def test_parts_are_chosen_where_there_are_any():
     for words, message in [
-        (["model=vae", "codec=vae"], "codec: VAE has none to choose; leave it out"),
-        (["model=ddpm", "prior=ddpm"], "prior: DDPM has none to choose; leave it out"),
+        (["model=vae", "codec=vae"], "codec: VAE has no codec; omit it"),
+        (["model=ddpm", "prior=ddpm"], "prior: DDPM has no prior; omit it"),
         (["model=latent", "prior=realnvp", "sampler=ddim"], "sampler: latent samples in one pass"),
     ]:
         code, _, err = genzoo(*words)

@@ -63,7 +63,7 @@ def test_its_samples_are_what_they_were(old, old_noise):
 def test_it_is_gone_on_with_and_scored_as_it_would_have_been(old, old_noise):
     run, expected = old
     code, _, err = genzoo(f"resume={run}")
-    assert code == 0 and "goes on from step 12 of 16" in err
+    assert code == 0 and "resuming from step 12 of 16" in err
     trained = [event["values"] for event in Run(run).events() if event["event"] == "train"]
     assert len(trained) == 16 and trained[-1] == pytest.approx(expected["train"], rel=1e-3)
     assert Run(run).result["metrics"]["test/nll_upper"]["value"] == pytest.approx(expected["test/nll_upper"], rel=1e-3)

@@ -50,7 +50,7 @@ def test_a_disk_that_is_full_is_named_and_the_checkpoints_before_stay_whole(here
     last = err.splitlines()[-1]
     assert code == 4, err
     assert re.fullmatch(
-        r"genzoo: outputs/\S+: No space left on device: ([\d,]+ bytes to write, )?[\d,]+ free; make room and go on",
+        r"genzoo: outputs/\S+: No space left on device: ([\d,]+ bytes to write, )?[\d,]+ free; free some space and resume",
         last,
     )
     for checkpoint in Path("outputs").glob("*/*/checkpoints/step-*"):
@@ -155,7 +155,5 @@ def test_a_dead_helper_is_named_soon(tmp_path):
         out, _ = process.communicate(timeout=90)
     assert time.monotonic() - killed < 60
     assert process.returncode == 4, out
-    assert re.match(
-        rf"genzoo: a process that loads data has died: .*{children[0]}.*trainer.workers=0", out.splitlines()[-1]
-    )
+    assert re.match(rf"genzoo: a data loader worker died: .*{children[0]}.*trainer.workers=0", out.splitlines()[-1])
     assert json.loads((only_run(tmp_path) / "status.json").read_text())["state"] == "failed"

@@ -89,7 +89,7 @@ def test_a_run_that_goes_on_ends_in_the_same_bits(here, family):
     for step in (rng.randrange(4), rng.randrange(5, 16)):
         run = interrupted(step, *FAMILIES[family], "data=digits")
         said = gone_on(run)
-        assert f"goes on from step {step // 4 * 4}" in said
+        assert f"resuming from step {step // 4 * 4}" in said
         assert differences(whole, run) == []
 
 
@@ -139,7 +139,7 @@ def test_a_signal_while_samples_are_drawn_is_heard_at_once_and_they_are_drawn_la
     with mock.patch(module, slow):
         assert genzoo(*TINY, *LONGER, *SMALL["vae"], "outputs=again").code == 143
     (run,) = Path("again").glob("*/*")
-    assert "goes on from step 5" in gone_on(run)
+    assert "resuming from step 5" in gone_on(run)
     assert differences(whole, run) == []
 
 
@@ -148,7 +148,7 @@ def test_a_run_that_ended_before_its_scores_is_scored(here):
     with mock.patch("genzoo.evaluation.scores.evaluate_run", side_effect=Interrupted), pytest.raises(Interrupted):
         genzoo(*TINY, *LONGER, *SMALL["vae"], "outputs=again")
     (run,) = Path("again").glob("*/*")
-    assert "goes on from step 16" in gone_on(run)
+    assert "resuming from step 16" in gone_on(run)
     assert differences(whole, run) == []
 
 
@@ -191,7 +191,7 @@ def test_a_run_that_goes_on_without_the_run_it_builds_on_ends_in_the_same_bits(h
     stopped = [interrupted(step, *words) for step in (2, 9)]  # before there is a checkpoint, and after
     shutil.rmtree(here / "parents")
     for run, step in zip(stopped, (0, 8), strict=True):
-        assert f"goes on from step {step}" in gone_on(run)
+        assert f"resuming from step {step}" in gone_on(run)
         assert differences(whole, run) == []
     if kind != "codec":
         assert "precompute_seconds" in Run(whole).result["metrics"]["training/seconds"]["card"]["protocol"]
@@ -267,7 +267,7 @@ def test_a_run_that_never_kept_its_teacher_is_refused_and_one_whose_checkpoints_
         run = interrupted(9, *with_parent(kind, here / kind))
         shutil.rmtree(run / "parents")
         if kind == "teacher":
-            refused(run, f"{run}/parents: is missing, without the weights of model.teacher it cannot train on")
+            refused(run, f"{run}/parents: is missing: cannot resume without the weights of model.teacher")
         else:
             gone_on(run)
 
@@ -297,10 +297,10 @@ def test_auto_goes_on_with_the_very_same_job_or_begins_it(here):
     other = interrupted(6, *SMALL["vae"], "seed=1")
     run = interrupted(6, *SMALL["vae"])
     code, out, err = genzoo(*words, "resume=auto")
-    assert code == 0 and "goes on from step 4" in err and out.splitlines()[-1] == f"run: {run}"
+    assert code == 0 and "resuming from step 4" in err and out.splitlines()[-1] == f"run: {run}"
     assert Run(other).status["state"] == "failed"
     code, out, err = genzoo(*words, "resume=auto")
-    assert (code, out) == (0, f"done before: {run}\n")
+    assert (code, out) == (0, f"already done: {run}\n")
     code, out, _ = genzoo(*words, "resume=auto", "seed=2")
     assert code == 0 and len(list(Path("outputs").glob("*/*"))) == 3
 
@@ -313,7 +313,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(here):
     path.write_bytes(path.read_bytes()[:-1])
     (run / "checkpoints" / ".step-left").mkdir()
     said = gone_on(run)
-    assert f"genzoo: {path}: " in said and "goes on from step 4" in said
+    assert f"genzoo: {path}: " in said and "resuming from step 4" in said
     assert differences(whole, run) == [] and not list((run / "checkpoints").glob(".*"))
 
 
@@ -336,14 +336,14 @@ def test_other_data_are_refused(here):
     run = interrupted(6, *SMALL["vae"])
     Run(run).update_status(data_sha256="0" * 64)
     code, _, err = genzoo(f"resume={run}")
-    assert code == 2 and "the data have changed since it began" in err
+    assert code == 2 and "the data have changed since it started" in err
 
 
 def test_another_version_is_said(here):
     run = interrupted(6, *SMALL["vae"])
     status = Run(run).status
     Run(run).update_status(versions={**status["versions"], "torch": "1.0"})
-    assert f"began with torch 1.0, goes on with {torch.__version__.split('+')[0]}" in gone_on(run)
+    assert f"started with torch 1.0, resuming with {torch.__version__.split('+')[0]}" in gone_on(run)
 
 
 def test_the_threads_of_a_run_are_taken_over(here):
@@ -360,11 +360,11 @@ def test_the_threads_of_a_run_are_taken_over(here):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["resume=nowhere"], "resume=nowhere: no run directory, it has no config.yaml"),
-        (["resume=RUN", "seed=1"], "seed=1: resume=RUN goes on as the run began; leave it out"),
-        (["resume=RUN", "model=gan"], "model=gan: resume=RUN goes on as the run began; leave it out"),
-        (["-m", "resume=RUN"], "resume=RUN: goes on with one run; in a sweep say resume=auto"),
-        (["-m", "resume=RUN,RUN"], "resume=RUN,RUN: goes on with one run; in a sweep say resume=auto"),
+        (["resume=nowhere"], "resume=nowhere: not a run directory, it has no config.yaml"),
+        (["resume=RUN", "seed=1"], "seed=1: resume=RUN keeps the run's configuration; omit it"),
+        (["resume=RUN", "model=gan"], "model=gan: resume=RUN keeps the run's configuration; omit it"),
+        (["-m", "resume=RUN"], "resume=RUN: resumes one run; in a sweep set resume=auto"),
+        (["-m", "resume=RUN,RUN"], "resume=RUN,RUN: resumes one run; in a sweep set resume=auto"),
     ],
 )
 def test_what_cannot_be_gone_on_with_is_refused(here, words, message):

@@ -336,10 +336,10 @@ def test_a_run_s_own_processes_are_not_started_and_its_threads_are_no_more_than_
         assert torch.get_num_threads() == Run(run).status["threads"] == 1
     finally:
         torch.set_num_threads(before)
-    assert "began with trainer.devices=8, goes on with 1: say trainer.devices=8" in err and "trainer.nodes=4" in err
-    assert "began with threads 1000, goes on with" in err
+    assert "started with trainer.devices=8, resuming with 1: set trainer.devices=8" in err and "trainer.nodes=4" in err
+    assert "started with threads 1000, resuming with" in err
 
 
 def test_the_processes_that_are_typed_are_those_that_are_started(run):
     code, _, err = genzoo(f"resume={run}", "trainer.devices=3")
-    assert code == 2 and "trainer.batch_size=64: cannot be shared equally among 3 processes" in err
+    assert code == 2 and "trainer.batch_size=64: is not divisible by 3 processes" in err

@@ -127,7 +127,7 @@ def test_a_class_can_be_asked_for(ddpm):
 def test_a_class_is_known_by_its_name_where_the_run_keeps_the_names(ddpm):
     names = [f"kind-{i}" for i in range(10)]
     code, _, err = genzoo("sample", f"run={ddpm}", "n=3", "out=x.npz", "label=kind-7")
-    assert code == 2 and "0..9" in err and "does not keep their names" in err
+    assert code == 2 and "0..9" in err and "does not store their names" in err
     Run(ddpm).update_status(classes=names)
     np.testing.assert_array_equal(drawn(ddpm, "n=3", "label=kind-7"), drawn(ddpm, "n=3", "label=7"))
     code, _, err = genzoo("sample", f"run={ddpm}", "n=3", "out=x.npz", "label=kind-77")
@@ -143,7 +143,7 @@ def test_numbers_and_names_of_classes_are_told_apart():
     assert [class_number(y, 10, digits) for y in (7, "7")] == [7, 7]
     mixed = ("1", "10", "2")  # number 1 is "10", number 2 is "2"
     assert [class_number(y, 3, mixed) for y in (0, 2, 10, "1", "2")] == [0, 2, 1, 0, 2]
-    with pytest.raises(UsageError, match=r"label=1: is the number of class 10 and the name of class number 0"):
+    with pytest.raises(UsageError, match=r"label=1: is the index of class 10 and the name of class 0"):
         class_number(1, 3, mixed)
     for y, num_classes, names in ((3, 3, ()), ("cat", 3, ("cat", "dog")), (3, 3, years), ("cat", 0, ())):
         with pytest.raises(UsageError, match=f"label={y}: this model has"):
@@ -156,7 +156,7 @@ def test_a_class_without_training_images_is_not_drawn(here):
         m.conditioner.probs[3] = 0
     checkpoints.save(run / "checkpoints", 5, model, ema, {})
     code, _, err = genzoo("sample", f"run={run}", "n=3", "label=3", "out=x.npz")
-    assert code == 2 and "label=3" in err and "no training image had this class" in err
+    assert code == 2 and "label=3" in err and "no training image has this class" in err
     assert genzoo("sample", f"run={run}", "n=3", "label=4", "out=x.npz").code == 0
 
 

@@ -57,7 +57,7 @@ def test_a_sampler_that_was_typed_scores_its_training_on_the_way_at_the_end_afte
     with mock.patch.object(score, "quality", quality):
         cut_short(3, *DDPM, *LONG, "trainer.scores=1", "trainer.score_samples=6")
         code, _, err = genzoo(f"resume={only().path}")
-        assert code == 0 and "in the place of" not in err
+        assert code == 0 and "in place of" not in err
         assert (card(only())["nfe"], card(only())["sampler"]["steps"]) == (60, 60)
         assert genzoo("evaluate", f"run={only().path}", "metrics.throughput=2", "metrics.force=true").code == 0
     assert seen == [("Euler", 60)] * 3
@@ -66,7 +66,7 @@ def test_a_sampler_that_was_typed_scores_its_training_on_the_way_at_the_end_afte
 
 def test_another_sampler_than_the_run_s_is_said_on_the_terminal_and_in_the_card():
     code, out, err = genzoo(*DDPM, *LONG, "metrics.max_nfe=55")
-    said = "samples are scored with Heun in 25 steps in the place of Euler in 60 steps, which takes more than metrics."
+    said = "samples are scored with Heun in 25 steps in place of Euler in 60 steps, which takes more than metrics."
     assert code == 0 and err.count(f"genzoo: {said}") == 1 and f"warning: {said}" in " ".join(out.split())
     sampler = card(only())["sampler"]
     assert (sampler["name"], sampler["steps"], card(only())["nfe"]) == ("Heun", 25, 49)

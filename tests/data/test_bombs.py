@@ -61,7 +61,7 @@ def test_no_more_of_an_idx_file_is_unpacked_than_its_sizes_say(tmp_path, name):
     path = tmp_path / "train-images-idx3-ubyte.gz"
     path.write_bytes(IDX_BOMBS[name]())
     with little(2**23):
-        refused(lambda: mnist(tmp_path, download=False), str(path), "fetch it again")
+        refused(lambda: mnist(tmp_path, download=False), str(path), "download it again")
 
 
 @pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "train-images-idx3-ubyte.gz"])

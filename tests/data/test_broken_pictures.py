@@ -97,7 +97,7 @@ BROKEN = {  # content, and what is said of it
     "half-rows.png": (png(ROWS[: len(ROWS) // 2]), "rows are missing"),
     "all-but-one-byte.png": (png(ROWS[:-1]), "rows are missing"),
     "no-rows.png": (png(b""), "rows are missing"),
-    "wrong-sum.png": (patched(png(), len(png()) - 16, b"\0\0\0\0"), "the sum of a chunk is wrong"),
+    "wrong-sum.png": (patched(png(), len(png()) - 16, b"\0\0\0\0"), "the CRC of a chunk is wrong"),
     "interlaced.png": (png(ROWS, interlace=1), "rows are missing"),  # seven passes have more filter bytes
     "text-bomb.png": (png(ROWS, chunk(b"zTXt", b"k\0\0" + BOMB)), "not a readable image"),
     "itxt-bomb.png": (png(ROWS, chunk(b"iTXt", b"k\0\1\0\0\0" + BOMB)), "not a readable image"),
@@ -110,9 +110,9 @@ BROKEN = {  # content, and what is said of it
     "large.jpg": (patched(JPEG, FRAME, struct.pack(">HH", 7072, 7072)), "too large"),
     "huge.webp": (patched(WIDE, 24, struct.pack("<I", 16382)[:3] + struct.pack("<I", 16382)[:3]), "a"),
     "huge-lossless.webp": (patched(LOSSLESS, 21, struct.pack("<I", 16382 | 16382 << 14)), "a"),
-    "float.png": (encoded(Image.new("F", (9, 9), 0.5), "TIFF"), "32 bits, whose range is not known"),
-    "int.tif": (encoded(Image.new("I", (9, 9), 99999), "TIFF"), "32 bits, whose range is not known"),
-    "float.ppm": (encoded(Image.new("F", (9, 9), 0.5), "PPM"), "the range of its samples is not known"),  # a PFM
+    "float.png": (encoded(Image.new("F", (9, 9), 0.5), "TIFF"), "32 bits, of unknown range"),
+    "int.tif": (encoded(Image.new("I", (9, 9), 99999), "TIFF"), "32 bits, of unknown range"),
+    "float.ppm": (encoded(Image.new("F", (9, 9), 0.5), "PPM"), "the range of its samples is unknown"),  # a PFM
     "twelve.tif": (tiff(12, b"\x0f\xff\xff" * 9 * 5, (10, 9)), "its samples have 12 bits"),
     "program.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "not a readable image"),
     "jpeg2000.jpg": (encoded(NOISE, "JPEG2000"), "not a readable image"),
@@ -262,7 +262,7 @@ def test_names_that_are_no_files_are_named_and_nothing_hangs(root, monkeypatch):
             server.bind(str(path))
 
     monkeypatch.chdir(root)  # the name of a socket is short
-    for make, said in ((pipe, "a pipe"), (loop, "leads nowhere"), (lost, "leads nowhere"), (port, "a socket")):
+    for make, said in ((pipe, "a pipe"), (loop, "broken link"), (lost, "broken link"), (port, "a socket")):
         path = Path("a.png")
         make(path)
         for read in (lambda: folder(".", size=8), lambda: read_samples(Path(), (3, 8, 8), 256)):
@@ -306,11 +306,11 @@ def test_any_name_is_read_and_fits_into_one_line(root, name, monkeypatch):
 
 
 def test_threads_share_the_room_and_never_take_more():
-    room, held, most = decoding.Room(10), [0], [0]
+    room, held, most = decoding.MemoryBudget(10), [0], [0]
     lock = threading.Lock()
 
     def work(amount: int) -> None:
-        with room.take(amount):
+        with room.reserve(amount):
             with lock:
                 held[0] += amount
                 most[0] = max(most[0], held[0])

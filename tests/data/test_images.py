@@ -323,7 +323,7 @@ def test_a_damaged_cifar_archive_names_both_checksums(tmp_path):
     place = tmp_path / "cifar-10-python.tar.gz"
     place.write_bytes(archive[:1000])
     refused(lambda: cifar10(tmp_path, source=pinned(archive, files)), str(place), md5(archive), md5(archive[:1000]))
-    refused(lambda: cifar10(tmp_path, source=pinned(archive[:1000], files)), str(place), "not a whole archive")
+    refused(lambda: cifar10(tmp_path, source=pinned(archive[:1000], files)), str(place), "not a complete archive")
     archive = tar(dict(list(files.items())[:-1]))
     place.write_bytes(archive)
     refused(lambda: cifar10(tmp_path, source=pinned(archive, files)), str(place), "lacks", "test_batch")
@@ -375,7 +375,7 @@ def test_a_program_in_a_batch_is_not_run(tmp_path, call, protocol):
     files["cifar-10-batches-py/data_batch_2"] = pickle.dumps({"data": Call(call, argument), "labels": []}, protocol)
     archive = tar(files)
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(archive)
-    refused(lambda: cifar10(tmp_path, source=pinned(archive, files)), "data_batch_2", "which is no part of an array")
+    refused(lambda: cifar10(tmp_path, source=pinned(archive, files)), "data_batch_2", "which is not part of an array")
     assert not victim.exists()
 
 
@@ -396,7 +396,7 @@ def test_other_pickles_are_not_batches(tmp_path, content):
     files = {**batches(), "cifar-10-batches-py/test_batch": content}
     archive = tar(files)
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(archive)
-    refused(lambda: cifar10(tmp_path, source=pinned(archive, files)), "test_batch", "fetch the official archive")
+    refused(lambda: cifar10(tmp_path, source=pinned(archive, files)), "test_batch", "download the official archive")
 
 
 # A folder of one's own

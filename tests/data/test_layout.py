@@ -109,8 +109,8 @@ def test_a_folder_named_like_a_split_is_a_class_where_no_other_is_one(tmp_path):
     ("folders", "words"),
     [
         ({"test": 5, "val": 5}, ("no training images", "test, val")),
-        ({"cat/train": 5, "cat/test": 5, "dog": 5}, ("cat has folders for splits", "dog has none")),
-        ({"train/a": 5, "train/b": 5, "test/y": 5, "test/z": 5}, ("no test image is of a class", "(a, b)")),
+        ({"cat/train": 5, "cat/test": 5, "dog": 5}, ("cat has split folders", "dog has none")),
+        ({"train/a": 5, "train/b": 5, "test/y": 5, "test/z": 5}, ("no test image has a class", "(a, b)")),
     ],
 )
 def test_folders_that_contradict_each_other_are_named(tmp_path, folders, words):
@@ -126,7 +126,7 @@ def test_wrappers_change_neither_classes_nor_split(tmp_path):
     )
     assert bare.classes == wrapped.classes == ("a", "b") and 0 < len(bare.test) < 20
     assert [path.name for path in bare.test] == [path.name for path in wrapped.test]
-    assert "2 files passed over: 1 .txt, 1 hidden" in wrapped.notes[0]
+    assert "2 files skipped: 1 .txt, 1 hidden" in wrapped.notes[0]
 
 
 def test_another_folder_can_be_the_test_split(tmp_path):
@@ -186,12 +186,12 @@ def test_linked_folders_are_read_once_and_never_upwards(tmp_path):
     (pool / "dog/puppies/round").symlink_to(pool / "dog")
     listing = decoding.list_pictures(root)
     assert Counter(name.parts[0] for name in listing.names) == {"again": 5, "dog": 7}
-    assert {"link to a folder that was read already (cat)", "link to a folder above (up)"} <= set(listing.passed_over)
-    assert {"link to a folder above (everything)", "link that leads nowhere (lost)"} <= set(listing.passed_over)
+    assert {"link to a folder that was read already (cat)", "link to a folder above (up)"} <= set(listing.skipped)
+    assert {"link to a folder above (everything)", "broken link (lost)"} <= set(listing.skipped)
     (root / "again").unlink()
     layout = arrange(root, 0.2)
     assert layout.classes == ("cat", "dog") and len(layout.train) + len(layout.test) == 12
-    assert sum("leads nowhere (lost)" in note for note in layout.notes) == 1
+    assert sum("broken link (lost)" in note for note in layout.notes) == 1
 
 
 def test_a_folder_proper_is_preferred_to_links_to_it(tmp_path):
@@ -204,7 +204,7 @@ def test_what_is_passed_over_is_counted_by_kind(tmp_path):
     fill(tmp_path, [f"{i}.png" for i in range(20)])
     touch(tmp_path, "a.txt", "b.TXT", "c.heic", "LICENSE", ".DS_Store", "deep/x.csv", "odd.\x1b[31m")
     data = folder(tmp_path, size=8)
-    assert "7 files passed over: 2 .txt, 1 '.\\x1b[31m', 1 .csv, 1 .heic, 1 hidden, 1 without a suffix" in data.notes[0]
+    assert "7 files skipped: 2 .txt, 1 '.\\x1b[31m', 1 .csv, 1 .heic, 1 hidden, 1 without a suffix" in data.notes[0]
     touch(tmp_path / "others", *(f"{i}.heic" for i in range(70)))
-    with pytest.raises(DataError, match=r"holds no images \(70 files passed over: 70 \.heic\)"):
+    with pytest.raises(DataError, match=r"contains no images \(70 files skipped: 70 \.heic\)"):
         folder(tmp_path / "others", size=8)

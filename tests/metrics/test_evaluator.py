@@ -175,9 +175,7 @@ def test_points_are_compared_by_slices_and_by_a_kernel_of_the_data_s_width():
 def test_copies_raise_a_warning_and_fresh_images_do_not(tmp_path):
     train, test = images(200, 0), images(100, 1)
     scores, warning = memorization_scores(torch.cat([train[:50], FAKE[:50]]), train, test, False, "digits", tmp_path)
-    assert warning == (
-        "memorised: 50.0% of the samples are copies of training events (0.0% of the test split would pass for such)"
-    )
+    assert warning == ("memorised: 50.0% of the samples are copies of training examples (0.0% for the test split)")
     assert (scores["copied"].value, scores["copied"].detail) == (0.5, {"of_test": 0.0})
     assert (scores["exact_copies"].value, scores["exact_copies"].detail) == (50, {"of_test": 0})
     assert "shifted" not in scores, "the insides of tiny images are alike by chance"
@@ -185,8 +183,8 @@ def test_copies_raise_a_warning_and_fresh_images_do_not(tmp_path):
     moved = torch.nn.functional.pad(large[:50], (1, 0, 0, 1))[..., 1:, :-1]
     scores, warning = memorization_scores(moved, large[:200], large[200:], False, "digits", None)
     assert warning == (
-        "memorised: 100.0% of the samples are copies of training events up to a shift by a pixel (0.0% of the test split "
-        "would pass for such)"
+        "memorised: 100.0% of the samples are copies of training examples up to a shift by a pixel (0.0% for the test "
+        "split)"
     )
     assert (scores["shifted"].value, scores["copied"].value, scores["exact_copies"].value) == (1.0, 0.0, 0)
     assert memorization_scores(images(100, 2), train, test, False, "digits", tmp_path)[1] is None

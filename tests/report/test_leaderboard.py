@@ -85,7 +85,7 @@ def test_speeds_of_seeds_on_unlike_machines_are_not_ranked(tmp_path):
     run(tmp_path, model="gan", metrics=scored(2.0))
     (table,) = tables_of(tmp_path)
     found = {row.label: row.cells["sampling/samples_per_second"].protocol for row in table.rows}
-    assert found["vae"] == {"unit": "samples/s", leaderboard.UNLIKE: "device"}
+    assert found["vae"] == {"unit": "samples/s", leaderboard.DIFFERENT: "device"}
     assert leaderboard.leaders(table, "sampling/samples_per_second") == ([], [])
 
 
@@ -141,8 +141,8 @@ def test_the_fewest_keys_tell_rows_apart():
         for name in ("DDIM", "Heun")
         for steps in (5, 10, 20)
     ]
-    assert leaderboard.telling(rows) == ["steps", "name"]
-    assert leaderboard.telling(rows[:1]) == leaderboard.telling([{"a": 1}, {"a": 1}]) == []
+    assert leaderboard.distinguishing_keys(rows) == ["steps", "name"]
+    assert leaderboard.distinguishing_keys(rows[:1]) == leaderboard.distinguishing_keys([{"a": 1}, {"a": 1}]) == []
 
 
 def test_runs_that_failed_are_counted_and_give_no_number(tmp_path):
@@ -274,7 +274,7 @@ def test_means_of_two_seeds_are_not_tested_and_the_page_says_so(tmp_path, seeds,
     (table,) = tables_of(tmp_path)
     best, near = leaderboard.leaders(table, FD)
     assert ([row.label for row in best], [row.label for row in near]) == (["vae"], marked)
-    assert "No test is made of costs and of two seeds" in texts.to_markdown([table])
+    assert "Costs and means over two seeds are not tested" in texts.to_markdown([table])
 
 
 def test_rows_of_two_seeds_are_not_tested_beside_rows_of_three(tmp_path):
@@ -337,8 +337,8 @@ def test_what_was_equal_is_said_and_what_was_not(tmp_path):
     other["training/images"]["value"] = 6400
     run(tmp_path, model="gan", metrics=other)
     (table,) = tables_of(tmp_path)
-    shares = {share.name: share for share in leaderboard.budgets(table)}
-    assert {name: share.equal for name, share in shares.items()} == {
+    used = {use.name: use for use in leaderboard.resource_use(table)}
+    assert {name: use.equal for name, use in used.items()} == {
         "images": False, "seconds": True, "operations": False, "parameters": True,
     }  # fmt: skip
     said = " ".join(texts.fairness(table))
@@ -355,7 +355,7 @@ def test_a_limit_that_was_not_kept_is_not_equal(tmp_path):
     run(tmp_path, model="vae", metrics=scored(1.0))
     run(tmp_path, model="gan", metrics=scored(1.0, training__seconds=entry(60.0, protocol={"unit": "s"})))
     (table,) = tables_of(tmp_path)
-    assert not {share.name: share for share in leaderboard.budgets(table)}["seconds"].equal
+    assert not {use.name: use for use in leaderboard.resource_use(table)}["seconds"].equal
 
 
 def limited(images: int, seconds: float) -> dict[str, Any]:
@@ -388,7 +388,7 @@ def test_a_row_that_another_limit_ended_is_marked(recorded, tmp_path):
     notes = {row.model: leaderboard.ending_note(table, row) for row in table.rows}
     assert notes == {"vae": None, "gan": None, "ddpm": "ended by seconds"}
     said = " ".join(texts.fairness(table))
-    assert "Unequal images: 300 to 640" in said and "Ended by unlike limits: images, seconds." in said
+    assert "Unequal images: 300 to 640" in said and "Ended by different limits: images, seconds." in said
     assert "| ddpm (ended by seconds) |" in texts.to_markdown([table])
     shown = page.board(table, page.Interned(), page.Interned(), page.Interned())
     assert {row["model"]: row["ended"] for row in shown} == notes
@@ -402,7 +402,7 @@ def test_a_row_that_ended_before_its_plan_is_marked_also_where_all_did(tmp_path)
     notes = [leaderboard.ending_note(table, row) for row in table.rows]
     assert notes == ["ended by seconds, planned by images"] * 2
     said = " ".join(texts.fairness(table))
-    assert "Equal seconds: 30 s." in said and "Ended before the plan of the learning rate: " in said
+    assert "Equal seconds: 30 s." in said and "Ended before the learning-rate schedule: " in said
 
 
 def test_unlike_seeds_and_machines_are_said(tmp_path):
@@ -410,7 +410,7 @@ def test_unlike_seeds_and_machines_are_said(tmp_path):
     run(tmp_path, model="vae", seed=1, metrics=scored(1.0, 1), machine={"cpu": "another"})
     run(tmp_path, model="gan", seed=0, metrics=scored(1.0))
     said = " ".join(texts.fairness(tables_of(tmp_path)[0]))
-    assert "Unlike seeds: 1 to 2 a row" in said and "Unlike machines: " in said and "another" in said
+    assert "Different seeds: 1 to 2 per row" in said and "Different machines: " in said and "another" in said
 
 
 # Texts

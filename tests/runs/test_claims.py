@@ -81,7 +81,7 @@ def test_where_there_are_no_locks_it_is_said_and_nothing_is_claimed(here, monkey
     claims._without_locks.cache_clear()
     path = claims.path_of("outputs", "job")
     assert try_lock(path).path is None and try_lock(path).path is None
-    assert capsys.readouterr().err.count("two sweeps at a time may train the same job twice") == 1
+    assert capsys.readouterr().err.count("concurrent sweeps may train the same job twice") == 1
 
 
 # Sweeps
@@ -115,7 +115,7 @@ def test_a_job_that_another_process_trains_is_left_to_it_and_its_run_is_taken(he
         monkeypatch.setattr(sweep, "PATIENCE", 0.01)
         ((number, ended),) = sweep.run_jobs([(7, finish)])
     assert (number, ended.run, ended.code, started) == (7, str(run.path), 0, [])
-    assert "waits for 1 job that other processes train" in capsys.readouterr().err
+    assert "waiting for 1 job of other processes" in capsys.readouterr().err
 
 
 def test_the_job_of_a_dead_process_is_taken_over(here, monkeypatch):
@@ -144,7 +144,7 @@ def test_a_finished_job_is_done_whatever_its_process_said_at_last(here, monkeypa
 def test_a_second_training_of_a_job_is_refused_where_one_of_it_is_meant(here, monkeypatch):
     path = claims.path_of("outputs", "job")
     with try_lock(path):
-        said = rf"^resume=auto: this very job is being trained by process {os.getpid()} "
+        said = rf"^resume=auto: this job is being trained by process {os.getpid()} "
         with pytest.raises(RunError, match=said), claimed("outputs", "job", 1, needed=True):
             raise AssertionError("two train it")
         with claimed("outputs", "job", 1, needed=False):  # a run that was asked for once more

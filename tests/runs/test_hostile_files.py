@@ -98,7 +98,7 @@ SPEAKING = """
     genzoo.families.__name__ genzoo.families.evil.Model genzoo.nn.evil.Model genzoo.probe.schedules.CondOT
     genzoo.VAE genzoo.load genzoo.loading.load genzoo.loading.frozen genzoo.jobs.train.train
     genzoo.cli.sample.sample genzoo.config.instantiate.build genzoo.config.instantiate._resolve
-    genzoo.config.compose.os.system genzoo.config.allow_list.named_in genzoo.__main__.main genzoo.__main__.by_hydra
+    genzoo.config.compose.os.system genzoo.config.allow_list.named_in genzoo.__main__.main genzoo.__main__.run_hydra
     genzoo.model.reconstruct genzoo.model.GenerativeModel genzoo.runs.write_atomically genzoo.runs.Run
     genzoo.runs.Run.create genzoo.runs.os.system genzoo.runs.subprocess.run genzoo.training.checkpoints.save
     genzoo.training.checkpoints.shutil.rmtree genzoo.training.fit.fit genzoo.training.loggers.FaultTolerantWandbLogger
@@ -176,7 +176,7 @@ def test_a_name_that_is_on_no_list_is_neither_called_nor_imported(run, target):
     ]
     for section in SECTIONS:
         for place in places:
-            with pytest.raises(UsageError, match=r"(full name of a class|not among the classes that a run may name)"):
+            with pytest.raises(UsageError, match=r"(full name of a class|not among the classes allowed in a run)"):
                 build(place(hostile), section, trusted=False)
     quiet(before)
 
@@ -201,7 +201,7 @@ def test_what_hydra_would_read_into_a_configuration_is_refused(run, name, partia
     with pytest.raises(UsageError, match=f"unknown key 'model.{name}'"):
         build(config, "model", trusted=False)
     for value in ("yes", 1, None, [True], "${x}"):
-        with pytest.raises(UsageError, match=r"model\._partial_=.*: say true or false"):
+        with pytest.raises(UsageError, match=r"model\._partial_=.*: must be true or false"):
             build({**Run(run).config["model"], "_partial_": value}, "model", trusted=False)
 
 
@@ -308,7 +308,7 @@ def test_what_lies_in_the_reader_s_directory_by_accident_allows_nothing(run, min
 
 def test_a_command_is_never_named_by_a_run_even_where_somebody_trusts_it(run):
     for target in ("genzoo.loading.load", "genzoo.load"):
-        with pytest.raises(UsageError, match=r"not among the classes that a run may name$"):
+        with pytest.raises(UsageError, match=r"not among the classes allowed in a run$"):
             build({"_target_": target, "run": str(run), "trust": ["os.system"]}, "model", trusted=False, trust=[target])
 
 
@@ -505,9 +505,9 @@ def test_a_link_in_a_run_neither_shows_nor_changes_what_it_leads_to(run, tmp_pat
 def test_a_pipe_among_the_events_is_not_waited_for(run):
     (run / "metrics.jsonl").unlink(missing_ok=True)
     os.mkfifo(run / "metrics.jsonl")
-    with pytest.raises(RunError, match="no regular file"):
+    with pytest.raises(RunError, match="not a regular file"):
         list(Run(run).events())
-    with pytest.raises(RunError, match="no regular file"):
+    with pytest.raises(RunError, match="not a regular file"):
         Run(run).log(event="x")
 
 

@@ -152,7 +152,7 @@ def test_a_checkpoint_that_is_a_file_is_passed_over_by_name_and_what_was_left_is
     code, _, err = genzoo("sample", f"run={run}")
     assert code == 2 and f"{made / 'step-99'}: is no folder" in err
     code, _, err = genzoo(f"resume={run}")
-    assert code == 0 and f"genzoo: {made / 'step-99'}: is no folder" in err and "goes on from step 4" in err
+    assert code == 0 and f"genzoo: {made / 'step-99'}: is no folder" in err and "resuming from step 4" in err
     assert [path.name for path in sorted(made.iterdir())] == ["step-12", "step-16"]
 
 
@@ -212,7 +212,7 @@ def test_what_is_replaced_is_a_name_and_not_what_it_leads_to(tmp_path, plant):
         assert not path.is_symlink() and path.read_bytes() == b"new"
     assert (tmp_path / "elsewhere" / "secret").read_bytes() == HOPE and len(list(tmp_path.iterdir())) == 3
     (tmp_path / "folder").mkdir()
-    with pytest.raises(RunError, match="folder: is a directory, where a file belongs"):
+    with pytest.raises(RunError, match="folder: is a directory, not a file"):
         write_atomically(tmp_path / "folder", b"new")
 
 

@@ -101,7 +101,7 @@ def test_another_number_of_processes_than_were_started_is_refused(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(told, "4")
     code, _, err = genzoo("trainer.devices=2")
-    assert (code, err) == (2, "genzoo: trainer.devices=2, trainer.nodes=1: 4 processes were started in all\n")
+    assert (code, err) == (2, "genzoo: trainer.devices=2, trainer.nodes=1: 4 processes were started in total\n")
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, err = genzoo("trainer.devices=3", "trainer.batch_size=64")
     assert (code, out) == (2, "") and not list(tmp_path.iterdir())
-    assert err.startswith("genzoo: trainer.batch_size=64: cannot be shared equally among 3 processes")
+    assert err.startswith("genzoo: trainer.batch_size=64: is not divisible by 3 processes")
 
 
 def test_a_process_that_is_killed_is_named_by_the_one_that_has_started_it(tmp_path):

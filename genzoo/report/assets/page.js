@@ -1,5 +1,5 @@
 "use strict";
-// Everything that came with somebody's run enters the page as text: by textContent, and escaped where Plotly takes markup.
+// All text of runs is untrusted: it is set as textContent, and escaped for Plotly's markup.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const $ = (selector, root = document) => root.querySelector(selector);
@@ -34,7 +34,7 @@
       parts.push(element("p", {}, element("strong", {}, cell.text), ` ${column.unit}`, cell.source === "seeds" ? ` — mean ± standard error over ${cell.values.length} seeds` :
         cell.source === "measurement" ? " — one seed; the error is of the measurement alone" : ""));
       parts.push(element("p", {}, "By seed: " + cell.values.map(short).join(", ") + (cell.missing ? `; ${cell.missing} missing or not finite` : "")));
-      parts.push(element("h3", {}, "Protocol, without which two numbers cannot be compared"), list({ metric: name, ...data.protocols[cell.protocol] }));
+      parts.push(element("h3", {}, "Protocol (equal for comparable scores)"), list({ metric: name, ...data.protocols[cell.protocol] }));
     }
     parts.push(element("h3", {}, "Setting"), list({ ...row.setting, seeds: row.seeds }));
     parts.push(element("h3", {}, "Runs"));
@@ -90,7 +90,7 @@
             cell.missing ? element("small", { class: "bad" }, ` ${cell.missing} missing`) : null);
         }),
         element("td", {}, String(row.seeds.length), row.failed ? element("small", { class: "bad" }, ` ${row.failed} failed`) : null));
-      // The first rows at once, the others when nothing else is to be done.
+      // Render the first rows immediately, the others when idle.
       const drawing = state.drawing = {};
       body.replaceChildren(...rows.slice(0, 60).map(show));
       const more = (i) => { if (state.drawing === drawing && i < rows.length) { body.append(...rows.slice(i, i + 60).map(show)); setTimeout(more, 0, i + 60); } };
@@ -105,18 +105,18 @@
     draw(false);
     return element("div", { class: "board" },
       element("h2", {}, table.data + (data.tables.length > 1 ? `, table ${index + 1}` : "")),
-      table.why.length ? element("div", {}, element("p", { class: "bad" }, "Not to be compared with an earlier table, since it was measured in another way:"), element("ul", {}, ...table.why.map((why) => element("li", {}, why)))) : null,
+      table.why.length ? element("div", {}, element("p", { class: "bad" }, "Not comparable with an earlier table, because of different protocols:"), element("ul", {}, ...table.why.map((why) => element("li", {}, why)))) : null,
       element("p", {}, table.fairness.join(" ")),
       element("div", { class: "tools" }, element("label", {}, "Filter ", filter), count, choice),
       element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Scores on ${table.data}` }, element("table", {}, head, body)),
-      element("p", { class: "legend" }, "Mean ± standard error over seeds; ¹: one seed, the error is of the measurement alone. Green: the best of a column; pale green: what a Welch test at 5 % does not tell apart from it, or whose error is not known; not corrected for many comparisons. No test is made of costs and of two seeds; three are the fewest. Columns in which noise may be best (precision, density, memorisation) have no best. ",
-        "n/a: the family has no such ability, or it was not measured. Every number opens its card."));
+      element("p", { class: "legend" }, "Mean ± standard error over seeds; ¹: one seed, the error is of the measurement alone. Green: the best of a column; pale green: rows without a significant difference to it (Welch test, 5 %, uncorrected for multiple comparisons) or without a standard error. Costs and means over two seeds are not tested; at least three seeds are needed. Columns in which noise may be best (precision, density, memorisation) have no best. ",
+        "n/a: not supported by the family, or not measured. Click a number for its protocol and setting."));
   }
   $("#boards").append(...data.tables.map(board));
   if (!data.tables.length) $("#boards").append(element("p", {}, "No run is finished and scored yet."));
 
-  // Samples: pictures are decoded when they come into view.
-  // What is large, pictures and Plotly, comes after this script, so that the table need not wait for it.
+  // Samples: images are decoded when scrolled into view.
+  // Images and Plotly follow this script, so that the table is shown first.
   const loaded = (work) => document.readyState === "complete" ? work() : addEventListener("load", work);
   const waiting = new Map();
   const observer = new IntersectionObserver((entries) => entries.filter((e) => e.isIntersecting).forEach((e) => { observer.unobserve(e.target); waiting.get(e.target)(); }), { rootMargin: "400px" });
@@ -199,9 +199,9 @@
   const kinds = [...new Set(data.series.flatMap((s) => Object.keys(s.y)))].sort((a, b) => a.startsWith("train/") - b.startsWith("train/") || a.localeCompare(b));
   let along = () => "images";
   const lines = (name, series, label) => {
-    const told = new Set();
+    const labelled = new Set();
     return series.filter((s) => s.y[name]).map((s) => {
-      const first = !told.has(s.label); told.add(s.label);
+      const first = !labelled.has(s.label); labelled.add(s.label);
       return { x: s.x[s.y[name].k][along()], y: s.y[name].v, mode: "lines" + (s.y[name].v.length < 8 ? "+markers" : ""), line: { color: label ? undefined : colour(s.model), width: 1.4 }, name: plain(label || s.label), legendgroup: s.label, showlegend: first,
         hovertemplate: `${plain(label || s.label)}, seed ${plain(s.seed)}<br>%{x:.4g}: %{y:.5g}<extra></extra>` };
     });
