@@ -83,42 +83,16 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
     Raises:
         UsageError: naming the invalid key.
     """
-    import torch
-
-    from genzoo.data.loader import Batches
     from genzoo.evaluation.density import check_settings
     from genzoo.evaluation.scores import pick_network
     from genzoo.evaluation.settings import EvalData, EvalSettings
     from genzoo.event import EventSpec
-    from genzoo.loading import PARENTS, check_sampler, with_parents
-    from genzoo.model import GenerativeModel
-    from genzoo.numerics.precision import deterministic
-    from genzoo.numerics.random import reseed, seed_of
     from genzoo.training.budget import Budget
 
     make = functools.partial(build, trusted=old is None, trust=trust)
-    settings, seed = TrainerSettings(**config["trainer"]), config["seed"]
-    threads = settings.threads or threads_of_each(settings.devices)
-    if old:  # bounded, since the status is untrusted
-        threads = min(checked_status(old).get("threads") or threads, os.cpu_count() or 1)
-    torch.set_num_threads(threads)
-    device = pick_device(settings.accelerator, "trainer.accelerator")
-    check_processes(settings, device)
-    precision = config["trainer"]["precision"] = pick_precision(settings.precision, device)
-    deterministic(settings.deterministic)
-
-    torch.manual_seed(seed_of("weights", seed))
-    reseed(torch.default_generator, "weights", seed)  # manual_seed uses only 32 bits on a CPU
-    data = None
-    if old is None:
-        data = describe_model(config, make)
-    described, parents = with_parents(config["model"], "model", make, old.path / PARENTS if old else None)
-    model = make(described, "model")
-    if not isinstance(model, GenerativeModel):
-        raise UsageError(f"model._target_={config['model'].get('_target_')}: is not a GenerativeModel")
-    if old:
-        check_parents(old, model, parents)
-    check_sampler(model)
+    settings = TrainerSettings(**config["trainer"])
+    device = _configure_machine(config, settings, old)
+    model, parents, data = _build_model(config, make, old)
     learning_rate = make(settings.learning_rate, "trainer.learning_rate")
     metrics = EvalSettings(**config["metrics"])
     check_settings(model, metrics)
@@ -137,29 +111,92 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
     network = network or pick()  # the default network is optional
     check_optimizer(optimizer)  # torch imports its compiler for the first step, which takes seconds
     eval_data = EvalData(data, config["data"]["name"], config["data"]["flip"])
+    settings = TrainerSettings(**config["trainer"])  # with the precision of this machine
+    module = _build_module(model, eval_data, optimizer, budget, learning_rate, settings, config["seed"], device)
+    return Parts(module, eval_data, metrics, network, logger_factory, device, parents)
 
+
+def _configure_machine(config: dict[str, Any], settings: TrainerSettings, old: Run | None) -> str:
+    """Set threads and determinism, write the precision into the configuration, and return the device."""
+    import torch
+
+    from genzoo.numerics.precision import deterministic
+
+    threads = settings.threads or threads_of_each(settings.devices)
+    if old:  # bounded, since the status is untrusted
+        threads = min(checked_status(old).get("threads") or threads, os.cpu_count() or 1)
+    torch.set_num_threads(threads)
+    device = pick_device(settings.accelerator, "trainer.accelerator")
+    check_processes(settings, device)
+    config["trainer"]["precision"] = pick_precision(settings.precision, device)
+    deterministic(settings.deterministic)
+    return device
+
+
+def _build_model(config: dict[str, Any], make: Callable[..., Any], old: Run | None) -> tuple[Any, dict[str, Any], Any]:
+    """Build the model with the initial weights of the seed.
+
+    Returns:
+        The model, the finished models that it is trained from, and the data if they had to be loaded for it.
+
+    Raises:
+        UsageError, RunError: naming the invalid key or file.
+    """
+    import torch
+
+    from genzoo.loading import PARENTS, check_sampler, with_parents
+    from genzoo.model import GenerativeModel
+    from genzoo.numerics.random import reseed, seed_of
+
+    torch.manual_seed(seed_of("weights", config["seed"]))
+    reseed(torch.default_generator, "weights", config["seed"])  # manual_seed uses only 32 bits on a CPU
+    data = describe_model(config, make) if old is None else None
+    described, parents = with_parents(config["model"], "model", make, old.path / PARENTS if old else None)
+    model = make(described, "model")
+    if not isinstance(model, GenerativeModel):
+        raise UsageError(f"model._target_={config['model'].get('_target_')}: is not a GenerativeModel")
+    if old:
+        check_parents(old, model, parents)
+    check_sampler(model)
+    return model, parents, data
+
+
+def _build_module(
+    model: Any,
+    eval_data: Any,
+    optimizer: Any,
+    budget: Any,
+    learning_rate: Any,
+    settings: TrainerSettings,
+    seed: int,
+    device: str,
+) -> Any:
+    """Build the module that trains the model, in its precision and memory format."""
+    import torch
+
+    from genzoo.data.loader import Batches
     from genzoo.training.module import GenerativeModule
 
-    if data.train.y is not None:
-        model.conditioner.fit(data.train.y)
-    if precision == "64-true":
+    train = eval_data.data.train
+    if train.y is not None:
+        model.conditioner.fit(train.y)
+    if settings.precision == "64-true":
         model.double()
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)
-    module = GenerativeModule(
+    return GenerativeModule(
         model,
         optimizer,
-        Batches(data.train, settings.batch_size, seed, eval_data.flip, workers=settings.workers),
+        Batches(train, settings.batch_size, seed, eval_data.flip, workers=settings.workers),
         budget,
         learning_rate,
         ema_half_life=settings.ema_half_life,
         clip=settings.clip,
         seed=seed,
-        scaler=torch.amp.GradScaler(device) if precision == "16-mixed" else None,
+        scaler=torch.amp.GradScaler(device) if settings.precision == "16-mixed" else None,
         compiled=settings.compile,
         channels_last=settings.channels_last,
     )
-    return Parts(module, eval_data, metrics, network, logger_factory, device, parents)
 
 
 def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: Sequence[str] = ()) -> Path | None:
