@@ -109,7 +109,7 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "vae-gaussian": ("vae", ALL, (f"{LIKELIHOOD}gaussian", "model.beta=0.5")),
     "vae-per_element": ("vae", ALL, (f"{LIKELIHOOD}gaussian", "+model.likelihood.per_element=true")),
     "vae-categorical": ("vae", IMAGES, (f"{LIKELIHOOD}categorical",)),
-    "vae-mixture": ("vae", POINTS, (f"{LIKELIHOOD}gaussian_mixture", "~model.likelihood.log_var")),
+    "vae-mixture": ("vae", POINTS, (f"{LIKELIHOOD}gaussian_mixture",)),
     "vae-logistic_mixture": ("vae", IMAGES, (f"{LIKELIHOOD}logistic_mixture",)),
     "vae-bernoulli": ("vae", IMAGES, (f"{LIKELIHOOD}bernoulli", "data.levels=2")),
     "hvae": ("hvae", ALL, ("model.free_bits=0.55", "model.warmup=40")),
@@ -451,10 +451,10 @@ def tensors(module: GenerativeModule) -> dict[str, Tensor]:
     """List what a training has left: weights, averages, optimisers and records."""
     found = {f"weights.{name}": value for name, value in module.model.state_dict().items()}
     found |= {f"average.{name}": value for name, value in module.ema.model.state_dict().items()}
-    for i, player in enumerate(module._every_player()):
+    for i, player in enumerate(module.every_player()):
         for j, own in player.optimizer.state_dict()["state"].items():
             found |= {f"optimizer{i}.{j}.{name}": value for name, value in own.items()}
-    return {name: value.clone() for name, value in (found | module.window.state_dict()).items()}
+    return {name: value.clone() for name, value in (found | module.progress.window.state_dict()).items()}
 
 
 @over(SOME)

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import itertools
 import signal
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,9 +102,21 @@ class Batches:
         if self._latest is None or self._latest[0] != step:
             if self._ahead is None or self._latest is None or self._latest[0] != step - 1:
                 self._ahead = self._prefetched(step)
-            self._latest = step, next(self._ahead)
+            self._latest = step, self._next(self._ahead)
         x, y = self._latest[1]
         return x.to(self.device, non_blocking=True), None if y is None else y.to(self.device, non_blocking=True)
+
+    @staticmethod
+    def _next(ahead: Any) -> Batch:
+        """Receive a batch, with one kind of error for a worker that died before and while it sent the batch."""
+        try:
+            return next(ahead)
+        except (ConnectionResetError, ConnectionRefusedError, EOFError, FileNotFoundError) as error:
+            time.sleep(0.1)  # until the system has noted its end
+            dead = [str(worker.pid) for worker in ahead._workers if not worker.is_alive()]
+            raise RuntimeError(
+                f"DataLoader worker (pid {', '.join(dead)}) died while sending a batch: {error}"
+            ) from error
 
     def _prefetched(self, step: int) -> Iterator[Batch]:
         """Start loader workers at ``step``."""

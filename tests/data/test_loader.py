@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import types
 
 import pytest
 import torch
@@ -113,3 +114,20 @@ def test_moving_the_data_changes_no_batch():
 def test_an_empty_batch_is_refused(batch_size):
     with pytest.raises(ValueError, match=f"at least 1, not {batch_size}"):
         Batches(numbered(3), batch_size, seed=0)
+
+
+@pytest.mark.parametrize("cause", [ConnectionResetError(104, "reset"), EOFError(), FileNotFoundError(2, "no socket")])
+def test_a_worker_that_dies_while_it_sends_a_batch_is_named_like_one_that_died_before(cause):
+    class Broken:
+        _workers = (
+            types.SimpleNamespace(pid=7, is_alive=lambda: True),
+            types.SimpleNamespace(pid=8, is_alive=lambda: False),
+        )
+
+        def __next__(self):
+            raise cause
+
+    batches = Batches(Split(torch.zeros(8, 2), None), 4, seed=0, workers=2)
+    batches._prefetched = lambda step: Broken()
+    with pytest.raises(RuntimeError, match=r"^DataLoader worker \(pid 8\) died while sending a batch"):
+        batches(0)
