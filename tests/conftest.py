@@ -19,12 +19,38 @@ from genzoo.config.paths import CONF
 
 torch.set_num_threads(1)
 
+# Files that take half a minute and more, the slowest first: processes that share the files then end together.
+SLOW_FILES = (
+    "test_resume.py", "test_processes.py", "test_interface.py", "test_compare.py", "test_pretended_gpu.py",
+    "test_crossings.py", "test_page.py", "test_loggers.py", "test_evaluate.py", "test_hostile_files.py",
+)  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let pytest-xdist keep the order of the files, instead of beginning with those that have most tests."""
+    if config.pluginmanager.hasplugin("xdist"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slow files, and keep the order within each."""
+    order = {name: place for place, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep statistics and downloads of the tests away from the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GENZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_package() -> Iterator[None]:
+    """Let child processes import the package beside these tests, wherever another one is installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(CONF.parent), os.environ.get("PYTHONPATH")])))
         yield
 
 
