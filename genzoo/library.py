@@ -54,7 +54,7 @@ def train(
     data: Data = "digits",
     *,
     y: Any = None,
-    conditional: bool = False,
+    conditional: bool | None = None,
     budget: str | Mapping[str, float] | None = None,
     seed: int = 0,
     outputs: str | os.PathLike[str] = "outputs",
@@ -74,7 +74,7 @@ def train(
         data: images or vectors as an array or tensor, see ``genzoo.data.from_arrays.as_examples``; a torch ``Dataset`` of ``x``
             or ``(x, y)``; a folder of pictures; or a file of ``conf/data``, such as "fashion_mnist".
         y: conditions of an array: classes as integers (N,), other conditions as floats (N, d).
-        conditional: whether the model is conditioned on the data's conditions.
+        conditional: whether the model is conditioned on the data's conditions; by default where ``y`` is given.
         budget: a file of ``conf/budget``, or limits: ``{"seconds": 60}``, ``{"images": 1e6}``, ``{"flops": 1e15}``.
         seed: of weights, order and noise.
         outputs: folder of run directories.
@@ -88,6 +88,8 @@ def train(
         ValueError: with a one-line message, for invalid arguments; nothing is written then.
     """
     words = [f"model={model}", *_data_overrides(data, y, Path(outputs), test_fraction), f"seed={seed}"]
+    if conditional is None:
+        conditional = y is not None
     words += [f"outputs={_quoted(outputs)}", *(["data.conditional=true"] if conditional else [])]
     if isinstance(budget, str):
         words.append(f"budget={budget}")

@@ -100,3 +100,14 @@ def test_a_limit_is_not_rounded():
         "budget.seconds=1234567.5",
         f"budget.flops={10**15}",
     ]
+
+
+def test_conditions_that_are_given_condition_the_model_unless_said_otherwise(tmp_path):
+    x = np.random.default_rng(0).normal(size=(120, 3)).astype(np.float32)
+    y = np.arange(120) % 3
+    words = ["trainer.threads=1", "metrics.n=0", "metrics.events=4", "model.couplings=1", "model.network.width=4"]
+    for conditional, expected in ((None, ClassLabels(3)), (False, None)):
+        run = genzoo.train(
+            "realnvp", x, y=y, conditional=conditional, budget={"images": 64}, outputs=tmp_path, overrides=words
+        )
+        assert genzoo.load(run.path).condition == expected

@@ -178,8 +178,6 @@ def _build_module(
     from genzoo.training.module import GenerativeModule
 
     train = eval_data.data.train
-    if train.y is not None:
-        model.conditioner.fit(train.y)
     if settings.precision == "64-true":
         model.double()
     if settings.channels_last:

@@ -111,7 +111,7 @@ class TrainingLoop:
         if clip is not None and clip <= 0:
             raise ValueError(f"clip must be positive, or null for none, not {clip}")
         if model.condition and batches.y is not None:
-            model.conditioner.check(batches.y, len(batches.y))  # once, on the host: no step on a GPU reads their values
+            model.conditioner.fit(batches.y)  # which checks all values once, on the host: no step on a GPU reads them
         self.model = model
         self.batches = batches
         self.budget = budget

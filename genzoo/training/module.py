@@ -91,8 +91,6 @@ class GenerativeModule(TrainingLoop, pl.LightningModule):
                 raise ValueError("data: give a data set, or batches")
             train, self._validation = _held_out(_training_split(data, model), val_fraction, seed)
             batches = Batches(train, min(batch_size, len(train.x)), seed)
-            if train.y is not None and model.condition:
-                model.conditioner.fit(train.y)
         optimizer = optimizer or functools.partial(torch.optim.Adam, lr=1e-3)
         loop = {"seed": seed, "compiled": compiled, **settings}
         TrainingLoop.__init__(self, model, optimizer, batches, budget, learning_rate, **loop)

@@ -729,3 +729,10 @@ def test_the_scale_goes_on_where_a_run_does():
     assert torch.equal(module.model.mean, other.model.mean) and module.progress.skipped == other.progress.skipped > 0
     assert module.scaler is not None and other.scaler is not None
     assert module.scaler.get_scale() == other.scaler.get_scale()
+
+
+def test_a_loop_fits_the_distribution_of_conditions_to_its_data():
+    model = VAE((2,), ClassLabels(3), encoder=small, decoder=small, likelihood=Gaussian(), latent_dim=2)
+    y = torch.tensor([0, 0, 0, 1])
+    TrainingLoop(model, ADAM, Batches(Split(torch.zeros(4, 2), y), 4, seed=0), Budget(images=4))
+    assert model.conditioner.probs.tolist() == [0.75, 0.25, 0.0]
