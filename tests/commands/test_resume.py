@@ -411,7 +411,8 @@ def test_a_signal_is_kept_while_it_would_harm_and_a_second_is_not():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_closed_terminal_is_heard_once_however_often_it_is_said():
+def test_a_closed_terminal_is_heard_once_however_often_it_is_said(monkeypatch):
+    monkeypatch.setattr(stopping, "REPEATED", 0.0)  # however far apart
     with Signals() as signals:
         with pytest.raises(Stopped) as stopped, signals.held():
             for number in (signal.SIGHUP, signal.SIGHUP):  # of the kernel and of the shell
