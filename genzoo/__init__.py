@@ -6,6 +6,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from genzoo.api import compare as compare
+    from genzoo.api import evaluate as evaluate
+    from genzoo.api import sample as sample
+    from genzoo.api import train as train
     from genzoo.conditions import ClassLabels as ClassLabels
     from genzoo.conditions import Image as Image
     from genzoo.conditions import Tokens as Tokens
@@ -26,20 +30,16 @@ if TYPE_CHECKING:
     from genzoo.families.score_sde import ScoreSDE as ScoreSDE
     from genzoo.families.vae import VAE as VAE
     from genzoo.families.vqvae import VQVAE as VQVAE
-    from genzoo.library import compare as compare
-    from genzoo.library import evaluate as evaluate
-    from genzoo.library import sample as sample
-    from genzoo.library import train as train
     from genzoo.loading import load as load
 
 __version__ = "0.1.0"
 
 # Names are imported lazily, so that `python -m genzoo --help` does not import torch.
 _HOME = {
-    "train": "genzoo.library",
-    "sample": "genzoo.library",
-    "evaluate": "genzoo.library",
-    "compare": "genzoo.library",
+    "train": "genzoo.api",
+    "sample": "genzoo.api",
+    "evaluate": "genzoo.api",
+    "compare": "genzoo.api",
     "EventSpec": "genzoo.event",
     "ClassLabels": "genzoo.conditions",
     "Image": "genzoo.conditions",

@@ -62,10 +62,10 @@ LAYERS: dict[str, set[str]] = {
 EVERYTHING = set(LAYERS) - {"families"}  # families are named by configurations alone
 LAYERS |= {
     "jobs": EVERYTHING,
-    "library": EVERYTHING | {"jobs"},
+    "api": EVERYTHING | {"jobs"},
     "cli": EVERYTHING | {"jobs"},
     "__main__": {"cli", "config", "console", "environment", "errors", "jobs", "runs", "training"},
-    "__init__": {"conditions", "event", "families", "library", "loading"},  # names, resolved on first use
+    "__init__": {"conditions", "event", "families", "api", "loading"},  # names, resolved on first use
 }
 # Packages that only some layers may know of.
 CONFINED = {

@@ -1,4 +1,4 @@
-"""What runs write is what the catalogue declares, and no more; names are told apart, and reports follow it."""
+"""Runs write exactly the metrics that the catalogue declares, under distinct names, and reports use its units."""
 
 from __future__ import annotations
 

@@ -267,7 +267,7 @@ def test_each_condition_has_its_own_features_and_so_has_the_null_value(condition
     apart = torch.cdist(out, out).detach() + torch.eye(len(y))
     assert float(apart.min()) > 1e-3
     alone = embedding((y if condition.dtype else y.double())[1:3])
-    torch.testing.assert_close(out[1:3], alone, rtol=1e-12, atol=1e-12)  # one row sees no other
+    torch.testing.assert_close(out[1:3], alone, rtol=1e-12, atol=1e-12)  # rows are independent
 
 
 @every

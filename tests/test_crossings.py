@@ -66,7 +66,7 @@ ALL, IMAGES, POINTS = tuple(KINDS), ("grey", "colour"), ("points",)
 
 NETWORK, LIKELIHOOD, SCHEDULE = "network@model.network=", "likelihood@model.likelihood=", "schedule@model.schedule="
 TEACHER, CODEC = "teacher of reflow", "finished codec"
-# What each family may be told, and for which kinds of data.
+# The options of each family, and the kinds of data that they apply to.
 OPTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "autoregressive": ("autoregressive", ALL, ()),
     "autoregressive-patch": ("autoregressive", IMAGES, ("model.patch=2",)),
@@ -335,7 +335,7 @@ LAWS: dict[str, tuple[Likelihood, int]] = {  # and how many channels they are tr
 
 @pytest.mark.parametrize("name", LAWS)
 def test_a_gradient_leads_back_a_scale_beyond_its_bound(name):
-    """Data that lie far from where a narrow law says must widen it, in every pixel."""
+    """Data far from a narrow distribution must widen it, in every pixel."""
     likelihood, channels = LAWS[name]
     shape = (channels, 4, 4) if channels else (3,)
     x = torch.rand(5, *shape, generator=generator("far")).double()
@@ -558,7 +558,7 @@ def test_a_critic_learns_while_its_generator_stands_still(names):
 
 
 RANKS, SHARE = 2, 6
-SHARED = [  # spectral norm, which sees no batch, cannot be pickled
+SHARED = [  # modules with spectral norm, which is independent of the batch, cannot be pickled
     (option, kinds[i % len(kinds)], "vectors" if i % 3 == 2 else "classes")
     for i, (option, (_, kinds, _)) in enumerate(OPTIONS.items())
     if option != "gan-resnet"

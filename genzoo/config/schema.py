@@ -199,7 +199,7 @@ class Data(Section):
 
 
 class Metrics(Section):
-    n: Samples | None  # of which genzoo.metrics.sample_size.check_sample_size knows more
+    n: Samples | None  # see also genzoo.metrics.sample_size.check_sample_size
     events: Positive | None
     num_samples: Count | None
     batch_size: Count

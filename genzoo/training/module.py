@@ -211,7 +211,7 @@ class GenerativeModule(TrainingLoop, pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load the averaged weights, and keep the progress until a Trainer that trains has set up the devices."""
         self._checkpoint = checkpoint.get("genzoo")
-        if self._checkpoint is not None:  # a validation, and whoever loads the module to sample, has nothing else
+        if self._checkpoint is not None:  # validation and sampling of a loaded module use these weights without a fit
             self.ema.model.load_state_dict(self._checkpoint["ema"])
 
     def configure_optimizers(self) -> Any:

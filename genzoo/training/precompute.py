@@ -47,7 +47,7 @@ def take_precomputed(module: GenerativeModule, run: Run) -> None:
 
 
 class Precompute(pl.Callback):
-    """Computes what losses read before the clock starts, and keeps it in the run; the status says how long that took.
+    """Precomputes the inputs of losses before the clock starts and stores them in the run; the status records the seconds.
 
     Args:
         run: where it is kept; None in a process that is not the first.

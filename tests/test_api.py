@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 import genzoo
+from genzoo.api import _budget_overrides
 from genzoo.conditions import ClassLabels
 from genzoo.families.vae import VAE
-from genzoo.library import _budget_overrides
 
 
 @pytest.fixture(scope="module")
