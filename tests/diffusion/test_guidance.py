@@ -17,6 +17,7 @@ from genzoo.diffusion.schedules import EDMSchedule, VPSchedule
 from genzoo.families.ddpm import DDPM
 from genzoo.families.flow_matching import FlowMatching
 from tests.exact import ExactDenoiser, GaussianDenoiser, moments
+from tests.test_interface import every
 
 EDM = EDMSchedule()
 T = float(EDM.at(torch.ones(())).sigma) ** 2  # variance of the noise at the end of the path
@@ -157,3 +158,18 @@ def test_what_cannot_be_guided_is_refused():
         assert ClassifierFreeGuidance(family((2,), ClassLabels(3), condition_dropout=0.1), 2.0).evaluations == 1
     with pytest.raises(ValueError, match="differ"):
         AutoGuidance(both, plain, 2.0)
+
+
+@every(Denoiser, conditional=True)
+def test_every_conditional_denoiser_is_guided_on_points_and_images(case):
+    model = case.model()
+    y, rng = torch.arange(4) % model.condition.n, torch.Generator()
+    sampler = Heun(steps=3)
+    plain = sampler(model, 4, y, rng.manual_seed(0))
+    same = sampler(ClassifierFreeGuidance(model, 1.0), 4, y, rng.manual_seed(0))
+    assert torch.equal(plain.x, same.x) and plain.nfe == same.nfe
+    guided = sampler(ClassifierFreeGuidance(model, 3.0), 4, y, rng.manual_seed(0))
+    assert guided.nfe == 2 * plain.nfe and bool(guided.x.isfinite().all()) and not torch.equal(plain.x, guided.x)
+    t = torch.full((4,), 0.5)
+    c, u = (model.predict(plain.x, t, condition).mean for condition in (y, None))
+    torch.testing.assert_close(ClassifierFreeGuidance(model, 3.0).predict(plain.x, t, y).mean, 3 * c - 2 * u)
