@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import os
 import sys
 import tempfile
@@ -222,19 +223,10 @@ def run(verb: str, config: dict, choices: dict[str, str]) -> None:
         from genzoo.jobs.train import train
 
         train(config, choices)
-    elif verb == "sample":
-        from genzoo.cli.sample import sample
-
-        with writing(Path(config["out"])):
-            sample(config)
-    elif verb == "compare":
-        from genzoo.cli.compare import compare
-
-        compare(config)
-    else:
-        from genzoo.cli.evaluate import evaluate
-
-        evaluate(config)
+        return
+    command = getattr(importlib.import_module(f"genzoo.cli.{verb}"), verb)
+    with writing(Path(config["out"])) if config.get("out") else contextlib.nullcontext():
+        command(config)
 
 
 def attempt(work: Callable[..., None], *arguments: Any) -> tuple[str, int] | None:

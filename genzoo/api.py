@@ -38,7 +38,7 @@ from genzoo.evaluation.scores import Trained, evaluate_model, pick_network
 from genzoo.evaluation.settings import EvalData, EvalSettings
 from genzoo.event import EventSpec
 from genzoo.jobs.train import train as train_config
-from genzoo.labels import class_names, class_number
+from genzoo.labels import class_names, class_numbers
 from genzoo.loading import load
 from genzoo.model import GenerativeModel
 from genzoo.numerics.precision import full_float32
@@ -106,7 +106,7 @@ def sample(
     run: Run | str | os.PathLike[str] | GenerativeModel,
     n: int = 64,
     *,
-    label: int | str | None = None,
+    label: int | str | Sequence[int | str] | None = None,
     y: Any = None,
     seed: int = 0,
     batch_size: int = 64,
@@ -121,8 +121,8 @@ def sample(
 
     Args:
         run: a run directory, or a model.
-        n: number of samples.
-        label: class of all samples, by number or by name.
+        n: number of samples, of each class where ``label`` lists several.
+        label: class of all samples, by number or by name; a list of classes, or a range such as "0-9".
         y: conditions as a tensor or an array, (n, *condition.shape); not with ``label``.
         seed: of all noise.
         batch_size: samples drawn at once; does not change the samples.
@@ -144,8 +144,9 @@ def sample(
             raise UsageError("label, y: pass only one of the two")
         classes = model.condition.n if isinstance(model.condition, ClassLabels) else 0
         names = [] if isinstance(run, GenerativeModel) else class_names(str(_path(run)))
-        number = class_number(label, classes, names)
-        y = torch.full((n,), number)
+        labels = class_numbers(label, classes, names)
+        y = torch.tensor(labels).repeat_interleave(n)
+        n *= len(labels)
     if y is not None:
         y = torch.as_tensor(y)
         y = y if y.is_floating_point() else y.long()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 
 from genzoo.errors import UsageError, nearest
@@ -13,6 +14,36 @@ def class_names(run: str) -> list[str]:
     """Class names of an (untrusted) run; empty if not stored."""
     names = Run(run).status.get("classes")
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
+
+
+def class_numbers(labels: int | str | Sequence[int | str], num_classes: int, names: Sequence[str]) -> list[int]:
+    """Return the indices of one or several classes.
+
+    Args:
+        labels: one index or name, a list of them, or a range of indices such as "0-9", both ends included.
+        num_classes, names: as in ``class_number``.
+
+    Raises:
+        UsageError: for an unknown label, an empty list or range, and a class that occurs twice.
+    """
+    listed = [labels] if isinstance(labels, int | str) else labels
+    found: list[int] = []
+    for label in listed:
+        ends = re.fullmatch(r"(\d{1,9})-(\d{1,9})", label) if isinstance(label, str) and label not in names else None
+        if ends is None:
+            found.append(class_number(label, num_classes, names))
+            continue
+        first, last = int(ends[1]), int(ends[2])
+        if first > last:
+            raise UsageError(f"label={label}: the first class of a range must not exceed the last")
+        if last >= num_classes:
+            class_number(last, num_classes, [])  # raises
+        found.extend(range(first, last + 1))
+    if not found:
+        raise UsageError("label=[]: names no class")
+    if twice := sorted({label for label in found if found.count(label) > 1}):
+        raise UsageError(f"label={labels}: class {names[twice[0]] if names else twice[0]} occurs twice")
+    return found
 
 
 def class_number(label: int | str, num_classes: int, names: Sequence[str]) -> int:
@@ -29,7 +60,7 @@ def class_number(label: int | str, num_classes: int, names: Sequence[str]) -> in
         UsageError: for an unknown label, and for a number that is the index of one class and the name of another.
     """
     if not num_classes:
-        raise UsageError(f"label={label}: this model has no classes")
+        raise UsageError(f"label={label}: this model has no classes; train one with data.conditional=true")
     if isinstance(label, bool) or (not isinstance(label, str) and label < 0):
         raise UsageError(f"label={label}: classes are 0..{num_classes - 1}")
     names = names if len(names) == num_classes else []

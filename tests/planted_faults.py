@@ -731,14 +731,14 @@ FAULTS = [
     ),
     Fault(
         "folders of samples: what looks like a sample is deleted, whoever wrote it",
-        "cli/sample.py",
+        "cli/output.py",
         "if not (SAMPLE_NAME.fullmatch(path.name) and is_marked(path))]",
         "if not SAMPLE_NAME.fullmatch(path.name)]",
         "tests/commands/test_sample.py",
     ),
     Fault(
         "folders of samples: older ones stay",
-        "cli/sample.py",
+        "cli/output.py",
         "        for path in older_samples(out):\n            path.unlink()",
         "        older_samples(out)",
         "tests/commands/test_sample.py",

@@ -8,4 +8,4 @@ PACKAGE = Path(__file__).resolve().parent.parent
 
 
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
-VERBS = ("train", "sample", "evaluate", "compare")  # commands with a configuration of their own
+VERBS = tuple(sorted(path.stem for path in CONF.glob("*.yaml")))  # commands with a configuration of their own

@@ -47,6 +47,14 @@ def _is_class(value: Any) -> Any:
     return value
 
 
+def _are_classes(value: Any) -> Any:
+    if isinstance(value, list):
+        if any(item is None for item in value) or not 0 < len(value) <= 1000:
+            raise PydanticCustomError("class", "must list 1 to 1000 names or numbers of classes")
+        return [_is_class(item) for item in value]
+    return _is_class(value)
+
+
 def _names_a_class(node: dict[str, Any]) -> dict[str, Any]:
     if "_target_" not in node:
         raise PydanticCustomError("node", "has no class; set its _target_")
@@ -69,7 +77,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Place = Annotated[str, Field(min_length=1), AfterValidator(_is_path)]
 Name = Annotated[str, AfterValidator(_is_full_name)]
 Node = Annotated[dict[str, Any], AfterValidator(_names_a_class)]
-ClassOrNumber = Annotated[int | str | None, PlainValidator(_is_class)]
+Classes = Annotated[int | str | list[int | str] | None, PlainValidator(_are_classes)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -251,10 +259,10 @@ class Train(Section):
 class Sample(Section):
     sampler: Node | None = None
     run: Place
-    n: Annotated[int, Field(gt=0, le=2**24)]
+    n: Annotated[int, Field(gt=0, le=2**24)] | None
     out: Place
     seed: Seed
-    label: ClassOrNumber
+    label: Classes
     ema: bool
     batch_size: Count
     precision: Literal["32-true", "bf16-mixed"]

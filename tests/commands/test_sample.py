@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from genzoo import load
+from genzoo import sample as genzoo_sample
 from genzoo.errors import UsageError
 from genzoo.labels import class_number
 from genzoo.numerics.random import SampleStreams
@@ -187,3 +188,46 @@ def test_what_others_have_put_into_a_folder_is_never_replaced_nor_mixed_with_sam
     code, out, err = genzoo("sample", f"run={vae}", "n=2", "out=folder")
     assert (code, out, err.count("\n")) == (2, "", 1) and path.name in err and "choose a new or an empty folder" in err
     assert {file.name: file.is_file() and file.read_bytes() for file in Path("folder").iterdir()} == before
+
+
+def test_several_classes_are_drawn_a_row_each(ddpm):
+    Run(ddpm).update_status(classes=["zero", "one", "two", "three", "4", "5", "6", "7", "8", "9"])
+    listed = drawn(ddpm, "n=3", "label=[two,zero,7]")
+    with np.load("x.npz") as file:
+        assert file["y"].tolist() == [2, 2, 2, 0, 0, 0, 7, 7, 7]
+    expected = load(ddpm).sample(9, torch.tensor([2, 0, 7]).repeat_interleave(3), rng=SampleStreams(0, range(9))).x
+    np.testing.assert_array_equal(listed, bytes_of(expected))
+    assert genzoo("sample", f"run={ddpm}", "n=3", "label=[two,zero,7]", "out=grid.png").code == 0
+    grid = np.asarray(Image.open("grid.png"))
+    assert grid.shape == (3 * 58 + 2, 3 * 58 + 2)  # a row of three for each class
+    np.testing.assert_array_equal(grid[60:116:7, 2:58:7], listed[3, ..., 0])
+
+    drawn(ddpm, "label=3-5")  # 8 of each by default
+    with np.load("x.npz") as file:
+        assert file["y"].tolist() == [3] * 8 + [4] * 8 + [5] * 8
+    with np.load("x.npz") as file:
+        assert len(file["samples"]) == 24
+    drawn(ddpm, "label=3")
+    with np.load("x.npz") as file:
+        assert file["y"].tolist() == [3] * 64
+
+
+def test_the_library_draws_several_classes_as_the_command_does(ddpm):
+    x = genzoo_sample(ddpm, 2, label=[1, 4])
+    np.testing.assert_array_equal(bytes_of(x), drawn(ddpm, "n=2", "label=[1,4]"))
+    torch.testing.assert_close(genzoo_sample(ddpm, 1, label="8-9"), genzoo_sample(ddpm, 1, label=[8, 9]))
+
+
+@pytest.mark.parametrize(
+    ("label", "problem"),
+    [("0-10", "classes 0..9"), ("5-3", "must not exceed"), ("[1,1]", "occurs twice"), ("[]", "list 1 to 1000"),
+     ("[0-2,2]", "occurs twice"), ("[null]", "list 1 to 1000"), ("-3", "at least 0"), ("[true]", "name or the number")],
+)  # fmt: skip
+def test_lists_of_classes_that_cannot_be_are_refused_in_one_line(ddpm, label, problem):
+    code, out, err = genzoo("sample", f"run={ddpm}", "out=x.npz", f"label={label}")
+    assert (code, out, err.count("\n")) == (2, "", 1) and problem in err and not Path("x.npz").exists()
+
+
+def test_an_unconditional_model_has_no_classes(vae):
+    code, out, err = genzoo("sample", f"run={vae}", "out=x.npz", "label=0-9")
+    assert (code, out, err.count("\n")) == (2, "", 1) and "data.conditional=true" in err
