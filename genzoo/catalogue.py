@@ -55,6 +55,7 @@ MANIFOLD = "Kynkaanniemi et al. 2019, https://arxiv.org/abs/1904.06991"
 BALLS = "Naeem et al. 2020, https://arxiv.org/abs/2002.09797"
 ACCURACY = "Shmelkov, Schmid, Alahari 2018, https://arxiv.org/abs/1807.09499"
 PER_CLASS = "Miyato, Koyama 2018, https://arxiv.org/abs/1802.05637"
+GUIDED = "Dhariwal, Nichol 2021, https://arxiv.org/abs/2105.05233"
 SLICED = "Bonneel et al. 2015, https://doi.org/10.1007/s10851-014-0506-3"
 MMD = "Gretton et al. 2012, https://jmlr.org/papers/v13/gretton12a.html"
 AUTHENTIC = "Alaa et al. 2022, https://arxiv.org/abs/2102.08921"
@@ -174,6 +175,18 @@ METRICS = (
     Metric(
         "reconstruction/ssim", "SSIM of reconstructions", "1 is alike", "higher",
         "structural similarity of reconstructed test images", SSIM,
+    ),
+    Metric(
+        "classifier/accuracy", "accuracy", "share", "higher",
+        "fraction of test examples that a classifier of noisy data assigns to their class, without noise", GUIDED,
+    ),
+    Metric(
+        "classifier/accuracy_noisy", "accuracy on noisy data", "share", "higher",
+        "fraction of noisy test examples assigned to their class, at uniform angles of signal and noise", GUIDED,
+    ),
+    Metric(
+        "classifier/cross_entropy_noisy", "cross-entropy on noisy data", "nats", "lower",
+        "mean of -log p(y | x_t) over noisy test examples, at uniform angles of signal and noise", GUIDED,
     ),
     Metric(
         "sampling/samples_per_second", "samples per second", "samples/s", "higher",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,12 +14,32 @@ import torch
 from genzoo.config.instantiate import build
 from genzoo.devices import pick_device
 from genzoo.diffusion.denoiser import sampling_denoiser
+from genzoo.diffusion.guidance import AutoGuidance, ClassifierGuidance, NoisyClassifier, guide
 from genzoo.errors import BUILD_ERRORS, UsageError, misfit
-from genzoo.model import GenerativeModel, frozen
+from genzoo.model import GenerativeModel, TrainableModel, frozen
 from genzoo.runs import Run
 from genzoo.training.checkpoints import latest, load_file, load_weights
 
 PARENTS = "parents"  # folder of a run with the weights of finished models used in its training
+
+
+def load_trained(
+    run: Run | str | os.PathLike[str], *, ema: bool = True, device: str = "auto", trust: Sequence[str] = ()
+) -> TrainableModel:
+    """Load the model of a run directory, generative or a classifier; arguments as in ``load``.
+
+    Raises:
+        ValueError: with a one-line message, for an invalid run, damaged files, or untrusted classes.
+    """
+    opened = run if isinstance(run, Run) else Run(run)
+    config = opened.config.get("model")
+    if not isinstance(config, dict) or "_target_" not in config:
+        raise UsageError(f"{opened.path / 'config.yaml'}: has no model section")
+    model = build(config, "model", trusted=False, trust=trust)
+    if not isinstance(model, TrainableModel):
+        raise UsageError(f"{opened.path / 'config.yaml'}: model._target_={config['_target_']} is not a GenerativeModel")
+    load_weights(latest(opened.path), model, ema=ema)
+    return model.to(pick_device(device)).eval().requires_grad_(False)
 
 
 def load(
@@ -27,6 +48,7 @@ def load(
     ema: bool = True,
     device: str = "auto",
     sampler: dict[str, Any] | None = None,
+    guidance: dict[str, Any] | None = None,
     trust: Sequence[str] = (),
 ) -> GenerativeModel:
     """Load the model of a run directory, ready to sample from.
@@ -42,6 +64,7 @@ def load(
         ema: whether to load the EMA weights.
         device: "cpu", "cuda" or "auto".
         sampler: configuration that replaces the run's sampler, for a ``Denoiser``.
+        guidance: configuration of the guidance of its samples, a file of ``conf/guidance``; the guided model only samples.
         trust: allowed classes outside genzoo.
 
     Returns:
@@ -50,17 +73,55 @@ def load(
     Raises:
         ValueError: with a one-line message, for an invalid run, damaged files, or untrusted classes.
     """
-    opened = run if isinstance(run, Run) else Run(run)
-    config = opened.config.get("model")
-    if not isinstance(config, dict) or "_target_" not in config:
-        raise UsageError(f"{opened.path / 'config.yaml'}: has no model section")
-    model = build(config, "model", trusted=False, trust=trust)
+    return sampled_by(load_trained(run, ema=ema, device=device, trust=trust), sampler, guidance)
+
+
+def sampled_by(
+    model: TrainableModel, sampler: dict[str, Any] | None, guidance: dict[str, Any] | None
+) -> GenerativeModel:
+    """Return a model with the sampler and the guidance of a configuration, if any; arguments as in ``load``.
+
+    Raises:
+        UsageError: for a model without samples, or a sampler or guidance that does not fit it.
+    """
     if not isinstance(model, GenerativeModel):
-        raise UsageError(f"{opened.path / 'config.yaml'}: model._target_={config['_target_']} is not a GenerativeModel")
-    load_weights(latest(opened.path), model, ema=ema)
+        raise UsageError(f"run: {type(model).__name__} classifies and has no samples")
     if sampler is not None:
         set_sampler(model, sampler)
-    return model.to(pick_device(device)).eval().requires_grad_(False)
+    return model if guidance is None else guided(model, guidance)
+
+
+def guided(model: GenerativeModel, config: dict[str, Any]) -> GenerativeModel:
+    """Return a model whose samples are guided, by a configuration.
+
+    Raises:
+        UsageError: for a guidance that does not fit the model.
+    """
+    guidance = build(config, "guidance")
+    try:
+        return guide(model, guidance)
+    except BUILD_ERRORS as error:
+        raise misfit("guidance", error) from error
+
+
+def autoguidance(run: str | os.PathLike[str], scale: float, interval: tuple[float, float] | None = None) -> Any:
+    """Return the guidance by the model of a run, see ``genzoo.diffusion.guidance.AutoGuidance``."""
+    worse = load(run, device="cpu")
+    return functools.partial(AutoGuidance, worse=worse, scale=scale, interval=interval)
+
+
+def classifier_guidance(run: str | os.PathLike[str], scale: float, interval: tuple[float, float] | None = None) -> Any:
+    """Return the guidance by the classifier of a run, see ``genzoo.diffusion.guidance.ClassifierGuidance``.
+
+    Raises:
+        UsageError: for a run of another model.
+    """
+    classifier = load_trained(run, device="cpu")
+    if not isinstance(classifier, NoisyClassifier):
+        raise UsageError(
+            f"guidance.run={run}: {type(classifier).__name__} is no classifier: train model=noisy_classifier"
+        )
+    return functools.partial(ClassifierGuidance, classifier=classifier, scale=scale, interval=interval)
 
 
 LOAD, FROZEN = f"{load.__module__}.{load.__name__}", f"{frozen.__module__}.{frozen.__name__}"
@@ -144,8 +205,8 @@ def check_sampler(model: GenerativeModel) -> None:
     trial = copy.copy(sampler)
     trial.steps = sampler.steps and 2
     try:
-        next(sampler.iterate(denoiser, torch.zeros(1, *denoiser.event.shape), None, None))
+        next(sampler.iterate(denoiser, torch.zeros(1, *denoiser.event.shape, device=denoiser.device), None, None))
         with torch.no_grad():
-            trial(copy.deepcopy(denoiser).eval(), 1, None, torch.Generator())
+            trial(copy.deepcopy(denoiser).eval(), 1, None, torch.Generator(denoiser.device))
     except BUILD_ERRORS as error:
         raise misfit("sampler", error) from error

@@ -93,7 +93,7 @@ class Stage(NamedTuple):
     """One stage of a multi-stage training."""
 
     name: str
-    module: GenerativeModel  # the part that is trained
+    module: TrainableModel  # the part that is trained
     fraction: float  # of the training budget; the fractions of all stages sum to 1
 
 
@@ -112,8 +112,8 @@ class _EventFirst(ABCMeta):
         return super().__call__(*args, **kwargs)
 
 
-class GenerativeModel(nn.Module, ABC, metaclass=_EventFirst):
-    """A model that can be trained on data and sampled from.
+class TrainableModel(nn.Module, ABC, metaclass=_EventFirst):
+    """A model with a training loss on data.
 
     Args:
         event: shape and levels of the data; a shape with the keyword ``levels=`` is accepted too.
@@ -177,24 +177,6 @@ class GenerativeModel(nn.Module, ABC, metaclass=_EventFirst):
         """Compute the training loss, see ``loss``."""
 
     @torch.no_grad()
-    def sample(self, n: int, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Samples:
-        """Draw ``n`` events.
-
-        Args:
-            n: number of samples.
-            y: conditions, (n, *condition.shape); None to draw them from the training distribution.
-            rng: source of randomness.
-
-        Raises:
-            ValueError: for unexpected or out-of-domain conditions.
-        """
-        return self._sample(n, self.conditioner.draw(n, y, rng), rng)
-
-    @abstractmethod
-    def _sample(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
-        """Draw events, see ``sample``; without gradients."""
-
-    @torch.no_grad()
     def initialize(self, x: Tensor, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> None:
         """Data-dependent initialisation, such as of activation norms; called once, before the first step.
 
@@ -222,6 +204,28 @@ class GenerativeModel(nn.Module, ABC, metaclass=_EventFirst):
             Further terms to log, as in ``Loss``.
         """
         return {}
+
+
+class GenerativeModel(TrainableModel):
+    """A model that can be trained on data and sampled from."""
+
+    @torch.no_grad()
+    def sample(self, n: int, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Samples:
+        """Draw ``n`` events.
+
+        Args:
+            n: number of samples.
+            y: conditions, (n, *condition.shape); None to draw them from the training distribution.
+            rng: source of randomness.
+
+        Raises:
+            ValueError: for unexpected or out-of-domain conditions.
+        """
+        return self._sample(n, self.conditioner.draw(n, y, rng), rng)
+
+    @abstractmethod
+    def _sample(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
+        """Draw events, see ``sample``; without gradients."""
 
 
 class Density(GenerativeModel):
@@ -428,6 +432,26 @@ class Composite(GenerativeModel):
     """A model that maps samples of a prior, another generative model with an exchangeable sampler."""
 
     prior: GenerativeModel
+
+
+class LogitGuided(GenerativeModel):
+    """A model that draws values one by one from predicted probabilities, which guidance can sharpen.
+
+    Conditional log probabilities c and unconditional ones u are combined to ``u + s (c - u)``, and normalised.
+
+    References:
+        Gafni et al., "Make-A-Scene", 2022, https://arxiv.org/abs/2203.13131 (section 3.4).
+    """
+
+    guidance_scale: float = 1.0  # s; 1 for the model itself
+
+    @abstractmethod
+    def check_guidance(self) -> None:
+        """Check that the model can be guided.
+
+        Raises:
+            ValueError: for an unconditional model, one without dropped conditions, and values without probabilities.
+        """
 
 
 def frozen(model: GenerativeModel) -> GenerativeModel:

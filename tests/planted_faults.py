@@ -1610,8 +1610,8 @@ FAULTS = [
     Fault(
         "guidance: scales below one are taken for none",
         "diffusion/guidance.py",
-        "elif self.scale == 1.0:",
-        "elif self.scale <= 1.0:",
+        "return None if self.scale == 1.0 else self.scale",
+        "return None if self.scale <= 1.0 else self.scale",
         "tests/diffusion/test_guidance.py",
     ),
     Fault(

@@ -48,8 +48,9 @@ def evaluate(config: dict[str, Any]) -> None:
 def score_run(config: dict[str, Any]) -> None:
     """Score a run on its own data."""
     from genzoo.data import DataSet
-    from genzoo.loading import load
+    from genzoo.loading import load_trained, sampled_by
     from genzoo.metrics.sample_size import check_references
+    from genzoo.model import GenerativeModel
     from genzoo.runs import Run
 
     run = Run(config["run"])
@@ -74,8 +75,10 @@ def score_run(config: dict[str, Any]) -> None:
         raise UsageError(f"{run.path / 'config.yaml'}: {error}") from error
     device = pick_device(config["device"])
     sampler = config.get("sampler")
-    model = load(run.path, ema=config["ema"], device=device, sampler=sampler, trust=config["trust"])
-    options = EvalSettings(**settings)
+    model = load_trained(run.path, ema=config["ema"], device=device, trust=config["trust"])
+    if isinstance(model, GenerativeModel) or sampler or config.get("guidance"):
+        model = sampled_by(model, sampler, config.get("guidance"))
+    options = EvalSettings(**settings if isinstance(model, GenerativeModel) else {**settings, "n": 0})
     check_settings(model, options)
     network = pick_network(options, section["name"], EventSpec(section["shape"], section["levels"]), needed=True)
     data = build(section["source"], "data", trusted=False, trust=config["trust"])

@@ -30,6 +30,7 @@ def open_model(config: dict[str, Any]) -> GenerativeModel:
         ema=config["ema"],
         device=pick_device(config["device"]),
         sampler=config.get("sampler"),
+        guidance=config.get("guidance"),
         trust=config["trust"],
     )
 

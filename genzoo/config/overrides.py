@@ -84,3 +84,13 @@ def join_runs(verb: str, overrides: Sequence[str]) -> list[str]:
     """Parse ``compare runs=a,b`` as a list of folders, not as a sweep."""
     pattern = re.compile(r"^runs=([^\[{'\"]*,.*)$")
     return [pattern.sub(r"runs=[\1]", word) if verb == "compare" else word for word in overrides]
+
+
+def expand_guidance(overrides: Sequence[str]) -> list[str]:
+    """Write ``guidance=2.0`` and ``guidance=1,2``, scales of classifier-free guidance, in full."""
+    pattern = re.compile(r"^guidance=([-+]?[\d.][^=]*)$")
+    words: list[str] = []
+    for word in overrides:
+        found = pattern.match(word)
+        words += ["guidance=classifier_free", f"guidance.scale={found[1]}"] if found else [word]
+    return words

@@ -258,6 +258,7 @@ class Train(Section):
 
 class Sample(Section):
     sampler: Node | None = None
+    guidance: Node | None = None
     run: Place
     n: Annotated[int, Field(gt=0, le=2**24)] | None
     out: Place
@@ -273,6 +274,7 @@ class Sample(Section):
 
 class Evaluate(Section):
     sampler: Node | None = None
+    guidance: Node | None = None
     metrics: Metrics
     run: Place | None
     samples: Place | None
@@ -298,8 +300,9 @@ class Evaluate(Section):
         if self.samples is not None:
             if self.data is None:
                 raise ValueError("data is missing: set data=..., the reference of the samples")
-            if self.sampler is not None:
-                raise ValueError("sampler: the samples are already drawn; omit it")
+            for part in ("sampler", "guidance"):
+                if getattr(self, part) is not None:
+                    raise ValueError(f"{part}: the samples are already drawn; omit it")
         elif self.data is not None or self.out is not None:
             raise ValueError("data and out belong to samples=...; a run has its own data")
         return self

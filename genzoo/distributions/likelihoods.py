@@ -56,6 +56,42 @@ class Likelihood(nn.Module, ABC):
     def sample(self, params: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """Draw samples, (B, C, ...)."""
 
+    def next_log_probs(self, params: Tensor, before: Tensor) -> Tensor:
+        """Return the log probabilities of the levels of the next channel, given the channels before it.
+
+        Args:
+            params: (B, P, ...).
+            before: values of the preceding channels, (B, c, ...), c = 0 for the first.
+
+        Returns:
+            (B, K, ...).
+
+        Raises:
+            ValueError: for a density, whose values have no probabilities.
+        """
+        raise ValueError(f"{type(self).__name__} has no probabilities of levels")
+
+    def sample_guided(self, params: Tensor, reference: Tensor, scale: float, rng: torch.Generator | None) -> Tensor:
+        """Draw samples, (B, C, ...), with guided log probabilities, ``u + s (c - u)`` up to normalisation.
+
+        Args:
+            params: of the conditional distribution c, (B, P, ...).
+            reference: of the unconditional distribution u, (B, P, ...).
+            scale: s.
+            rng: source of randomness.
+
+        Raises:
+            ValueError: for a density.
+        """
+        u = rand((len(params), self.channels(params), *params.shape[2:]), rng=rng, device=params.device)
+        x = params[:, :0]
+        for c in range(u.shape[1]):
+            conditional, unconditional = (self.next_log_probs(p, x) for p in (params, reference))
+            k = _draw_index(unconditional + scale * (conditional - unconditional), u[:, c : c + 1])
+            assert self.levels is not None
+            x = torch.cat([x, bin_center(k, self.levels, params.dtype)], dim=1)
+        return x
+
     def check(self, levels: int | None) -> None:
         """Check the number of levels of the data; a density applies to any.
 
@@ -92,6 +128,11 @@ def _levels(levels: int | None) -> int:
 def _summed(log_p: Tensor) -> Tensor:
     """Sum over pixels, (B, ...) -> (B,); a vector is a single pixel without dimensions."""
     return log_p.reshape(len(log_p), math.prod(log_p.shape[1:])).sum(1)
+
+
+def _all_levels(levels: int, like: Tensor, dim: int = 1) -> Tensor:
+    """Return all levels along a dimension, (1, ..., K, ..., 1), to broadcast with a tensor."""
+    return torch.arange(levels, device=like.device).view([levels if i == dim else 1 for i in range(like.ndim)])
 
 
 def _draw_index(logits: Tensor, u: Tensor) -> Tensor:
@@ -185,6 +226,13 @@ class DiscretizedLogistic(Likelihood):
         )
         return log_density(log_mass.flatten(1).sum(1), log_mass[0].numel(), self.levels)
 
+    def next_log_probs(self, params: Tensor, before: Tensor) -> Tensor:
+        c = before.shape[1]
+        mean, log_scale = (part[:, c : c + 1] for part in _precise(params).chunk(2, dim=1))
+        return logistic_log_mass(
+            _all_levels(self.levels, mean), mean, projected_clamp(log_scale, LOG_SCALE_MIN), self.levels
+        )
+
     def mean(self, params: Tensor) -> Tensor:
         return to_bin_centers(params.chunk(2, dim=1)[0], self.levels)
 
@@ -233,6 +281,18 @@ class LogisticMixture(Likelihood):
         log_mass = (logits.squeeze(2).log_softmax(1) + log_mass).logsumexp(1)
         return log_density(_summed(log_mass), x[0].numel(), self.levels)
 
+    def next_log_probs(self, params: Tensor, before: Tensor) -> Tensor:
+        logits, mean, log_scale, coefficients = self._split(params)
+        before = before[:, None].to(mean.dtype)  # (B, 1, c, ...)
+        c, log_weights = before.shape[2], logits.squeeze(2).log_softmax(1)
+        for j in range(c):  # the preceding channels weight the components
+            k = quantize(before[:, :, j], self.levels)
+            located = _chained(mean, coefficients, before[:, :, :j])
+            log_weights = log_weights + logistic_log_mass(k, located, log_scale[:, :, j], self.levels)
+        mean, log_scale = _chained(mean, coefficients, before)[:, :, None], log_scale[:, :, c : c + 1]
+        log_mass = logistic_log_mass(_all_levels(self.levels, mean, 2), mean, log_scale, self.levels)
+        return (log_weights.log_softmax(1)[:, :, None] + log_mass).logsumexp(1)
+
     def mean(self, params: Tensor) -> Tensor:
         """Return the mean of the locations, an approximation that ignores discretisation and truncation."""
         logits, mean, _, coefficients = self._split(params)
@@ -275,6 +335,10 @@ class Bernoulli(Likelihood):
         sign = 2 * quantize(x, 2) - 1
         return log_density(F.logsigmoid(sign * _precise(params)).flatten(1).sum(1), x[0].numel(), 2)
 
+    def next_log_probs(self, params: Tensor, before: Tensor) -> Tensor:
+        logit = _precise(params)[:, before.shape[1]]
+        return torch.stack([F.logsigmoid(-logit), F.logsigmoid(logit)], dim=1)
+
     def mean(self, params: Tensor) -> Tensor:
         return to_bin_centers(0.5 * torch.tanh(params / 2), 2)
 
@@ -316,6 +380,10 @@ class Categorical(Likelihood):
         logits = torch.stack([_chained(logits, slopes, centre[:, :, :c]) for c in range(x.shape[1])], dim=2)
         log_mass = logits.log_softmax(1).gather(1, k)
         return log_density(log_mass.flatten(1).sum(1), x[0].numel(), self.levels)
+
+    def next_log_probs(self, params: Tensor, before: Tensor) -> Tensor:
+        logits, slopes = self._split(params)
+        return _chained(logits, slopes, before[:, None].to(logits.dtype)).log_softmax(1)
 
     def mean(self, params: Tensor) -> Tensor:
         """Return the mean of each channel given the means of the preceding ones."""

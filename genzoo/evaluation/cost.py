@@ -14,7 +14,7 @@ from genzoo.diffusion.denoiser import sampling_denoiser
 from genzoo.distributions.discretization import bin_center
 from genzoo.evaluation.records import to_record
 from genzoo.evaluation.settings import EvalSettings
-from genzoo.model import Density, GenerativeModel
+from genzoo.model import Density, GenerativeModel, TrainableModel
 from genzoo.numerics.random import SampleStreams
 from genzoo.training.flops import COUNTED
 
@@ -97,10 +97,18 @@ def cost(
     threads = None if model.device.type == "cuda" else torch.get_num_threads()
     machine = {"device": device_name(model.device), "threads": threads}
     protocol = {"batch": settings.throughput, **machine}
-    measured: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
+    measured = {
         "sampling/samples_per_second": (speed, protocol, {**setting, "nfe": nfe}),
         "sampling/nfe": (nfe, {}, setting),
-        "model/parameters": (sum(p.numel() for p in model.parameters()), {}, {}),
+    }
+    records = {name: to_record(name, value, None, how, made) for name, (value, how, made) in measured.items()}
+    return records | training_cost(model, status)
+
+
+def training_cost(model: TrainableModel, status: Mapping[str, Any]) -> dict[str, Any]:
+    """Report the size of a model and the cost of its training."""
+    measured: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
+        "model/parameters": (sum(p.numel() for p in model.parameters()), {}, {})
     }
     # Precomputation before the timed training, such as the pairs of a teacher.
     before = {name: status[name] for name in ("precompute_seconds",) if name in status}

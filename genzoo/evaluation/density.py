@@ -16,7 +16,7 @@ from genzoo.evaluation.samples import stored, subset
 from genzoo.evaluation.settings import EvalSettings
 from genzoo.metrics.likelihood import mean_and_stderr, score_log_prob
 from genzoo.metrics.reconstruction import reconstruction_error
-from genzoo.model import Bijective, Bound, Codec, Density, GenerativeModel, reconstruct
+from genzoo.model import Bijective, Bound, Codec, Density, TrainableModel, reconstruct
 
 
 def likelihood(model: Density, data: Any, settings: EvalSettings, setting: dict[str, Any]) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def reconstruction(model: Codec, data: Any, settings: EvalSettings, setting: dic
     }
 
 
-def check_settings(model: GenerativeModel, settings: EvalSettings) -> None:
+def check_settings(model: TrainableModel, settings: EvalSettings) -> None:
     """Evaluate the density of one dummy example, to fail early on invalid settings.
 
     Raises:

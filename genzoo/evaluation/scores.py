@@ -17,10 +17,11 @@ from genzoo.console import log_stderr, status_line
 from genzoo.distributions.discretization import to_bytes
 from genzoo.errors import UsageError
 from genzoo.evaluation import samples
-from genzoo.evaluation.cost import announce, cost, estimate
+from genzoo.evaluation.classification import classification
+from genzoo.evaluation.cost import announce, cost, estimate, training_cost
 from genzoo.evaluation.density import likelihood, reconstruction
 from genzoo.evaluation.records import saving, to_record
-from genzoo.evaluation.samplers import sampler_card, sampler_label, within_evaluations
+from genzoo.evaluation.samplers import guidance_card, sampler_card, sampler_label, within_evaluations
 from genzoo.evaluation.settings import EvalData, EvalSettings
 from genzoo.event import EventSpec
 from genzoo.metrics.features import (
@@ -34,7 +35,7 @@ from genzoo.metrics.features import (
 from genzoo.metrics.finite import NonFiniteError
 from genzoo.metrics.reference import reference
 from genzoo.metrics.sample_size import check_sample_size, small_splits
-from genzoo.model import Codec, Density, GenerativeModel
+from genzoo.model import Codec, Density, GenerativeModel, TrainableModel
 from genzoo.numerics.precision import full_float32
 from genzoo.numerics.random import SampleStreams
 from genzoo.runs import Run, now
@@ -73,7 +74,7 @@ class Trained(NamedTuple):
 
 
 def evaluate_model(
-    model: GenerativeModel,
+    model: TrainableModel,
     eval_data: EvalData,
     settings: EvalSettings,
     network: FeatureNetwork | None = None,
@@ -101,6 +102,11 @@ def evaluate_model(
     trained = trained or Trained()
     model.eval()
     setting = {**trained.setting, "seed": seed}
+    if not isinstance(model, GenerativeModel):
+        with full_float32():
+            metrics = classification(model, eval_data.data, settings, setting) | training_cost(model, trained.costs)
+        status_line("")
+        return {"scored": now(), "metrics": metrics, "warnings": []}
     with full_float32():
         limit = None if chosen else settings.max_nfe
         with within_evaluations(model, limit):
@@ -119,6 +125,8 @@ def evaluate_model(
                 )
                 note(warnings[0])
             setting |= {"sampler": sampler}
+            if guidance := guidance_card(model):
+                setting |= {"guidance": guidance}
             costs = cost(model, settings, setting, trained.costs)
             metrics |= costs
             if settings.n:
@@ -131,7 +139,7 @@ def evaluate_model(
 
 
 def evaluate_run(
-    model: GenerativeModel,
+    model: TrainableModel,
     eval_data: EvalData,
     run: Run,
     settings: EvalSettings,

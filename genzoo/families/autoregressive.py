@@ -31,12 +31,12 @@ from genzoo.conditions import Condition
 from genzoo.distributions.discretization import quantize, to_bin_centers
 from genzoo.distributions.likelihoods import Likelihood, default_pixel_likelihood
 from genzoo.event import EventSpec
-from genzoo.model import Bound, Density, LogProb, Loss, Samples
+from genzoo.model import Bound, Density, LogitGuided, LogProb, Loss, Samples
 from genzoo.nn import defaults
 from genzoo.nn.causal import CausalNetwork
 
 
-class Autoregressive(Density):
+class Autoregressive(Density, LogitGuided):
     """An autoregressive model in raster order.
 
     Args:
@@ -45,6 +45,7 @@ class Autoregressive(Density):
         event, condition: as in ``GenerativeModel``.
         inputs: encoding of the network's inputs: the "values" of the pixels, or their "classes", one-hot levels.
         patch: side of the blocks of an image that are modelled as one pixel.
+        condition_dropout: probability of replacing a condition by the null value in training, for classifier-free guidance.
 
     Raises:
         ValueError: for one-hot inputs of data without levels, and blocks that do not tile the image.
@@ -61,8 +62,9 @@ class Autoregressive(Density):
         likelihood: Callable[..., Likelihood] = default_pixel_likelihood,
         inputs: Literal["values", "classes"] = "values",
         patch: int = 1,
+        condition_dropout: float = 0.0,
     ):
-        super().__init__(event, condition)
+        super().__init__(event, condition, condition_dropout)
         if inputs not in ("values", "classes"):
             raise ValueError(f"inputs must be values or classes, not {inputs!r}")
         if inputs == "classes" and event.levels is None:
@@ -91,17 +93,39 @@ class Autoregressive(Density):
         return LogProb(self.likelihood.log_prob(params, pixels))
 
     def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
-        nll = -self._log_prob(x, y, 1, rng).value.mean()
+        nll = -self._log_prob(x, self.conditioner.drop(y, rng), 1, rng).value.mean()
         # In nats per dimension, so that one learning rate suits images of any size.
         return Loss(nll / self.dim, {"nll": nll.detach()})
 
+    def check_guidance(self) -> None:
+        if self.condition is None:
+            raise ValueError("guidance: the model is unconditional")
+        if not self.conditioner.dropout:
+            raise ValueError(
+                "guidance: the model was trained with model.condition_dropout=0 and has no unconditional part"
+            )
+        if self.likelihood.levels is None:
+            raise ValueError(f"guidance: {type(self.likelihood).__name__} has no logits, which need integer levels")
+
     def _sample(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
-        state = self.network.incremental(n, y)
+        """Draw pixel by pixel; with guidance, a second half of the batch has the null value."""
+        guided = self.guidance_scale != 1
+        if guided:
+            self.check_guidance()
+            assert self.condition is not None and y is not None
+            y = torch.cat([y, self.condition.null(y)])
+        passes = 2 if guided else 1
+        state = self.network.incremental(passes * n, y)
         _, H, W = self.raster
         pixels: list[Tensor] = []
         for i in range(H * W):
             with torch.inference_mode():  # reduces the overhead of many small steps
-                params = state.step(self._network_input(pixels[-1]) if i else None)
-            pixels.append(self.likelihood.sample(params.to(self.dtype), rng))
+                inputs = self._network_input(pixels[-1]) if i else None
+                params = state.step(inputs if inputs is None else inputs.repeat(passes, 1)).to(self.dtype)
+            if guided:
+                conditional, unconditional = params.chunk(2)
+                pixels.append(self.likelihood.sample_guided(conditional, unconditional, self.guidance_scale, rng))
+            else:
+                pixels.append(self.likelihood.sample(params, rng))
         x = torch.stack(pixels, dim=2).view(n, *self.raster)
-        return Samples(F.pixel_shuffle(x, self.patch).view(n, *self.shape), nfe=H * W)
+        return Samples(F.pixel_shuffle(x, self.patch).view(n, *self.shape), nfe=passes * H * W)

@@ -145,7 +145,7 @@ def _build_model(config: dict[str, Any], make: Callable[..., Any], old: Run | No
     import torch
 
     from genzoo.loading import PARENTS, check_sampler, with_parents
-    from genzoo.model import GenerativeModel
+    from genzoo.model import GenerativeModel, TrainableModel
     from genzoo.numerics.random import reseed, seed_of
 
     torch.manual_seed(seed_of("weights", config["seed"]))
@@ -153,11 +153,12 @@ def _build_model(config: dict[str, Any], make: Callable[..., Any], old: Run | No
     data = describe_model(config, make) if old is None else None
     described, parents = with_parents(config["model"], "model", make, old.path / PARENTS if old else None)
     model = make(described, "model")
-    if not isinstance(model, GenerativeModel):
+    if not isinstance(model, TrainableModel):
         raise UsageError(f"model._target_={config['model'].get('_target_')}: is not a GenerativeModel")
     if old:
         check_parents(old, model, parents)
-    check_sampler(model)
+    if isinstance(model, GenerativeModel):
+        check_sampler(model)
     return model, parents, data
 
 
@@ -291,21 +292,27 @@ def _fitting(parts: Parts, settings: TrainerSettings, seed: int, path: Path) -> 
         path: where files are written.
     """
     from genzoo.evaluation.scores import interim
+    from genzoo.model import GenerativeModel
     from genzoo.training.fit import fit
+
+    has_samples = isinstance(parts.module.model, GenerativeModel)
 
     def score(model: Any) -> dict[str, float | None]:
         with resources(path, parts.metrics.batch_size, "metrics.batch_size"):
             return interim(model, parts.eval_data, parts.metrics, settings.score_samples, parts.network, seed)
 
+    def draw(model: Any, picture: Path) -> None:
+        draw_grid(model, parts.eval_data.data, picture)
+
     return functools.partial(
         fit,
         parts.module,
-        draw=lambda model, picture: draw_grid(model, parts.eval_data.data, picture),
+        draw=draw if has_samples else None,
         grids=settings.grids,
         saves=settings.saves,
         save_seconds=settings.save_seconds,
         score=score,
-        scores=settings.scores,
+        scores=settings.scores if has_samples else 0,
         accelerator="gpu" if parts.device == "cuda" else "cpu",
         devices=settings.devices,
         nodes=settings.nodes,

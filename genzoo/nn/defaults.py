@@ -12,6 +12,7 @@ from torch import nn
 
 from genzoo.conditions import Condition
 from genzoo.nn.causal import CausalNetwork
+from genzoo.nn.classifier import TimeConvNet
 from genzoo.nn.dcgan import DCGANCritic, DCGANGenerator
 from genzoo.nn.grid import GridDecoder, GridEncoder
 from genzoo.nn.mlp import MLP, TimeMLP
@@ -52,6 +53,11 @@ def denoiser(in_shape: Shape, out_shape: Shape, condition: Condition | None = No
     if _is_image(in_shape):
         return UNet(in_shape, out_shape, condition, channels=32, multipliers=(1, 2))
     return TimeMLP(in_shape, out_shape, condition)
+
+
+def noisy_classifier(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> nn.Module:
+    """Build the network of a classifier of noisy data."""
+    return (TimeConvNet if _is_image(in_shape) else TimeMLP)(in_shape, out_shape, condition)
 
 
 def generator(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> nn.Module:

@@ -66,7 +66,7 @@ class GatedLayer(nn.Module):
         self.dropout = Dropout(dropout)
         self.out = nn.Conv2d(width, width, 1)
         self.residual = in_channels == width
-        self.embed_y = embed(condition, 4 * width)
+        self.embed_y = embed(condition, 4 * width, null=True)
 
     def embed(self, y: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
         """Return the embeddings of the condition for the vertical and the horizontal stack."""

@@ -75,7 +75,7 @@ class GatedResnet(nn.Module):
         self.second = ShiftedConv(2 * width, 2 * width, corner)
         with torch.no_grad():
             self.second.conv.parametrizations.weight.original0.mul_(0.1)  # near the identity
-        self.embed_y = embed(condition, 2 * width)
+        self.embed_y = embed(condition, 2 * width, null=True)
 
     def forward(self, x: Tensor, s: Tensor | None, y: Tensor | None) -> Tensor:
         h = self.first(_concat_elu(x))

@@ -108,7 +108,7 @@ class Transformer(CausalNetwork):
         self.stem = nn.Sequential(nn.Linear(channels, width), nn.GELU(), nn.Linear(width, width))
         self.start = nn.Parameter(0.02 * torch.randn(width))
         self.positions = nn.Parameter(0.02 * torch.randn(self.tokens, width))
-        self.embed_y = embed(condition, width)
+        self.embed_y = embed(condition, width, null=True)
         self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)

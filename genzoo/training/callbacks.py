@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from genzoo.console import stderr
-from genzoo.model import GenerativeModel
+from genzoo.model import TrainableModel
 from genzoo.numerics import distributed
 from genzoo.runs import Run, storing, write_atomically
 from genzoo.training import checkpoints
@@ -133,7 +133,7 @@ class Grids(PeriodicCallback):
         signals: of the run.
     """
 
-    def __init__(self, run: Run, draw: Callable[[GenerativeModel, Any], None], count: int, signals: Signals):
+    def __init__(self, run: Run, draw: Callable[[TrainableModel, Any], None], count: int, signals: Signals):
         super().__init__(run, "samples", signals)
         self.draw, self.count = draw, count
 
@@ -169,7 +169,7 @@ class Scores(PeriodicCallback):
     def __init__(
         self,
         run: Run,
-        score: Callable[[GenerativeModel], dict[str, float | None]] | None,
+        score: Callable[[TrainableModel], dict[str, float | None]] | None,
         count: int,
         signals: Signals,
     ):

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from genzoo.model import GenerativeModel
+from genzoo.model import TrainableModel
 
 
 def compile_networks(model: nn.Module, **options: Any) -> None:
@@ -20,7 +20,7 @@ def compile_networks(model: nn.Module, **options: Any) -> None:
         options: as ``torch.compile`` takes them.
     """
     for name, part in model.named_children():
-        if isinstance(part, GenerativeModel) or type(part).forward is nn.Module.forward:
+        if isinstance(part, TrainableModel) or type(part).forward is nn.Module.forward:
             compile_networks(part, **options)
-        elif not isinstance(model, GenerativeModel) or name not in model.eager:
+        elif not isinstance(model, TrainableModel) or name not in model.eager:
             part.compile(**options)

@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning.plugins.precision import MixedPrecision
 from pytorch_lightning.strategies import DDPStrategy
 
-from genzoo.model import GenerativeModel
+from genzoo.model import TrainableModel
 from genzoo.runs import Run
 from genzoo.training.callbacks import (
     CheckpointFolders,
@@ -75,12 +75,12 @@ class ManualDDPStrategy(DDPStrategy):
 def fit(
     module: GenerativeModule,
     run: Run | None,
-    draw: Callable[[GenerativeModel, Any], None],
+    draw: Callable[[TrainableModel, Any], None] | None,
     *,
     grids: int,
     saves: int,
     save_seconds: float | None = None,
-    score: Callable[[GenerativeModel], dict[str, float | None]] | None = None,
+    score: Callable[[TrainableModel], dict[str, float | None]] | None = None,
     scores: int = 0,
     loggers: list[Any],
     signals: Signals | None = None,
@@ -93,7 +93,7 @@ def fit(
     Args:
         module: what is trained.
         run: where everything is written; None in a process that is not the first.
-        draw: makes a picture of a model's samples at a path.
+        draw: makes a picture of a model's samples at a path; None for a model without samples.
         grids, saves: how many pictures and checkpoints.
         save_seconds: after which there is one more checkpoint.
         score, scores: measures a few samples of a model, and how many times.
@@ -110,7 +110,11 @@ def fit(
     module.managed = True
     writers: list[Any] = []
     if run is not None:
-        writers = [Record(run), Grids(run, draw, grids, signals), Scores(run, score, scores, signals)]
+        writers = [
+            Record(run),
+            *([Grids(run, draw, grids, signals)] if draw else []),
+            Scores(run, score, scores, signals),
+        ]
         writers += [Checkpoints(run, saves, save_seconds), ProgressBar()]
 
     def stops() -> set[int]:

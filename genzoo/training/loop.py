@@ -25,7 +25,7 @@ from torch import Tensor
 
 from genzoo.data.loader import Batches
 from genzoo.distributions.discretization import dequantize
-from genzoo.model import Adversarial, GenerativeModel, Loss, Stage
+from genzoo.model import Adversarial, Loss, Stage, TrainableModel
 from genzoo.numerics import distributed
 from genzoo.numerics.random import batch_generator, reseed, seed_of
 from genzoo.training.averaging import ProcessAverage
@@ -96,7 +96,7 @@ class TrainingLoop:
 
     def __init__(
         self,
-        model: GenerativeModel,
+        model: TrainableModel,
         optimizer: OptimizerFactory,
         batches: Batches,
         budget: Budget | None = None,
@@ -285,7 +285,7 @@ class TrainingLoop:
             x = x.contiguous(memory_format=torch.channels_last)
         return x, y, rng
 
-    def _backward(self, module: GenerativeModel, turn: str | None) -> tuple[Loss, torch.Generator]:
+    def _backward(self, module: TrainableModel, turn: str | None) -> tuple[Loss, torch.Generator]:
         """Compute the loss of the present step and its gradients; return the source of noise too."""
         # Dropout draws from the global generator. torch.manual_seed would seed every kind of device at each step.
         device = self.batches.device
@@ -329,7 +329,7 @@ class TrainingLoop:
         other.batches = _OneBatch(batch, self.batches.device, self.batches.batch_size)  # type: ignore[assignment]
         other.scaler, other._given = None, None  # a scaler makes its tensors when it is first used
 
-        def step(model: GenerativeModel) -> None:
+        def step(model: TrainableModel) -> None:
             module = next(s.module for s in stages_of(model) if s.name == stage)
             for name, part in parts_of(module).items():
                 part.requires_grad_(name == (turn or "model"))

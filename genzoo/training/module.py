@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from genzoo.data.loader import Batches, Split
 from genzoo.distributions.discretization import dequantize
-from genzoo.model import Adversarial, GenerativeModel
+from genzoo.model import Adversarial, TrainableModel
 from genzoo.numerics import distributed
 from genzoo.numerics.random import generator, seed_of
 from genzoo.training.budget import Budget, LearningRate
@@ -71,7 +71,7 @@ class GenerativeModule(TrainingLoop, pl.LightningModule):
 
     def __init__(
         self,
-        model: GenerativeModel,
+        model: TrainableModel,
         optimizer: OptimizerFactory | None = None,
         batches: Batches | None = None,
         budget: Budget | None = None,
@@ -140,7 +140,7 @@ class GenerativeModule(TrainingLoop, pl.LightningModule):
 
     def _match_average(self) -> None:
         """Give the averaged model the device and the floating-point type of the trained one."""
-        average: GenerativeModel = self.ema.model  # type: ignore[assignment]
+        average: TrainableModel = self.ema.model  # type: ignore[assignment]
         average.to(self.model.device)
         if average.dtype != self.model.dtype:  # as by precision="64-true"
             average.to(self.model.dtype)
@@ -148,7 +148,7 @@ class GenerativeModule(TrainingLoop, pl.LightningModule):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Log the loss of the averaged weights on held-out examples."""
         x, *rest = batch if isinstance(batch, tuple | list) else (batch,)
-        model: GenerativeModel = self.ema.model  # type: ignore[assignment]
+        model: TrainableModel = self.ema.model  # type: ignore[assignment]
         rng = torch.Generator(x.device).manual_seed(seed_of("validation", self.seed, batch_idx))
         x = (dequantize(x, model.levels, rng) if model.levels and not x.is_floating_point() else x).to(model.dtype)
         y = rest[0] if rest and model.condition else None
@@ -223,7 +223,7 @@ class GenerativeModule(TrainingLoop, pl.LightningModule):
         return optimizers, [{"scheduler": scheduler, "interval": "step"} for scheduler in shown]
 
 
-def _training_split(data: Any, model: GenerativeModel) -> Split:
+def _training_split(data: Any, model: TrainableModel) -> Split:
     """Return the training split of a data set, or a split as it is.
 
     Raises:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from genzoo.model import Adversarial, GenerativeModel, Stage, Staged
+from genzoo.model import Adversarial, Stage, Staged, TrainableModel
 
 OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
@@ -24,17 +24,17 @@ class Player:
     base_lr: float
 
 
-def stages_of(model: GenerativeModel) -> list[Stage]:
+def stages_of(model: TrainableModel) -> list[Stage]:
     """Return the stages of a model's training, one where it has no others."""
     return model.stages() if isinstance(model, Staged) else [Stage("train", model, 1.0)]
 
 
-def parts_of(module: GenerativeModel) -> Mapping[str, nn.Module]:
+def parts_of(module: TrainableModel) -> Mapping[str, nn.Module]:
     """Return the networks of a stage that have optimisers of their own, by name."""
     return module.networks() if isinstance(module, Adversarial) else {"model": module}
 
 
-def players_of(module: GenerativeModel, make_optimizer: OptimizerFactory) -> dict[str, Player]:
+def players_of(module: TrainableModel, make_optimizer: OptimizerFactory) -> dict[str, Player]:
     """Give each network of a stage its optimiser."""
     players = {}
     for name, part in parts_of(module).items():

@@ -266,4 +266,10 @@ def upgraded_weights(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> 
         own: of the model.
     """
     names = upgraded_names(found, own)
-    return {new: found[old] for old, new in names.items() if new is not None}
+    weights = {new: found[old] for old, new in names.items() if new is not None}
+    for name, tensor in weights.items():
+        wanted = own.get(name)
+        lacks_null = name.endswith("embed_y.weight") and wanted is not None and tensor.ndim == 2
+        if lacks_null and wanted is not None and len(wanted) == len(tensor) + 1:  # no embedding of the null value
+            weights[name] = torch.cat([tensor, tensor.new_zeros(1, *tensor.shape[1:])])
+    return weights

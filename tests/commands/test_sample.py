@@ -221,7 +221,7 @@ def test_the_library_draws_several_classes_as_the_command_does(ddpm):
 @pytest.mark.parametrize(
     ("label", "problem"),
     [("0-10", "classes 0..9"), ("5-3", "must not exceed"), ("[1,1]", "occurs twice"), ("[]", "list 1 to 1000"),
-     ("[0-2,2]", "occurs twice"), ("[null]", "list 1 to 1000"), ("-3", "at least 0"), ("[true]", "classes 0..9")],
+     ("[0-2,2]", "occurs twice"), ("[null]", "list 1 to 1000"), ("-3", "at least 0"), ("[true]", "classes are 0..9")],
 )  # fmt: skip
 def test_lists_of_classes_that_cannot_be_are_refused_in_one_line(ddpm, label, problem):
     code, out, err = genzoo("sample", f"run={ddpm}", "out=x.npz", f"label={label}")

@@ -1,0 +1,67 @@
+"""Accuracy and cross-entropy of classifiers of noisy data on the test split."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from genzoo.console import status_line
+from genzoo.distributions.discretization import bin_center
+from genzoo.evaluation.density import split_sha256
+from genzoo.evaluation.records import to_record
+from genzoo.evaluation.samples import subset
+from genzoo.evaluation.settings import EvalSettings
+from genzoo.metrics.likelihood import mean_and_stderr
+from genzoo.numerics.random import SampleStreams, rand, randn
+
+DRAWS = 8  # of noise levels and noise for each example
+
+
+@torch.no_grad()
+def classification(model: Any, data: Any, settings: EvalSettings, setting: dict[str, Any]) -> dict[str, Any]:
+    """Compute accuracy and cross-entropy on clean test examples, and on noisy ones at uniform angles of signal and noise.
+
+    The noise of example i is f(seed, i), independent of the batch size.
+
+    Args:
+        model: a ``TrainableModel`` that is a ``genzoo.diffusion.guidance.NoisyClassifier``, in evaluation mode.
+        data: with classes.
+        settings: of the evaluation.
+        setting: of the model, for the cards.
+    """
+    chosen = subset(len(data.test.x), settings.events)
+    right: dict[str, list[torch.Tensor]] = {"clean": [], "noisy": []}
+    losses: dict[str, list[torch.Tensor]] = {"clean": [], "noisy": []}
+    for start in range(0, len(chosen), settings.batch_size):
+        rows = chosen[start : start + settings.batch_size]
+        x, y = data.test.x[rows].to(model.device), data.test.y[rows].to(model.device)
+        x = (x if data.levels is None else bin_center(x, data.levels)).to(model.dtype)
+        rng = SampleStreams(setting["seed"], rows.tolist(), device=model.device)
+        one = torch.ones(len(x), dtype=torch.float64, device=model.device)
+        levels = {"clean": [(x, one, 0 * one)], "noisy": [_noisy(x, rng) for _ in range(DRAWS)]}
+        for kind, draws in levels.items():
+            log_probs = torch.stack([model.log_probs(*draw) for draw in draws])
+            losses[kind].append(-log_probs.gather(2, y[None, :, None].expand(len(draws), -1, 1)).mean((0, 2)).cpu())
+            right[kind].append((log_probs.argmax(2) == y).double().mean(0).cpu())
+        status_line(f"classifying {start + len(rows)}/{len(chosen)}")
+    test = {"split": "test", "split_sha256": split_sha256(data.test.x[chosen]), "n": len(chosen)}
+    noise = {**test, "noise": "cos(a) x + sin(a) eps, a uniform in [0, pi/2]", "draws": DRAWS}
+    found = {}
+    for name, values, protocol in (
+        ("classifier/accuracy", right["clean"], test),
+        ("classifier/accuracy_noisy", right["noisy"], noise),
+        ("classifier/cross_entropy_noisy", losses["noisy"], noise),
+    ):
+        score = mean_and_stderr(torch.cat(values))
+        found[name] = to_record(name, score.value, score.stderr, protocol, setting)
+    return found
+
+
+def _noisy(x: torch.Tensor, rng: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Draw x_t, alpha and sigma at a uniform angle."""
+    angle = torch.pi / 2 * rand((len(x),), rng=rng, device=x.device, dtype=torch.float64)
+    eps = randn(x.shape, rng=rng, device=x.device, dtype=x.dtype)
+    each = (-1, *[1] * (x.ndim - 1))
+    x_t = torch.cos(angle).view(each) * x + torch.sin(angle).view(each) * eps
+    return x_t.to(x.dtype), torch.cos(angle), torch.sin(angle)
