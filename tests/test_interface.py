@@ -27,7 +27,6 @@ import genzoo
 from genzoo.conditions import ClassLabels, Conditioner
 from genzoo.config.compose import preflight
 from genzoo.config.instantiate import build
-from genzoo.config.paths import CONF
 from genzoo.data.dataset import Split
 from genzoo.data.loader import Batches
 from genzoo.diffusion.denoiser import Denoiser
@@ -52,7 +51,7 @@ from genzoo.model import (
 from genzoo.numerics.random import SampleStreams, generator
 from genzoo.training.budget import Budget
 from genzoo.training.module import GenerativeModule
-from tests.conftest import composed
+from tests.conftest import FAMILIES, composed
 from tests.toys import Relay
 
 # The largest value that a size may keep; a key that a family does not have is not asked for.
@@ -124,11 +123,11 @@ def cases(data: tuple[str, ...] | None = None) -> dict[str, tuple[Case, Generati
     """Try every family on every kind of data: the model, or the refusal."""
     found: dict[str, tuple[Case, GenerativeModel | ValueError]] = {}
     kinds = DATA if data is None else {"tiny": list(data)}
-    for path in sorted((CONF / "model").glob("*.yaml")):
+    for family in FAMILIES:
         for kind, overrides in kinds.items():
             for conditional in (False, True):
-                case = Case(path.stem, kind, tuple(overrides), conditional)
-                name = f"{path.stem}-{kind}" + ("-conditional" if conditional else "")
+                case = Case(family, kind, tuple(overrides), conditional)
+                name = f"{family}-{kind}" + ("-conditional" if conditional else "")
                 try:
                     found[name] = case, case.fresh()
                 except ValueError as refusal:
@@ -185,7 +184,7 @@ def test_a_configuration_makes_a_model_of_its_data_or_refuses_in_one_line(name):
 
 def test_every_family_takes_some_data():
     takes = {case.family for case, model in cases().values() if isinstance(model, GenerativeModel)}
-    assert takes == {path.stem for path in (CONF / "model").glob("*.yaml")}
+    assert takes == set(FAMILIES)
 
 
 # loss

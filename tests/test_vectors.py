@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from genzoo.config.paths import CONF
 from genzoo.data.pictures import save_scatter
 from genzoo.errors import UsageError
 from genzoo.evaluation.samples import memorization_scores, point_scores
@@ -17,9 +16,9 @@ from genzoo.metrics.sliced_wasserstein import sliced_wasserstein
 from genzoo.model import Bijective, Density, GenerativeModel
 from genzoo.numerics.random import generator
 from tests.commands import genzoo
+from tests.conftest import FAMILIES
 from tests.test_interface import Case, batch, objectives
 
-FAMILIES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 NEEDS_TWO = {"realnvp", "glow"}  # couplings cut a vector in two
 
 

@@ -40,7 +40,7 @@ from genzoo.diffusion.path import Prediction, conversion_coefficients, expand
 from genzoo.diffusion.samplers import Sampler
 from genzoo.diffusion.samplers.sampler import Trajectory
 from genzoo.event import EventSpec
-from genzoo.model import Composite, GenerativeModel, LogitGuided, Samples
+from genzoo.model import Composite, GenerativeModel, LogitGuided, Loss, Samples
 
 
 class Guidance(DenoiserWrapper):
@@ -286,8 +286,9 @@ class GuidedModel(Composite):
             self.conditioner = model.conditioner
         self.to(model.device, model.dtype)
 
-    def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Any:
-        raise NotImplementedError("a guided model is not trained")
+    def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
+        """Return the loss of the model; guidance acts on samples alone."""
+        return self.prior._loss(x, y if self.prior.condition else None, rng)
 
     def _sample(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
         return self.prior._sample(n, y, rng)

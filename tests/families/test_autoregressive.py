@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from genzoo.conditions import ClassLabels
+from genzoo.diffusion.guidance import AutoGuidance, ClassifierFreeGuidance, guide
 from genzoo.distributions.discretization import bin_center, quantize
 from genzoo.distributions.likelihoods import Bernoulli, Categorical, GaussianMixture, LogisticMixture
 from genzoo.families.autoregressive import Autoregressive
+from genzoo.model import Density
 from genzoo.nn.pixelcnn import PixelCNN
 from genzoo.nn.transformer import Transformer
 from genzoo.numerics.random import SampleStreams, generator
@@ -224,3 +226,100 @@ def test_what_makes_no_sense_is_refused(settings, message):
     shape = arguments.pop("shape", (1, 4, 4))
     with pytest.raises(ValueError, match=message):
         Autoregressive(shape, network=NETWORKS["pixelcnn"], **arguments)
+
+
+# Guidance
+
+
+def guided_probabilities(model: Autoregressive, y: int, scale: float) -> Tensor:
+    """The guided law by enumeration: each factor in turn is renormalised over its levels.
+
+    The factors are quotients of marginals of the joint probabilities, with the class and with the null value.
+    """
+    x, K, D = all_events(model.shape, model.levels), model.levels, model.dim
+    joint = []
+    for label in (y, model.condition.n):
+        value = model._log_prob(x, torch.full((len(x),), label), 1, None).value
+        joint.append((value - D * math.log(K / 2)).exp().view(*[K] * D))
+    log_p = torch.zeros_like(joint[0])
+    for i in range(D):  # in the order of the axes, which for one row of one channel, or one pixel, is the raster
+        factors = []
+        for p in joint:
+            marginal = p.reshape(*[K] * (i + 1), -1).sum(-1)
+            factors.append((marginal / marginal.sum(-1, keepdim=True)).log())
+        guided = (factors[1] + scale * (factors[0] - factors[1])).log_softmax(-1)
+        log_p = log_p + guided.view(*guided.shape, *[1] * (D - 1 - i))
+    return log_p.exp()
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.7, 4.0])
+@pytest.mark.parametrize(
+    ("likelihood", "shape", "levels"),
+    [(Categorical, (1, 1, 3), 3), (Bernoulli, (1, 1, 5), 2), (Categorical, (3, 1, 1), 3),
+     (functools.partial(LogisticMixture, components=2), (1, 1, 3), 4),
+     (functools.partial(LogisticMixture, components=3), (3, 1, 1), 3)],
+    ids=["categorical", "bernoulli", "categorical-colour", "mixture", "mixture-colour"],
+)  # fmt: skip
+def test_guided_samples_have_the_renormalised_probabilities(likelihood, shape, levels, scale):
+    network = NETWORKS["pixelcnn"]
+    model = built(network, likelihood, shape, levels, condition=ClassLabels(2), condition_dropout=0.1)
+    expected = guided_probabilities(model, 1, scale).flatten()
+    assert float(expected.sum()) == pytest.approx(1.0)
+    plain = guided_probabilities(model, 1, 1.0).flatten()
+    torch.testing.assert_close(plain, probabilities(model, 1).flatten())
+    assert float((expected - plain).abs().sum()) > 0.1, "guidance without effect would hide a fault"
+    guided = guide(model, functools.partial(ClassifierFreeGuidance, scale=scale))
+    n = 20_000
+    drawn = guided.sample(n, torch.ones(n, dtype=torch.long), rng=torch.Generator().manual_seed(0))
+    assert drawn.nfe == 2 * shape[1] * shape[2]
+    k = quantize(drawn.x, levels).flatten(1)
+    index = (k * levels ** torch.arange(k.shape[1] - 1, -1, -1)).sum(1)
+    found = torch.bincount(index, minlength=len(expected)) / n
+    likely = expected * n > 5
+    chi2 = (n * (found - expected).square() / expected)[likely].sum()
+    assert float(chi2) < float(likely.sum()) + 5 * math.sqrt(2 * float(likely.sum()))
+
+
+def test_a_scale_of_one_is_the_model_itself_and_guidance_changes_no_other_model():
+    model = built(NETWORKS["transformer"], Categorical, (1, 2, 2), 3, condition=ClassLabels(2), condition_dropout=0.1)
+    assert guide(model, functools.partial(ClassifierFreeGuidance, scale=1.0)) is model
+    y, rng = torch.ones(4, dtype=torch.long), torch.Generator()
+    before = model.sample(4, y, rng=rng.manual_seed(0))
+    guided = guide(model, functools.partial(ClassifierFreeGuidance, scale=3.0))
+    assert not isinstance(guided, Density), "the density of the model is not that of guided samples"
+    assert guided.sample(4, y, rng=rng.manual_seed(0)).nfe == 2 * before.nfe
+    assert torch.equal(model.sample(4, y, rng=rng.manual_seed(0)).x, before.x)
+    shared = {p.data_ptr() for p in guided.parameters()}
+    assert shared == {p.data_ptr() for p in model.parameters()}
+
+
+@pytest.mark.parametrize(
+    ("settings", "guidance", "problem"),
+    [({"condition_dropout": 0.1}, functools.partial(ClassifierFreeGuidance, scale=2.0), "unconditional"),
+     ({"condition": ClassLabels(2)}, functools.partial(ClassifierFreeGuidance, scale=2.0), "condition_dropout=0"),
+     ({"condition": ClassLabels(2), "condition_dropout": 0.1},
+      functools.partial(ClassifierFreeGuidance, scale=-1.0), "at least 0"),
+     ({"condition": ClassLabels(2), "condition_dropout": 0.1},
+      functools.partial(ClassifierFreeGuidance, scale=2.0, interval=(0.1, 1.0)), "no noise levels"),
+     ({"condition": ClassLabels(2), "condition_dropout": 0.1},
+      functools.partial(AutoGuidance, scale=2.0, worse=None), "their own unconditional logits")],
+)  # fmt: skip
+def test_logits_that_cannot_be_guided_are_refused(settings, guidance, problem):
+    with pytest.raises(ValueError, match=problem):
+        guide(built(NETWORKS["transformer"], Categorical, (1, 2, 2), 3, **settings), guidance)
+
+
+def test_points_have_no_logits():
+    model = built(NETWORKS["transformer"], GaussianMixture, (2,), condition=ClassLabels(2), condition_dropout=0.1)
+    with pytest.raises(ValueError, match="GaussianMixture has no logits"):
+        guide(model, functools.partial(ClassifierFreeGuidance, scale=2.0))
+
+
+def test_a_dropped_class_trains_the_unconditional_factors_and_no_density_drops_one():
+    model = built(NETWORKS["transformer"], Categorical, (1, 2, 2), 3, condition=ClassLabels(2), condition_dropout=1.0)
+    x, y = all_events((1, 2, 2), 3), torch.arange(81) % 2
+    model.loss(x, y).total.backward()
+    gradient = model.network.embed_y.weight.grad
+    assert bool((gradient[:2] == 0).all()) and bool((gradient[2] != 0).any())
+    first, second = (model.log_prob(x, torch.full((81,), k)).value for k in (0, 1))
+    assert not torch.allclose(first, second)
