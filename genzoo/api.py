@@ -32,6 +32,7 @@ from genzoo.config.instantiate import build
 from genzoo.data import DataSet
 from genzoo.data.from_arrays import as_dataset, as_examples
 from genzoo.devices import pick_device
+from genzoo.diffusion.guidance import ClassifierFreeGuidance
 from genzoo.errors import UsageError
 from genzoo.evaluation.density import check_settings
 from genzoo.evaluation.scores import Trained, evaluate_model, pick_network
@@ -39,7 +40,7 @@ from genzoo.evaluation.settings import EvalData, EvalSettings
 from genzoo.event import EventSpec
 from genzoo.jobs.train import train as train_config
 from genzoo.labels import class_names, class_numbers
-from genzoo.loading import load
+from genzoo.loading import guided, load
 from genzoo.model import GenerativeModel
 from genzoo.numerics.precision import full_float32
 from genzoo.numerics.random import SampleStreams
@@ -111,6 +112,7 @@ def sample(
     seed: int = 0,
     batch_size: int = 64,
     sampler: Mapping[str, Any] | None = None,
+    guidance: float | Mapping[str, Any] | None = None,
     ema: bool = True,
     device: str = "auto",
 ) -> Tensor:
@@ -127,6 +129,7 @@ def sample(
         seed: of all noise.
         batch_size: samples drawn at once; does not change the samples.
         sampler: configuration of another sampler; runs only.
+        guidance: scale s of classifier-free guidance, u + s (c - u), or the configuration of another guidance.
         ema: whether to use the EMA weights; runs only.
         device: "cpu", "cuda" or "auto"; runs only.
 
@@ -138,7 +141,7 @@ def sample(
     """
     if n < 0 or batch_size < 1:
         raise UsageError(f"n={n}, batch_size={batch_size}: there are at least 0 samples, and 1 is drawn at once")
-    model = _model(run, ema=ema, device=device, sampler=sampler)
+    model = _model(run, ema=ema, device=device, sampler=sampler, guidance=guidance)
     if label is not None:
         if y is not None:
             raise UsageError("label, y: pass only one of the two")
@@ -170,6 +173,7 @@ def evaluate(
     ema: bool = True,
     device: str = "auto",
     sampler: Mapping[str, Any] | None = None,
+    guidance: float | Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Evaluate a run on its own data, or a model on given data.
@@ -183,7 +187,7 @@ def evaluate(
         data: as in ``train``, for a model; None for the data of the run.
         y: conditions of an array.
         seed: of all noise.
-        ema, device, sampler: as in ``sample``.
+        ema, device, sampler, guidance: as in ``sample``; the scores of guided samples have no density beside them.
         settings: of ``genzoo.evaluation.settings.EvalSettings``, such as ``n=10_000``.
 
     Returns:
@@ -195,7 +199,7 @@ def evaluate(
     unknown = settings.keys() - {field.name for field in fields(EvalSettings)}
     if unknown:
         raise UsageError(f"{', '.join(sorted(unknown))}: not a setting of an evaluation")
-    model = _model(run, ema=ema, device=device, sampler=sampler)
+    model = _model(run, ema=ema, device=device, sampler=sampler, guidance=guidance)
     trained = None
     if isinstance(run, GenerativeModel):
         if data is None:
@@ -260,15 +264,32 @@ def _path(run: Run | str | os.PathLike[str]) -> Path:
 
 
 def _model(
-    run: Run | str | os.PathLike[str] | GenerativeModel, *, ema: bool, device: str, sampler: Mapping[str, Any] | None
+    run: Run | str | os.PathLike[str] | GenerativeModel,
+    *,
+    ema: bool,
+    device: str,
+    sampler: Mapping[str, Any] | None,
+    guidance: float | Mapping[str, Any] | None,
 ) -> GenerativeModel:
+    config = None if guidance is None else _guidance_config(guidance)
     if isinstance(run, GenerativeModel):
         if sampler is not None:
             raise UsageError("sampler: for a model, set model.sampler")
-        return run.eval()
+        return run.eval() if config is None else guided(run.eval(), config)
     if sampler is not None and not isinstance(sampler, Mapping):
         raise UsageError(f"sampler={sampler}: a configuration such as {{'_target_': 'genzoo.diffusion.samplers.Heun'}}")
-    return load(_path(run), ema=ema, device=pick_device(device), sampler=None if sampler is None else dict(sampler))
+    own = None if sampler is None else dict(sampler)
+    return load(_path(run), ema=ema, device=pick_device(device), sampler=own, guidance=config)
+
+
+def _guidance_config(guidance: float | Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration of classifier-free guidance with a scale, or a given one."""
+    if isinstance(guidance, Mapping):
+        return dict(guidance)
+    if isinstance(guidance, bool) or not isinstance(guidance, Real):
+        raise UsageError(f"guidance={guidance!r}: a scale such as 2.0, or a configuration")
+    name = f"{ClassifierFreeGuidance.__module__}.{ClassifierFreeGuidance.__qualname__}"
+    return {"_target_": name, "_partial_": True, "scale": float(guidance)}
 
 
 def _quoted(value: object) -> str:

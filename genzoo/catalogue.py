@@ -134,6 +134,10 @@ METRICS = (
         "Frechet distance within each class, mean over classes", PER_CLASS,
     ),
     Metric(
+        "{split}/recall_per_class_{network}", "recall per class ({network})", "share, mean over classes", "higher",
+        "recall within each class, mean over classes: the diversity that is left once the class is given", MANIFOLD,
+    ),
+    Metric(
         "{split}/sliced_wasserstein", "sliced wasserstein", "distance", "lower",
         "Wasserstein-2 distance of projections, root mean square over directions", SLICED,
     ),

@@ -1503,8 +1503,8 @@ FAULTS = [
     Fault(
         "a network that is called by its methods is compiled as a whole, which compiles nothing",
         "training/compilation.py",
-        "if isinstance(part, GenerativeModel) or type(part).forward is nn.Module.forward:",
-        "if isinstance(part, (GenerativeModel, nn.ModuleList)):",
+        "if isinstance(part, TrainableModel) or type(part).forward is nn.Module.forward:",
+        "if isinstance(part, (TrainableModel, nn.ModuleList)):",
         "tests/training/test_accelerators.py",
     ),
     # Environments, pipes and several commands at a time

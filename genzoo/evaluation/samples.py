@@ -144,7 +144,7 @@ def class_scores(
     names: tuple[str, ...],
     device: torch.device | str = "cpu",
 ) -> dict[str, MetricResult]:
-    """Compute the classifier-based metrics: Inception score, conditional accuracy and per-class Frechet distance.
+    """Compute the class-based metrics: Inception score, conditional accuracy, Frechet distance and recall within classes.
 
     Args:
         fake: features and logits of the samples.
@@ -192,7 +192,34 @@ def class_scores(
             },
             {"per_class": distances},
         )
+    recalls = _recall_per_class(x, y, reference, names, device)
+    if recalls:
+        found["recall_per_class"] = MetricResult(
+            sum(recalls.values()) / len(recalls),
+            None,
+            {
+                **protocol,
+                "reference": reference.name,
+                "reference_sha256": reference.sha256,
+                "k": K,
+                "classes": len(recalls),
+            },
+            {"per_class": recalls},
+        )
     return {named(name, network): measured for name, measured in found.items()}
+
+
+def _recall_per_class(
+    x: Tensor, y: Tensor, reference: Reference, names: tuple[str, ...], device: torch.device | str
+) -> dict[str, float]:
+    """Compute the recall within each class that has enough samples and images, of equal numbers of both."""
+    found = {}
+    for i, name in enumerate(names):
+        fake, real = x[y == i], reference.of_class(i).to(device)
+        n = min(NEIGHBOURS, len(fake), len(real))
+        if n >= MIN_SAMPLES:
+            found[name] = manifold(real[subset(len(real), n)], fake[subset(len(fake), n)], K, K_COVERAGE).recall
+    return found
 
 
 def point_scores(fake: Tensor, real: Tensor, name: str) -> dict[str, MetricResult]:

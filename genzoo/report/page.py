@@ -144,7 +144,9 @@ def board(table: Table, protocols: Interned, pictures: Interned, trained: Intern
 
     shown = []
     for row in table.rows:
-        grid = next((grid for record, _ in row.runs if (grid := picture(record))), None)
+        # The grids of runs are of unguided samples.
+        unguided = [] if row.setting.get("guidance") else row.runs
+        grid = next((grid for record, _ in unguided if (grid := picture(record))), None)
         shown.append(
             {
                 "label": row.label,

@@ -124,7 +124,7 @@ def a_number_below(rng: random.Random) -> Bad:
 
 def a_number_far_above(rng: random.Random) -> Bad:
     key, words = numbers(rng, (int,), BOUNDLESS)
-    return Bad((*words, f"{key}={rng.choice([10**7, 10**9, 10**12, 10**18, 10**40])}"), (key.partition(".")[0],))
+    return Bad((*words, f"{key}={rng.choice([2**25, 10**9, 10**12, 10**18, 10**40])}"), (key.partition(".")[0],))
 
 
 def an_interpolation_of_nothing(rng: random.Random) -> Bad:
@@ -276,7 +276,7 @@ PAIRS = """
 
 def a_pair_that_cannot_be(rng: random.Random) -> Bad:
     line, _, holds = rng.choice(PAIRS.strip().splitlines()).strip().partition("|")
-    return Bad(tuple(line.split()), (holds,))
+    return Bad(tuple(line.split()), tuple(holds.split("|")))
 
 
 KINDS: list[Callable[[random.Random], Bad]] = [

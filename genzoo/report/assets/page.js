@@ -194,6 +194,51 @@
     });
   })();
 
+  (() => { // quality against diversity by guidance
+    const section = $("#guidance"), tools = $(".tools", section), node = $(".plot", section);
+    const networks = []; // { table, model, label, points: [[scale, row]] }
+    for (const table of data.tables) {
+      const plainRows = new Map(), groups = new Map();
+      const decisive = (name, keep) => name === "weights" || (name.startsWith("sampler.") && !name.startsWith("sampler.instead_of")) || (keep && name.startsWith("guidance.") && name !== "guidance.scale");
+      const key = (row, keep) => JSON.stringify([row.trained, Object.entries(row.setting).filter(([name]) => decisive(name, keep)).sort()]);
+      for (const row of table.rows) {
+        if (row.setting["guidance.scale"] == null) { plainRows.set(key(row, false), row); continue; }
+        const id = key(row, true);
+        if (!groups.has(id)) groups.set(id, { table, model: row.model, first: row, points: [] });
+        groups.get(id).points.push([row.setting["guidance.scale"], row]);
+      }
+      for (const group of groups.values()) {
+        const unguided = plainRows.get(key(group.first, false));
+        if (unguided && group.first.setting["guidance.name"] !== "ClassifierGuidance") group.points.push([1, unguided]);
+        group.points.sort((a, b) => a[0] - b[0]);
+        if (group.points.length > 1) networks.push(group);
+      }
+    }
+    if (!networks.length) { section.hidden = true; $("nav a[href='#guidance']").remove(); return; }
+    const columns = new Map();
+    for (const group of networks) for (const c of group.table.columns) if (!c.cost && c.better && group.points.filter(([, row]) => row.cells[c.name]?.mean != null).length > 1) columns.set(c.name, c);
+    const options = [...columns.values()], find = (...patterns) => patterns.map((p) => options.find((c) => p.test(c.name))).find(Boolean) || options[0];
+    let draw = () => {};
+    const redraw = () => draw();
+    const [yLabel, y] = select("Quality", options.map((c) => [c.name, c.label]), find(/class_accuracy/, /precision/)?.name, redraw);
+    const [xLabel, x] = select("Diversity", options.map((c) => [c.name, c.label]), find(/recall_per_class/, /test\/recall/, /recall/)?.name, redraw);
+    tools.append(yLabel, xLabel);
+    draw = plot(node, () => {
+      const q = columns.get(y.value), d = columns.get(x.value);
+      const kind = { ClassifierFreeGuidance: "classifier-free", AutoGuidance: "by a worse model", ClassifierGuidance: "by a classifier" };
+      const traces = networks.map((group) => {
+        const points = group.points.filter(([, row]) => row.cells[q.name]?.mean != null && row.cells[d.name]?.mean != null);
+        const of = (name, part) => points.map(([, row]) => row.cells[name][part] || 0);
+        const interval = group.first.setting["guidance.interval"];
+        const name = `${group.model}, ${kind[group.first.setting["guidance.name"]] || group.first.setting["guidance.name"]}` + (interval ? ` on ${short(interval)}` : "") + (data.tables.length > 1 ? `, ${group.table.data}` : "");
+        return { x: of(d.name, "mean"), y: of(q.name, "mean"), error_x: { type: "data", array: of(d.name, "stderr"), thickness: 1 }, error_y: { type: "data", array: of(q.name, "stderr"), thickness: 1 },
+          mode: "lines+markers+text", text: points.map(([scale]) => String(short(scale))), textposition: "top center", cliponaxis: false, name: plain(name), line: { color: colour(group.model) },
+          hovertext: points.map(([scale, row]) => `${plain(name)}, scale ${plain(short(scale))}<br>${plain(q.label)} ${plain(row.cells[q.name].text)}<br>${plain(d.label)} ${plain(row.cells[d.name].text)}`), hoverinfo: "text" };
+      });
+      return { traces, shape: layout({ title: { text: plain(`${d.label} (${d.unit})`) } }, { title: { text: plain(`${q.label} (${q.unit})`) } }, { showlegend: true }) };
+    });
+  })();
+
   // Curves.
   const axes = [["images", "images seen"], ["seconds", "seconds of training"], ["flops", "training FLOPs"]];
   const kinds = [...new Set(data.series.flatMap((s) => Object.keys(s.y)))].sort((a, b) => a.startsWith("train/") - b.startsWith("train/") || a.localeCompare(b));
