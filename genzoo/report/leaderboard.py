@@ -54,6 +54,8 @@ HEADLINES = (
     "test/recall*",
     "test/coverage*",
     "reconstruction/psnr",
+    "classifier/accuracy",
+    "classifier/accuracy_noisy",
     "memorisation/copied",
     "sampling/nfe",
     "sampling/samples_per_second",
