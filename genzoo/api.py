@@ -184,7 +184,7 @@ def evaluate(
 
     Args:
         run: a run directory, or a model.
-        data: as in ``train``, for a model; None for the data of the run.
+        data: as in ``train``, for a model; None for the data of the run. All examples of an array are scored.
         y: conditions of an array.
         seed: of all noise.
         ema, device, sampler, guidance: as in ``sample``; the scores of guided samples have no density beside them.
@@ -341,12 +341,14 @@ def _dataset(data: Data, y: Any, event: EventSpec) -> EvalData:
         return EvalData(data, "data", False)
     if isinstance(data, str | os.PathLike):
         words = _data_overrides(data, y, Path(), 0.1)
+        if words[0] == "data=folder":
+            words.append("data.test_fraction=0")
         if words[0] == "data=folder" and event.is_image:
             words += [f"data.size={event.shape[-1]}", f"data.channels={event.shape[0]}"]
         job = preflight("train", words)
         assert job is not None
         section = job.config["data"]
         return EvalData(build(section["source"], "data"), section["name"], bool(section["flip"]))
-    found = as_dataset(as_examples(data, y))
+    found = as_dataset(as_examples(data, y), test_fraction=0)
     EventSpec(found.shape, found.levels)
     return EvalData(found, "data", False)

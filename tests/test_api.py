@@ -48,6 +48,18 @@ def test_a_model_of_images_is_scored_on_a_folder_in_its_own_size(tmp_path):
     assert scores["test/bpd_upper"]["value"] > 0
 
 
+def test_every_example_of_an_array_is_scored():
+    model = genzoo.RealNVP((2,)).eval()
+    x = np.random.default_rng(0).normal(size=(300, 2)).astype("float32")
+    found = genzoo.evaluate(model, x, n=20, force=True)
+    card = found["test/nll"]["card"]["protocol"]
+    assert (card["n"], card["split"]) == (300, "all")
+    expected = -model.log_prob(torch.from_numpy(x)).value.double().mean()
+    assert found["test/nll"]["value"] == pytest.approx(float(expected), rel=1e-5)
+    assert found["all/sliced_wasserstein"]["card"]["protocol"]["n_real"] == 300
+    assert not [name for name in found if name.startswith("memorisation")]
+
+
 def test_no_samples_are_none():
     assert genzoo.sample(VAE((2,)), 0).shape == (0, 2)
 

@@ -84,6 +84,11 @@ class DataSet:
         return {"train": self.train, "test": self.test} if len(self.test.x) else {"all": self.train}
 
     @property
+    def scored(self) -> tuple[str, Split]:
+        """Name and examples of the split of densities and reconstructions: "test", or "all" without a test split."""
+        return ("test", self.test) if len(self.test.x) else ("all", self.train)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one example, such as (3, 32, 32) or (2,)."""
         return tuple(self.train.x.shape[1:])

@@ -30,12 +30,13 @@ def classification(model: Any, data: Any, settings: EvalSettings, setting: dict[
         settings: of the evaluation.
         setting: of the model, for the cards.
     """
-    chosen = subset(len(data.test.x), settings.events)
+    split, of = data.scored
+    chosen = subset(len(of.x), settings.events)
     right: dict[str, list[torch.Tensor]] = {"clean": [], "noisy": []}
     losses: dict[str, list[torch.Tensor]] = {"clean": [], "noisy": []}
     for start in range(0, len(chosen), settings.batch_size):
         rows = chosen[start : start + settings.batch_size]
-        x, y = data.test.x[rows].to(model.device), data.test.y[rows].to(model.device)
+        x, y = of.x[rows].to(model.device), of.y[rows].to(model.device)
         x = (x if data.levels is None else bin_center(x, data.levels)).to(model.dtype)
         rng = SampleStreams(setting["seed"], rows.tolist(), device=model.device)
         one = torch.ones(len(x), dtype=torch.float64, device=model.device)
@@ -45,7 +46,7 @@ def classification(model: Any, data: Any, settings: EvalSettings, setting: dict[
             losses[kind].append(-log_probs.gather(2, y[None, :, None].expand(len(draws), -1, 1)).mean((0, 2)).cpu())
             right[kind].append((log_probs.argmax(2) == y).double().mean(0).cpu())
         status_line(f"classifying {start + len(rows)}/{len(chosen)}")
-    test = {"split": "test", "split_sha256": split_sha256(data.test.x[chosen]), "n": len(chosen)}
+    test = {"split": split, "split_sha256": split_sha256(of.x[chosen]), "n": len(chosen)}
     noise = {**test, "noise": "cos(a) x + sin(a) eps, a uniform in [0, pi/2]", "draws": DRAWS}
     found = {}
     for name, values, protocol in (

@@ -54,9 +54,9 @@ def estimate(model: GenerativeModel, data: Any, settings: EvalSettings) -> Estim
         return n * each + batches * max(seconds[1] - 8 * each, 0.0)
 
     def score_events(n: int) -> None:
-        x = data.test.x[:n].to(model.device)
+        x = data.scored[1].x[:n].to(model.device)
         x = (x if model.levels is None else bin_center(x, model.levels)).to(model.dtype)
-        y = data.test.y[:n].to(model.device) if model.condition else None
+        y = data.scored[1].y[:n].to(model.device) if model.condition else None
         assert isinstance(model, Density)
         model.log_prob(x, y, num_samples=settings.num_samples, rng=torch.Generator(model.device).manual_seed(0))
 
@@ -68,7 +68,8 @@ def estimate(model: GenerativeModel, data: Any, settings: EvalSettings) -> Estim
     with torch.no_grad():
         samples = measured(draw_samples, settings.n + settings.throughput)
         if isinstance(model, Density):
-            density = measured(score_events, min(settings.events or len(data.test.x), len(data.test.x)))
+            events = len(data.scored[1].x)
+            density = measured(score_events, min(settings.events or events, events))
             words.append("metrics.events=")
     words += ["metrics.n="] if settings.n else []
     words += ["sampler.steps="] if sampling_denoiser(model) else []

@@ -21,8 +21,9 @@ from genzoo.model import Bijective, Bound, Codec, Density, TrainableModel, recon
 
 def likelihood(model: Density, data: Any, settings: EvalSettings, setting: dict[str, Any]) -> dict[str, Any]:
     """Compute the negative log-likelihood of the test split, and that of the data distribution if known."""
-    chosen = subset(len(data.test.x), settings.events)
-    x, y = data.test.x[chosen], None if data.test.y is None else data.test.y[chosen]
+    split, of = data.scored
+    chosen = subset(len(of.x), settings.events)
+    x, y = of.x[chosen], None if of.y is None else of.y[chosen]
     name, result = score_log_prob(
         model,
         x,
@@ -34,7 +35,7 @@ def likelihood(model: Density, data: Any, settings: EvalSettings, setting: dict[
     )
     protocol = {
         "bound": str(model.bound.name or model.bound),
-        "split": "test",
+        "split": split,
         "split_sha256": split_sha256(x),
         "n": result.n,
         "levels": model.levels,
@@ -62,8 +63,9 @@ def reconstruction(model: Codec, data: Any, settings: EvalSettings, setting: dic
     """Compute the reconstruction error of test images; skipped for bijections, which are lossless."""
     if isinstance(model, Bijective) or model.levels is None:
         return {}
-    chosen = subset(len(data.test.x), settings.events)
-    x, y = data.test.x[chosen], data.test.y[chosen] if model.condition else None
+    split, of = data.scored
+    chosen = subset(len(of.x), settings.events)
+    x, y = of.x[chosen], of.y[chosen] if model.condition else None
     parts = []
     with torch.no_grad():
         for rows in torch.arange(len(x)).split(settings.batch_size):
@@ -71,7 +73,7 @@ def reconstruction(model: Codec, data: Any, settings: EvalSettings, setting: dic
             labels = None if y is None else y[rows].to(model.device)
             parts.append(to_bytes(reconstruct(model, batch, labels), model.levels).cpu())
     errors = reconstruction_error(stored(x, model.levels), torch.cat(parts))
-    protocol = {"split": "test", "split_sha256": split_sha256(x)}
+    protocol = {"split": split, "split_sha256": split_sha256(x)}
     named = {f"reconstruction/{name}": error for name, error in errors.items()}
     return {
         name: to_record(name, error.value, error.stderr, {**protocol, "n": error.n}, setting)
