@@ -13,7 +13,7 @@ import torch
 
 from genzoo.config.instantiate import build
 from genzoo.devices import pick_device
-from genzoo.diffusion.denoiser import sampling_denoiser
+from genzoo.diffusion.denoiser import replaced, sampling_denoiser, with_part
 from genzoo.diffusion.guidance import AutoGuidance, ClassifierGuidance, NoisyClassifier, guide
 from genzoo.errors import BUILD_ERRORS, UsageError, misfit
 from genzoo.model import GenerativeModel, TrainableModel, frozen
@@ -190,6 +190,20 @@ def set_sampler(model: GenerativeModel, config: dict[str, Any]) -> None:
         raise UsageError(f"sampler: {family} samples in one pass and takes no sampler; omit it")
     denoiser.sampler = build(config, "sampler")
     check_sampler(model)
+
+
+def with_sampler(model: GenerativeModel, sampler: Any, steps: int | None = None) -> GenerativeModel:
+    """Return a model with another sampler, or other number of steps; the given one is unchanged and shares its weights.
+
+    Raises:
+        UsageError: for a family without a sampler.
+    """
+    part: Any = sampling_denoiser(model)
+    if part is None:
+        raise UsageError(f"sampler: {type(model).__name__} samples in one pass and takes no sampler; omit it")
+    sampler = copy.copy(sampler)
+    sampler.steps = steps or sampler.steps
+    return with_part(model, replaced(part, sampler=sampler))
 
 
 def check_sampler(model: GenerativeModel) -> None:

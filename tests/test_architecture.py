@@ -63,7 +63,8 @@ EVERYTHING = set(LAYERS) - {"families"}  # families are named by configurations 
 LAYERS |= {
     "jobs": EVERYTHING,
     "api": EVERYTHING | {"jobs"},
-    "cli": EVERYTHING | {"jobs"},
+    "serving": EVERYTHING,
+    "cli": EVERYTHING | {"jobs", "serving"},
     "__main__": {"cli", "config", "console", "environment", "errors", "jobs", "runs", "training"},
     "__init__": {"conditions", "event", "families", "api", "loading"},  # names, resolved on first use
 }

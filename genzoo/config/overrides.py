@@ -81,9 +81,9 @@ def first(override: Override) -> str:
 
 
 def join_runs(verb: str, overrides: Sequence[str]) -> list[str]:
-    """Parse ``compare runs=a,b`` as a list of folders, not as a sweep."""
+    """Parse ``compare runs=a,b`` and ``serve runs=a,b`` as a list of folders, not as a sweep."""
     pattern = re.compile(r"^runs=([^\[{'\"]*,.*)$")
-    return [pattern.sub(r"runs=[\1]", word) if verb == "compare" else word for word in overrides]
+    return [pattern.sub(r"runs=[\1]", word) if verb in ("compare", "serve") else word for word in overrides]
 
 
 def expand_guidance(overrides: Sequence[str]) -> list[str]:

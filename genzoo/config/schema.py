@@ -329,5 +329,23 @@ class Compare(Section):
         return self
 
 
+class Serve(Section):
+    runs: Annotated[list[Place], Field(min_length=1)]
+    port: Annotated[int, Field(ge=1024, le=65535)]
+    device: Device
+    trust: list[Name]
+
+    @model_validator(mode="before")
+    @classmethod
+    def accept_one_folder(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return {**given, "runs": [given["runs"]]} if isinstance(given.get("runs"), str) else given
+
+
 SECTIONS: dict[str, type[Section]] = {"data": Data, "metrics": Metrics, "status": Status}
-SCHEMAS: dict[str, type[Section]] = {"train": Train, "sample": Sample, "evaluate": Evaluate, "compare": Compare}
+SCHEMAS: dict[str, type[Section]] = {
+    "train": Train,
+    "sample": Sample,
+    "evaluate": Evaluate,
+    "compare": Compare,
+    "serve": Serve,
+}

@@ -11,8 +11,10 @@ others follow by a linear map. Guidance or distillation wraps another denoiser a
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -121,3 +123,17 @@ def sampling_denoiser(model: GenerativeModel) -> Denoiser | None:
     while isinstance(model, Composite):
         model = model.prior
     return model if isinstance(model, Denoiser) else None
+
+
+def replaced(module: Any, **attributes: Any) -> Any:
+    """Return a shallow copy of a module with other attributes; it shares parameters and submodules."""
+    copied = copy.copy(module)
+    copied._modules = dict(module._modules)
+    for name, value in attributes.items():
+        setattr(copied, name, value)
+    return copied
+
+
+def with_part(model: GenerativeModel, part: Any) -> GenerativeModel:
+    """Return a shallow copy of a model whose innermost prior, or which itself, is ``part``."""
+    return replaced(model, prior=with_part(model.prior, part)) if isinstance(model, Composite) else part

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from genzoo.conditions import ClassLabels, Condition
-from genzoo.diffusion.denoiser import Denoiser, DenoiserWrapper, sampling_denoiser
+from genzoo.diffusion.denoiser import Denoiser, DenoiserWrapper, replaced, sampling_denoiser, with_part
 from genzoo.diffusion.path import Prediction, conversion_coefficients, expand
 from genzoo.diffusion.samplers import Sampler
 from genzoo.diffusion.samplers.sampler import Trajectory
@@ -319,16 +319,16 @@ def guide(model: GenerativeModel, guidance: Callable[[Denoiser], Guidance]) -> G
             _check_latents(model, wrapped)
         condition = wrapped.condition
         sampler: Any = part.sampler
-        part = _replaced(part, sampler=GuidedSampler(sampler, guidance))
+        part = replaced(part, sampler=GuidedSampler(sampler, guidance))
     elif isinstance(part, LogitGuided):
         scale = _logit_scale(guidance)
         part.check_guidance()
         if scale == 1:
             return model
-        part = _replaced(part, guidance_scale=scale)
+        part = replaced(part, guidance_scale=scale)
     else:
         raise ValueError(f"guidance: {type(part).__name__} samples in one pass and takes no guidance; omit it")
-    return GuidedModel(_with_part(model, part), condition)
+    return GuidedModel(with_part(model, part), condition)
 
 
 def _check_latents(model: Composite, guidance: Guidance) -> None:
@@ -356,17 +356,3 @@ def _logit_scale(guidance: Any) -> float:
     if not keywords["scale"] >= 0:
         raise ValueError(f"scale must be at least 0, not {keywords['scale']}")
     return float(keywords["scale"])
-
-
-def _replaced(module: Any, **attributes: Any) -> Any:
-    """Return a shallow copy of a module with other attributes; it shares parameters and submodules."""
-    copied = copy.copy(module)
-    copied._modules = dict(module._modules)
-    for name, value in attributes.items():
-        setattr(copied, name, value)
-    return copied
-
-
-def _with_part(model: GenerativeModel, part: Any) -> GenerativeModel:
-    """Return a shallow copy of a model whose innermost prior is ``part``."""
-    return _replaced(model, prior=_with_part(model.prior, part)) if isinstance(model, Composite) else part
