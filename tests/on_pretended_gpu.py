@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import copy
 import functools
 import io
 import json
@@ -179,15 +180,39 @@ def use(model: Any, x: Any, y: Any, rng: Any) -> None:
     """Call every ability of a model on the device."""
     import torch
 
+    from genzoo.conditions import ClassLabels
     from genzoo.diffusion.denoiser import Denoiser
+    from genzoo.diffusion.guidance import (
+        AutoGuidance,
+        ClassifierFreeGuidance,
+        ClassifierGuidance,
+        NoisyClassifier,
+        guide,
+    )
     from genzoo.diffusion.probability_flow import ProbabilityFlow
     from genzoo.distributions.discretization import bin_center
-    from genzoo.model import Bijective, Codec, Density, LatentVariable, reconstruct
+    from genzoo.families.noisy_classifier import NoiseConditionalClassifier
+    from genzoo.model import Bijective, Codec, Density, GenerativeModel, LatentVariable, LogitGuided, reconstruct
 
     x, y = x[:4], y[:4] if model.condition else None
     x = (x if model.levels is None else bin_center(x, model.levels)).to(model.dtype)
+    t = torch.full((4,), 0.5, device=x.device, dtype=torch.float64)
     with torch.no_grad():
-        results = [model.sample(4, y, rng=rng).x, model.sample(4, rng=torch.Generator(x.device)).x]
+        results = []
+        if isinstance(model, GenerativeModel):
+            results += [model.sample(4, y, rng=rng).x, model.sample(4, rng=torch.Generator(x.device)).x]
+        if isinstance(model, NoisyClassifier):
+            results.append(model.log_probs(x, t, t))
+        if model.condition and isinstance(model, Denoiser | LogitGuided):
+            guided = guide(model, functools.partial(ClassifierFreeGuidance, scale=2.0))
+            results += [guided.sample(2, y[:2], rng=torch.Generator(x.device)).x]
+        if isinstance(model, Denoiser) and model.path.independent:
+            classifier = NoiseConditionalClassifier(model.event, ClassLabels(3)).eval()
+            for guidance in (
+                ClassifierGuidance(model, classifier, 2.0, (0.1, 10.0)),
+                AutoGuidance(model, copy.deepcopy(model).cpu(), 2.0),
+            ):
+                results.append(guidance.predict(x, t, y % 3).mean)
         if isinstance(model, ProbabilityFlow):
             model.rtol = model.atol = 1.0
         if isinstance(model, Density):
@@ -200,7 +225,6 @@ def use(model: Any, x: Any, y: Any, rng: Any) -> None:
         if isinstance(model, Bijective) and not isinstance(model, Denoiser):
             results.append(model.forward_and_log_det(x, y)[1])
         if isinstance(model, Denoiser):
-            t = torch.full((4,), 0.5, device=x.device, dtype=torch.float64)
             results += [model.denoise(x, t, y), model.eps(x, t, y)]
     for result in results:
         assert result.device == x.device, f"a result lies on {result.device}"
