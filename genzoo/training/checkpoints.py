@@ -16,6 +16,7 @@ checked against the manifest before it is read.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -37,7 +38,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from genzoo.runs import SCHEMA, RunError, read_file, read_json, storing, sync
+from genzoo.runs import SCHEMA, Run, RunError, read_file, read_json, storing, sync
 from genzoo.training.state_checks import check_weights, upgraded_weights
 
 _NAME = re.compile(r"step-(\d+)")
@@ -163,7 +164,13 @@ def latest(run: Path) -> Path:
     """
     found = find(run / "checkpoints")
     if not found:
-        raise RunError(f"run={run}: no checkpoint yet, the run has not saved one")
+        done = False
+        with contextlib.suppress(RunError):
+            done = Run(run).status.get("state") == "done"
+        why = (
+            "its weights were not kept, only the record of a finished run" if done else "the run has not saved one yet"
+        )
+        raise RunError(f"run={run}: no checkpoint: {why}")
     return found[-1]
 
 

@@ -294,7 +294,7 @@ def test_a_step_that_is_saved_again_is_replaced(folder):
 
 
 def test_a_run_without_a_checkpoint_says_so(folder):
-    with pytest.raises(RunError, match="no checkpoint yet"):
+    with pytest.raises(RunError, match="has not saved one yet"):
         checkpoints.latest(folder.parent)
 
 
