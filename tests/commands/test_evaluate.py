@@ -35,6 +35,7 @@ from genzoo.model import LogProb, Samples
 from genzoo.nn.layers import ResBlock
 from genzoo.numerics.random import SampleStreams
 from genzoo.runs import Run, storing
+from tests.children import Child
 from tests.commands import SMALL, described, genzoo, untrained
 from tests.conftest import composed
 
@@ -295,7 +296,7 @@ def test_many_score_one_run_at_once(here):
         path.unlink()
     environment = {**os.environ, "PYTHONPATH": str(Path(genzoo_package.__file__).parent.parent)}
     jobs = [
-        subprocess.Popen(
+        Child(
             [sys.executable, "-m", "genzoo", *words, "metrics.n=64", f"seed={seed}", "metrics.num_samples=4"],
             env=environment,
             stdout=subprocess.DEVNULL,
