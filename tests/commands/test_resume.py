@@ -38,7 +38,7 @@ LONGER = [
 FAMILIES = {
     **SMALL,
     "vqvae": ["model=vqvae", "codec.encoder.width=4", "codec.decoder.width=4"],
-    "hvae": ["model=hvae", "model.network.width=8"],
+    "hvae": ["model=hvae", "model.network.width=8", "model.network.up=1", "model.network.down=1"],
     "glow": ["model=glow", "model.network.width=4", "model.steps=1"],
     "gan": ["model=gan", "model.generator.width=4", "model.critic.width=4"],
 }
