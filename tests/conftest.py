@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,11 @@ from hydra.core.global_hydra import GlobalHydra
 
 from genzoo.config.compose import validate
 from genzoo.config.paths import CONF
+from tests import compositions
+from tests.children import Child
 
 torch.set_num_threads(1)
+compositions.remember()
 
 CLASSIFIERS = ("noisy_classifier",)  # files of conf/model that have no samples
 FAMILIES = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem not in CLASSIFIERS)
@@ -101,6 +106,12 @@ def composed(*overrides: str, verb: str = "train", config_dir: str | os.PathLike
 @pytest.fixture(name="composed")
 def composed_fixture() -> Callable[..., dict[str, Any]]:
     return composed
+
+
+@pytest.fixture
+def forked_jobs(monkeypatch) -> None:
+    """Fork the jobs of a sweep from a process that has imported the libraries, which saves seconds for each."""
+    monkeypatch.setattr("genzoo.jobs.sweep.subprocess", SimpleNamespace(Popen=Child, PIPE=subprocess.PIPE))
 
 
 @pytest.fixture

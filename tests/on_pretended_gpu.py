@@ -28,7 +28,7 @@ STEADY = 2  # steps of a kind after which nothing is made for the first time
 SIZES = {
     "width": 8, "max_width": 8, "channels": 8, "depth": 1, "blocks": 1, "couplings": 1, "latent_dim": 2, "num_steps": 20,
     "steps": 4, "layers": 1, "num_layers": 1, "embedding_dim": 8, "codebook_size": 8, "heads": 1, "pool": 32,
-    "components": 2, "latent_channels": 2, "tolerance": 0.1, "bottleneck": 1, "up": 1, "down": 1, "n_critic": 1,
+    "components": 2, "latent_channels": 2, "tolerance": 1.0, "bottleneck": 1, "up": 1, "down": 1, "n_critic": 1,
 }  # fmt: skip
 
 
@@ -245,7 +245,8 @@ def words_of(family: str) -> list[str]:
     words = [f"model={family}", "data.conditional=true"]
     config = composed(*words)
     sizes = [word for name in PARTS if isinstance(config.get(name), dict) for word in smaller(config[name], name)]
-    return [*words, *sizes, *SHORT]
+    probes = ["metrics.num_samples=2"] if any(".tolerance=" in word for word in sizes) else []  # each a derivative
+    return [*words, *sizes, *SHORT, *probes]
 
 
 def command(*words: str) -> int:

@@ -47,24 +47,28 @@ FAMILIES = {
 CLOCKS = {"seconds", "images_per_second", "train_seconds", "begun", "fitted", "speeds", "logged"}
 
 
-def start(words: Sequence[str], folder: Path, **environment: str) -> subprocess.Popen[str]:
-    """Type ``python -m genzoo`` and some words in a folder."""
-    return subprocess.Popen(
+def start(
+    words: Sequence[str], folder: Path, *, process: Callable[..., subprocess.Popen[str]] = subprocess.Popen
+) -> subprocess.Popen[str]:
+    """Type ``python -m genzoo`` and some words in a folder, in a new process or another kind of one."""
+    return process(
         [sys.executable, "-m", "genzoo", *words],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
 
 
-def finish(words: Sequence[str], folder: Path) -> float:
+def finish(
+    words: Sequence[str], folder: Path, *, process: Callable[..., subprocess.Popen[str]] = subprocess.Popen
+) -> float:
     """Do the same to the end, which must be a good one; return the seconds that it took."""
     begun = time.monotonic()
-    with start(words, folder) as process:
-        out, _ = process.communicate(timeout=500)
-    assert process.returncode == 0, out
+    with start(words, folder, process=process) as started:
+        out, _ = started.communicate(timeout=500)
+    assert started.returncode == 0, out
     return time.monotonic() - begun
 
 
@@ -148,7 +152,14 @@ def differences(a: Path, b: Path) -> list[str]:
     return found
 
 
-def kill_and_go_on(words: Sequence[str], seconds: float, folder: Path, rng: random.Random, kills: int) -> Path:
+def kill_and_go_on(
+    words: Sequence[str],
+    seconds: float,
+    folder: Path,
+    rng: random.Random,
+    kills: int,
+    kind: Callable[..., subprocess.Popen[str]],
+) -> Path:
     """Train by a command that is killed at random moments, going on each time; return the run.
 
     Args:
@@ -157,10 +168,11 @@ def kill_and_go_on(words: Sequence[str], seconds: float, folder: Path, rng: rand
         folder: to work in.
         rng: of the moments and of the number of loader workers.
         kills: how many times.
+        kind: of processes.
     """
     said = list(words)
     while kills:
-        with start([*said, f"trainer.workers={rng.choice([0, 2])}"], folder) as process:
+        with start([*said, f"trainer.workers={rng.choice([0, 2])}"], folder, process=kind) as process:
             wait_for(functools.partial(trains, process.pid, folder), process)
             time.sleep(rng.uniform(0, seconds))
             process.kill()
@@ -172,11 +184,16 @@ def kill_and_go_on(words: Sequence[str], seconds: float, folder: Path, rng: rand
             continue
         kills -= 1
         said = [f"resume={run}"]
-    finish(said, folder)
+    finish(said, folder, process=kind)
     return only_run(folder)
 
 
-def kills(folder: Path, count: int, families: Sequence[str] = tuple(FAMILIES)) -> Iterator[dict[str, Any]]:
+def kills(
+    folder: Path,
+    count: int,
+    families: Sequence[str] = tuple(FAMILIES),
+    kind: Callable[..., subprocess.Popen[str]] = subprocess.Popen,
+) -> Iterator[dict[str, Any]]:
     """Kill runs at random moments, one to three times each, and compare them with those that nobody killed."""
     wholes: dict[str, tuple[Path, float]] = {}
     done, trial = 0, 0
@@ -193,7 +210,7 @@ def kills(folder: Path, count: int, families: Sequence[str] = tuple(FAMILIES)) -
         work.mkdir()
         times = min(rng.choice([1, 2, 3]), count - done)
         begun = time.monotonic()
-        run = kill_and_go_on(words, wholes[family][1], work, rng, times)
+        run = kill_and_go_on(words, wholes[family][1], work, rng, times, kind)
         resumed = json.loads((run / "status.json").read_text()).get("resumed", [])
         done += times
         trial += 1

@@ -50,6 +50,7 @@ from genzoo.numerics.random import SampleStreams, generator
 from genzoo.training import checkpoints
 from genzoo.training.budget import Budget, LearningRate
 from genzoo.training.module import GenerativeModule
+from tests.children import Child
 from tests.conftest import composed
 from tests.exact import network
 from tests.shares import TIMEOUT, examine
@@ -574,7 +575,7 @@ def found(tmp_path_factory) -> dict[str, list[list[dict[str, Any]]]]:
         given["-".join(names)] = model, *examples(model, RANKS * SHARE)
     torch.save(given, folder / "models.pt")
     processes = [
-        subprocess.Popen(
+        Child(
             [sys.executable, "-m", "tests.shares", str(folder), str(rank), str(RANKS)],
             cwd=Path(__file__).resolve().parents[1],
             stderr=subprocess.PIPE,

@@ -35,6 +35,7 @@ from genzoo.model import LogProb, Samples
 from genzoo.nn.layers import ResBlock
 from genzoo.numerics.random import SampleStreams
 from genzoo.runs import Run, storing
+from tests.children import Child
 from tests.commands import SMALL, described, genzoo, untrained
 from tests.conftest import composed
 
@@ -222,10 +223,10 @@ def test_noise_is_farther_from_the_data_than_the_test_split(here):
 
 
 def test_points_are_compared_by_transport_and_kernel(here):
-    law = Moons()
+    law, words = Moons(), ["data=moons", "+data.source.n_train=10_000", "+data.source.n_test=5_000"]
     np.savez(here / "near.npz", law.sample(1000, torch.Generator().manual_seed(1)).numpy())
     np.savez(here / "far.npz", law.sample(1000, torch.Generator().manual_seed(1)).numpy() + 0.5)
-    near, far = (scored(here / f"{name}.npz", "data=moons")["metrics"] for name in ("near", "far"))
+    near, far = (scored(here / f"{name}.npz", *words)["metrics"] for name in ("near", "far"))
     for name in ("sliced_wasserstein", "mmd", "fd_identity"):
         assert near[f"test/{name}"]["value"] < 0.3 * far[f"test/{name}"]["value"]
     # A shift by v is a transport of |v|/sqrt(2) in the mean square over directions.
@@ -295,7 +296,7 @@ def test_many_score_one_run_at_once(here):
         path.unlink()
     environment = {**os.environ, "PYTHONPATH": str(Path(genzoo_package.__file__).parent.parent)}
     jobs = [
-        subprocess.Popen(
+        Child(
             [sys.executable, "-m", "genzoo", *words, "metrics.n=64", f"seed={seed}", "metrics.num_samples=4"],
             env=environment,
             stdout=subprocess.DEVNULL,

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from genzoo.training import loggers
+from tests import children
 from tests.commands import SMALL, TINY, genzoo, trained
 
 VAE = [*SMALL["vae"], "trainer.grids=0", "trainer.saves=1"]
@@ -161,7 +162,7 @@ def test_an_outage_of_wandb_changes_nothing_in_the_run(here, trouble):
     program = OUTAGE.format(trouble=trouble, words=["genzoo", *words])
     environment = {**os.environ, "PYTHONPATH": str(Path(loggers.__file__).parents[2])}
     command = [sys.executable, "-c", program]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = children.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("genzoo: wandb fails, and the run goes on without it") == 1
     plain, (run,) = trained(*VAE, "logger=csv", "outputs=plain"), Path("broken/vae-digits").iterdir()

@@ -9,7 +9,6 @@ import re
 import resource
 import signal
 import stat
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,6 +21,8 @@ from genzoo.jobs.resources import resources
 from genzoo.runs import ResourceError, Run, storing
 from genzoo.training import checkpoints
 from genzoo.training.module import GenerativeModule
+from tests import children
+from tests.children import Child
 from tests.commands import SMALL, TINY, genzoo
 from tests.survival import COMMON, FAMILIES, REPOSITORY, only_run, start, trains, wait_for
 
@@ -128,7 +129,7 @@ def test_a_process_with_little_memory_leaves_with_its_code(tmp_path):
         "main()\n"
     )
     words = [*COMMON, "model=vae", "trainer.batch_size=65536", "budget.images=655360", "metrics.n=0"]
-    done = subprocess.run(
+    done = children.run(
         [sys.executable, "-c", program, *words],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
@@ -146,7 +147,7 @@ def test_a_process_with_little_memory_leaves_with_its_code(tmp_path):
 
 def test_a_dead_helper_is_named_soon(tmp_path):
     words = [*COMMON, *FAMILIES["vae"], "trainer.workers=2", "budget.images=6400000"]
-    with start(words, tmp_path) as process:
+    with start(words, tmp_path, process=Child) as process:
         wait_for(lambda: trains(process.pid, tmp_path), process)
         wait_for(lambda: (only_run(tmp_path) / "metrics.jsonl").is_file(), process)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()

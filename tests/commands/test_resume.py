@@ -25,6 +25,7 @@ from genzoo.training import callbacks, checkpoints, stopping
 from genzoo.training.module import GenerativeModule
 from genzoo.training.stopping import Signals, Stopped
 from tests import survival
+from tests.children import Child
 from tests.commands import SMALL, TINY, genzoo, trained, untrained
 from tests.survival import differences
 
@@ -37,7 +38,7 @@ LONGER = [
 FAMILIES = {
     **SMALL,
     "vqvae": ["model=vqvae", "codec.encoder.width=4", "codec.decoder.width=4"],
-    "hvae": ["model=hvae"],
+    "hvae": ["model=hvae", "model.network.width=8", "model.network.up=1", "model.network.down=1"],
     "glow": ["model=glow", "model.network.width=4", "model.steps=1"],
     "gan": ["model=gan", "model.generator.width=4", "model.critic.width=4"],
 }
@@ -377,7 +378,7 @@ def test_a_live_run_has_one_writer_and_a_dead_one_none(here):
     hold = f"import time; from genzoo.runs import Run\nwith Run({str(run)!r}).training(): print(1, flush=True), time.sleep(60)"
     environment = {**os.environ, "PYTHONPATH": str(survival.REPOSITORY)}
     arguments = [sys.executable, "-c", hold]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, env=environment) as other:
+    with Child(arguments, stdout=subprocess.PIPE, env=environment) as other:
         assert other.stdout and other.stdout.readline()
         code, _, err = genzoo(f"resume={run}")
         assert code == 2 and f"run={run}: is being trained by process {other.pid} on" in err
@@ -386,7 +387,7 @@ def test_a_live_run_has_one_writer_and_a_dead_one_none(here):
 
 
 def test_processes_killed_at_random_moments_leave_runs_that_end_in_the_same_bits(tmp_path):
-    rows = list(survival.kills(tmp_path, 3, ["wgan_gp"]))
+    rows = list(survival.kills(tmp_path, 3, ["wgan_gp"], kind=Child))
     assert sum(row["kills"] for row in rows) == 3
     assert [row["differs"] for row in rows] == [[]] * len(rows)
 

@@ -22,6 +22,7 @@ from genzoo.families.flow_matching import CHUNK, ReflowPairs
 from genzoo.model import GenerativeModel
 from genzoo.nn.layers import BatchNorm2d, Dropout
 from genzoo.numerics import distributed
+from tests.children import Child
 from tests.shares import TIMEOUT, examine
 from tests.test_interface import DATA, Case, batch, cases
 from tests.toys import Steep
@@ -96,8 +97,7 @@ def found(tmp_path_factory) -> dict[str, list[list[dict[str, Any]]]]:
     command = [sys.executable, "-m", "tests.shares", str(folder)]
     root = Path(__file__).resolve().parents[2]
     processes = [
-        subprocess.Popen([*command, str(rank), str(RANKS)], cwd=root, stderr=subprocess.PIPE, text=True)
-        for rank in range(RANKS)
+        Child([*command, str(rank), str(RANKS)], cwd=root, stderr=subprocess.PIPE, text=True) for rank in range(RANKS)
     ]
     try:
         alone = {name: examine(*one) for name, one in given.items()}

@@ -271,10 +271,16 @@ def test_the_page_alone_is_the_page(zoo):
 
 
 def test_five_hundred_runs_open_within_three_seconds(browser, tmp_path):
+    curves: list[bytes] = []
     for i in range(500):
         config = {"trainer": {"batch_size": i // 5}}
         grid = b"\x89PNG\r\n\x1a\n" + os.urandom(20_000)
-        made = run(tmp_path / "runs", f"family{i % 10}", i % 5, scored(float(i), i % 5), config=config, events=100)
+        first = i < 5  # of its seed, whose curve the others have too
+        events = 100 if first else 0
+        made = run(tmp_path / "runs", f"family{i % 10}", i % 5, scored(float(i), i % 5), config=config, events=events)
+        if first:
+            curves.append((made.path / "metrics.jsonl").read_bytes())
+        (made.path / "metrics.jsonl").write_bytes(curves[i % 5])
         (made.path / "samples.png").write_bytes(grid)
     started = time.perf_counter()
     out = write([str(tmp_path / "runs")], tmp_path / "out")

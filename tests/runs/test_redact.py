@@ -16,6 +16,7 @@ import yaml
 from genzoo import data, runs
 from genzoo.runs import Run, redact
 from genzoo.runs.redact import MARK, redact_words, remember
+from tests import children
 
 ROOT = Path(__file__).parents[2]
 blot = redact.redact
@@ -337,7 +338,7 @@ def test_no_secret_is_in_any_file_of_a_run_its_log_or_its_comparison(tmp_path):
     subprocess.run(["git", "-C", str(here), "remote", "add", "origin", remote], check=True)
 
     def genzoo(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        return children.run(
             [sys.executable, "-m", "genzoo", *words],
             cwd=here,
             env={**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT), "WANDB_BASE_URL": "http://127.0.0.1:9"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 from genzoo.jobs.processes import rank_of
 from genzoo.runs import ResourceError
 from genzoo.training import checkpoints, launcher
+from tests.children import Child
 from tests.commands import genzoo
 from tests.survival import finish, only_run, start, trains, wait_for
 
@@ -31,15 +33,22 @@ WORDS = [
         "trainer.threads=1",
     ),
     *("trainer.precision=64-true", "trainer.grids=1", "trainer.scores=1", "trainer.score_samples=64", "metrics.n=0"),
-    *("metrics.events=64", "trainer.saves=3"),
+    *(
+        "metrics.events=16",
+        "model.tolerance=1e-2",
+        "trainer.saves=3",
+        "+data.source.n_train=4000",
+        "+data.source.n_test=500",
+    ),
 ]
+RANKS = functools.partial(Child, nested=True)
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Path:
     """A run of one process."""
     folder = tmp_path_factory.mktemp("alone")
-    finish(WORDS, folder)
+    finish(WORDS, folder, process=Child)
     return only_run(folder)
 
 
@@ -70,7 +79,7 @@ def test_two_processes_train_as_one(alone, tmp_path):
 def test_two_processes_stop_together_and_one_goes_on_and_two_again(alone, tmp_path):
     words = [*WORDS, "trainer.devices=2"]
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
-        with start(words, tmp_path) as process:
+        with start(words, tmp_path, process=RANKS) as process:
             wait_for(lambda: trains(process.pid, tmp_path), process)
             before = (only_run(tmp_path) / "metrics.jsonl").stat().st_size if words[0].startswith("resume") else 0
             wait_for(lambda: trained_since(tmp_path, before), process)  # noqa: B023
@@ -78,7 +87,7 @@ def test_two_processes_stop_together_and_one_goes_on_and_two_again(alone, tmp_pa
             out, _ = process.communicate(timeout=60)
         assert process.returncode == code, out
         words = [f"resume={only_run(tmp_path)}", f"trainer.devices={1 if number == signal.SIGTERM else 2}"]
-    finish(words, tmp_path)
+    finish(words, tmp_path, process=RANKS)
     assert_alike(only_run(tmp_path), alone)
 
 
@@ -90,7 +99,7 @@ def trained_since(folder: Path, size: int) -> bool:
 
 def test_processes_that_are_given_seconds_plan_alike_and_end(tmp_path):
     begun = time.monotonic()
-    finish([*WORDS, "trainer=ddp", "budget.images=null", "budget.seconds=4"], tmp_path)
+    finish([*WORDS, "trainer=ddp", "budget.images=null", "budget.seconds=4"], tmp_path, process=RANKS)
     status = json.loads((only_run(tmp_path) / "status.json").read_text())
     assert status["state"] == "done" and 2 < status["train_seconds"] < 8
     assert time.monotonic() - begun < 120
@@ -131,7 +140,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_process_that_is_killed_is_named_by_the_one_that_has_started_it(tmp_path):
-    with start([*WORDS, "trainer=ddp", "budget.images=640000"], tmp_path) as process:
+    with start([*WORDS, "trainer=ddp", "budget.images=640000"], tmp_path, process=Child) as process:
         wait_for(lambda: trains(process.pid, tmp_path), process)
         wait_for(lambda: trained_since(tmp_path, 0), process)
         (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
