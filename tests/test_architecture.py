@@ -56,8 +56,10 @@ LAYERS: dict[str, set[str]] = {
         "runs",
         "training",
     },
+    "latents": {"diffusion", "model"},
     "config": {"errors", "runs"},
     "loading": {"config", "devices", "diffusion", "errors", "model", "runs", "training"},
+    "explore": {"diffusion", "errors", "latents", "loading", "model", "numerics", "runs"},
 }
 EVERYTHING = set(LAYERS) - {"families"}  # families are named by configurations alone
 LAYERS |= {
@@ -65,7 +67,7 @@ LAYERS |= {
     "api": EVERYTHING | {"jobs"},
     "cli": EVERYTHING | {"jobs"},
     "__main__": {"cli", "config", "console", "environment", "errors", "jobs", "runs", "training"},
-    "__init__": {"conditions", "event", "families", "api", "loading"},  # names, resolved on first use
+    "__init__": {"conditions", "event", "explore", "families", "api", "loading"},  # names, resolved on first use
 }
 # Packages that only some layers may know of.
 CONFINED = {

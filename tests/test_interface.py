@@ -35,6 +35,7 @@ from genzoo.diffusion.path import PARAMETERIZATIONS, Prediction
 from genzoo.distributions.discretization import bin_center, dequantize, quantize
 from genzoo.errors import UsageError
 from genzoo.jobs.building import describe_model
+from genzoo.latents import interpolate
 from genzoo.model import (
     Adversarial,
     Bijective,
@@ -46,7 +47,6 @@ from genzoo.model import (
     Discrete,
     GenerativeModel,
     Staged,
-    interpolate,
     reconstruct,
 )
 from genzoo.numerics.random import SampleStreams, generator
