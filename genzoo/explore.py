@@ -258,6 +258,7 @@ def _in_batches(
     if y is not None and (not y.ndim or len(y) != len(x)):
         raise UsageError(f"y: {len(y) if y.ndim else 'no'} conditions for {len(x)} examples")
     parts = []
+    x = x.clone(memory_format=torch.contiguous_format)  # kernels, and so rounding, depend on the strides
     with torch.no_grad(), full_float32():
         for rows in torch.arange(len(x)).split(batch_size):
             parts.append(work(x[rows].to(model.device), None if y is None else y[rows].to(model.device)).cpu())

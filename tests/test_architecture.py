@@ -59,6 +59,7 @@ LAYERS: dict[str, set[str]] = {
     "latents": {"diffusion", "model"},
     "config": {"errors", "runs"},
     "loading": {"config", "devices", "diffusion", "errors", "model", "runs", "training"},
+    "abilities": {"diffusion", "latents", "model"},
     "explore": {"diffusion", "errors", "latents", "loading", "model", "numerics", "runs"},
 }
 EVERYTHING = set(LAYERS) - {"families"}  # families are named by configurations alone
