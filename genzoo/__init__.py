@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from genzoo.conditions import Tokens as Tokens
     from genzoo.conditions import Vector as Vector
     from genzoo.event import EventSpec as EventSpec
+    from genzoo.explore import add_direction as add_direction
+    from genzoo.explore import attribute_direction as attribute_direction
+    from genzoo.explore import decode as decode
+    from genzoo.explore import encode as encode
+    from genzoo.explore import interpolate as interpolate
+    from genzoo.explore import reconstruct as reconstruct
+    from genzoo.explore import trajectory as trajectory
+    from genzoo.explore import traverse as traverse
     from genzoo.families.autoregressive import Autoregressive as Autoregressive
     from genzoo.families.ddpm import DDPM as DDPM
     from genzoo.families.flow_matching import FlowMatching as FlowMatching
@@ -40,6 +48,14 @@ _HOME = {
     "sample": "genzoo.api",
     "evaluate": "genzoo.api",
     "compare": "genzoo.api",
+    "encode": "genzoo.explore",
+    "decode": "genzoo.explore",
+    "reconstruct": "genzoo.explore",
+    "interpolate": "genzoo.explore",
+    "traverse": "genzoo.explore",
+    "attribute_direction": "genzoo.explore",
+    "add_direction": "genzoo.explore",
+    "trajectory": "genzoo.explore",
     "EventSpec": "genzoo.event",
     "ClassLabels": "genzoo.conditions",
     "Image": "genzoo.conditions",
@@ -67,6 +83,14 @@ __all__ = [
     "sample",
     "evaluate",
     "compare",
+    "encode",
+    "decode",
+    "reconstruct",
+    "interpolate",
+    "traverse",
+    "attribute_direction",
+    "add_direction",
+    "trajectory",
     "EventSpec",
     "ClassLabels",
     "Vector",

@@ -38,6 +38,7 @@ from genzoo.evaluation.density import check_settings
 from genzoo.evaluation.scores import Trained, evaluate_model, pick_network
 from genzoo.evaluation.settings import EvalData, EvalSettings
 from genzoo.event import EventSpec
+from genzoo.jobs.run_data import build_data, data_section, has_changed
 from genzoo.jobs.train import train as train_config
 from genzoo.labels import class_names, class_numbers
 from genzoo.loading import guided, load
@@ -210,11 +211,9 @@ def evaluate(
     else:
         opened = Run(_path(run))
         trained = Trained.of_run(opened, ema=ema)
-        section = check_section("data", opened.config.get("data"))
-        found = build(section["source"], "data", trusted=False)
-        if not isinstance(found, DataSet):
-            raise UsageError(f"{opened.path / 'config.yaml'}: data.source does not return a DataSet")
-        if opened.status.get("data_sha256") not in (None, found.sha256):
+        section = data_section(opened)
+        found = build_data(opened, section)
+        if has_changed(opened, found):
             raise UsageError(f"{opened.path}: the data have changed since training")
         own = opened.config.get("metrics")
         settings = {**(check_section("metrics", own) if own else {}), **settings}

@@ -32,6 +32,12 @@ from genzoo.conditions import Condition, Conditioner
 from genzoo.event import EventSpec
 
 
+class AbilityError(ValueError):
+    """A model without a needed ability; the message is one line and names families that have it."""
+
+    exit_code = 2  # of the command line
+
+
 class Loss(NamedTuple):
     """The objective of a training step."""
 
@@ -333,6 +339,19 @@ class LatentVariable(Codec):
         """Return a sample or the mean of p(x | z), see ``generate``."""
 
 
+class GaussianPosterior(LatentVariable):
+    """A latent-variable codec whose posterior is normal with independent coordinates."""
+
+    def divergences(self, x: Tensor, y: Tensor | None = None, *, rng: torch.Generator | None = None) -> Tensor:
+        """Compute KL(q(z_i | x) || p(z_i)) of each latent in nats, (B, *latent.shape); the sum is the rate."""
+        self.conditioner.check(y, len(x))
+        return self._divergences(x, y, rng)
+
+    @abstractmethod
+    def _divergences(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Tensor:
+        """Compute the divergence of each latent, see ``divergences``."""
+
+
 class Bijective(Codec):
     """An invertible codec, ``decode(encode(x)) = x``."""
 
@@ -433,6 +452,10 @@ class Composite(GenerativeModel):
 
     prior: GenerativeModel
 
+    @abstractmethod
+    def from_prior(self, event: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Tensor:
+        """Map events of the prior, (B, *prior.shape) -> (B, *shape), as ``sample`` does."""
+
 
 class LogitGuided(GenerativeModel):
     """A model that draws values one by one from predicted probabilities, which guidance can sharpen.
@@ -462,35 +485,3 @@ def frozen(model: GenerativeModel) -> GenerativeModel:
 def reconstruct(codec: Codec, x: Tensor, y: Tensor | None = None) -> Tensor:
     """Encode and decode a batch, (B, *shape) -> (B, *shape)."""
     return codec.decode(codec.encode(x, y), y)
-
-
-def interpolate(decoder: Decoder, start: Tensor, end: Tensor, steps: int, y: Tensor | None = None) -> Tensor:
-    """Decode a spherical interpolation (slerp) between pairs of continuous latents.
-
-    Linear interpolation between samples of a high-dimensional Gaussian leaves its typical set.
-
-    Args:
-        decoder: a decoder with a continuous latent.
-        start, end: (B, *latent.shape).
-        steps: number of points, both ends included.
-        y: conditions, (B, *condition.shape), of a conditional model.
-
-    Returns:
-        (steps, B, *shape).
-
-    Raises:
-        ValueError: for a discrete latent.
-
-    References:
-        White, "Sampling Generative Networks", 2016, https://arxiv.org/abs/1609.04468 (section 2.1, slerp).
-    """
-    if not isinstance(decoder.latent, Continuous):
-        raise ValueError("interpolation needs a continuous latent")
-    a, b = start.flatten(1), end.flatten(1)
-    cosine = nn.functional.cosine_similarity(a, b, dim=1, eps=1e-12).clamp(-1 + 1e-6, 1 - 1e-6)
-    angle = cosine.arccos().unsqueeze(1)
-    points = []
-    for w in torch.linspace(0, 1, steps, device=start.device, dtype=start.dtype):
-        z = (torch.sin((1 - w) * angle) * a + torch.sin(w * angle) * b) / torch.sin(angle)
-        points.append(decoder.decode(z.view_as(start), y))
-    return torch.stack(points)

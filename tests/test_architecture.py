@@ -56,8 +56,11 @@ LAYERS: dict[str, set[str]] = {
         "runs",
         "training",
     },
+    "latents": {"diffusion", "model"},
     "config": {"errors", "runs"},
     "loading": {"config", "devices", "diffusion", "errors", "model", "runs", "training"},
+    "abilities": {"diffusion", "latents", "model"},
+    "explore": {"diffusion", "errors", "latents", "loading", "model", "numerics", "runs"},
 }
 EVERYTHING = set(LAYERS) - {"families"}  # families are named by configurations alone
 LAYERS |= {
@@ -66,7 +69,7 @@ LAYERS |= {
     "serving": EVERYTHING,
     "cli": EVERYTHING | {"jobs", "serving"},
     "__main__": {"cli", "config", "console", "environment", "errors", "jobs", "runs", "training"},
-    "__init__": {"conditions", "event", "families", "api", "loading"},  # names, resolved on first use
+    "__init__": {"conditions", "event", "explore", "families", "api", "loading"},  # names, resolved on first use
 }
 # Packages that only some layers may know of.
 CONFINED = {

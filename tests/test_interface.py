@@ -34,6 +34,7 @@ from genzoo.diffusion.path import PARAMETERIZATIONS, Prediction
 from genzoo.distributions.discretization import bin_center, dequantize, quantize
 from genzoo.errors import UsageError
 from genzoo.jobs.building import describe_model
+from genzoo.latents import interpolate
 from genzoo.model import (
     Adversarial,
     Bijective,
@@ -45,7 +46,6 @@ from genzoo.model import (
     Discrete,
     GenerativeModel,
     Staged,
-    interpolate,
     reconstruct,
 )
 from genzoo.numerics.random import SampleStreams, generator

@@ -47,7 +47,7 @@ def evaluate(config: dict[str, Any]) -> None:
 
 def score_run(config: dict[str, Any]) -> None:
     """Score a run on its own data."""
-    from genzoo.data import DataSet
+    from genzoo.jobs.run_data import build_data, data_section, has_changed
     from genzoo.loading import load_trained, sampled_by
     from genzoo.metrics.sample_size import check_references
     from genzoo.model import GenerativeModel
@@ -57,10 +57,8 @@ def score_run(config: dict[str, Any]) -> None:
     run.check_writable()  # scores are written into it
     if not os.access(run.path, os.W_OK) or not os.access(run.path / "results", os.W_OK):
         log_stderr(f"run={run.path}: cannot be written to: the scores will be shown but not saved")
-    own = run.config
-    if not isinstance(own.get("data"), dict):
-        raise UsageError(f"{run.path / 'config.yaml'}: has no data section")
-    at_training = own.get("metrics")
+    section = data_section(run)
+    at_training = run.config.get("metrics")
     at_training = at_training if isinstance(at_training, dict) else {}
     defaults = {name: at_training.get(name, default) for name, default in (("n", 0), ("num_samples", 1))}
     settings = {
@@ -70,7 +68,7 @@ def score_run(config: dict[str, Any]) -> None:
     if settings.get("max_nfe") == "training":
         settings["max_nfe"] = at_training.get("max_nfe", MAX_NFE)
     try:
-        section, settings = check_section("data", own["data"]), check_section("metrics", settings)
+        settings = check_section("metrics", settings)
     except UsageError as error:
         raise UsageError(f"{run.path / 'config.yaml'}: {error}") from error
     device = pick_device(config["device"])
@@ -81,14 +79,10 @@ def score_run(config: dict[str, Any]) -> None:
     options = EvalSettings(**settings if isinstance(model, GenerativeModel) else {**settings, "n": 0})
     check_settings(model, options)
     network = pick_network(options, section["name"], EventSpec(section["shape"], section["levels"]), needed=True)
-    data = build(section["source"], "data", trusted=False, trust=config["trust"])
-    if not isinstance(data, DataSet):
-        raise UsageError(
-            f"{run.path / 'config.yaml'}: data.source._target_={section['source']['_target_']}: does not return a DataSet"
-        )
+    data = build_data(run, section, config["trust"])
     for line in data.notes:
         note(line)
-    if run.status.get("data_sha256") not in (None, data.sha256):
+    if has_changed(run, data):
         note(f"warning: run={run.path}: the data or their split have changed; it may have been trained on test images")
     check_references({name: len(split.x) for name, split in data.splits.items()}, network, options.force)
     result = evaluate_run(

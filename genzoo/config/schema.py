@@ -341,6 +341,77 @@ class Serve(Section):
         return {**given, "runs": [given["runs"]]} if isinstance(given.get("runs"), str) else given
 
 
+class OnRun(Section):
+    """Keys of all commands on the latents and samples of a run."""
+
+    run: Place
+    out: Place
+    ema: bool
+    batch_size: Count
+    device: Device
+    trust: list[Name]
+
+
+Animated = Annotated[int, Field(ge=2, le=1000)]  # points or frames
+
+
+class Encode(OnRun):
+    examples: Place
+    n: Annotated[int, Field(gt=0, le=2**24)] | None
+    seed: Seed
+    label: Classes
+
+
+class Decode(OnRun):
+    latents: Place
+    label: Classes
+
+
+class Reconstruct(OnRun):
+    examples: Place
+    n: Annotated[int, Field(gt=0, le=2**16)]
+    seed: Seed
+    label: Classes
+
+
+class Interpolate(OnRun):
+    examples: Place | None
+    n: Annotated[int, Field(gt=0, le=2**12)]
+    steps: Animated | None
+    seed: Seed
+    label: Classes
+
+
+class Traverse(OnRun):
+    examples: Place | None
+    dimensions: Annotated[list[NonNegative], Field(min_length=1, max_length=1000)] | None
+    steps: Animated | None
+    reach: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+    seed: Seed
+    label: Classes
+
+
+class Attribute(OnRun):
+    plus: Annotated[int | str, PlainValidator(_is_class)]
+    minus: Annotated[int | str, PlainValidator(_is_class)]
+    strengths: Annotated[
+        list[Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]], Field(min_length=1, max_length=1000)
+    ]
+    images: Annotated[int, Field(gt=0, le=2**24)]
+    n: Annotated[int, Field(gt=0, le=2**12)]
+    seed: Seed
+
+
+class Trajectory(OnRun):
+    sampler: Node | None = None
+    guidance: Node | None = None
+    n: Annotated[int, Field(gt=0, le=2**16)] | None
+    frames: Animated | None
+    show: Literal["state", "estimate"]
+    seed: Seed
+    label: Classes
+
+
 SECTIONS: dict[str, type[Section]] = {"data": Data, "metrics": Metrics, "status": Status}
 SCHEMAS: dict[str, type[Section]] = {
     "train": Train,
@@ -348,4 +419,11 @@ SCHEMAS: dict[str, type[Section]] = {
     "evaluate": Evaluate,
     "compare": Compare,
     "serve": Serve,
+    "encode": Encode,
+    "decode": Decode,
+    "reconstruct": Reconstruct,
+    "interpolate": Interpolate,
+    "traverse": Traverse,
+    "attribute": Attribute,
+    "trajectory": Trajectory,
 }

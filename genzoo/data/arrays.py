@@ -42,12 +42,13 @@ MALFORMED = (
 )
 
 
-def read_array(path: Path, names: Sequence[str]) -> np.ndarray:
+def read_array(path: Path, names: Sequence[str], key: str = "samples") -> np.ndarray:
     """Read an .npy file, or one array of an .npz file.
 
     Args:
         path: the file.
         names: names of the array in order of preference; the default is the first array of the file.
+        key: configuration key of the file, for messages.
 
     Returns:
         The array, of any dtype but object.
@@ -61,29 +62,38 @@ def read_array(path: Path, names: Sequence[str]) -> np.ndarray:
                 file.seek(0)
                 return _read_array(file, path.stat().st_size)
         with zipfile.ZipFile(path) as archive:
-            return _read_member(archive, path, names)
+            return _read_member(archive, path, names, key)
     except DataError:
         raise
     except MALFORMED as error:
         what = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"samples={path}: not an .npz or .npy file of plain arrays: {what}") from error
+        raise DataError(f"{key}={path}: not an .npz or .npy file of plain arrays: {what}") from error
 
 
-def _read_member(archive: zipfile.ZipFile, path: Path, names: Sequence[str]) -> np.ndarray:
+def array_names(path: Path) -> set[str]:
+    """List the names of the arrays of an .npz file; empty for a file of another kind."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
+    except MALFORMED:
+        return set()
+
+
+def _read_member(archive: zipfile.ZipFile, path: Path, names: Sequence[str], key: str) -> np.ndarray:
     members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
     if not members:
-        raise DataError(f"samples={path}: contains no array")
+        raise DataError(f"{key}={path}: contains no array")
     if len(members) > MEMBERS:
-        raise DataError(f"samples={path}: contains more than {MEMBERS:,} arrays")
+        raise DataError(f"{key}={path}: contains more than {MEMBERS:,} arrays")
     by_name = {member.filename.removesuffix(".npy"): member for member in members}
     if len(by_name) < len(members):
-        raise DataError(f"samples={path}: contains two arrays of one name: write it by np.savez")
+        raise DataError(f"{key}={path}: contains two arrays of one name: write it by np.savez")
     name = next((name for name in names if name in by_name), members[0].filename.removesuffix(".npy"))
     member = by_name[name]
     packed = min(member.compress_size, path.stat().st_size)
     if member.file_size > max(DENSE * packed, SMALL):
         raise DataError(
-            f"samples={path}: unpacks to {member.file_size} bytes, over {DENSE} times its size: write it by np.savez"
+            f"{key}={path}: unpacks to {member.file_size} bytes, over {DENSE} times its size: write it by np.savez"
         )
     with archive.open(member) as stream:
         return _read_array(stream, member.file_size)  # type: ignore[arg-type]

@@ -120,7 +120,11 @@ def save_scatter(path: Path | BinaryIO, samples: Tensor, truth: Tensor | None = 
 
 
 def read_samples(
-    path: Path, shape: Sequence[int], levels: int | None, note: Callable[[str], None] = lambda _: None
+    path: Path,
+    shape: Sequence[int],
+    levels: int | None,
+    note: Callable[[str], None] = lambda _: None,
+    key: str = "samples",
 ) -> Tensor:
     """Read samples of any program: a folder of image files, sorted by name, or an .npz or .npy array.
 
@@ -129,6 +133,7 @@ def read_samples(
         shape: of one example of the data.
         levels: of the data; None for vectors.
         note: called with a summary of the files read and skipped.
+        key: configuration key of the path, for messages.
 
     Returns:
         Images, uint8 (N, C, H, W), or vectors, float32 (N, D). Grey images are expanded to the channels of the data.
@@ -140,27 +145,27 @@ def read_samples(
 
     if path.is_dir():
         if levels is None:
-            raise DataError(f"samples={path}: vectors come in an .npz or .npy file")
+            raise DataError(f"{key}={path}: vectors come in an .npz or .npy file")
         names = (listing := list_pictures(path)).names
         if not names:
-            raise DataError(f"samples={path}: no {', '.join(SUFFIXES)} files ({listing.others})")
-        note(f"samples={path}: {len(names)} images, {listing.others}")
+            raise DataError(f"{key}={path}: no {', '.join(SUFFIXES)} files ({listing.others})")
+        note(f"{key}={path}: {len(names)} images, {listing.others}")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return torch.stack([_read_picture(path / name, shape) for name in names])
     if not path.is_file():
-        raise DataError(f"samples={path}: no such folder or file")
-    array = read_array(path, ("samples", "arr_0", "images"))
+        raise DataError(f"{key}={path}: no such folder or file")
+    array = read_array(path, ("samples", "arr_0", "images"), key)
     if array.ndim and not len(array):
-        raise DataError(f"samples={path}: holds no samples, an array of shape {array.shape}")
+        raise DataError(f"{key}={path}: holds no samples, an array of shape {array.shape}")
     if levels is None:
         if array.ndim != 2 or array.shape[1:] != tuple(shape) or array.dtype.kind != "f":
-            raise DataError(f"samples={path}: holds {array.dtype} {array.shape}, not floats (N, {shape[0]})")
+            raise DataError(f"{key}={path}: holds {array.dtype} {array.shape}, not floats (N, {shape[0]})")
         with np.errstate(over="ignore"):
             points = array.astype(np.float32)
         if not np.isfinite(points).all():
-            raise DataError(f"samples={path}: holds NaN, infinity, or numbers beyond float32")
+            raise DataError(f"{key}={path}: holds NaN, infinity, or numbers beyond float32")
         return torch.from_numpy(points)
     C, H, W = shape
     if array.ndim == 3:
@@ -170,7 +175,7 @@ def read_samples(
         hint = ""
         if array.dtype.kind in "fiu" and array.dtype != np.uint8 and array.size:
             hint = f"; convert values {array.min():.4g}..{array.max():.4g} to uint8 0..255"
-        raise DataError(f"samples={path}: holds {array.dtype} {array.shape}, not uint8 (N, {H}, {W}, {C}){hint}")
+        raise DataError(f"{key}={path}: holds {array.dtype} {array.shape}, not uint8 (N, {H}, {W}, {C}){hint}")
     return torch.from_numpy(array).permute(0, 3, 1, 2).expand(-1, C, -1, -1).contiguous()
 
 

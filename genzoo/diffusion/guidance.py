@@ -262,6 +262,9 @@ class GuidedSampler(Sampler):
         self.sampler = copy.copy(self.sampler)
         self.sampler.trajectory = trajectory
 
+    def state_times(self, denoiser: Denoiser) -> list[float] | None:
+        return self.sampler.state_times(denoiser)
+
     def iterate(self, denoiser: Denoiser, noise: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Trajectory:
         return self.sampler.iterate(self.guidance(denoiser), noise, y, rng)
 
@@ -285,6 +288,9 @@ class GuidedModel(Composite):
         if condition == model.condition:
             self.conditioner = model.conditioner
         self.to(model.device, model.dtype)
+
+    def from_prior(self, event: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Tensor:
+        return event
 
     def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
         """Return the loss of the model; guidance acts on samples alone."""

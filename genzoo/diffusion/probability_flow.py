@@ -183,6 +183,43 @@ class ProbabilityFlowODE:
         return torch.stack(columns, dim=1).sum(1, keepdim=True)
 
 
+def _end_scales(ode: ProbabilityFlowODE) -> tuple[float, float]:
+    """Return the ratios x/z at data and latent/z at noise."""
+    at_data, at_noise = ode.scales(ode.ends)
+    return at_data, at_noise / ode.schedule.prior_std
+
+
+@torch.no_grad()
+def ode_encode(
+    denoiser: Denoiser, x: Tensor, y: Tensor | None = None, rtol: float = 1e-5, atol: float = 1e-5
+) -> Tensor:
+    """Map data to noise along the probability-flow ODE of any denoiser, (B, *shape) -> (B, *shape).
+
+    The noise is divided by the standard deviation of the prior and is standard normal for data of the model. A step size per
+    event makes the result independent of the batch, up to rounding.
+
+    Args:
+        denoiser: any denoiser.
+        x: data, taken as the state at the first regular time of the schedule, ``t_min``.
+        y: conditions, (B, *condition.shape), or None.
+        rtol, atol: tolerances of the adaptive solver.
+    """
+    ode = ProbabilityFlowODE(denoiser, y)
+    at_data, at_noise = _end_scales(ode)
+    return at_noise * ode.solve(x / at_data, *ode.ends, rtol, atol)
+
+
+@torch.no_grad()
+def ode_decode(
+    denoiser: Denoiser, z: Tensor, y: Tensor | None = None, rtol: float = 1e-5, atol: float = 1e-5
+) -> Tensor:
+    """Map standard normal noise to data, the inverse of ``ode_encode`` with the same arguments."""
+    ode = ProbabilityFlowODE(denoiser, y)
+    at_data, at_noise = _end_scales(ode)
+    stop, start = ode.ends
+    return at_data * ode.solve(z / at_noise, start, stop, rtol, atol)
+
+
 class ProbabilityFlow(Density, Bijective, Denoiser):
     """A denoiser with the density and latents of its probability-flow ODE.
 
@@ -206,27 +243,15 @@ class ProbabilityFlow(Density, Bijective, Denoiser):
 
     def _forward(self, x: Tensor, y: Tensor | None, probes: Tensor | None) -> tuple[Tensor, Tensor]:
         ode = ProbabilityFlowODE(self, y)
-        scale_start, scale_stop = self._scales(ode)
+        scale_start, scale_stop = _end_scales(ode)
         state, divergence = ode.solve_with_divergence(x / scale_start, *ode.ends, probes, self.rtol, self.atol)
         return state * scale_stop, divergence + self.dim * math.log(scale_stop / scale_start)
 
-    def _scales(self, ode: ProbabilityFlowODE) -> tuple[float, float]:
-        """Return the ratios x/z at data and latent/z at noise."""
-        at_data, at_noise = ode.scales(ode.ends)
-        return at_data, at_noise / self.path.schedule.prior_std
-
-    @torch.no_grad()
     def _encode(self, x: Tensor, y: Tensor | None) -> Tensor:
-        ode = ProbabilityFlowODE(self, y)
-        scale_start, scale_stop = self._scales(ode)
-        return scale_stop * ode.solve(x / scale_start, *ode.ends, self.rtol, self.atol)
+        return ode_encode(self, x, y, self.rtol, self.atol)
 
-    @torch.no_grad()
     def _decode(self, z: Tensor, y: Tensor | None) -> Tensor:
-        ode = ProbabilityFlowODE(self, y)
-        scale_stop, scale_start = self._scales(ode)
-        stop, start = ode.ends
-        return scale_stop * ode.solve(z / scale_start, start, stop, self.rtol, self.atol)
+        return ode_decode(self, z, y, self.rtol, self.atol)
 
     def _log_prob(self, x: Tensor, y: Tensor | None, num_samples: int, rng: torch.Generator | None) -> LogProb:
         """Estimate the log density by one solve with ``num_samples`` Hutchinson probes.

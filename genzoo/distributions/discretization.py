@@ -72,6 +72,11 @@ def to_bytes(x: Tensor, levels: int) -> Tensor:
     return (k.double() * (255 / (levels - 1))).round_().to(torch.uint8)
 
 
+def from_bytes(b: Tensor, levels: int) -> Tensor:
+    """Return the level of each byte, int64, the inverse of ``to_bytes`` after ``bin_center``."""
+    return b.long() if levels == 256 else (b.double() * ((levels - 1) / 255)).round_().long()
+
+
 def bits_per_dim(log_prob: Tensor, dim: int, levels: int) -> Tensor:
     """Convert the log density on [-1, 1]^D to bits per dimension of the integers.
 

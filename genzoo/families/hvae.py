@@ -42,7 +42,7 @@ from genzoo.model import (
     Continuous,
     Density,
     Diagnostic,
-    LatentVariable,
+    GaussianPosterior,
     LogProb,
     Loss,
     PosteriorSample,
@@ -91,7 +91,7 @@ class Layer(NamedTuple):
         return kl_normal(q.mean, 2 * q.log_std, p.mean, 2 * p.log_std)
 
 
-class HVAE(Density, LatentVariable):
+class HVAE(Density, GaussianPosterior):
     """A variational autoencoder with a hierarchy of latents.
 
     Args:
@@ -209,6 +209,12 @@ class HVAE(Density, LatentVariable):
         # By the change of variables from z to the noise, with the Jacobian prod s_l.
         log_q = torch.stack([q.log_prob(z) + p.log_std.flatten(1).sum(1) for p, q, z in layers]).sum(0)
         return PosteriorSample(self._noise_of(layers), log_q - 0.5 * sum(self.sizes) * math.log(2 * math.pi))
+
+    def _divergences(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Tensor:
+        """Return the divergences of all layers, whose priors and posteriors depend on samples of the layers above."""
+        activations = self.network.bottom_up(self.likelihood.encoder_input(x))
+        _, layers = self._top_down(self._noise(len(x), rng), y, activations)
+        return torch.cat([layer.divergence().flatten(1) for layer in layers], dim=1)
 
     def _log_likelihood(self, x: Tensor, z: Tensor, y: Tensor | None) -> Tensor:
         return self.likelihood.log_prob(self._top_down(z, y)[0], x)

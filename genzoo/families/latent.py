@@ -183,9 +183,11 @@ class _Latent(Codec, Composite, Staged):
 
     def _sample(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
         event, nfe, _ = self.prior._sample(n, y, rng)
+        return Samples(self.from_prior(event, y, rng), nfe + 1)
+
+    def from_prior(self, event: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Tensor:
         z, c, codec = self.transform.inverse(event), self._codec_condition(y), self.codec
-        x = codec._generate(z, c, rng) if isinstance(codec, LatentVariable) else codec._decode(z, c)
-        return Samples(x, nfe + 1)
+        return codec._generate(z, c, rng) if isinstance(codec, LatentVariable) else codec._decode(z, c)
 
 
 class LatentModel(_Latent):

@@ -34,7 +34,7 @@ from genzoo.model import (
     Continuous,
     Density,
     Diagnostic,
-    LatentVariable,
+    GaussianPosterior,
     LogProb,
     Loss,
     PosteriorSample,
@@ -45,7 +45,7 @@ from genzoo.numerics.clamping import projected_clamp
 from genzoo.numerics.random import randn
 
 
-class VAE(Density, LatentVariable):
+class VAE(Density, GaussianPosterior):
     """A variational autoencoder with a diagonal Gaussian posterior.
 
     Args:
@@ -136,6 +136,9 @@ class VAE(Density, LatentVariable):
         eps = randn(mean.shape, rng=rng, device=x.device, dtype=x.dtype)
         log_q = -0.5 * (eps**2 + log_var + math.log(2 * math.pi)).flatten(1).sum(1)
         return PosteriorSample(mean + torch.exp(0.5 * log_var) * eps, log_q)
+
+    def _divergences(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Tensor:
+        return kl_normal(*self.posterior(x, y))
 
     def _log_likelihood(self, x: Tensor, z: Tensor, y: Tensor | None) -> Tensor:
         return self.likelihood.log_prob(self.decoder(z, y).to(z.dtype), x)

@@ -87,8 +87,10 @@ def a_key_misspelt(rng: random.Random) -> Bad:
 def a_choice_misspelt(rng: random.Random) -> Bad:
     groups = ("model", "data", "optimizer", "logger", "budget", "experiment", "trainer", "metrics")
     group = rng.choice(groups)
-    choice = rng.choice(sorted(path.stem for path in (CONF / group).glob("*.yaml") if len(path.stem) > 3))
-    wrong = misspelt(choice, rng)
+    choices = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    wrong = choice = rng.choice([name for name in choices if len(name) > 3])
+    while wrong in choices:  # adamw without its last letter is adam
+        wrong = misspelt(choice, rng)
     return Bad((f"{group}={wrong}",), (f"unknown {group} '{wrong}'", "did you mean '"))
 
 
@@ -260,6 +262,31 @@ PAIRS = """
     evaluate run=. metrics.batch_size=0|metrics.batch_size
     evaluate run=. metrics.featurs=x|metrics.featurs
     evaluate run=. device=cpu0|device
+    encode|run
+    encode run=/nowhere|/nowhere
+    encode run=. examples=|examples
+    encode run=. n=0|n=0
+    encode run=. exampels=x|examples
+    decode|run
+    decode run=/nowhere latents=z.npz|/nowhere
+    reconstruct|run
+    reconstruct run=. n=0|n=0
+    reconstruct run=. label=-1|label=-1
+    interpolate run=. steps=1|steps
+    interpolate run=. n=0|n=0
+    interpolate run=. sampler=heun|sampler
+    traverse run=. dimensions=[-1]|dimensions
+    traverse run=. dimensions=[]|dimensions
+    traverse run=. reach=0|reach
+    traverse run=. reach=nan|reach
+    attribute run=. plus=dress|minus
+    attribute run=. minus=1.5 plus=2|minus
+    attribute run=. minus=1 plus=2 strengths=[]|strengths
+    attribute run=. minus=1 plus=2 strengths=[inf]|strengths
+    trajectory|run
+    trajectory run=. frames=1|frames
+    trajectory run=. show=path|show
+    trajectory run=. sampler=huen|heun
     compare|runs
     compare runs=/nowhere|/nowhere
     compare runs=[]|runs
@@ -275,8 +302,8 @@ PAIRS = """
 
 
 def a_pair_that_cannot_be(rng: random.Random) -> Bad:
-    line, _, holds = rng.choice(PAIRS.strip().splitlines()).strip().partition("|")
-    return Bad(tuple(line.split()), tuple(holds.split("|")))
+    line, *holds = rng.choice(PAIRS.strip().splitlines()).strip().split("|")
+    return Bad(tuple(line.split()), tuple(holds))
 
 
 KINDS: list[Callable[[random.Random], Bad]] = [

@@ -162,6 +162,9 @@ class ChainSampler(Sampler):
         sigmas = karras_sigmas(schedule, self.steps, self.rho, RATIO_MAX)
         return torch.cat([schedule.time_of(sigmas), torch.zeros(1).double()])
 
+    def state_times(self, denoiser: Denoiser) -> list[float]:
+        return self.times(denoiser.path.schedule).tolist()
+
     def iterate(self, denoiser: Denoiser, noise: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Trajectory:
         schedule = denoiser.path.schedule
         chain = chain_coefficients(denoiser.path, self.times(schedule))

@@ -59,6 +59,10 @@ class Solver(Sampler):
             return torch.linspace(1, 0, self.steps + 1, dtype=torch.float64).tolist()
         return [*karras_sigmas(ode.schedule, self.steps, self.rho, self.ratio_max).tolist(), 0.0]
 
+    def state_times(self, denoiser: Denoiser) -> list[float]:
+        ode = ProbabilityFlowODE(denoiser)
+        return [ode.time_at(u) for u in self.grid(ode)]
+
     def iterate(self, denoiser: Denoiser, noise: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Trajectory:
         ode = ProbabilityFlowODE(denoiser, y)
         grid = self.grid(ode)

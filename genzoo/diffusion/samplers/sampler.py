@@ -46,6 +46,10 @@ class Sampler(ABC):
             ValueError: before the first state, for an unsupported path.
         """
 
+    def state_times(self, denoiser: Denoiser) -> list[float] | None:
+        """Return the time of each state that ``iterate`` yields, decreasing to 0; None if they differ between samples."""
+        return None
+
     def __call__(
         self, denoiser: Denoiser, n: int, y: Tensor | None = None, rng: torch.Generator | None = None
     ) -> Samples:
