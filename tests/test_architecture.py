@@ -57,6 +57,7 @@ LAYERS: dict[str, set[str]] = {
         "training",
     },
     "config": {"errors", "runs"},
+    "editing": {"config", "data", "diffusion", "errors", "event", "model", "numerics"},
     "loading": {"config", "devices", "diffusion", "errors", "model", "runs", "training"},
 }
 EVERYTHING = set(LAYERS) - {"families"}  # families are named by configurations alone

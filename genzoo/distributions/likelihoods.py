@@ -49,8 +49,13 @@ class Likelihood(nn.Module, ABC):
         """Return the log density of each event, (B, num_params(C), ...) and (B, C, ...) -> (B,)."""
 
     @abstractmethod
+    def location(self, params: Tensor) -> Tensor:
+        """Return the mean, (B, C, ...), differentiable in the parameters."""
+
     def mean(self, params: Tensor) -> Tensor:
         """Return the mean, (B, C, ...); for discrete likelihoods rounded to a bin center."""
+        location = self.location(params)
+        return location if self.levels is None else to_bin_centers(location, self.levels)
 
     @abstractmethod
     def sample(self, params: Tensor, rng: torch.Generator | None = None) -> Tensor:
@@ -134,7 +139,7 @@ class Gaussian(Likelihood):
         mean, log_var = self._moments(_precise(params))
         return -0.5 * ((x - mean) ** 2 * torch.exp(-log_var) + log_var + math.log(2 * math.pi)).flatten(1).sum(1)
 
-    def mean(self, params: Tensor) -> Tensor:
+    def location(self, params: Tensor) -> Tensor:
         return self._moments(params)[0]
 
     def sample(self, params: Tensor, rng: torch.Generator | None = None) -> Tensor:
@@ -185,8 +190,8 @@ class DiscretizedLogistic(Likelihood):
         )
         return log_density(log_mass.flatten(1).sum(1), log_mass[0].numel(), self.levels)
 
-    def mean(self, params: Tensor) -> Tensor:
-        return to_bin_centers(params.chunk(2, dim=1)[0], self.levels)
+    def location(self, params: Tensor) -> Tensor:
+        return params.chunk(2, dim=1)[0]
 
     def sample(self, params: Tensor, rng: torch.Generator | None = None) -> Tensor:
         mean, log_scale = params.chunk(2, dim=1)
@@ -233,13 +238,13 @@ class LogisticMixture(Likelihood):
         log_mass = (logits.squeeze(2).log_softmax(1) + log_mass).logsumexp(1)
         return log_density(_summed(log_mass), x[0].numel(), self.levels)
 
-    def mean(self, params: Tensor) -> Tensor:
+    def location(self, params: Tensor) -> Tensor:
         """Return the mean of the locations, an approximation that ignores discretisation and truncation."""
         logits, mean, _, coefficients = self._split(params)
         x = mean[:, :, :0]
         for _ in range(mean.shape[2]):
             x = torch.cat([x, _chained(mean, coefficients, x).clamp(-1, 1)[:, :, None]], dim=2)
-        return to_bin_centers((logits.softmax(1) * x).sum(1).to(params.dtype), self.levels)
+        return (logits.softmax(1) * x).sum(1).to(params.dtype)
 
     def sample(self, params: Tensor, rng: torch.Generator | None = None) -> Tensor:
         logits, *parameters = self._split(params)
@@ -275,8 +280,8 @@ class Bernoulli(Likelihood):
         sign = 2 * quantize(x, 2) - 1
         return log_density(F.logsigmoid(sign * _precise(params)).flatten(1).sum(1), x[0].numel(), 2)
 
-    def mean(self, params: Tensor) -> Tensor:
-        return to_bin_centers(0.5 * torch.tanh(params / 2), 2)
+    def location(self, params: Tensor) -> Tensor:
+        return 0.5 * torch.tanh(params / 2)
 
     def sample(self, params: Tensor, rng: torch.Generator | None = None) -> Tensor:
         u = rand(params.shape, rng=rng, device=params.device)
@@ -317,7 +322,7 @@ class Categorical(Likelihood):
         log_mass = logits.log_softmax(1).gather(1, k)
         return log_density(log_mass.flatten(1).sum(1), x[0].numel(), self.levels)
 
-    def mean(self, params: Tensor) -> Tensor:
+    def location(self, params: Tensor) -> Tensor:
         """Return the mean of each channel given the means of the preceding ones."""
         logits, slopes = self._split(params)
         centre = bin_center(torch.arange(self.levels, device=params.device), self.levels, logits.dtype)
@@ -325,7 +330,7 @@ class Categorical(Likelihood):
         for _ in range(logits.shape[2]):
             probs = _chained(logits, slopes, x).softmax(1)
             x = torch.cat([x, torch.einsum("bk...,k->b...", probs, centre)[:, None, None]], dim=2)
-        return to_bin_centers(x.squeeze(1).to(params.dtype), self.levels)
+        return x.squeeze(1).to(params.dtype)
 
     def sample(self, params: Tensor, rng: torch.Generator | None = None) -> Tensor:
         logits, slopes = self._split(params)
@@ -370,7 +375,7 @@ class GaussianMixture(Likelihood):
         log_normal = -(0.5 * z.square() + log_std + 0.5 * math.log(2 * math.pi)).sum(2)
         return _summed((logits.squeeze(2).log_softmax(1) + log_normal).logsumexp(1))
 
-    def mean(self, params: Tensor) -> Tensor:
+    def location(self, params: Tensor) -> Tensor:
         logits, mean, _ = self._split(params)
         return (logits.softmax(1) * mean).sum(1).to(params.dtype)
 

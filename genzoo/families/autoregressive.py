@@ -31,12 +31,12 @@ from genzoo.conditions import Condition
 from genzoo.distributions.discretization import quantize, to_bin_centers
 from genzoo.distributions.likelihoods import Likelihood, default_pixel_likelihood
 from genzoo.event import EventSpec
-from genzoo.model import Bound, Density, LogProb, Loss, Samples
+from genzoo.model import Bound, Causal, Density, LogProb, Loss, Samples
 from genzoo.nn import defaults
 from genzoo.nn.causal import CausalNetwork
 
 
-class Autoregressive(Density):
+class Autoregressive(Density, Causal):
     """An autoregressive model in raster order.
 
     Args:
@@ -95,13 +95,31 @@ class Autoregressive(Density):
         # In nats per dimension, so that one learning rate suits images of any size.
         return Loss(nll / self.dim, {"nll": nll.detach()})
 
+    def order(self) -> Tensor:
+        _, H, W = self.raster
+        places = torch.arange(H * W).view(1, H, W).expand(self.raster)
+        return F.pixel_shuffle(places, self.patch).reshape(self.shape)
+
     def _sample(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
+        return Samples(*self._continue([], n, y, rng))
+
+    def _complete(self, x: Tensor, known: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
+        centers = x if self.levels is None else to_bin_centers(x, self.levels)
+        pixels = F.pixel_unshuffle(centers.view(-1, *self.unpatched), self.patch).flatten(2)
+        sampled, nfe = self._continue(list(pixels[..., :known].unbind(2)), len(x), y, rng)
+        return Samples(torch.where(self.order().to(x.device) < known, x, sampled), nfe)
+
+    def _continue(
+        self, pixels: list[Tensor], n: int, y: Tensor | None, rng: torch.Generator | None
+    ) -> tuple[Tensor, int]:
+        """Draw the pixels after the first ones, (n, C) each; return all, (n, *shape), and the network evaluations."""
         state = self.network.incremental(n, y)
         _, H, W = self.raster
-        pixels: list[Tensor] = []
+        known = len(pixels)
         for i in range(H * W):
             with torch.inference_mode():  # reduces the overhead of many small steps
-                params = state.step(self._network_input(pixels[-1]) if i else None)
-            pixels.append(self.likelihood.sample(params.to(self.dtype), rng))
+                params = state.step(self._network_input(pixels[i - 1]) if i else None)
+            if i >= known:
+                pixels.append(self.likelihood.sample(params.to(self.dtype), rng))
         x = torch.stack(pixels, dim=2).view(n, *self.raster)
-        return Samples(F.pixel_shuffle(x, self.patch).view(n, *self.shape), nfe=H * W)
+        return F.pixel_shuffle(x, self.patch).view(n, *self.shape), H * W
