@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from genzoo.api import compare as compare
+    from genzoo.api import edit as edit
     from genzoo.api import evaluate as evaluate
     from genzoo.api import sample as sample
     from genzoo.api import train as train
@@ -40,6 +41,7 @@ _HOME = {
     "sample": "genzoo.api",
     "evaluate": "genzoo.api",
     "compare": "genzoo.api",
+    "edit": "genzoo.api",
     "EventSpec": "genzoo.event",
     "ClassLabels": "genzoo.conditions",
     "Image": "genzoo.conditions",
@@ -67,6 +69,7 @@ __all__ = [
     "sample",
     "evaluate",
     "compare",
+    "edit",
     "EventSpec",
     "ClassLabels",
     "Vector",
