@@ -16,7 +16,7 @@ from torch import Tensor
 
 from genzoo.diffusion.denoiser import Denoiser
 from genzoo.diffusion.inverse import Inpainting, InverseSampler, LinearOperator, MomentMatching, Observation
-from genzoo.diffusion.samplers import DDIM, Sampler
+from genzoo.diffusion.samplers import Ancestral, Sampler
 from genzoo.editing.langevin import Langevin
 from genzoo.errors import BUILD_ERRORS, UsageError, one_line
 from genzoo.model import Causal, Composite, Continuous, Decoder, GenerativeModel, Samples
