@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from genzoo.api import compare as compare
+    from genzoo.api import edit as edit
     from genzoo.api import evaluate as evaluate
     from genzoo.api import sample as sample
     from genzoo.api import train as train
@@ -56,6 +57,7 @@ _HOME = {
     "attribute_direction": "genzoo.explore",
     "add_direction": "genzoo.explore",
     "trajectory": "genzoo.explore",
+    "edit": "genzoo.api",
     "EventSpec": "genzoo.event",
     "ClassLabels": "genzoo.conditions",
     "Image": "genzoo.conditions",
@@ -91,6 +93,7 @@ __all__ = [
     "attribute_direction",
     "add_direction",
     "trajectory",
+    "edit",
     "EventSpec",
     "ClassLabels",
     "Vector",

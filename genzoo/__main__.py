@@ -1,4 +1,4 @@
-"""``python -m genzoo [train|sample|evaluate|compare|encode|interpolate|trajectory|...|explain] key=value ...``
+"""``python -m genzoo [train|sample|evaluate|edit|compare|encode|interpolate|trajectory|serve|...|explain] key=value ...``
 
 Exit codes: 0 success, 1 internal error, 2 invalid input, 3 not finite, 4 resources (disk, memory, time, another process), 129,
 130 or 143 stopped by a signal (training writes a checkpoint), 141 broken pipe after success.

@@ -10,7 +10,18 @@ from collections.abc import Callable, Mapping
 
 from genzoo.diffusion.denoiser import Denoiser, sampling_denoiser
 from genzoo.latents import can_encode, has_normal_prior, latent_space
-from genzoo.model import AbilityError, Bound, Composite, Density, Discrete, GenerativeModel, LogitGuided
+from genzoo.model import (
+    AbilityError,
+    Bound,
+    Causal,
+    Composite,
+    Continuous,
+    Decoder,
+    Density,
+    Discrete,
+    GenerativeModel,
+    LogitGuided,
+)
 
 YES, NO = "yes", ""
 
@@ -53,6 +64,16 @@ def _guidance(model: GenerativeModel) -> str:
     return YES if isinstance(part, Denoiser) else "of logits" if isinstance(part, LogitGuided) else NO
 
 
+def _edit(model: GenerativeModel) -> str:
+    if isinstance(model, Composite):
+        return NO
+    if isinstance(model, Denoiser):
+        return YES
+    if isinstance(model, Causal):
+        return "continues"
+    return "Langevin" if isinstance(model, Decoder) and isinstance(model.latent, Continuous) else NO
+
+
 ABILITIES: Mapping[str, Callable[[GenerativeModel], str]] = {
     "sample": lambda model: YES,
     "density": _density,
@@ -62,6 +83,7 @@ ABILITIES: Mapping[str, Callable[[GenerativeModel], str]] = {
     "traverse": lambda model: YES if _interpolate(model) else NO,
     "attribute": _attribute,
     "`guidance=`": _guidance,
+    "edit": _edit,
     "trajectory, `sampler=`": lambda model: YES if sampling_denoiser(model) is not None else NO,
 }
 

@@ -1,4 +1,4 @@
-"""Python interface: train, sample, evaluate and compare, equivalent to the command line.
+"""Python interface: train, sample, evaluate, edit and compare, equivalent to the command line.
 
     import genzoo
     run = genzoo.train(model="ddpm", data=images, budget="minute")     # images: an array, a tensor, a Dataset or a folder
@@ -32,7 +32,11 @@ from genzoo.config.instantiate import build
 from genzoo.data import DataSet
 from genzoo.data.from_arrays import as_dataset, as_examples
 from genzoo.devices import pick_device
+from genzoo.diffusion.denoiser import sampling_denoiser
 from genzoo.diffusion.guidance import ClassifierFreeGuidance
+from genzoo.diffusion.inverse import Inpainting
+from genzoo.editing.posterior import Posterior, choose, draw_posterior
+from genzoo.editing.task import build_task, read_mask, read_observation
 from genzoo.errors import UsageError
 from genzoo.evaluation.density import check_settings
 from genzoo.evaluation.scores import Trained, evaluate_model, pick_network
@@ -228,6 +232,78 @@ def evaluate(
     network = network and network.to(model.device)
     result = evaluate_model(model, eval_data, options, network, seed=seed, trained=trained, chosen=sampler is not None)
     return result["metrics"]
+
+
+def edit(
+    run: Run | str | os.PathLike[str],
+    image: Any,
+    task: str = "inpaint",
+    *,
+    mask: Any = None,
+    method: str | None = None,
+    n: int = 8,
+    label: int | str | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    sampler: Mapping[str, Any] | None = None,
+    ema: bool = True,
+    device: str = "auto",
+    overrides: Sequence[str] = (),
+) -> Posterior:
+    """Draw from the posterior of a whole image, given its degraded observation.
+
+        >>> found = edit("runs-of-the-example", "digit.png", mask="bottom")     # doctest: +SKIP
+        >>> found.draws.shape, found.mean.shape, found.std.shape                # doctest: +SKIP
+        (torch.Size([1, 8, 1, 8, 8]), torch.Size([1, 1, 8, 8]), torch.Size([1, 1, 8, 8]))
+
+    Args:
+        run: a run directory.
+        image: the observation: a picture, an .npz or .npy; or values on the scale of the data as an array or tensor, one event
+            or a batch, for inpainting of the shape of whole events, whose unknown coordinates are ignored.
+        task: a file of ``conf/task``: inpaint, denoise, super_resolution, colourise or deblur.
+        mask: of inpainting: a file or a region, as for the command, or a bool array or tensor, true where unknown.
+        method: a file of ``conf/method``; by default chosen by the family.
+        n: draws of each observation.
+        label: class of a conditional model, by number or by name.
+        seed: of all noise.
+        batch_size: samples drawn at once; does not change the samples.
+        sampler: configuration of the sampler of a denoiser's prior.
+        ema, device: as in ``sample``.
+        overrides: further overrides, ``["task.sigma=0.1", "method.iterations=5"]``.
+
+    Returns:
+        ``draws``, (B, n, *shape), with their ``mean`` and ``std``, (B, *shape), and ``nfe``.
+
+    Raises:
+        ValueError: with a one-line message, for invalid arguments.
+    """
+    words = [f"run={_quoted(_path(run))}", f"task={task}", f"n={n}", "image=given", *overrides]
+    job = preflight("edit", [*words, *([f"method={method}"] if method else [])])
+    assert job is not None
+    model = _model(run, ema=ema, device=device, sampler=sampler, guidance=None)
+    unknown = read_mask(str(mask), model.event) if isinstance(mask, str | os.PathLike) else mask
+    unknown = None if unknown is None else torch.as_tensor(unknown).bool()
+    operator, sigma = build_task(job.config["task"], model.event, unknown)
+    if isinstance(image, str | os.PathLike):
+        value, _ = read_observation(Path(image), operator, model.event)
+    else:
+        value = torch.as_tensor(image, dtype=model.dtype, device="cpu")
+        value = value[None] if value.ndim == len(operator.event_shape) else value
+        value = operator(value) if isinstance(operator, Inpainting) and value.shape[1:] == model.shape else value
+    if tuple(value.shape[1:]) != operator.shape:
+        raise UsageError(f"image: has shape {tuple(value.shape[1:])}, not {operator.shape}")
+    y = None
+    if model.condition is not None:
+        if label is None:
+            raise UsageError("label is missing: the model is conditional")
+        classes = model.condition.n if isinstance(model.condition, ClassLabels) else 0
+        y = torch.tensor(class_numbers(label, classes, class_names(str(_path(run))))).expand(len(value))
+    node = job.config.get("method")
+    denoiser: Any = sampling_denoiser(model) if sampler is not None else None
+    build_sampler = choose(
+        model, operator, sigma, None if node is None else build(node, "method"), denoiser and denoiser.sampler
+    )
+    return draw_posterior(model, build_sampler, operator, value, sigma, n, y=y, seed=seed, batch_size=batch_size)
 
 
 def compare(

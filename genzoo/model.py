@@ -284,6 +284,15 @@ class Decoder(GenerativeModel):
     def _decode(self, z: Tensor, y: Tensor | None) -> Tensor:
         """Decode latents, see ``decode``."""
 
+    def decode_smooth(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """Decode continuous latents, (B, *latent.shape) -> (B, *shape), without rounding: differentiable in z."""
+        self.conditioner.check(y, len(z))
+        return self._decode_smooth(z, y)
+
+    def _decode_smooth(self, z: Tensor, y: Tensor | None) -> Tensor:
+        """Decode latents without rounding, see ``decode_smooth``; by default like ``decode``."""
+        return self._decode(z, y)
+
 
 class Codec(Decoder):
     """A model with an encoder and a decoder."""
@@ -418,6 +427,36 @@ class Staged(GenerativeModel):
     @abstractmethod
     def stages(self) -> list[Stage]:
         """Return the stages in order; a stage does not change the weights of earlier ones."""
+
+
+class Causal(GenerativeModel):
+    """A model that samples the coordinates of an event in a fixed order, each given all preceding ones."""
+
+    @abstractmethod
+    def order(self) -> Tensor:
+        """Return the place of each coordinate in the order, int64 (*shape); coordinates of one place are drawn at once."""
+
+    @torch.no_grad()
+    def complete(
+        self, x: Tensor, known: int, y: Tensor | None = None, *, rng: torch.Generator | None = None
+    ) -> Samples:
+        """Draw the coordinates from place ``known`` on, given those before it: exact draws of a conditional distribution.
+
+        Args:
+            x: events whose first coordinates are known, (B, *shape); the others are ignored.
+            known: number of known places.
+            y: conditions, (B, *condition.shape), of a conditional model.
+            rng: source of randomness.
+
+        Raises:
+            ValueError: for invalid conditions, as in ``loss``.
+        """
+        self.conditioner.check(y, len(x))
+        return self._complete(x, known, y, rng)
+
+    @abstractmethod
+    def _complete(self, x: Tensor, known: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
+        """Draw the coordinates from a place on, see ``complete``."""
 
 
 class Precomputed(GenerativeModel):

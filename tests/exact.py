@@ -23,8 +23,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genzoo.diffusion import samplers
 from genzoo.diffusion.denoiser import Denoiser
+from genzoo.diffusion.inverse import repaint
 from genzoo.diffusion.path import GaussianPath, Parameterization, Prediction
 from genzoo.diffusion.samplers import ancestral, ddim, euler_maruyama, predictor_corrector
 from genzoo.diffusion.samplers import sampler as sampler_module
@@ -225,11 +225,13 @@ def exact_network(denoiser: GaussianDenoiser) -> Callable[..., nn.Module]:
 
 def set_randn(patch: pytest.MonkeyPatch, randn: Callable[..., Tensor]) -> None:
     """Let every sampler draw its noise from a function."""
-    for module in (ancestral, ddim, euler_maruyama, predictor_corrector, sampler_module):
+    for module in (ancestral, ddim, euler_maruyama, predictor_corrector, repaint, sampler_module):
         patch.setattr(module, "randn", randn)
 
 
-def moments(sampler: samplers.Sampler, denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
+def moments(
+    sampler: Callable[..., Samples], denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Tensor, Tensor]:
     """Mean and covariance of what a sampler draws, exactly.
 
     With an exact Gaussian denoiser every sampler is an affine map of its draws of noise. It is run once without noise,

@@ -58,6 +58,7 @@ LAYERS: dict[str, set[str]] = {
     },
     "latents": {"diffusion", "model"},
     "config": {"errors", "runs"},
+    "editing": {"config", "data", "diffusion", "errors", "event", "model", "numerics"},
     "loading": {"config", "devices", "diffusion", "errors", "model", "runs", "training"},
     "abilities": {"diffusion", "latents", "model"},
     "explore": {"diffusion", "errors", "latents", "loading", "model", "numerics", "runs"},

@@ -412,6 +412,34 @@ class Trajectory(OnRun):
     label: Classes
 
 
+class Edit(Section):
+    task: Node
+    method: Node | None = None
+    sampler: Node | None = None
+    run: Place
+    image: Place | None
+    split: Literal["test"] | None
+    images: Positive | None
+    mask: Place | None
+    n: Annotated[int, Field(gt=0, le=2**16)]
+    out: Place
+    seed: Seed
+    label: Annotated[int | str | None, PlainValidator(_is_class)]
+    ema: bool
+    batch_size: Count
+    device: Device
+    trust: list[Name]
+
+    @model_validator(mode="after")
+    def has_one_subject(self) -> Edit:
+        if (self.image is None) == (self.split is None):
+            raise ValueError("image: set either image=FILE|FOLDER, or split=test")
+        sigma = self.task.get("sigma", 0.0)
+        if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not 0 <= sigma <= 1000:
+            raise ValueError(f"task.sigma={sigma}: must be a number from 0 to 1000, the noise on [-1, 1]")
+        return self
+
+
 SECTIONS: dict[str, type[Section]] = {"data": Data, "metrics": Metrics, "status": Status}
 SCHEMAS: dict[str, type[Section]] = {
     "train": Train,
@@ -419,6 +447,7 @@ SCHEMAS: dict[str, type[Section]] = {
     "evaluate": Evaluate,
     "compare": Compare,
     "serve": Serve,
+    "edit": Edit,
     "encode": Encode,
     "decode": Decode,
     "reconstruct": Reconstruct,

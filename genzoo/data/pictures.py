@@ -153,7 +153,7 @@ def read_samples(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return torch.stack([_read_picture(path / name, shape) for name in names])
+            return torch.stack([read_picture(path / name, shape) for name in names])
     if not path.is_file():
         raise DataError(f"{key}={path}: no such folder or file")
     array = read_array(path, ("samples", "arr_0", "images"), key)
@@ -221,13 +221,27 @@ def check_range(x: Tensor, real: Tensor, levels: int | None) -> RangeMismatch | 
     return RangeMismatch(f"{found}, most of whose images leave that range: {expected}", False) if beyond > 0.5 else None
 
 
-def _read_picture(path: Path, shape: Sequence[int]) -> Tensor:
+def read_picture(path: Path, shape: Sequence[int], key: str | None = None) -> Tensor:
+    """Read a picture of a given size.
+
+    Args:
+        path: the file.
+        shape: (C, H, W); colours are converted to grey and grey to colours.
+        key: of the configuration, for messages.
+
+    Returns:
+        uint8 (C, H, W).
+
+    Raises:
+        DataError: for another size, or a file that is no picture.
+    """
     C, H, W = shape
+    name, needed = (path, "the data are") if key is None else (f"{key}={path}", "needed are")
 
     def pixels(image: Image.Image) -> np.ndarray:
         flat = upright(image, C)
         if flat.size != (W, H):
-            raise DataError(f"{path}: is {flat.size[0]}x{flat.size[1]}, the data are {W}x{H}: resize it first")
+            raise DataError(f"{name}: is {flat.size[0]}x{flat.size[1]}, {needed} {W}x{H}: resize it first")
         return np.array(flat)
 
     return torch.from_numpy(decoded(path, FORMATS, pixels).reshape(H, W, C)).permute(2, 0, 1)

@@ -49,8 +49,13 @@ class Likelihood(nn.Module, ABC):
         """Return the log density of each event, (B, num_params(C), ...) and (B, C, ...) -> (B,)."""
 
     @abstractmethod
+    def location(self, params: Tensor) -> Tensor:
+        """Return the mean, (B, C, ...), differentiable in the parameters."""
+
     def mean(self, params: Tensor) -> Tensor:
         """Return the mean, (B, C, ...); for discrete likelihoods rounded to a bin center."""
+        location = self.location(params)
+        return location if self.levels is None else to_bin_centers(location, self.levels)
 
     @abstractmethod
     def sample(self, params: Tensor, rng: torch.Generator | None = None) -> Tensor:
@@ -175,7 +180,7 @@ class Gaussian(Likelihood):
         mean, log_var = self._moments(_precise(params))
         return -0.5 * ((x - mean) ** 2 * torch.exp(-log_var) + log_var + math.log(2 * math.pi)).flatten(1).sum(1)
 
-    def mean(self, params: Tensor) -> Tensor:
+    def location(self, params: Tensor) -> Tensor:
         return self._moments(params)[0]
 
     def sample(self, params: Tensor, rng: torch.Generator | None = None) -> Tensor:
@@ -233,8 +238,8 @@ class DiscretizedLogistic(Likelihood):
             _all_levels(self.levels, mean), mean, projected_clamp(log_scale, LOG_SCALE_MIN), self.levels
         )
 
-    def mean(self, params: Tensor) -> Tensor:
-        return to_bin_centers(params.chunk(2, dim=1)[0], self.levels)
+    def location(self, params: Tensor) -> Tensor:
+        return params.chunk(2, dim=1)[0]
 
     def sample(self, params: Tensor, rng: torch.Generator | None = None) -> Tensor:
         mean, log_scale = params.chunk(2, dim=1)
@@ -293,13 +298,13 @@ class LogisticMixture(Likelihood):
         log_mass = logistic_log_mass(_all_levels(self.levels, mean, 2), mean, log_scale, self.levels)
         return (log_weights.log_softmax(1)[:, :, None] + log_mass).logsumexp(1)
 
-    def mean(self, params: Tensor) -> Tensor:
+    def location(self, params: Tensor) -> Tensor:
         """Return the mean of the locations, an approximation that ignores discretisation and truncation."""
         logits, mean, _, coefficients = self._split(params)
         x = mean[:, :, :0]
         for _ in range(mean.shape[2]):
             x = torch.cat([x, _chained(mean, coefficients, x).clamp(-1, 1)[:, :, None]], dim=2)
-        return to_bin_centers((logits.softmax(1) * x).sum(1).to(params.dtype), self.levels)
+        return (logits.softmax(1) * x).sum(1).to(params.dtype)
 
     def sample(self, params: Tensor, rng: torch.Generator | None = None) -> Tensor:
         logits, *parameters = self._split(params)
@@ -339,8 +344,8 @@ class Bernoulli(Likelihood):
         logit = _precise(params)[:, before.shape[1]]
         return torch.stack([F.logsigmoid(-logit), F.logsigmoid(logit)], dim=1)
 
-    def mean(self, params: Tensor) -> Tensor:
-        return to_bin_centers(0.5 * torch.tanh(params / 2), 2)
+    def location(self, params: Tensor) -> Tensor:
+        return 0.5 * torch.tanh(params / 2)
 
     def sample(self, params: Tensor, rng: torch.Generator | None = None) -> Tensor:
         u = rand(params.shape, rng=rng, device=params.device)
@@ -385,7 +390,7 @@ class Categorical(Likelihood):
         logits, slopes = self._split(params)
         return _chained(logits, slopes, before[:, None].to(logits.dtype)).log_softmax(1)
 
-    def mean(self, params: Tensor) -> Tensor:
+    def location(self, params: Tensor) -> Tensor:
         """Return the mean of each channel given the means of the preceding ones."""
         logits, slopes = self._split(params)
         centre = bin_center(torch.arange(self.levels, device=params.device), self.levels, logits.dtype)
@@ -393,7 +398,7 @@ class Categorical(Likelihood):
         for _ in range(logits.shape[2]):
             probs = _chained(logits, slopes, x).softmax(1)
             x = torch.cat([x, torch.einsum("bk...,k->b...", probs, centre)[:, None, None]], dim=2)
-        return to_bin_centers(x.squeeze(1).to(params.dtype), self.levels)
+        return x.squeeze(1).to(params.dtype)
 
     def sample(self, params: Tensor, rng: torch.Generator | None = None) -> Tensor:
         logits, slopes = self._split(params)
@@ -438,7 +443,7 @@ class GaussianMixture(Likelihood):
         log_normal = -(0.5 * z.square() + log_std + 0.5 * math.log(2 * math.pi)).sum(2)
         return _summed((logits.squeeze(2).log_softmax(1) + log_normal).logsumexp(1))
 
-    def mean(self, params: Tensor) -> Tensor:
+    def location(self, params: Tensor) -> Tensor:
         logits, mean, _ = self._split(params)
         return (logits.softmax(1) * mean).sum(1).to(params.dtype)
 

@@ -31,12 +31,12 @@ from genzoo.conditions import Condition
 from genzoo.distributions.discretization import quantize, to_bin_centers
 from genzoo.distributions.likelihoods import Likelihood, default_pixel_likelihood
 from genzoo.event import EventSpec
-from genzoo.model import Bound, Density, LogitGuided, LogProb, Loss, Samples
+from genzoo.model import Bound, Causal, Density, LogitGuided, LogProb, Loss, Samples
 from genzoo.nn import defaults
 from genzoo.nn.causal import CausalNetwork
 
 
-class Autoregressive(Density, LogitGuided):
+class Autoregressive(Density, Causal, LogitGuided):
     """An autoregressive model in raster order.
 
     Args:
@@ -107,8 +107,27 @@ class Autoregressive(Density, LogitGuided):
         if self.likelihood.levels is None:
             raise ValueError(f"guidance: {type(self.likelihood).__name__} has no logits, which need integer levels")
 
+    def order(self) -> Tensor:
+        _, H, W = self.raster
+        places = torch.arange(H * W).view(1, H, W).expand(self.raster)
+        return F.pixel_shuffle(places, self.patch).reshape(self.shape)
+
     def _sample(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
-        """Draw pixel by pixel; with guidance, a second half of the batch has the null value."""
+        return Samples(*self._continue([], n, y, rng))
+
+    def _complete(self, x: Tensor, known: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
+        centers = x if self.levels is None else to_bin_centers(x, self.levels)
+        pixels = F.pixel_unshuffle(centers.view(-1, *self.unpatched), self.patch).flatten(2)
+        sampled, nfe = self._continue(list(pixels[..., :known].unbind(2)), len(x), y, rng)
+        return Samples(torch.where(self.order().to(x.device) < known, x, sampled), nfe)
+
+    def _continue(
+        self, pixels: list[Tensor], n: int, y: Tensor | None, rng: torch.Generator | None
+    ) -> tuple[Tensor, int]:
+        """Draw the pixels after the first ones, (n, C) each; return all, (n, *shape), and the network evaluations.
+
+        With guidance, a second half of the batch has the null value.
+        """
         guided = self.guidance_scale != 1
         if guided:
             self.check_guidance()
@@ -117,15 +136,17 @@ class Autoregressive(Density, LogitGuided):
         passes = 2 if guided else 1
         state = self.network.incremental(passes * n, y)
         _, H, W = self.raster
-        pixels: list[Tensor] = []
+        known = len(pixels)
         for i in range(H * W):
             with torch.inference_mode():  # reduces the overhead of many small steps
-                inputs = self._network_input(pixels[-1]) if i else None
+                inputs = self._network_input(pixels[i - 1]) if i else None
                 params = state.step(inputs if inputs is None else inputs.repeat(passes, 1)).to(self.dtype)
+            if i < known:
+                continue
             if guided:
                 conditional, unconditional = params.chunk(2)
                 pixels.append(self.likelihood.sample_guided(conditional, unconditional, self.guidance_scale, rng))
             else:
                 pixels.append(self.likelihood.sample(params, rng))
         x = torch.stack(pixels, dim=2).view(n, *self.raster)
-        return Samples(F.pixel_shuffle(x, self.patch).view(n, *self.shape), nfe=passes * H * W)
+        return F.pixel_shuffle(x, self.patch).view(n, *self.shape), passes * H * W

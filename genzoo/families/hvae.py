@@ -233,5 +233,9 @@ class HVAE(Density, GaussianPosterior):
         """Return the mean of p(x | z)."""
         return self.likelihood.mean(self._top_down(z, y)[0])
 
+    def _decode_smooth(self, z: Tensor, y: Tensor | None) -> Tensor:
+        """Return the mean of p(x | z), not rounded to a level."""
+        return self.likelihood.location(self._top_down(z, y)[0])
+
     def _sample(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
         return Samples(self._generate(self._noise(n, rng), y, rng), nfe=1)

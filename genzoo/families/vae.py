@@ -155,6 +155,10 @@ class VAE(Density, GaussianPosterior):
         """Return the mean of p(x | z)."""
         return self.likelihood.mean(self.decoder(z, y).to(z.dtype))
 
+    def _decode_smooth(self, z: Tensor, y: Tensor | None) -> Tensor:
+        """Return the mean of p(x | z), not rounded to a level."""
+        return self.likelihood.location(self.decoder(z, y).to(z.dtype))
+
     def _sample(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
         z = randn((n, *self.latent.shape), rng=rng, device=self.device, dtype=self.dtype)
         return Samples(self._generate(z, y, rng), nfe=1)

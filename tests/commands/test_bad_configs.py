@@ -195,7 +195,7 @@ PAIRS = """
     data=digits data.shape=[1,9,9]|data.shape
     data=digits data.shape=[1,8]|data.shape
     data=digits data.levels=2|data.levels
-    data=digits model.num_classes=10|'model.num_classes'|data.conditional=true
+    data=digits model.num_classes=10|data.conditional=true
     data=checkerboard data.conditional=true|data.conditional=true
     data=digits data.num_classes=9|data.num_classes
     data=folder|data.root
@@ -295,6 +295,21 @@ PAIRS = """
     compare runs=. logger=csv|logger
     compare runs=. workspace=x|workspace
     compare runs=. titel=x|title
+    edit|run
+    edit run=.|image
+    edit run=. image=x split=test|image
+    edit run=. split=train|split
+    edit run=. image=x task=inpant|inpaint
+    edit run=. image=x task.sigma=-1|task.sigma
+    edit run=. image=x task=denoise task.sigma=[1]|task.sigma
+    edit run=. image=x method=dsp|dps
+    edit run=. image=x n=0|n=0
+    edit run=. image=x images=0|images
+    edit run=. image=x label=[1,2]|label
+    edit run=. image=x mask=|mask
+    edit run=. image=x out=x.jpg|out
+    edit run=. image=x msak=bottom|mask
+    edit run=/nowhere image=x|/nowhere
     trian model=vae|train
     evalute run=.|evaluate
     --config-nam x|--config-nam

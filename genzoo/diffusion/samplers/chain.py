@@ -8,13 +8,8 @@ Steps are written in the coefficients of the path, and so apply to strided chain
 which for a variance-preserving chain is eq. 6-7 of Ho et al. 2020, and in this general form eq. 32 of Kingma et al. 2021.
 The last step returns the estimate of the data.
 
-A chain sampler implements ``step``. RePaint, for example, replaces the known pixels after a step of ``Ancestral``:
-
-    class RePaint(Ancestral):
-        def step(self, denoise, x_t, c, rng):
-            x_s = super().step(denoise, x_t, c, rng)
-            known = c.alpha_s * self.known + c.sigma_s * torch.randn_like(x_s)
-            return torch.where(self.mask, known, x_s)
+A chain sampler implements ``step``. ``genzoo.diffusion.inverse.RePaint``, for example, replaces the known pixels after each
+step of another one.
 
 References:
     Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", 2020, https://arxiv.org/abs/2006.11239 (algorithm 2).
@@ -165,14 +160,18 @@ class ChainSampler(Sampler):
     def state_times(self, denoiser: Denoiser) -> list[float]:
         return self.times(denoiser.path.schedule).tolist()
 
-    def iterate(self, denoiser: Denoiser, noise: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Trajectory:
+    def start(self, denoiser: Denoiser, noise: Tensor, y: Tensor | None) -> tuple[Tensor, CountedDenoiser]:
+        """Return the initial state, (n, *shape), and the denoiser on the chain of steps."""
         schedule = denoiser.path.schedule
         chain = chain_coefficients(denoiser.path, self.times(schedule))
-        denoise = CountedDenoiser(denoiser, y, self.clip, chain, noise)
         # The first time of a strided chain may be below t_first; it uses the noise of t_first all the same, as is common.
         x = initial_state(schedule, noise, min(schedule.t_first, schedule.t_max) if self.rho is None else chain[0].t)
+        return x, CountedDenoiser(denoiser, y, self.clip, chain, noise)
+
+    def iterate(self, denoiser: Denoiser, noise: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Trajectory:
+        x, denoise = self.start(denoiser, noise, y)
         yield x, 0
-        for step in chain:
+        for step in denoise.chain:
             x = self.step(denoise, x, step, rng)
             yield x, denoise.nfe
 

@@ -1,0 +1,1 @@
+"""Samples of the posterior of a linear inverse problem with a trained model of any family."""
