@@ -151,17 +151,12 @@ def test_split(config: dict[str, Any]) -> Any:
     Raises:
         UsageError: for a run without data, and data without a test split.
     """
-    from genzoo.config.check import check_section
-    from genzoo.config.instantiate import build
-    from genzoo.data import DataSet
+    from genzoo.jobs.run_data import build_data, data_section
     from genzoo.runs import Run
 
     run = Run(config["run"])
-    if not isinstance(run.config.get("data"), dict):
-        raise UsageError(f"{run.path / 'config.yaml'}: has no data section")
-    section = check_section("data", run.config["data"])
-    data = build(section["source"], "data", trusted=False, trust=config["trust"])
-    if not isinstance(data, DataSet) or not len(data.test.x):
+    data = build_data(run, data_section(run), config["trust"])
+    if not len(data.test.x):
         raise UsageError(f"split=test: the data of {run.path} have no test split")
     return data.test
 

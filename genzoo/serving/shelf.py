@@ -16,12 +16,17 @@ import torch
 from PIL import Image
 
 from genzoo.conditions import ClassLabels
+from genzoo.data import DataSet
 from genzoo.data.pictures import CHANNELS, as_bytes, grid, save_scatter
 from genzoo.devices import pick_device
 from genzoo.diffusion.denoiser import sampling_denoiser
 from genzoo.diffusion.guidance import ClassifierFreeGuidance, guide
+from genzoo.diffusion.inverse import Inpainting
 from genzoo.diffusion.samplers import DDIM, Ancestral, DPMSolver, Euler, Heun, Sampler
+from genzoo.distributions.discretization import bin_center
+from genzoo.editing.posterior import choose, draw_posterior
 from genzoo.errors import UsageError, one_line
+from genzoo.jobs.run_data import build_data, data_section
 from genzoo.labels import class_names
 from genzoo.loading import check_sampler, load_trained, with_sampler
 from genzoo.model import GenerativeModel
@@ -93,6 +98,7 @@ class Shelf:
     """
 
     def __init__(self, runs: Sequence[Path], device: str = "auto", trust: Sequence[str] = ()):
+        self.trust = list(trust)
         self.runs: list[Path] = []
         self.models: list[GenerativeModel] = []
         self._lock = threading.Lock()  # requests may arrive at the same time
@@ -135,6 +141,60 @@ class Shelf:
             except ValueError as error:
                 return Drawn(None, one_line(error))
         return Drawn(shown(x, model.levels), f"{seconds / settings.n:.3f} s and {nfe} evaluations an image")
+
+    @functools.cached_property
+    def pictures(self) -> DataSet | None:
+        """The data of the first run of images, whose test images are offered for filling; None without any."""
+        for path, model in zip(self.runs, self.models, strict=True):
+            if model.event.is_image:
+                run = Run(path)
+                return build_data(run, data_section(run), self.trust)
+        return None
+
+    def image(self, number: int) -> np.ndarray:
+        """Return a test image, (H, W, C) uint8.
+
+        Raises:
+            UsageError: for models without images, and a number out of range.
+        """
+        data = self.pictures
+        if data is None or data.levels is None:
+            raise UsageError("none of the models is one of images")
+        if not 0 <= number < len(data.test.x):
+            raise UsageError(f"image {number}: there are {len(data.test.x)} test images")
+        return as_bytes(bin_center(data.test.x[number : number + 1], data.levels), data.levels)[0]
+
+    def fill(self, index: int, number: int, unknown: np.ndarray, n: int, seed: int) -> Drawn:
+        """Fill the unknown pixels of a test image by one model, with the class of the image if the model has classes.
+
+        Args:
+            index: of the run.
+            number: of the test image.
+            unknown: mask, (H, W) bool.
+            n: draws.
+            seed: of all noise.
+        """
+        with self._lock:
+            try:
+                model, data = self.models[index], self.pictures
+                assert data is not None and data.levels is not None
+                if model.event != data.event:
+                    raise UsageError("this model is one of other images")
+                operator = Inpainting(model.shape, torch.from_numpy(unknown)[None])
+                x = bin_center(data.test.x[number : number + 1], data.levels)
+                y = (
+                    data.test.y[number : number + 1]
+                    if model.condition is not None and data.test.y is not None
+                    else None
+                )
+                build = choose(model, operator, 0.0, None, None)
+                begun = time.perf_counter()
+                drawn = draw_posterior(model, build, operator, operator(x), 0.0, n, y=y, seed=seed)
+                seconds = time.perf_counter() - begun
+            except ValueError as error:
+                return Drawn(None, one_line(error))
+        text = f"{seconds / n:.3f} s and {drawn.nfe} evaluations a filling"
+        return Drawn(shown(drawn.draws[0], model.levels), text)
 
     def _conditions(self, index: int, settings: Settings) -> torch.Tensor | None:
         if settings.label == ANY:
