@@ -310,15 +310,25 @@ PAIRS = """
     edit run=. image=x out=x.jpg|out
     edit run=. image=x msak=bottom|mask
     edit run=/nowhere image=x|/nowhere
+    serve|runs
+    serve runs=/nowhere|/nowhere
+    serve runs=. port=80|port
+    serve runs=. port=x|port
+    serve runs=[]|runs
+    serve runs=. share=true|share
     trian model=vae|train
     evalute run=.|evaluate
     --config-nam x|--config-nam
 """
 
 
+def pair(line: str) -> Bad:
+    words, *holds = line.strip().split("|")
+    return Bad(tuple(words.split()), tuple(holds))
+
+
 def a_pair_that_cannot_be(rng: random.Random) -> Bad:
-    line, *holds = rng.choice(PAIRS.strip().splitlines()).strip().split("|")
-    return Bad(tuple(line.split()), tuple(holds))
+    return pair(rng.choice(PAIRS.strip().splitlines()))
 
 
 KINDS: list[Callable[[random.Random], Bad]] = [
@@ -328,9 +338,10 @@ KINDS: list[Callable[[random.Random], Bad]] = [
 
 
 def draw(seed: int, n: int = 200) -> list[Bad]:
-    """Draw command lines, no two of them alike."""
+    """Draw command lines, no two of them alike, with one of each command at least."""
     rng = random.Random(seed)
-    found: dict[tuple[str, ...], Bad] = {}
+    pairs = [pair(line) for line in PAIRS.strip().splitlines()]
+    found = {bad.words: bad for verb in VERBS for bad in [next((b for b in pairs if b.words[0] == verb), None)] if bad}
     while len(found) < n:
         bad = KINDS[len(found) % len(KINDS)](rng)
         found.setdefault(bad.words, bad)
