@@ -51,7 +51,7 @@ def command() -> None:
 
     from genzoo.config.budgets import clearing_overrides
     from genzoo.config.help import help_text
-    from genzoo.config.overrides import expand_guidance, join_runs
+    from genzoo.config.overrides import expand_shorthands, join_runs
     from genzoo.config.paths import VERBS
     from genzoo.errors import UsageError, nearest
 
@@ -77,7 +77,7 @@ def command() -> None:
             return explain(verb, overrides, flags.config_dir)
         if verb not in VERBS:
             fail(f"unknown command '{verb}': {nearest(verb, [*VERBS, 'explain'])}")
-    overrides = expand_guidance(overrides)
+    overrides = expand_shorthands(verb, overrides)
     if not flags.multirun:
         overrides = join_runs(verb, overrides)
 

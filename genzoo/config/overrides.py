@@ -86,8 +86,17 @@ def join_runs(verb: str, overrides: Sequence[str]) -> list[str]:
     return [pattern.sub(r"runs=[\1]", word) if verb in ("compare", "serve") else word for word in overrides]
 
 
-def expand_guidance(overrides: Sequence[str]) -> list[str]:
-    """Write ``guidance=2.0`` and ``guidance=1,2``, scales of classifier-free guidance, in full."""
+EXAMPLES = ("encode", "reconstruct", "interpolate", "traverse")  # commands with a key ``examples``
+
+
+def expand_shorthands(verb: str, overrides: Sequence[str]) -> list[str]:
+    """Write shorthands in full.
+
+    ``guidance=2.0`` and ``guidance=1,2`` are scales of classifier-free guidance; ``data=test`` of commands on examples, where
+    the group ``data`` has no meaning, is ``examples=test``.
+    """
+    if verb in EXAMPLES:
+        overrides = [re.sub(r"^data=", "examples=", word) for word in overrides]
     pattern = re.compile(r"^guidance=([-+]?[\d.][^=]*)$")
     words: list[str] = []
     for word in overrides:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from genzoo.config.compose import preflight
+from genzoo.config.overrides import expand_shorthands
 from genzoo.errors import UsageError
 from genzoo.jobs import sweep
 from tests.commands import genzoo
@@ -182,3 +183,12 @@ def test_a_search_that_would_be_kept_in_a_data_base_is_refused(jobs, storage):
     code, _, err = genzoo("-m", "hydra/sweeper=optuna", f"hydra.sweeper.storage={storage}", "seed=1,2")
     assert code == 2 and err.startswith("genzoo: hydra.sweeper.storage=") and err.count("\n") == 1
     assert "omit it" in err and "hunter2" not in err and not jobs
+
+
+def test_shorthands_are_written_in_full():
+    assert expand_shorthands("sample", ["guidance=2", "n=3"]) == ["guidance=classifier_free", "guidance.scale=2", "n=3"]
+    assert expand_shorthands("evaluate", ["guidance=1,2.5"]) == ["guidance=classifier_free", "guidance.scale=1,2.5"]
+    for word in ("guidance=auto", "guidance=null", "guidance.scale=3"):
+        assert expand_shorthands("sample", [word]) == [word]
+    assert expand_shorthands("encode", ["data=test", "run=data=x"]) == ["examples=test", "run=data=x"]
+    assert expand_shorthands("train", ["data=digits"]) == ["data=digits"]
