@@ -27,10 +27,10 @@ compositions.remember()
 CLASSIFIERS = ("noisy_classifier",)  # files of conf/model that have no samples
 FAMILIES = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem not in CLASSIFIERS)
 
-# Files that take half a minute and more, the slowest first: processes that share the files then end together.
+# The files that take longest, the slowest first: processes that share the files then end together.
 SLOW_FILES = (
-    "test_resume.py", "test_processes.py", "test_interface.py", "test_compare.py", "test_pretended_gpu.py",
-    "test_crossings.py", "test_page.py", "test_loggers.py", "test_evaluate.py", "test_hostile_files.py",
+    "test_interface.py", "test_crossings.py", "test_resume.py", "test_pretended_gpu.py", "test_processes.py",
+    "test_compare.py", "test_page.py", "test_hostile_files.py", "test_loggers.py", "test_evaluate.py",
 )  # fmt: skip
 
 
