@@ -1713,6 +1713,77 @@ FAULTS = [
         "self.counts[i] % self.LAST",
         "tests/families/test_ddpm.py",
     ),
+    # Latents and sampling paths
+    Fault(
+        "points between latents lose their norm, as on a line",
+        "latents.py",
+        "between = spherical if has_normal_prior(model) else torch.lerp",
+        "between = torch.lerp",
+        "tests/test_latents.py",
+    ),
+    Fault(
+        "a great circle is traversed with the sine of the wrong end",
+        "latents.py",
+        "direction = (torch.sin((1 - w) * theta) * unit_a + torch.sin(w * theta) * unit_b) / sine",
+        "direction = (torch.sin(w * theta) * unit_a + torch.sin((1 - w) * theta) * unit_b) / sine",
+        "tests/test_latents.py::test_a_great_circle_has_a_constant_speed_and_a_linear_norm",
+    ),
+    Fault(
+        "the noise of an exploding path is not divided by its standard deviation",
+        "diffusion/probability_flow.py",
+        "return at_data, at_noise / ode.schedule.prior_std",
+        "return at_data, at_noise",
+        "tests/test_latents.py::test_the_noise_of_gaussian_data_is_the_affine_map_of_the_closed_form",
+    ),
+    Fault(
+        "a traversal adds its value to the latent",
+        "latents.py",
+        "moved[:, :, dimension] = values.to(moved)[:, None]",
+        "moved[:, :, dimension] += values.to(moved)[:, None]",
+        "tests/test_latents.py::test_a_traversal_changes_one_latent_alone",
+    ),
+    Fault(
+        "an attribute direction leads from the wrong class",
+        "latents.py",
+        "return (having.double().mean(0) - without.double().mean(0)).to(having.dtype)",
+        "return (without.double().mean(0) - having.double().mean(0)).to(having.dtype)",
+        "tests/test_latents.py::test_a_direction_on_a_linear_decoder_is_the_difference_of_the_classes",
+    ),
+    Fault(
+        "an attribute is added to training images",
+        "cli/attribute.py",
+        'z, found = encoded("test", minus, config["n"])',
+        'z, found = encoded("train", minus, config["n"])',
+        "tests/commands/test_latent_commands.py::test_an_attribute_is_the_difference_of_class_means_added_to_held_out_images",
+    ),
+    Fault(
+        "conditions of interpolated points are repeated in the wrong order",
+        "explore.py",
+        "y = y.repeat(len(points), *[1] * (y.ndim - 1))",
+        "y = y.repeat_interleave(len(points), 0)",
+        "tests/test_latents.py::test_conditions_follow_their_examples_through_batches_and_points",
+    ),
+    Fault(
+        "states of a path have the times of the next ones",
+        "diffusion/trajectory.py",
+        "self.estimates.append(self._estimate(denoiser, x, times[i], y))",
+        "self.estimates.append(self._estimate(denoiser, x, times[min(i + 1, len(times) - 1)], y))",
+        "tests/diffusion/test_trajectory.py",
+    ),
+    Fault(
+        "the last state of a latent model is decoded once more, with other noise",
+        "diffusion/trajectory.py",
+        "return torch.stack([*(_to_events(model, state, y, rng) for state in states[:-1]), x])",
+        "return torch.stack([_to_events(model, state, y, rng) for state in states])",
+        "tests/diffusion/test_trajectory.py",
+    ),
+    Fault(
+        "the order of chosen examples depends on their number",
+        "cli/examples.py",
+        'found = found.take(permutation(len(found.x), config["seed"]))',
+        'found = found.take(permutation(len(found.x), config["seed"] + n))',
+        "tests/commands/test_latent_commands.py::test_the_choice_of_examples_is_a_function_of_the_seed_and_the_index",
+    ),
 ]
 
 
