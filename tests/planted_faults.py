@@ -1719,7 +1719,7 @@ FAULTS = [
         "latents.py",
         "between = spherical if has_normal_prior(model) else torch.lerp",
         "between = torch.lerp",
-        "tests/test_latents.py",
+        "tests/test_latents.py::test_the_path_is_a_circle_under_a_normal_prior_and_a_line_under_a_learned_one",
     ),
     Fault(
         "a great circle is traversed with the sine of the wrong end",
@@ -1768,14 +1768,14 @@ FAULTS = [
         "diffusion/trajectory.py",
         "self.estimates.append(self._estimate(denoiser, x, times[i], y))",
         "self.estimates.append(self._estimate(denoiser, x, times[min(i + 1, len(times) - 1)], y))",
-        "tests/diffusion/test_trajectory.py",
+        "tests/diffusion/test_trajectory.py::test_the_times_are_those_of_the_states",
     ),
     Fault(
         "the last state of a latent model is decoded once more, with other noise",
         "diffusion/trajectory.py",
         "return torch.stack([*(_to_events(model, state, y, rng) for state in states[:-1]), x])",
         "return torch.stack([_to_events(model, state, y, rng) for state in states])",
-        "tests/diffusion/test_trajectory.py",
+        "tests/diffusion/test_trajectory.py::test_a_sampled_likelihood_keeps_its_noise_in_the_last_state",
     ),
     Fault(
         "the order of chosen examples depends on their number",
