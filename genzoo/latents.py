@@ -42,6 +42,8 @@ from genzoo.model import (
 
 Model = GenerativeModel | Denoiser
 
+TOLERANCE = 1e-5  # relative and absolute, of the probability-flow ODE of denoisers without one of their own
+
 
 def latent_space(model: Model) -> Continuous | Discrete:
     """Return the latent space of a model.
@@ -116,7 +118,7 @@ def encode(model: Model, x: Tensor, y: Tensor | None = None) -> Tensor:
         return model.encode(x, y)
     assert isinstance(model, Denoiser)
     _check_conditions(model, y, len(x))
-    return ode_encode(model, x, y)
+    return ode_encode(model, x, y, TOLERANCE, TOLERANCE)
 
 
 def decode(model: Model, z: Tensor, y: Tensor | None = None) -> Tensor:
@@ -131,7 +133,7 @@ def decode(model: Model, z: Tensor, y: Tensor | None = None) -> Tensor:
     latent_space(model)  # raises for models without latents
     assert isinstance(model, Denoiser)
     _check_conditions(model, y, len(z))
-    return ode_decode(model, z, y)
+    return ode_decode(model, z, y, TOLERANCE, TOLERANCE)
 
 
 def _check_conditions(model: Model, y: Tensor | None, n: int) -> None:

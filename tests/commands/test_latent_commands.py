@@ -33,6 +33,12 @@ def here(monkeypatch, tmp_path) -> Path:
 
 
 @pytest.fixture
+def coarse(monkeypatch) -> None:
+    """Solve the ODE of a DDPM coarsely: with random weights its drift is rough, and accuracy is tested elsewhere."""
+    monkeypatch.setattr("genzoo.latents.TOLERANCE", 0.05)
+
+
+@pytest.fixture
 def vae(here) -> Path:
     return untrained(here, *SMALL["vae"])[0]
 
@@ -112,7 +118,7 @@ def works(model: GenerativeModel) -> dict[str, bool]:
 @pytest.mark.parametrize("conditional", [False, True], ids=["", "conditional"])
 @pytest.mark.parametrize("kind", DATA)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_works_or_is_refused_in_one_line(here, family, kind, conditional):
+def test_every_family_works_or_is_refused_in_one_line(here, coarse, family, kind, conditional):
     run = tiny(here, family, kind, conditional)
     model = load(run)
     expected = works(model)
@@ -323,7 +329,7 @@ def test_classes_of_a_path_are_named_as_for_sample(ddpm):
     np.testing.assert_array_equal(array()[:, -1], array("y.npz"))
 
 
-def test_a_conditional_model_encodes_with_the_labels_of_its_data(ddpm):
+def test_a_conditional_model_encodes_with_the_labels_of_its_data(ddpm, coarse):
     done("encode", ddpm, "out=z.npz", "n=4")
     x, y = centers()
     order = torch.randperm(360, generator=package.numerics.random.generator("examples", 0))[:4]
@@ -367,7 +373,7 @@ def test_files_are_encoded_in_their_order(vae):
     np.testing.assert_array_equal(array("z.npz", "z"), package.encode(vae, x[:3]).numpy())
 
 
-def test_a_file_of_a_conditional_model_has_its_labels_or_one_label(ddpm):
+def test_a_file_of_a_conditional_model_has_its_labels_or_one_label(ddpm, coarse):
     x, y = centers()
     np.savez("with.npz", samples=pixels(x[:3]), y=y[:3].numpy())
     np.savez("without.npz", samples=pixels(x[:3]))
