@@ -136,7 +136,7 @@ def main() -> None:
         *laws(),
         "",
         "More steps and more resamplings, by matrices. Moment matching, and PiGDM on white data, approach the posterior up to",
-        "the mean of the prior that VP noise has not forgotten at t = 1 (alpha = 0.0066), which sampling from N(0, I) neglects.",
+        "the mean of the prior that VP noise retains at t = 1 (alpha = 0.0066), which sampling from N(0, I) neglects.",
         "RePaint is exact for independent pixels up to its chain; elsewhere its bias falls with the resamplings.",
         "",
         *limits(),

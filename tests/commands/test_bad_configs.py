@@ -193,7 +193,7 @@ PAIRS = """
     data=digits data.shape=[1,9,9]|data.shape
     data=digits data.shape=[1,8]|data.shape
     data=digits data.levels=2|data.levels
-    data=digits model.num_classes=10|'model.num_classes'|data.conditional=true
+    data=digits model.num_classes=10|data.conditional=true
     data=checkerboard data.conditional=true|data.conditional=true
     data=digits data.num_classes=9|data.num_classes
     data=folder|data.root
