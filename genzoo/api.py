@@ -34,7 +34,7 @@ from genzoo.data.from_arrays import as_dataset, as_examples
 from genzoo.devices import pick_device
 from genzoo.diffusion.denoiser import sampling_denoiser
 from genzoo.diffusion.guidance import ClassifierFreeGuidance
-from genzoo.diffusion.inverse import Inpainting
+from genzoo.diffusion.inverse import Inpainting, LinearOperator
 from genzoo.editing.posterior import Posterior, choose, draw_posterior
 from genzoo.editing.task import build_task, read_mask, read_observation
 from genzoo.errors import UsageError
@@ -284,14 +284,7 @@ def edit(
     unknown = read_mask(str(mask), model.event) if isinstance(mask, str | os.PathLike) else mask
     unknown = None if unknown is None else torch.as_tensor(unknown).bool()
     operator, sigma = build_task(job.config["task"], model.event, unknown)
-    if isinstance(image, str | os.PathLike):
-        value, _ = read_observation(Path(image), operator, model.event)
-    else:
-        value = torch.as_tensor(image, dtype=model.dtype, device="cpu")
-        value = value[None] if value.ndim == len(operator.event_shape) else value
-        value = operator(value) if isinstance(operator, Inpainting) and value.shape[1:] == model.shape else value
-    if tuple(value.shape[1:]) != operator.shape:
-        raise UsageError(f"image: has shape {tuple(value.shape[1:])}, not {operator.shape}")
+    value = _observed(image, operator, model)
     y = None
     if model.condition is not None:
         if label is None:
@@ -330,6 +323,19 @@ def compare(
     if not folders:
         raise UsageError("runs: there are none to compare")
     return write_comparison(folders, Path(out), title)
+
+
+def _observed(image: Any, operator: LinearOperator, model: GenerativeModel) -> Tensor:
+    """Return observations on the scale of the data, (B, *operator.shape), of a file, an event or a batch."""
+    if isinstance(image, str | os.PathLike):
+        return read_observation(Path(image), operator, model.event)[0]
+    value = torch.as_tensor(image, dtype=model.dtype, device="cpu")
+    inpaints = isinstance(operator, Inpainting)
+    shape = operator.event_shape if inpaints else operator.shape
+    value = value[None] if tuple(value.shape) == shape else value
+    if tuple(value.shape[1:]) != shape:
+        raise UsageError(f"image: has shape {tuple(value.shape)}, not {shape} or a batch of these")
+    return operator(value) if inpaints else value
 
 
 def _path(run: Run | str | os.PathLike[str]) -> Path:

@@ -1923,6 +1923,7 @@ FAULTS = [
         "sampled, nfe = self._continue(list(pixels[..., :known].unbind(2)), len(x), y, rng)",
         "sampled, nfe = self._continue(list(pixels[..., : known + 1].unbind(2)), len(x), y, rng)",
         "tests/test_editing.py",
+    ),
     # Latents and sampling paths
     Fault(
         "points between latents lose their norm, as on a line",

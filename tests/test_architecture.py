@@ -67,7 +67,7 @@ EVERYTHING = set(LAYERS) - {"families"}  # families are named by configurations 
 LAYERS |= {
     "jobs": EVERYTHING,
     "api": EVERYTHING | {"jobs"},
-    "serving": EVERYTHING,
+    "serving": EVERYTHING | {"jobs"},
     "cli": EVERYTHING | {"jobs", "serving"},
     "__main__": {"cli", "config", "console", "environment", "errors", "jobs", "runs", "training"},
     "__init__": {"conditions", "event", "explore", "families", "api", "loading"},  # names, resolved on first use

@@ -99,6 +99,12 @@ def test_the_command_draws_what_the_library_draws(ddpm, picture, mask):
     torch.testing.assert_close(python.draws[0], x, rtol=1e-4, atol=1e-4)
     tensors = package.edit(ddpm, from_bytes(torch.from_numpy(picture)[None], 17), mask=mask[None], n=2, **method)
     assert torch.equal(tensors.draws, python.draws)
+    with pytest.raises(ValueError, match=r"image: has shape \(1, 4, 4\)"):
+        package.edit(ddpm, torch.zeros(1, 4, 4), mask=mask[None])
+    with pytest.raises(ValueError, match="mask is missing"):
+        package.edit(ddpm, "digit.png")
+    with pytest.raises(ValueError, match=r"task\.sigma=-1"):
+        package.edit(ddpm, "digit.png", "denoise", overrides=["task.sigma=-1"])
 
 
 def test_bytes_and_the_scale_of_the_data_are_inverse_to_each_other():
