@@ -49,14 +49,15 @@ def trajectory(config: dict[str, Any]) -> None:
     )
     x = path.x if path.estimate is None else path.estimate
     in_time = denoiser.path.schedule.coordinates == "time"
-    levels = path.times if in_time else path.noise
+    noise = path.times if in_time else path.noise
     data, density = plot_background(config, model, path.x[-1])
     name = "t" if in_time else "sigma/alpha"
-    titles = [f"{name} = {level:.3g}" for level in levels]
+    titles = [f"{name} = {level:.3g}" for level in noise]
     shown = x if out.suffix == ".npz" else _displayed(model, path, x)
-    sheet = Sheet(shown.transpose(0, 1), model.levels, data, density, titles, points="clouds", loop=False)
+    levels = None if out.suffix == ".npz" else model.levels  # states are no images: an array holds them as they are
+    sheet = Sheet(shown.transpose(0, 1), levels, data, density, titles, points="clouds", loop=False)
     write_sheet(out, sheet, times=path.times, noise=path.noise)
-    columns = "" if is_animated(out) else f", {name} = {', '.join(f'{level:.3g}' for level in levels)}"
+    columns = "" if is_animated(out) else f", {name} = {', '.join(f'{level:.3g}' for level in noise)}"
     print(f"{x.shape[1]} samples, {path.nfe} evaluations each, {len(x)} states{columns}: {out}")
 
 

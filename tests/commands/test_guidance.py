@@ -241,3 +241,51 @@ def test_guided_models_share_weights_and_leave_the_model_unchanged(ddpm):
     assert guided.sample(3, y, rng=SampleStreams(0, range(3))).nfe == 2 * before.nfe
     assert torch.equal(model.sample(3, y, rng=SampleStreams(0, range(3))).x, before.x)
     assert guide(model, functools.partial(AutoGuidance, worse=model, scale=1.0)) is model
+
+
+def test_guidance_crosses_precision_weights_and_paired_flows(here):
+    words = ["model=flow_matching", "model.pairing=optimal_transport", "model.network.channels=8",
+             "model.network.multipliers=[1]", CONDITIONAL, "sampler=euler", "sampler.steps=4"]  # fmt: skip
+    run = untrained(here, *words)[0]
+    whole, out = drawn(run, "guidance=3")
+    assert "8 evaluations" in out and (whole != drawn(run)[0]).any()
+    half, _ = drawn(run, "guidance=3", "precision=bf16-mixed")
+    assert np.abs(whole.astype(int) - half.astype(int)).mean() < 0.03 * 255
+    assert (drawn(run, "guidance=3", "ema=false")[0] != whole).any()
+    assert "8 evaluations" in drawn(run, "guidance=auto", f"guidance.run={run}", "guidance.scale=2")[1]
+    classifier = untrained(here, "model=noisy_classifier", "data=digits", "model.network.channels=8")[0]
+    code, _, err = genzoo("sample", f"run={run}", "guidance=classifier", f"guidance.run={classifier}", "out=y.npz")
+    assert code == 2 and "coupled noise and data" in err
+    code, _, err = genzoo("sample", f"run={run}", "guidance=3", "sampler=euler_maruyama", "out=y.npz")
+    assert code == 2 and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("model", ["ddpm", "score_sde"])
+def test_guidance_crosses_points_of_the_plane(here, model):
+    words = [
+        f"model={model}",
+        "data=gaussian_mixture",
+        CONDITIONAL,
+        "model.network.width=16",
+        "sampler=heun",
+        "sampler.steps=4",
+    ]
+    run = untrained(here, *words)[0]
+    worse = untrained(here, *words, "seed=1")[0]
+    classifier = untrained(here, "model=noisy_classifier", "data=gaussian_mixture", "model.network.width=16")[0]
+    plain = drawn(run)[0]
+    for words in (["guidance=3"], ["guidance=auto", f"guidance.run={worse}"],
+                  ["guidance=classifier", f"guidance.run={classifier}", "guidance.scale=5"]):  # fmt: skip
+        guided, out = drawn(run, *words)
+        assert "14 evaluations" in out and np.isfinite(guided).all() and (guided != plain).any()
+
+
+def test_the_states_of_guided_samples_end_with_the_samples(ddpm):
+    samples, _ = drawn(ddpm, "guidance=3")
+    code, _, err = genzoo("trajectory", f"run={ddpm}", "guidance=3", "label=3", "n=4", "out=path.npz", "show=estimate")
+    assert code == 0, err
+    with np.load("path.npz") as file:
+        x = file["samples"][:, -1]
+    assert x.dtype == np.float32 and x.shape == (4, 1, 8, 8)
+    k = np.clip(np.floor(17 * (x + 1) / 2), 0, 16)
+    np.testing.assert_array_equal(samples, np.rint(255 * k / 16).astype(np.uint8).transpose(0, 2, 3, 1))

@@ -290,12 +290,14 @@ def test_an_attribute_is_the_difference_of_class_means_added_to_held_out_images(
 
 def test_a_path_ends_in_the_samples_of_sample(ddpm):
     done("trajectory", ddpm, "out=x.npz", "n=5", "frames=4", "seed=2")
-    rows, noise = array(), array(name="noise")
-    assert rows.shape == (5, 4, 8, 8, 1) and noise[-1] == array(name="times")[-1] == 0 and (np.diff(noise) < 0).all()
+    states, noise = array(), array(name="noise")
+    assert states.shape == (5, 4, 1, 8, 8) and states.dtype == np.float32
+    rows = pixels(torch.from_numpy(states))
+    assert noise[-1] == array(name="times")[-1] == 0 and (np.diff(noise) < 0).all()
     genzoo("sample", f"run={ddpm}", "n=5", "seed=2", "out=y.npz")
     np.testing.assert_array_equal(rows[:, -1], array("y.npz"))
     path = package.trajectory(ddpm, 5, frames=4, seed=2)
-    np.testing.assert_array_equal(rows, pixels(path.x.transpose(0, 1)))
+    np.testing.assert_array_equal(states, path.x.transpose(0, 1).numpy())
     line = done("trajectory", ddpm, "out=x.png", "n=5", "frames=4", "seed=2")
     assert line.startswith("5 samples, 6 evaluations each, 4 states, sigma/alpha = ") and ", 0: x.png" in line
     grid = np.asarray(Image.open("x.png"))
@@ -306,8 +308,8 @@ def test_a_path_ends_in_the_samples_of_sample(ddpm):
         gif.seek(gif.n_frames - 1)
         np.testing.assert_array_equal(np.asarray(gif.convert("L"))[2:58:7, 60:116:7], rows[1, 3, ..., 0])
     done("trajectory", ddpm, "out=y.npz", "n=5", "frames=4", "seed=2", "show=estimate")
-    np.testing.assert_array_equal(array("y.npz")[:, -1], rows[:, -1])
-    assert (array("y.npz")[:, 1] != rows[:, 1]).any()
+    np.testing.assert_array_equal(array("y.npz")[:, -1], states[:, -1])
+    assert (array("y.npz")[:, 1] != states[:, 1]).any()
 
 
 def test_states_of_an_exploding_path_are_shown_with_unit_noise(here):
@@ -326,7 +328,7 @@ def test_classes_of_a_path_are_named_as_for_sample(ddpm):
     Run(ddpm).update_status(classes=CLASSES)
     done("trajectory", ddpm, "out=x.npz", "n=2", "frames=2", "label=[two,7]")
     genzoo("sample", f"run={ddpm}", "n=2", "label=[two,7]", "out=y.npz")
-    np.testing.assert_array_equal(array()[:, -1], array("y.npz"))
+    np.testing.assert_array_equal(pixels(torch.from_numpy(array()[:, -1])), array("y.npz"))
 
 
 def test_a_conditional_model_encodes_with_the_labels_of_its_data(ddpm, coarse):
