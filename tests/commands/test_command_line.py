@@ -19,7 +19,7 @@ import genzoo as package
 import genzoo.__main__ as command_line
 from genzoo.config.compose import preflight
 from genzoo.config.help import INTERNAL_GROUPS
-from genzoo.config.overrides import join_runs
+from genzoo.config.overrides import expand_shorthands, join_runs
 from genzoo.config.paths import CONF, VERBS
 from genzoo.errors import UsageError
 from genzoo.jobs import sweep
@@ -185,6 +185,7 @@ def test_every_example_of_the_help_and_of_the_pages_composes():
     for words in lines:
         several, words = "-m" in words, [word for word in words if word not in ("-m", "explain")]
         verb = words.pop(0) if words[0] in VERBS else "train"
+        words = expand_shorthands(verb, words)
         preflight(verb, words if several else join_runs(verb, words), sweep=several)
 
 
