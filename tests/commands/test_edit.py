@@ -103,7 +103,7 @@ def test_the_command_draws_what_the_library_draws(ddpm, picture, mask):
         package.edit(ddpm, torch.zeros(1, 4, 4), mask=mask[None])
     with pytest.raises(ValueError, match="mask is missing"):
         package.edit(ddpm, "digit.png")
-    with pytest.raises(ValueError, match="task.sigma=-1"):
+    with pytest.raises(ValueError, match=r"task\.sigma=-1"):
         package.edit(ddpm, "digit.png", "denoise", overrides=["task.sigma=-1"])
 
 
