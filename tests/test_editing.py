@@ -97,6 +97,20 @@ def test_scores_of_images_are_of_bytes_and_of_unknown_pixels():
     assert "ssim_mean" not in scores  # whose window does not fit
 
 
+def test_ssim_is_that_of_torchmetrics_where_its_window_fits():
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    rng = generator("ssim")
+    truth = torch.randint(256, (2, 3, 12, 12), generator=rng)
+    draws = bin_center((truth[:, None] + torch.randint(-40, 41, (2, 4, 3, 12, 12), generator=rng)).clamp(0, 255), 256)
+    scores = restoration_scores(truth, draws, 256, None)
+    for name, x in (("mean", draws.mean(1)), ("draw", draws[:, 0])):
+        shown = quantize(x, 256).double() / 255
+        expected = structural_similarity_index_measure(shown, truth.double() / 255, data_range=1.0)
+        assert scores[f"ssim_{name}"].value == pytest.approx(float(expected))
+    assert scores["ssim_mean"].value > scores["ssim_draw"].value
+
+
 def test_scores_of_vectors_are_distances():
     truth = torch.zeros(3, 2)
     draws = torch.tensor([3.0, 5.0]).view(1, 2, 1).expand(3, 2, 2)
