@@ -179,3 +179,14 @@ def test_the_loss_is_the_cross_entropy_at_uniform_angles():
 def test_a_classifier_needs_classes(condition):
     with pytest.raises(ValueError, match="needs data with classes"):
         NoiseConditionalClassifier((2,), condition)
+
+
+def test_training_data_are_noisy_at_uniform_angles():
+    x = torch.full((20_000, 2), 3.0, dtype=torch.float64)
+    x_t, alpha, sigma = classifier().noisy(x, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(alpha**2 + sigma**2, torch.ones(20_000).double())
+    angles = torch.atan2(sigma, alpha).sort().values * 2 / math.pi
+    assert float((angles - torch.linspace(0, 1, 20_000).double()).abs().max()) < 0.015  # Kolmogorov and Smirnov
+    eps = (x_t - alpha[:, None] * x) / sigma[:, None]
+    assert float(eps.mean()) == pytest.approx(0, abs=0.02) and float(eps.std()) == pytest.approx(1, abs=0.02)
+    assert float((eps[:, 0] * eps[:, 1]).mean()) == pytest.approx(0, abs=0.03)
