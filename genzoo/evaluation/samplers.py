@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -73,6 +74,9 @@ def guidance_card(model: GenerativeModel) -> dict[str, Any] | None:
     if isinstance(part, LogitGuided):
         return {"name": "ClassifierFreeGuidance", "scale": part.guidance_scale}
     guidance = part.sampler.guidance
+    if not isinstance(guidance, functools.partial):
+        card = describe(guidance)
+        return card if isinstance(card, dict) else {"name": card}
     settings = describe({key: value for key, value in guidance.keywords.items() if not isinstance(value, nn.Module)})
     others = {
         key: {"name": type(value).__name__, "sha256": hashlib.sha256(json.dumps(describe(value)).encode()).hexdigest()}

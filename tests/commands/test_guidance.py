@@ -13,6 +13,7 @@ import torch
 import genzoo as package
 from genzoo import load
 from genzoo.diffusion.guidance import AutoGuidance, ClassifierFreeGuidance, GuidedModel, guide
+from genzoo.evaluation.samplers import guidance_card
 from genzoo.numerics.random import SampleStreams
 from genzoo.report.leaderboard import rows, tables
 from genzoo.report.records import find, read
@@ -289,3 +290,10 @@ def test_the_states_of_guided_samples_end_with_the_samples(ddpm):
     assert x.dtype == np.float32 and x.shape == (4, 1, 8, 8)
     k = np.clip(np.floor(17 * (x + 1) / 2), 0, 16)
     np.testing.assert_array_equal(samples, np.rint(255 * k / 16).astype(np.uint8).transpose(0, 2, 3, 1))
+
+
+def test_guidance_of_any_callable_is_described(ddpm):
+    guided = guide(load(ddpm), lambda denoiser: ClassifierFreeGuidance(denoiser, 3.0))
+    other = guide(load(ddpm), lambda denoiser: ClassifierFreeGuidance(denoiser, 4.0))
+    cards = [guidance_card(model) for model in (guided, other)]
+    assert cards[0] != cards[1] and json.dumps(cards[0])
