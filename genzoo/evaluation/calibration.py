@@ -7,7 +7,8 @@ is uniform on 0..K. With V ~ U[0, 1) so is
 
 the randomised probability integral transform, and the central interval of level p contains the truth if |u - 1/2| <= p/2, with
 probability p exactly for every K. The expectation over V is computed in closed form: no draw is needed, and no correction for
-a finite K. Where draws equal the truth, as for integer levels, the rank is uniform over the places of the tie.
+a finite K; but K draws cannot show an interval to cover less than ``max(0, (p - 1)(K + 1)/2 + 1)``, 0.5 for p = 0.9 and K = 9.
+Where draws equal the truth, as for integer levels, the rank is uniform over the places of the tie.
 
 References:
     Gneiting, Raftery, "Strictly Proper Scoring Rules, Prediction, and Estimation", 2007,
