@@ -34,13 +34,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genzoo.conditions import ClassLabels, Condition
+from genzoo.conditions import ClassLabels, Condition, Conditioner
 from genzoo.diffusion.denoiser import Denoiser, DenoiserWrapper, replaced, sampling_denoiser, with_part
 from genzoo.diffusion.path import Prediction, conversion_coefficients, expand
 from genzoo.diffusion.samplers import Sampler
 from genzoo.diffusion.samplers.sampler import Trajectory
 from genzoo.event import EventSpec
-from genzoo.model import Composite, GenerativeModel, LogitGuided, Loss, Samples
+from genzoo.model import Composite, GenerativeModel, LogitGuided, Loss, Samples, TrainableModel
 
 
 class Guidance(DenoiserWrapper):
@@ -279,14 +279,12 @@ class GuidedModel(Composite):
 
     Args:
         model: with a guided sampler.
-        condition: of the guidance; that of the model, or the classes of a classifier.
+        conditioner: of the samples; that of the model, or of a classifier.
     """
 
-    def __init__(self, model: GenerativeModel, condition: Condition | None):
-        super().__init__(model.event, condition)
-        self.prior = model
-        if condition == model.condition:
-            self.conditioner = model.conditioner
+    def __init__(self, model: GenerativeModel, conditioner: Conditioner):
+        super().__init__(model.event, conditioner.condition)
+        self.prior, self.conditioner = model, conditioner
         self.to(model.device, model.dtype)
 
     def from_prior(self, event: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Tensor:
@@ -316,14 +314,17 @@ def guide(model: GenerativeModel, guidance: Callable[[Denoiser], Guidance]) -> G
     part = model
     while isinstance(part, Composite):
         part = part.prior
-    condition = model.condition
+    conditioner = model.conditioner
     if isinstance(part, Denoiser):
         wrapped = guidance(part)  # raises
         if wrapped.scale == 1 and not isinstance(wrapped, ClassifierGuidance):
             return model
         if isinstance(model, Composite):
             _check_latents(model, wrapped)
-        condition = wrapped.condition
+        if isinstance(wrapped, ClassifierGuidance) and isinstance(wrapped.classifier, TrainableModel):
+            conditioner = wrapped.classifier.conditioner
+        elif wrapped.condition != model.condition:
+            conditioner = Conditioner(wrapped.condition)
         sampler: Any = part.sampler
         part = replaced(part, sampler=GuidedSampler(sampler, guidance))
     elif isinstance(part, LogitGuided):
@@ -334,7 +335,7 @@ def guide(model: GenerativeModel, guidance: Callable[[Denoiser], Guidance]) -> G
         part = replaced(part, guidance_scale=scale)
     else:
         raise ValueError(f"guidance: {type(part).__name__} samples in one pass and takes no guidance; omit it")
-    return GuidedModel(with_part(model, part), condition)
+    return GuidedModel(with_part(model, part), conditioner)
 
 
 def _check_latents(model: Composite, guidance: Guidance) -> None:

@@ -18,6 +18,7 @@ from genzoo.numerics.random import SampleStreams
 from genzoo.report.leaderboard import rows, tables
 from genzoo.report.records import find, read
 from genzoo.runs import Run
+from genzoo.training import checkpoints
 from tests.commands import SMALL, genzoo, trained, untrained
 
 CONDITIONAL = "data.conditional=true"
@@ -96,6 +97,19 @@ def test_a_classifier_gives_classes_to_an_unconditional_model(here):
     assert code == 0 and (np.load("x.npz")["samples"] != three).any(), err
     code, _, err = genzoo("sample", f"run={run}", "n=40", "out=x.npz", *words)  # the classes of the training data
     assert code == 0 and len(set(np.load("x.npz")["y"].tolist())) > 3, err
+
+
+def test_classes_that_a_classifier_never_saw_are_not_drawn(here):
+    run = untrained(here, *SMALL["ddpm"], "sampler=ddim", "sampler.steps=2")[0]
+    classifier, model, ema = untrained(here, "model=noisy_classifier", "data=digits", "model.network.channels=8")
+    for each in (model, ema):
+        each.conditioner.probs.copy_(torch.tensor([0.0, 0.5, 0.5, *[0.0] * 7]))
+    checkpoints.save(classifier / "checkpoints", 5, model, ema, {})
+    words = ["guidance=classifier", f"guidance.run={classifier}", "out=x.npz"]
+    assert genzoo("sample", f"run={run}", "n=30", *words).code == 0
+    assert set(np.load("x.npz")["y"].tolist()) == {1, 2}
+    code, _, err = genzoo("sample", f"run={run}", "label=3", *words)
+    assert code == 2 and "no training image has this class" in err
 
 
 def test_logits_and_codes_are_guided_by_the_same_word(autoregressive, here):
