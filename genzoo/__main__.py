@@ -26,6 +26,7 @@ BAD_INPUT, INTERRUPTED = 2, 130
 EXPLAIN = """python -m genzoo explain [command] [key=value ...] key ...
 
 Prints the file and line that set each key, such as: python -m genzoo explain model=ddpm data=digits optimizer.lr"""
+OWN_FILES = ("sample", "edit", "encode", "decode", "reconstruct", "interpolate", "traverse", "attribute", "trajectory")
 LONGEST = 2000  # characters of a line on stderr
 
 
@@ -136,6 +137,7 @@ def run_hydra(verb: str, options: list[str], overrides: list[str], config_dir: s
     child_options = [word for word in options if word not in ("-m", "--multirun")]
     # Preferably shared with jobs on other machines.
     here = Path("." if os.access(".", os.W_OK) else tempfile.gettempdir())
+    written: set[str | None] = set()  # files of jobs
     internal_errors: list[Exception] = []  # of a job; other exceptions are usage errors of Hydra or a plugin
     claimed: list[tuple[int, Callable[[], JobResult | None]]] = []  # jobs of another sweep, retried at the end
     with claims.scratch(here) if sweep else contextlib.nullcontext(Path()) as name:
@@ -159,6 +161,11 @@ def run_hydra(verb: str, options: list[str], overrides: list[str], config_dir: s
             except UsageError as error:
                 ended = JobResult(" ".join(redact_words(words)), error.exit_code, str(error), None)
             else:
+                if (out := plain.get("out")) in written and verb in OWN_FILES:
+                    raise UsageError(
+                        f"out={out}: several jobs write it; name the file by what differs, out='${{seed}}.png'"
+                    )
+                written.add(out)
                 work = functools.partial(
                     run_job, sweep_name, verb, child_options, words, plain, dict(hydra_config.runtime.choices)
                 )

@@ -17,7 +17,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,9 +44,9 @@ from genzoo.evaluation.settings import EvalData, EvalSettings
 from genzoo.event import EventSpec
 from genzoo.jobs.run_data import build_data, data_section, has_changed
 from genzoo.jobs.train import train as train_config
-from genzoo.labels import class_names, class_numbers
-from genzoo.loading import guided, load
-from genzoo.model import GenerativeModel
+from genzoo.labels import check_trained, class_names, class_numbers
+from genzoo.loading import guided, load, load_trained
+from genzoo.model import GenerativeModel, TrainableModel
 from genzoo.numerics.precision import full_float32
 from genzoo.numerics.random import SampleStreams
 from genzoo.report.comparison import write_comparison
@@ -144,15 +144,16 @@ def sample(
     Raises:
         ValueError: with a one-line message, for invalid arguments.
     """
+    for name, value in (("n", n), ("seed", seed), ("batch_size", batch_size)):
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise UsageError(f"{name}={value!r}: must be an integer")
     if n < 0 or batch_size < 1:
         raise UsageError(f"n={n}, batch_size={batch_size}: there are at least 0 samples, and 1 is drawn at once")
     model = _model(run, ema=ema, device=device, sampler=sampler, guidance=guidance)
     if label is not None:
         if y is not None:
             raise UsageError("label, y: pass only one of the two")
-        classes = model.condition.n if isinstance(model.condition, ClassLabels) else 0
-        names = [] if isinstance(run, GenerativeModel) else class_names(str(_path(run)))
-        labels = class_numbers(label, classes, names)
+        labels = _classes(run, model, label)
         y = torch.tensor(labels).repeat_interleave(n)
         n *= len(labels)
     if y is not None:
@@ -204,7 +205,11 @@ def evaluate(
     unknown = settings.keys() - {field.name for field in fields(EvalSettings)}
     if unknown:
         raise UsageError(f"{', '.join(sorted(unknown))}: not a setting of an evaluation")
-    model = _model(run, ema=ema, device=device, sampler=sampler, guidance=guidance)
+    model: TrainableModel
+    if isinstance(run, GenerativeModel) or sampler is not None or guidance is not None:
+        model = _model(run, ema=ema, device=device, sampler=sampler, guidance=guidance)
+    else:
+        model = load_trained(_path(run), ema=ema, device=pick_device(device))
     trained = None
     if isinstance(run, GenerativeModel):
         if data is None:
@@ -222,6 +227,8 @@ def evaluate(
         own = opened.config.get("metrics")
         settings = {**(check_section("metrics", own) if own else {}), **settings}
         eval_data = EvalData(found, section["name"], bool(section.get("flip")))
+    if not isinstance(model, GenerativeModel):
+        settings["n"] = 0
     options = EvalSettings(**settings)
     if model.event != eval_data.data.event:
         raise UsageError(f"data: {eval_data.data.event}, but the model has {model.event}")
@@ -283,14 +290,18 @@ def edit(
     model = _model(run, ema=ema, device=device, sampler=sampler, guidance=None)
     unknown = read_mask(str(mask), model.event) if isinstance(mask, str | os.PathLike) else mask
     unknown = None if unknown is None else torch.as_tensor(unknown).bool()
+    if unknown is not None and model.event.is_image and unknown.ndim == 2:
+        unknown = unknown[None]  # of all channels
     operator, sigma = build_task(job.config["task"], model.event, unknown)
     value = _observed(image, operator, model)
     y = None
-    if model.condition is not None:
-        if label is None:
-            raise UsageError("label is missing: the model is conditional")
-        classes = model.condition.n if isinstance(model.condition, ClassLabels) else 0
-        y = torch.tensor(class_numbers(label, classes, class_names(str(_path(run))))).expand(len(value))
+    if model.condition is not None and label is None:
+        raise UsageError("label is missing: the model is conditional")
+    if label is not None:
+        labels = _classes(run, model, label)
+        if len(labels) > 1:
+            raise UsageError(f"label={label}: must be one class, that of all observations")
+        y = torch.tensor(labels).expand(len(value))
     node = job.config.get("method")
     denoiser: Any = sampling_denoiser(model) if sampler is not None else None
     build_sampler = choose(
@@ -329,12 +340,20 @@ def _observed(image: Any, operator: LinearOperator, model: GenerativeModel) -> T
     """Return observations on the scale of the data, (B, *operator.shape), of a file, an event or a batch."""
     if isinstance(image, str | os.PathLike):
         return read_observation(Path(image), operator, model.event)[0]
-    value = torch.as_tensor(image, dtype=model.dtype, device="cpu")
+    value = torch.as_tensor(image, device="cpu")
+    if not value.is_floating_point():
+        raise UsageError(
+            f"image: is {str(value.dtype).removeprefix('torch.')}; images are floats on [-1, 1], vectors floats"
+        )
+    value = value.to(model.dtype)
     inpaints = isinstance(operator, Inpainting)
     shape = operator.event_shape if inpaints else operator.shape
     value = value[None] if tuple(value.shape) == shape else value
     if tuple(value.shape[1:]) != shape:
         raise UsageError(f"image: has shape {tuple(value.shape)}, not {shape} or a batch of these")
+    known = operator(value) if inpaints else value
+    if not len(value) or not bool(known.isfinite().all()):
+        raise UsageError("image: holds NaN or infinity" if len(value) else "image: holds no observation")
     return operator(value) if inpaints else value
 
 
@@ -363,9 +382,22 @@ def _model(
     return load(_path(run), ema=ema, device=pick_device(device), sampler=own, guidance=config)
 
 
+def _classes(run: Run | str | os.PathLike[str] | GenerativeModel, model: GenerativeModel, label: Any) -> list[int]:
+    """Return the classes of ``label`` of a run or a model, each with training examples."""
+    n = model.condition.n if isinstance(model.condition, ClassLabels) else 0
+    names = [] if isinstance(run, GenerativeModel) else class_names(str(_path(run)))
+    found = class_numbers(label.tolist() if isinstance(label, np.ndarray | np.generic | Tensor) else label, n, names)
+    check_trained(found, model.conditioner.probs.tolist(), names)
+    return found
+
+
 def _guidance_config(guidance: float | Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration of classifier-free guidance with a scale, or a given one."""
     if isinstance(guidance, Mapping):
+        if "_target_" not in guidance:
+            raise UsageError(
+                f"guidance={dict(guidance)}: has no _target_; classifier-free guidance is a scale, guidance=2.0"
+            )
         return dict(guidance)
     if isinstance(guidance, bool) or not isinstance(guidance, Real):
         raise UsageError(f"guidance={guidance!r}: a scale such as 2.0, or a configuration")

@@ -26,6 +26,8 @@ def class_numbers(labels: int | str | Sequence[int | str], num_classes: int, nam
     Raises:
         UsageError: for an unknown label, an empty list or range, and a class that occurs twice.
     """
+    if not isinstance(labels, int | str | Sequence):
+        raise UsageError(f"label={labels!r}: must be the name or the number of a class, or a list of them")
     listed = [labels] if isinstance(labels, int | str) else labels
     found: list[int] = []
     for label in listed:
@@ -44,6 +46,22 @@ def class_numbers(labels: int | str | Sequence[int | str], num_classes: int, nam
     if twice := sorted({label for label in found if found.count(label) > 1}):
         raise UsageError(f"label={labels}: class {names[twice[0]] if names else twice[0]} occurs twice")
     return found
+
+
+def check_trained(labels: Sequence[int], probs: Sequence[float], names: Sequence[str]) -> None:
+    """Check that the training data had examples of each class.
+
+    Args:
+        labels: indices of classes.
+        probs: frequencies of all classes in training.
+        names: class names, if known.
+
+    Raises:
+        UsageError: naming the first class without any.
+    """
+    for label in labels:
+        if probs[label] == 0:
+            raise UsageError(f"label={names[label] if names else label}: no training image has this class")
 
 
 def class_number(label: int | str, num_classes: int, names: Sequence[str]) -> int:

@@ -101,7 +101,8 @@ def guided(model: GenerativeModel, config: dict[str, Any]) -> GenerativeModel:
     try:
         return guide(model, guidance)
     except BUILD_ERRORS as error:
-        raise misfit("guidance", error) from error
+        found = str(misfit("guidance", error))
+        raise UsageError(found.replace("guidance: guidance", "guidance", 1)) from error
 
 
 def autoguidance(run: str | os.PathLike[str], scale: float, interval: tuple[float, float] | None = None) -> Any:

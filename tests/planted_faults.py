@@ -1652,7 +1652,7 @@ FAULTS = [
     Fault(
         "guidance by a classifier: noise levels are those of the denoiser's own path",
         "families/noisy_classifier.py",
-        "x_u = x_t / expand(torch.hypot(alpha, sigma), x_t).to(x_t.dtype)",
+        "x_u = x_t / expand(scale, x_t).to(x_t.dtype)",
         "x_u = x_t",
         "tests/diffusion/test_classifier_guidance.py",
     ),

@@ -123,3 +123,20 @@ def test_conditions_that_are_given_condition_the_model_unless_said_otherwise(tmp
             "realnvp", x, y=y, conditional=conditional, budget={"images": 64}, outputs=tmp_path, overrides=words
         )
         assert genzoo.load(run.path).condition == expected
+
+
+def test_odd_arguments_are_refused_in_one_line(run):
+    model = genzoo.DDPM((1, 8, 8), levels=17)
+    for work, problem in (
+        (lambda: genzoo.sample(run, 2.5), "n=2.5"),
+        (lambda: genzoo.sample(run, True), "n=True"),
+        (lambda: genzoo.sample(run, 2, seed=None), "seed=None"),
+        (lambda: genzoo.sample(run, 2, label=3.5), "label=3.5"),
+        (lambda: genzoo.sample(run, 2, guidance={"scale": 2}), "_target_"),
+        (lambda: genzoo.sample(model, 2, guidance="strong"), "guidance='strong'"),
+        (lambda: genzoo.sample(model, 2, label=0), "no classes"),
+    ):
+        with refused(problem):
+            work()
+    assert torch.equal(genzoo.sample(run, 2, label=np.int64(1)), genzoo.sample(run, 2, label=1))
+    assert torch.equal(genzoo.sample(run, 1, label=torch.tensor([1, 2])), genzoo.sample(run, 1, label=[1, 2]))

@@ -63,9 +63,9 @@ def _read_latents(config: dict[str, Any], model: GenerativeModel) -> tuple[Tenso
         if not np.isfinite(array).all():
             raise UsageError(f"latents={path}: holds NaN or infinity")
         z = torch.from_numpy(array.astype(np.float32))
+    classes = class_indices(config, model)
     if model.condition is None:
         return z, None
-    classes = class_indices(config, model)
     if classes is not None:
         if len(classes) > 1:
             raise UsageError(f"label={config['label']}: one class for all latents")

@@ -110,7 +110,8 @@ def find_subject(config: dict[str, Any], model: GenerativeModel, operator: Linea
         x, truth, y = whole_events(config, model)
         subject = Subject(degrade(x, operator, sigma, config["seed"]), None, truth, y)
     else:
-        subject = Subject(*read_observation(Path(config["image"]), operator, model.event))
+        value, kept = read_observation(Path(config["image"]), operator, model.event)
+        subject = Subject(value, None if sigma else kept)
     if labels is None:
         return subject
     return replace(subject, y=torch.full((len(subject.value),), labels[0]))
@@ -245,6 +246,7 @@ def score(
             "task": {**config["task"], "mask": config["mask"], "sigma": sigma},
             "method": config.get("method"),
             "sampler": config.get("sampler"),
+            "label": config["label"],
             "seed": config["seed"],
             "weights": "ema" if config["ema"] else "raw",
         },

@@ -49,7 +49,8 @@ def _sample(config: dict[str, Any]) -> None:
         rng = SampleStreams(config["seed"], rows, device=model.device)
         with half, full_float32():
             drawn = model.conditioner.draw(len(rows), None if y is None else y[rows.start : rows.stop], rng)
-            x, nfe, _ = model.sample(len(rows), drawn, rng=rng)
+            x, evaluations, _ = model.sample(len(rows), drawn, rng=rng)
+        nfe = max(nfe, evaluations)
         parts.append(x.cpu())
         labels += [] if drawn is None else [drawn.cpu()]
     write_samples(out, torch.cat(parts), model.levels, torch.cat(labels) if labels else None, each if several else None)

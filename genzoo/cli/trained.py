@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,24 +49,13 @@ def class_indices(config: dict[str, Any], model: GenerativeModel) -> list[int] |
     if config["label"] is None:
         return None
     from genzoo.conditions import ClassLabels
-    from genzoo.labels import class_names, class_numbers
+    from genzoo.labels import check_trained, class_names, class_numbers
 
     n = model.condition.n if isinstance(model.condition, ClassLabels) else 0
     names = class_names(config["run"])
     found = class_numbers(config["label"], n, names)
-    check_trained(found, model, names)
+    check_trained(found, model.conditioner.probs.tolist(), names)
     return found
-
-
-def check_trained(labels: Sequence[int], model: GenerativeModel, names: Sequence[str]) -> None:
-    """Check that the training data had examples of each class.
-
-    Raises:
-        UsageError: naming the first class without any.
-    """
-    for label in labels:
-        if model.conditioner.probs[label] == 0:
-            raise UsageError(f"label={names[label] if names else label}: no training image has this class")
 
 
 def on_run(command: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:

@@ -77,7 +77,7 @@ def preflight(
     with hydra_loader() as loader:
         for override in parsed:
             if override.is_sweep_override() and not sweep:
-                raise UsageError(f"{override.input_line}: several values need -m, which trains one run each")
+                raise UsageError(f"{override.input_line}: several values need -m, which runs each in turn")
             _check_choice(verb, loader, override, config_dir)
         if (jobs := math.prod(map(count, parsed))) > MOST_JOBS:
             raise UsageError(f"a sweep of {jobs:,} jobs: at most {MOST_JOBS:,} are allowed")

@@ -200,7 +200,7 @@ class ClassifierGuidance(Guidance):
         self._evaluations = self.denoiser.evaluations
         scale: float | Tensor | None = self.scale_at(t, x_t)
         scale = 1.0 if scale is None else scale
-        if y is None or self.scale == 0:
+        if y is None or (self.scale == 0 and self.interval is None):
             return u
         self._evaluations += 1
         inside = self.path.well_conditioned_time("score", u.kind, t)

@@ -5,7 +5,13 @@ multiple of the path ``cos(pi u / 2) x + sin(pi u / 2) eps``, at
 
     u = 2/pi atan2(sigma, alpha),    x_u = x_t / sqrt(alpha^2 + sigma^2)
 
-so that one classifier, trained with u uniform in [0, 1], guides every denoiser. Training minimises the cross-entropy
+so that one classifier, trained with u uniform in [0, 1], guides every denoiser. Noisy data say less of their class the weaker
+the signal is, ``log p(y | x_u) = log p(y) + O(cos(pi u / 2))``, which the logits contain as a factor,
+
+    logits = b + cos(pi u / 2) f(x_u, u)
+
+with a learned bias b and a network f. Without it the error of the gradient would not vanish with the signal, and be amplified
+without bound in the velocity, whose factor of the score is -sigma/alpha. Training minimises the cross-entropy
 
     L = E_{u, x, eps} -log p(y | x_u).
 
@@ -59,11 +65,14 @@ class NoiseConditionalClassifier(TrainableModel, NoisyClassifier):
         if not isinstance(condition, ClassLabels):
             raise ValueError(f"a classifier needs data with classes, not {condition}; set data.conditional=true")
         self.network = network(self.shape, (condition.n,), None)
+        self.bias = nn.Parameter(torch.zeros(condition.n))
 
     def log_probs(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         u = 2 / math.pi * torch.atan2(sigma, alpha)
-        x_u = x_t / expand(torch.hypot(alpha, sigma), x_t).to(x_t.dtype)
-        return self.network(x_u, u, None).to(x_t.dtype).log_softmax(1)
+        scale = torch.hypot(alpha, sigma)
+        x_u = x_t / expand(scale, x_t).to(x_t.dtype)
+        logits = self.network(x_u, u, None).to(x_t.dtype)
+        return (self.bias + (alpha / scale).to(x_t.dtype)[:, None] * logits).log_softmax(1)
 
     def noisy(self, x: Tensor, rng: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         """Draw noise levels and noise; return x_t, alpha and sigma, (B, *shape), (B,) and (B,)."""

@@ -201,6 +201,8 @@ def finish(verb: str, ended: Sequence[JobResult]) -> None:
     Raises:
         ValueError: with a one-line message, if the comparison cannot be read or written.
     """
+    if verb not in ("train", "evaluate"):
+        return  # nothing was scored
     runs = list(dict.fromkeys(job.run for job in ended if job.run))
     if runs and any(not job.code for job in ended):
         from genzoo.report.comparison import write_comparison

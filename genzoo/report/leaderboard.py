@@ -276,7 +276,8 @@ def _name(all_rows: Sequence[Row]) -> None:
         ]
         chosen = distinguishing_keys(leaves)
         for row, own in zip(members, leaves, strict=True):
-            settings = [f"{name}={_plain(own[name])}" for name in chosen if own.get(name) is not None]
+            shown = [*chosen, *(name for name in ("guidance.scale",) if name in own and name not in chosen)]
+            settings = [f"{name}={_plain(own[name])}" for name in shown if own.get(name) is not None]
             row.label = ", ".join([model, *settings])
 
 

@@ -27,7 +27,7 @@ from genzoo.distributions.discretization import bin_center
 from genzoo.editing.posterior import choose, draw_posterior
 from genzoo.errors import UsageError, one_line
 from genzoo.jobs.run_data import build_data, data_section
-from genzoo.labels import class_names
+from genzoo.labels import check_trained, class_names
 from genzoo.loading import check_sampler, load_trained, with_sampler
 from genzoo.model import GenerativeModel
 from genzoo.numerics.precision import full_float32
@@ -203,6 +203,7 @@ class Shelf:
         if settings.label not in names:
             what = f"no class {settings.label}" if names else "no classes"
             raise UsageError(f"this model has {what}")
+        check_trained([names.index(settings.label)], self.models[index].conditioner.probs.tolist(), names)
         return torch.full((settings.n,), names.index(settings.label), device=self.models[index].device)
 
 

@@ -297,7 +297,7 @@ def test_how_a_process_ended_is_told_by_its_code_and_its_last_line(
 
 def test_several_values_without_a_sweep_are_refused(asked):
     code, _, err = genzoo("seed=0,1")
-    assert (code, err) == (2, "genzoo: seed=0,1: several values need -m, which trains one run each\n")
+    assert (code, err) == (2, "genzoo: seed=0,1: several values need -m, which runs each in turn\n")
     assert not asked
 
 

@@ -281,3 +281,24 @@ def test_families_without_the_ability_are_refused_in_one_line(here, vae, picture
         code, out, err = genzoo("edit", f"run={moons}", "image=digit.png", *words)
         assert (code, out, err.count("\n")) == (2, "", 1) and holds in err
     assert not Path("edit.png").exists()
+
+
+def test_known_pixels_with_noise_are_drawn_and_not_copied(ddpm, picture):
+    with edited(ddpm, "task=inpaint", "task.sigma=0.5", "mask=bottom", "image=digit.png", "n=4", *QUICK) as file:
+        draws = file["samples"][0].astype(int)
+    known = draws[:, :4]
+    assert (known != picture[None, :4, :, None]).any() and (known[0] != known[1]).any()
+
+
+def test_the_library_takes_masks_of_pixels_and_refuses_what_is_no_observation(ddpm, picture):
+    x = from_bytes(torch.from_numpy(picture)[None, None], 17)[0]
+    unknown = np.zeros((8, 8), dtype=bool)
+    unknown[4:] = True
+    settings = {"mask": unknown, "n": 2, "sampler": {"_target_": "genzoo.diffusion.samplers.DDIM", "steps": 4}}
+    draws = package.edit(ddpm, x, **settings).draws
+    assert draws.shape == (1, 2, 1, 8, 8) and torch.equal(draws[0, :, :, :4], x[None, :, :4].expand(2, -1, -1, -1))
+    for image, problem in ((picture[None], "floats"), (x * torch.nan, "NaN"), (x[None][:0], "no observation")):
+        with pytest.raises(ValueError, match=problem):
+            package.edit(ddpm, image, **settings)
+    with pytest.raises(ValueError, match="no classes"):
+        package.edit(ddpm, x, label=3, **settings)

@@ -311,3 +311,32 @@ def test_guidance_of_any_callable_is_described(ddpm):
     other = guide(load(ddpm), lambda denoiser: ClassifierFreeGuidance(denoiser, 4.0))
     cards = [guidance_card(model) for model in (guided, other)]
     assert cards[0] != cards[1] and json.dumps(cards[0])
+
+
+def test_several_jobs_do_not_write_one_file(ddpm, monkeypatch):
+    monkeypatch.setattr("genzoo.jobs.sweep.run_process", lambda *_, **__: package.jobs.sweep.Outcome(0, ""))
+    code, _, err = genzoo("-m", "sample", f"run={ddpm}", "guidance=1,2", "out=x.png")
+    assert code == 2 and "several jobs write it" in err
+    code, out, err = genzoo("-m", "sample", f"run={ddpm}", "guidance=1,2", "out='${guidance.scale}.png'")
+    assert (code, out) == (0, ""), err  # and no comparison, since nothing was scored
+
+
+def test_the_evaluations_are_those_of_the_largest_batch(ddpm):
+    counts = []
+    for size in (64, 3):
+        out = genzoo("sample", f"run={ddpm}", "n=4", "label=3", "sampler=ode", "out=x.npz", f"batch_size={size}").out
+        counts.append(int(out.split("samples, ")[1].split()[0]))
+    each = [
+        int(
+            genzoo(
+                "sample", f"run={ddpm}", f"n={n}", "label=3", "sampler=ode", "out=x.npz", "batch_size=1"
+            ).out.split()[2]
+        )
+        for n in (1, 2, 3, 4)
+    ]
+    assert each == sorted(each) and counts[0] >= each[-1]  # the largest of the samples so far
+
+
+def test_a_classifier_is_evaluated_by_the_library_too(runs):
+    scores = package.evaluate(runs["classifier"], events=20)
+    assert 0 <= scores["classifier/accuracy"]["value"] <= 1 and "sampling/nfe" not in scores

@@ -12,7 +12,7 @@ from genzoo.conditions import ClassLabels, Vector
 from genzoo.diffusion.guidance import ClassifierGuidance, NoisyClassifier
 from genzoo.diffusion.path import PARAMETERIZATIONS, Prediction, expand
 from genzoo.diffusion.samplers import DDIM, Heun
-from genzoo.diffusion.schedules import CondOT
+from genzoo.diffusion.schedules import CondOT, VPSchedule
 from genzoo.event import EventSpec
 from genzoo.families.ddpm import DDPM
 from genzoo.families.noisy_classifier import NoiseConditionalClassifier
@@ -190,3 +190,25 @@ def test_training_data_are_noisy_at_uniform_angles():
     eps = (x_t - alpha[:, None] * x) / sigma[:, None]
     assert float(eps.mean()) == pytest.approx(0, abs=0.02) and float(eps.std()) == pytest.approx(1, abs=0.02)
     assert float((eps[:, 0] * eps[:, 1]).mean()) == pytest.approx(0, abs=0.03)
+
+
+@pytest.mark.parametrize("schedule", [CondOT(), VPSchedule()], ids=["cond_ot", "vp"])
+def test_an_imperfect_classifier_moves_no_prediction_without_bound(schedule):
+    """The factor of the score in a velocity grows as one over the signal, whose share in the gradient falls with it."""
+    denoiser, model = MixtureDenoiser(schedule, "velocity"), classifier()
+    y, sizes = torch.arange(64) % 3, []
+    for t in (0.9, 0.99, 0.999, 1.0):
+        times = torch.full((64,), t, dtype=torch.float64)
+        x_t = states(denoiser.path, times)
+        moved = ClassifierGuidance(denoiser, model, 1.0).predict(x_t, times, y).mean - denoiser.predict(x_t, times).mean
+        sizes.append(float(moved.square().mean().sqrt()))
+    assert max(sizes) < 3 * min(sizes) and min(sizes) > 0
+
+
+def test_beyond_an_interval_the_scale_is_one_also_of_a_classifier_without_weight():
+    denoiser = MixtureDenoiser(CondOT(), "x0")
+    t = torch.tensor([0.2, 0.5], dtype=torch.float64)  # sigma/alpha 0.25 and 1
+    x_t, y = states(denoiser.path, t), torch.tensor([0, 1])
+    u, c = denoiser.predict(x_t, t).mean, denoiser.of_class(x_t, t, y)
+    found = ClassifierGuidance(denoiser, ExactClassifier(), 0.0, (0.5, 2.0)).predict(x_t, t, y).mean
+    torch.testing.assert_close(found, torch.stack([c[0], u[1]]))
