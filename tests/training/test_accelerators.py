@@ -21,7 +21,7 @@ from genzoo.numerics.random import generator
 from genzoo.training.budget import Budget
 from genzoo.training.compilation import compile_networks
 from genzoo.training.module import GenerativeModule
-from tests.conftest import FAMILIES
+from tests.conftest import FAMILIES as ALL
 from tests.shares import examine
 from tests.test_interface import Case
 from tests.toys import Mean
@@ -68,7 +68,7 @@ def test_all_networks_are_compiled_but_those_that_cannot_be_and_no_copy_is():
     assert names(critics) == ["generator"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_every_weight_of_a_network_is_compiled_where_it_is_called(family, monkeypatch):
     """A compiled module that is never called, because its methods are used instead, would speed up nothing."""
     compiled: list[nn.Module] = []
@@ -110,7 +110,7 @@ def test_pixels_side_by_side_change_roundings_alone():
     assert max(differences(examine(plain, x, None), examine(model, x, None))) < 1e-4
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_no_loss_waits_for_the_device(family, monkeypatch):
     # On tensors that have a device but no values, any look at a value is an error.
     model = Case(family, "image", ("data=digits",), False).fresh()
