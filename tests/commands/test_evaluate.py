@@ -453,7 +453,7 @@ def test_a_scoring_that_takes_longer_than_training_is_announced_with_what_shorte
     monkeypatch.setattr(model, "sample", sample)
     monkeypatch.setattr(model, "log_prob", lambda *_, **__: None)
     monkeypatch.setattr(cost.time, "perf_counter", lambda: now[0])
-    data = types.SimpleNamespace(test=Split(torch.zeros(40, 1, 8, 8, dtype=torch.uint8), None))
+    data = types.SimpleNamespace(scored=("test", Split(torch.zeros(40, 1, 8, 8, dtype=torch.uint8), None)))
     settings = EvalSettings(n=500, throughput=64, events=20, num_samples=1, batch_size=16)
     expected = cost.estimate(model, data, settings)
     assert (expected.samples, expected.density) == pytest.approx((batch * (36 + 56.4), 0.0))

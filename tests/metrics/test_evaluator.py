@@ -136,7 +136,15 @@ def test_classes_that_were_asked_for_are_counted_where_the_network_knows_them():
     fake, y = NETWORK.extract(FAKE), torch.arange(150) % 3
     found = class_scores(fake, y, real(), NETWORK, ("zero", "one", "two"))
     right = (fake.logits.argmax(1) == y).double()
-    assert set(found) == {"class_score_digits", "class_accuracy_digits", "fd_per_class_digits"}
+    names = ("class_score", "class_accuracy", "fd_per_class", "recall_per_class")
+    assert set(found) == {f"{name}_digits" for name in names}
+    features = NETWORK.extract(REAL).features
+    for i, (name, value) in enumerate(found["recall_per_class_digits"].detail["per_class"].items()):
+        n = min(int((y == i).sum()), int((i == CLASSES).sum()))
+        chosen = [side[subset(len(side), n)] for side in (features[i == CLASSES], fake.features[y == i])]
+        assert name == ("zero", "one", "two")[i] and value == manifold(*chosen, 3, 5).recall
+    values = found["recall_per_class_digits"].detail["per_class"].values()
+    assert found["recall_per_class_digits"].value == pytest.approx(np.mean(list(values)))
     assert found["class_accuracy_digits"].value == float(right.mean())
     assert found["class_accuracy_digits"].detail["per_class"]["one"] == float(right[y == 1].mean())
     each = [
