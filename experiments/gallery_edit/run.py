@@ -66,7 +66,12 @@ class Gallery:
 
     def genzoo(self, picture: str, *words: str) -> str:
         """Run a command, keep it under the name of its picture, and return what it prints."""
-        told = ["python", "-m", "genzoo", *(word.replace(f"{self.runs}/", "RUNS/") for word in words)]
+        shown = {str(self.runs): "RUNS", f"{HERE}/": "experiments/gallery_edit/"}
+        told = ["python", "-m", "genzoo"]
+        for word in words:
+            for path, name in shown.items():
+                word = word.replace(path, name)
+            told.append(word)
         commands = self.results["commands"].setdefault(picture, [])
         if (line := shlex.join(told)) not in commands:
             commands.append(line)
@@ -139,7 +144,7 @@ def scores(gallery: Gallery, run: str, scale: float) -> dict[str, dict[str, floa
 def fillings(gallery: Gallery, temporary: Path) -> None:
     """The lower half of a test image, by every family that can fill it, with the mean and the spread of the draws."""
     for data, models in FILLERS.items():
-        source = digits() if data == "digits" else fashion_mnist()
+        source = digits() if data == "digits" else fashion_mnist("data")
         chosen = CHOSEN[data]
         image, label = source.test.x[chosen : chosen + 1], int(source.test.y[chosen])
         save_png(temporary / "image.png", as_bytes(bin_center(image, source.levels), source.levels)[0])
@@ -169,7 +174,9 @@ def latents(gallery: Gallery, temporary: Path) -> None:
     titled(panels, 2).save(HERE / "interpolations.png", optimize=True)
     run = gallery.run("vae", "fashion_mnist")
     gallery.genzoo("traversals", "traverse", f"run={run}", "label=9", f"out={HERE / 'traversals.png'}")
-    run = gallery.run("realnvp", "digits")
+    # Of an unconditional model: in a conditional one the class is no part of the latent.
+    words = ["model=vae", "data=digits", "budget.images=300000", *TRAINING[1:], f"outputs={gallery.runs}"]
+    run = gallery.genzoo("attribute", *words).strip().splitlines()[-1].split(": ")[1]
     gallery.genzoo("attribute", "attribute", f"run={run}", "minus=3", "plus=8", f"out={HERE / 'attribute.png'}")
 
 

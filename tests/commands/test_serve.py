@@ -144,7 +144,7 @@ def address(runs) -> Iterator[str]:
     command = [sys.executable, "-m", "genzoo", "serve", f"runs={listed}", f"port={port}", "device=cpu"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ) as child:
         try:
-            assert select.select([child.stdout], [], [], 120)[0], "the page is not served after two minutes"
+            assert select.select([child.stdout], [], [], 300)[0], "the page is not served after five minutes"
             line = child.stdout.readline()
             assert line == f"serving 4 runs at http://127.0.0.1:{port}/ (Ctrl+C ends)\n", child.stderr.read()
             yield f"http://127.0.0.1:{port}"
@@ -173,15 +173,15 @@ def test_the_page_draws_offline_and_shows_text_as_text(address, runs, tmp_path):
         elsewhere: list[str] = []
         page.on("request", lambda request: elsewhere.append(request.url))
         page.goto(address)
-        page.wait_for_selector("#draw", timeout=60_000)
+        page.wait_for_selector("#draw", timeout=180_000)
         page.click("#class input")
-        page.get_by_text(HOSTILE).first.wait_for(timeout=10_000)  # as an option, in full
+        page.get_by_text(HOSTILE).first.wait_for(timeout=60_000)  # as an option, in full
         page.get_by_role("option", name="3", exact=True).click()
         page.fill("#n input[type=number]", "4")
         page.click("#draw")
         page.get_by_label("ddpm on digits").wait_for()
-        page.wait_for_function("document.querySelectorAll('textarea')[0].value.includes('evaluations')", timeout=60_000)
-        page.wait_for_function("document.querySelectorAll('textarea')[1].value.includes('no classes')", timeout=60_000)
+        page.wait_for_function("document.querySelectorAll('textarea')[0].value.includes('evaluations')", timeout=180_000)
+        page.wait_for_function("document.querySelectorAll('textarea')[1].value.includes('no classes')", timeout=180_000)
         source = page.locator("img").first.get_attribute("src")
         picture = page.request.get(source).body()
         assert page.title() == "genzoo" and page.locator("img[src=x]").count() == 0
