@@ -180,7 +180,9 @@ def test_the_page_draws_offline_and_shows_text_as_text(address, runs, tmp_path):
         page.fill("#n input[type=number]", "4")
         page.click("#draw")
         page.get_by_label("ddpm on digits").wait_for()
-        page.wait_for_function("document.querySelectorAll('textarea')[0].value.includes('evaluations')", timeout=180_000)
+        page.wait_for_function(
+            "document.querySelectorAll('textarea')[0].value.includes('evaluations')", timeout=180_000
+        )
         page.wait_for_function("document.querySelectorAll('textarea')[1].value.includes('no classes')", timeout=180_000)
         source = page.locator("img").first.get_attribute("src")
         picture = page.request.get(source).body()
