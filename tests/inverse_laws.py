@@ -1,4 +1,4 @@
-r"""Gaussian laws of samplers of inverse problems, by matrices: what a method draws, and what it ought to.
+r"""Gaussian distributions of samplers of inverse problems, by matrices, and the exact posterior.
 
 With data N(mu, Sigma) and an exact denoiser ``E[x | x_t] = K x_t + k``, a chain with any affine method is a sequence of affine
 maps of Gaussian states, ``x <- F x + f + G n``, of which mean and covariance follow. Nothing here calls the library's
@@ -60,7 +60,7 @@ class Problem:
 
     @property
     def posterior(self) -> Normal:
-        """The law of x given the value."""
+        """The distribution of x given the value."""
         S, A = self.covariance, self.A
         gain = S @ A.T @ torch.linalg.inv(A @ S @ A.T + self.s**2 * torch.eye(len(A)).double())
         return Normal(self.mu + gain @ (self.value - A @ self.mu), S - gain @ A @ S)
