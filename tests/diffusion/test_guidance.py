@@ -83,10 +83,10 @@ def test_the_guided_sde_draws_another_variance(scale, monkeypatch):
 def test_on_an_interval_of_noise_levels_its_segments_multiply(interval, monkeypatch):
     scale = 3.0
     guided = Given(ClassifierFreeGuidance(OfAClass(gaussian(C), gaussian(U)), scale, interval))
-    _, covariance = moments(Heun(3000), guided, monkeypatch)
+    _, covariance = moments(Heun(8000), guided, monkeypatch)
     low, high = interval[0] ** 2, min(interval[1] ** 2, T)
     factor = shrinking(T, high, 1.0) * shrinking(high, low, scale) * shrinking(low, 0.0, 1.0)
-    assert float(covariance) == pytest.approx(T * factor, rel=2e-3)
+    assert float(covariance) == pytest.approx(T * factor, rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["eps", "x0", "velocity"])
