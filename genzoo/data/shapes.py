@@ -25,6 +25,7 @@ and 25,752 of 85,680 with two. Each colour of each shape occurs in training.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -32,7 +33,7 @@ import numpy as np
 import torch
 
 from genzoo.data.dataset import DataError
-from genzoo.data.scenes import COLOURS, PLACES, SHAPES, Scene, caption, divided, one_of, two_of, wordings
+from genzoo.data.scenes import SHAPES, Scene, caption, divided, one_of, two_of, wordings
 from genzoo.numerics.random import SampleStreams, seed_of
 
 LEVELS_OF = {  # RGB
@@ -118,7 +119,7 @@ def coverage(figures: Drawn, size: int) -> Coverage:
                 y = (steps + (top[part] - figures.y[part] * size)[:, None])[:, :, None]
                 inside = _inside(SHAPES[shape], x, y, r)
                 if striped:
-                    phase = np.floor((x + y) * (2**0.5 / (PERIOD * size)) + 0.5).astype(np.int8)
+                    phase = np.floor((x + y) * (math.sqrt(2) / (PERIOD * size)) + 0.5).astype(np.int8)
                     odd = (phase & 1).view(bool)
                     dark[part] = _counts(inside & odd, width, side)
                     inside &= ~odd
@@ -168,7 +169,7 @@ def draw(figures: Drawn, owner: np.ndarray, colours: np.ndarray, grounds: np.nda
         above = (colours[:, channel] - grounds[owner, channel])[:, None, None]
         shade = (shades[:, channel] - grounds[owner, channel])[:, None, None]
         added = cover.bright * above + cover.dark * shade
-        np.add.at(canvas, (owner[:, None, None], channel, rows[:, :, None], columns[:, None, :]), added)
+        np.add.at(canvas[:, channel], (owner[:, None, None], rows[:, :, None], columns[:, None, :]), added)
     canvas = canvas[:, :, width:-width, width:-width]
     canvas = canvas + (cover.samples * grounds)[:, :, None, None]
     return ((canvas + cover.samples // 2) // cover.samples).astype(np.uint8)
