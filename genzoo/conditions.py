@@ -1,7 +1,7 @@
-r"""Conditioning: specification, validation, sampling, dropout and embedding of ``y`` in ``p(x | y)``.
+r"""Conditioning: specification, validation, sampling and dropout of ``y`` in ``p(x | y)``.
 
-A condition is a class, a vector, a sequence of tokens or an image; ``None`` denotes an unconditional model. Networks and
-families only pass ``y`` on.
+A condition is a class, a vector, a sequence of tokens, an image, or several of them; ``None`` denotes an unconditional model.
+Families only pass ``y`` on, and networks embed it, see ``genzoo.nn.embeddings``.
 
 Every condition has a **null value** outside its domain, the null token of classifier-free guidance: class n of n classes,
 token V of a vocabulary of V, NaN in vectors and images. A denoiser trained with condition dropout is unconditional there.
@@ -13,12 +13,11 @@ References:
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genzoo.numerics.random import categorical, rand, randint
@@ -39,10 +38,6 @@ class Condition(ABC):
     @abstractmethod
     def valid(self, y: Tensor, *, allow_null: bool = False) -> Tensor:
         """Return whether all values are in the domain, () bool, without a device synchronisation."""
-
-    @abstractmethod
-    def embedding(self, features: int, *, null: bool, constant: float | None) -> Embedding:
-        """Build the embedding layer, see ``embed``."""
 
     @property
     @abstractmethod
@@ -76,9 +71,6 @@ class ClassLabels(Condition):
     def valid(self, y: Tensor, *, allow_null: bool = False) -> Tensor:
         return ((y >= 0) & (y < self.n + allow_null)).all()
 
-    def embedding(self, features: int, *, null: bool, constant: float | None) -> Embedding:
-        return ClassEmbedding(self.n, features, null, constant)
-
 
 @dataclass(frozen=True)
 class Vector(Condition):
@@ -103,10 +95,7 @@ class Vector(Condition):
         return torch.full_like(like, torch.nan)
 
     def valid(self, y: Tensor, *, allow_null: bool = False) -> Tensor:
-        return (y.isfinite() | _null_rows(y)).all() if allow_null else y.isfinite().all()
-
-    def embedding(self, features: int, *, null: bool, constant: float | None) -> Embedding:
-        return VectorEmbedding(self.d, features, null, constant)
+        return (y.isfinite() | null_rows(y)).all() if allow_null else y.isfinite().all()
 
 
 @dataclass(frozen=True)
@@ -129,17 +118,14 @@ class Image(Condition):
         return torch.full_like(like, torch.nan)
 
     def valid(self, y: Tensor, *, allow_null: bool = False) -> Tensor:
-        return (y.isfinite() | _null_rows(y)).all() if allow_null else y.isfinite().all()
-
-    def embedding(self, features: int, *, null: bool, constant: float | None) -> Embedding:
-        return ImageEmbedding(self.shape, features, null, constant)
+        return (y.isfinite() | null_rows(y)).all() if allow_null else y.isfinite().all()
 
 
 @dataclass(frozen=True)
 class Tokens(Condition):
     """A sequence of tokens, (B, length) int64 in 0..vocabulary-1; the token ``vocabulary`` is the null value.
 
-    Shorter sequences are padded with a reserved token of the vocabulary.
+    Shorter sequences are padded with token 0, which networks mask.
     """
 
     length: int
@@ -165,108 +151,70 @@ class Tokens(Condition):
         within = (y >= 0) & (y < self.vocabulary)
         return (within | (y == self.vocabulary).all(1, keepdim=True)).all() if allow_null else within.all()
 
-    def embedding(self, features: int, *, null: bool, constant: float | None) -> Embedding:
-        return TokensEmbedding(self.length, self.vocabulary, features, null, constant)
 
+@dataclass(frozen=True)
+class Joint(Condition):
+    """Several conditions, packed into a vector of real numbers, (B, sum of their sizes).
 
-def _null_rows(y: Tensor) -> Tensor:
-    """Return which rows are null, (B, 1, ...), of conditions whose null value is NaN."""
-    return y.flatten(1).isnan().all(1).view(-1, *[1] * (y.ndim - 1))
-
-
-# Embeddings
-
-
-def embed(
-    condition: Condition | None, features: int, *, null: bool = False, constant: float | None = None
-) -> Embedding | None:
-    """Build the embedding of a condition, (B, *condition.shape) -> (B, features), or None without a condition.
+    Integers are exact in float32 up to 2^24. Each part has its null value; the null value of the whole is that of all parts.
 
     Args:
-        condition: the conditioning variable.
-        features: dimension of the embedding.
-        null: whether the null value is embedded too, as classifier-free guidance requires.
-        constant: initial output for every condition; None for random initialisation.
+        parts: the conditions.
     """
-    return None if condition is None else condition.embedding(features, null=null, constant=constant)
+
+    parts: tuple[Condition, ...]
+    dtype = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", tuple(self.parts))
+        if not self.parts:
+            raise ValueError("Joint needs at least 1 condition")
+        for part in self.parts:
+            integers = part.n if isinstance(part, ClassLabels) else part.vocabulary if isinstance(part, Tokens) else 0
+            if integers > 2**24:
+                raise ValueError(f"Joint packs integers up to 2^24, and {part} has more")
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Numbers that each part takes."""
+        return tuple(math.prod(part.shape) for part in self.parts)
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (sum(self.sizes),)
+
+    @property
+    def domain(self) -> str:
+        return ", ".join(part.domain for part in self.parts)
+
+    def join(self, *values: Tensor) -> Tensor:
+        """Pack conditions, (B, *part.shape) each -> (B, sum of sizes), in the type of the first real part."""
+        real = [value.dtype for value in values if value.is_floating_point()]
+        dtype = real[0] if real else torch.get_default_dtype()
+        return torch.cat([value.reshape(len(value), -1).to(dtype) for value in values], dim=1)
+
+    def split(self, y: Tensor) -> tuple[Tensor, ...]:
+        """Unpack conditions, (B, sum of sizes) -> (B, *part.shape) each."""
+        pieces = zip(self.parts, y.split(self.sizes, dim=1), strict=True)
+        return tuple(piece.reshape(len(y), *part.shape).to(part.dtype or y.dtype) for part, piece in pieces)
+
+    def null(self, like: Tensor) -> Tensor:
+        parts = [part.null(value) for part, value in zip(self.parts, self.split(like), strict=True)]
+        return self.join(*parts).to(like.dtype)
+
+    def valid(self, y: Tensor, *, allow_null: bool = False) -> Tensor:
+        integers = torch.cat([piece for part, piece in self._pieces(y) if part.dtype is not None] or [y[:, :0]], dim=1)
+        pairs = zip(self.parts, self.split(y), strict=True)
+        each = [part.valid(value, allow_null=allow_null) for part, value in pairs]
+        return torch.stack([(integers == integers.round()).all(), *each]).all()
+
+    def _pieces(self, y: Tensor) -> list[tuple[Condition, Tensor]]:
+        return list(zip(self.parts, y.split(self.sizes, dim=1), strict=True))
 
 
-class Embedding(nn.Module, ABC):
-    """An embedding of conditions, (B, *condition.shape) -> (B, features)."""
-
-
-class ClassEmbedding(nn.Embedding, Embedding):
-    """A learned vector for each class, and for the null value if ``null``."""
-
-    def __init__(self, n: int, features: int, null: bool, constant: float | None):
-        super().__init__(n + null, features)
-        if constant is not None:
-            nn.init.constant_(self.weight, constant)
-
-
-def _perceptron(inputs: int, features: int, constant: float | None) -> nn.Sequential:
-    last = nn.Linear(features, features)
-    if constant is not None:
-        nn.init.zeros_(last.weight)
-        nn.init.constant_(last.bias, constant)
-    return nn.Sequential(nn.Linear(inputs, features), nn.SiLU(), last)
-
-
-def _null_features(features: int, null: bool, constant: float | None) -> nn.Parameter | None:
-    return nn.Parameter(torch.full((features,), constant or 0.0)) if null else None
-
-
-class VectorEmbedding(Embedding):
-    """An MLP with one hidden layer, and a learned null embedding."""
-
-    def __init__(self, d: int, features: int, null: bool, constant: float | None):
-        super().__init__()
-        self.layers = _perceptron(d, features, constant)
-        self.null = _null_features(features, null, constant)
-
-    def forward(self, y: Tensor) -> Tensor:
-        weight: Tensor = self.layers[0].weight  # type: ignore[assignment]
-        y = y.to(weight.dtype)
-        if self.null is None:
-            return self.layers(y)
-        return torch.where(_null_rows(y), self.null, self.layers(y.nan_to_num()))
-
-
-class ImageEmbedding(Embedding):
-    """Strided convolutions followed by an MLP, and a learned null embedding."""
-
-    def __init__(self, shape: Sequence[int], features: int, null: bool, constant: float | None):
-        super().__init__()
-        channels, height, width = shape
-        layers: list[nn.Module] = []
-        while max(height, width) > 4:
-            layers += [nn.Conv2d(channels, features, 3, stride=2, padding=1), nn.SiLU()]
-            channels, height, width = features, -(-height // 2), -(-width // 2)
-        self.convolutions = nn.Sequential(*layers)
-        self.layers = _perceptron(channels * height * width, features, constant)
-        self.null = _null_features(features, null, constant)
-
-    def forward(self, y: Tensor) -> Tensor:
-        weight: Tensor = self.layers[0].weight  # type: ignore[assignment]
-        y = y.to(weight.dtype)
-        if self.null is None:
-            return self.layers(self.convolutions(y).flatten(1))
-        h = self.layers(self.convolutions(y.nan_to_num()).flatten(1))
-        return torch.where(_null_rows(y).flatten(1), self.null, h)
-
-
-class TokensEmbedding(Embedding):
-    """Token and position embeddings, a nonlinear layer per token, mean pooling and an MLP."""
-
-    def __init__(self, length: int, vocabulary: int, features: int, null: bool, constant: float | None):
-        super().__init__()
-        self.tokens = nn.Embedding(vocabulary + null, features)
-        self.positions = nn.Parameter(torch.randn(length, features))
-        self.mix = nn.Linear(features, features)
-        self.layers = _perceptron(features, features, constant)
-
-    def forward(self, y: Tensor) -> Tensor:
-        return self.layers(F.silu(self.mix(self.tokens(y) + self.positions)).mean(1))
+def null_rows(y: Tensor) -> Tensor:
+    """Return which rows are null, (B, 1, ...), of conditions whose null value is NaN."""
+    return y.flatten(1).isnan().all(1).view(-1, *[1] * (y.ndim - 1))
 
 
 # The conditioner of a model

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genzoo.conditions import EXAMPLES_BYTES, ClassLabels, Condition, Conditioner, Image, Tokens, Vector, embed
+from genzoo.conditions import EXAMPLES_BYTES, ClassLabels, Condition, Conditioner, Image, Tokens, Vector
 from genzoo.event import EventSpec
 from genzoo.families.autoregressive import Autoregressive
 from genzoo.families.ddpm import DDPM
@@ -26,6 +26,7 @@ from genzoo.families.score_sde import ScoreSDE
 from genzoo.families.vae import VAE
 from genzoo.families.vqvae import VQVAE
 from genzoo.model import Adversarial, GenerativeModel
+from genzoo.nn.embeddings import embed
 from genzoo.numerics import distributed
 from genzoo.numerics.random import SampleStreams, generator
 

@@ -7,6 +7,7 @@ in each training step. Vectors are floats on their own scale.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from genzoo.conditions import ClassLabels, Condition
 from genzoo.event import EventSpec
+from genzoo.text import Tokenizer
 
 
 class DataError(ValueError):
@@ -30,6 +32,30 @@ class KnownDensity(Protocol):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Compute the log density in nats, (N, *shape) -> (N,)."""
+        ...
+
+
+class CaptionChecker(Protocol):
+    """A program that compares images with their captions.
+
+    Attributes:
+        name: with the version.
+        accuracy: measured fraction of real images, all of whose attributes are read as in their captions.
+    """
+
+    name: str
+    accuracy: float
+
+    def check(self, x: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
+        """Compare images with captions.
+
+        Args:
+            x: images, uint8 (N, C, H, W).
+            captions: N captions.
+
+        Returns:
+            For each attribute, (N,) float64: 1 where it is right, 0 where it is wrong, NaN where the caption omits it.
+        """
         ...
 
 
@@ -58,6 +84,8 @@ class DataSet:
         density: the data distribution, if known.
         notes: messages of the reader, such as skipped files, one line each.
         conditions: type of ``y`` if it is not a class index.
+        tokenizer: of captions, whose tokens ``y`` are.
+        checker: of images and captions, if there is one.
     """
 
     train: Split
@@ -67,6 +95,8 @@ class DataSet:
     density: KnownDensity | None = None
     notes: tuple[str, ...] = ()
     conditions: Condition | None = None
+    tokenizer: Tokenizer | None = None
+    checker: CaptionChecker | None = None
 
     @property
     def event(self) -> EventSpec:

@@ -35,13 +35,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genzoo.conditions import ClassLabels, Condition, embed
+from genzoo.conditions import ClassLabels, Condition
 from genzoo.distributions.transforms import Logit
 from genzoo.event import EventSpec
 from genzoo.families.flow import Flow
 from genzoo.model import Continuous
 from genzoo.nn import defaults
 from genzoo.nn.coupling import ActNorm, EdgeConv
+from genzoo.nn.embeddings import embed
 
 
 class InvertibleConv(nn.Module):

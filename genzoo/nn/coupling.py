@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genzoo.conditions import Condition, embed
+from genzoo.conditions import Condition
+from genzoo.nn.embeddings import embed
 from genzoo.nn.layers import BatchNorm2d, zero_
 from genzoo.numerics import distributed
 

@@ -19,7 +19,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from genzoo.conditions import Condition, embed
+from genzoo.conditions import Condition
+from genzoo.nn.embeddings import embed
 from genzoo.nn.layers import BatchNorm2d, apply_spectral_norm
 from genzoo.nn.resnet import resolutions
 

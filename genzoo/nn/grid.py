@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genzoo.conditions import Condition, embed
+from genzoo.conditions import Condition
+from genzoo.nn.embeddings import embed
 
 
 def num_downsamplings(image: Sequence[int], grid: Sequence[int]) -> int:

@@ -26,7 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genzoo.conditions import Condition, embed
+from genzoo.conditions import Condition
+from genzoo.nn.embeddings import embed
 from genzoo.nn.resnet import resolutions
 
 Size = tuple[int, int]

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from genzoo.conditions import Condition, embed
+from genzoo.conditions import Condition
+from genzoo.nn.embeddings import embed
 from genzoo.numerics import distributed
 
 

@@ -26,8 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from genzoo.conditions import Condition, embed
+from genzoo.conditions import Condition
 from genzoo.nn.causal import CausalNetwork, IncrementalState
+from genzoo.nn.embeddings import embed
 from genzoo.nn.layers import Dropout
 
 

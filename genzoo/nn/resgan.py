@@ -24,7 +24,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genzoo.conditions import Condition, embed
+from genzoo.conditions import Condition
+from genzoo.nn.embeddings import embed
 from genzoo.nn.layers import BatchNorm2d, UpsampleConv2d, apply_spectral_norm
 from genzoo.nn.resnet import resolutions
 

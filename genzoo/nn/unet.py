@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genzoo.conditions import Condition
+from genzoo.nn.embeddings import ImageChannels
 from genzoo.nn.layers import Attention, ResBlock, TimeAndCondition, UpsampleConv2d, group_norm, zero_
 
 
@@ -32,6 +33,7 @@ class UNet(nn.Module):
         dropout: inside residual blocks.
         scale_shift: whether the embedding scales and shifts the norms of the blocks, or is added.
         patch: side of the pixel blocks folded into channels at the input; 2 makes a step about four times as cheap.
+        concat: whether image conditions are further channels of the input, as in super-resolution, or embedded.
 
     Raises:
         ValueError: if ``patch`` does not divide the sides.
@@ -50,6 +52,7 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         scale_shift: bool = False,
         patch: int = 1,
+        concat: bool = False,
     ):
         super().__init__()
         in_channels, height, width = in_shape
@@ -57,8 +60,9 @@ class UNet(nn.Module):
             raise ValueError(f"patch={patch} does not divide the {height}x{width} image")
         self.patch = patch
         embedding = 4 * channels
-        self.embedding = TimeAndCondition(embedding, condition, frequencies=channels)
-        self.stem = nn.Conv2d(in_channels * patch**2, channels, 3, padding=1)
+        self.images = ImageChannels(condition if concat else None)
+        self.embedding = TimeAndCondition(embedding, self.images.rest if concat else condition, frequencies=channels)
+        self.stem = nn.Conv2d((in_channels + self.images.channels) * patch**2, channels, 3, padding=1)
 
         def level(inputs: int, outputs: int, side: int) -> nn.ModuleList:
             attend = Attention(outputs, head_channels) if side in attention else nn.Identity()
@@ -95,6 +99,7 @@ class UNet(nn.Module):
         self.head = nn.Sequential(group_norm(c), nn.SiLU(), zero_(nn.Conv2d(c, out_shape[0] * patch**2, 3, padding=1)))
 
     def forward(self, x_BCHW: Tensor, t_B: Tensor, y: Tensor | None = None) -> Tensor:
+        x_BCHW, y = self.images(x_BCHW, y)
         e_BE = self.embedding(t_B, y)
         h = self.stem(F.pixel_unshuffle(x_BCHW, self.patch))
         skips = [h]

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genzoo.conditions import ClassLabels, embed
+from genzoo.conditions import ClassLabels
 from genzoo.distributions.discretization import bits_per_dim, dequantize
 from genzoo.distributions.transforms import BatchNorm
 from genzoo.families.realnvp import Coupling, RealNVP, Scale
 from genzoo.nn.coupling import FullResolution, NormalizedConv, RealNVPNet
+from genzoo.nn.embeddings import embed
 from genzoo.nn.mlp import MLP
 
 

@@ -1,0 +1,56 @@
+"""Images with captions as data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from genzoo.conditions import Tokens
+from genzoo.data.dataset import CaptionChecker, DataError, DataSet, Split
+from genzoo.text import Tokenizer
+
+
+def captioned(
+    train: tuple[Tensor, Sequence[str]],
+    test: tuple[Tensor, Sequence[str]],
+    *,
+    vocabulary: int = 1024,
+    length: int | None = None,
+    checker: CaptionChecker | None = None,
+    notes: Sequence[str] = (),
+) -> DataSet:
+    """Build a data set of images whose conditions are the tokens of their captions.
+
+    Args:
+        train, test: images, uint8 (N, C, H, W), and their captions.
+        vocabulary: largest number of tokens of the byte-pair encoding, which is learned from the training captions.
+        length: tokens of a caption, the end included; None for those of the longest training caption. Longer captions are cut.
+        checker: of images and captions.
+        notes: of the reader.
+
+    Raises:
+        DataError: for an empty caption, and without training images.
+    """
+    notes = list(notes)
+    if not len(train[0]):
+        raise DataError("data: no training images with captions")
+    for split in (train, test):
+        assert len(split[0]) == len(split[1])
+        if any(not caption.strip() for caption in split[1]):
+            raise DataError("data: an empty caption")
+    tokenizer = Tokenizer.train(train[1], vocabulary, length)
+    tokens = [tokenizer.encode(captions, truncate=True) for _, captions in (train, test)]
+    for name, y, (_, captions) in zip(("training", "test"), tokens, (train, test), strict=True):
+        cut = sum(found != caption for found, caption in zip(tokenizer.decode(y), captions, strict=True))
+        if cut:
+            notes.append(f"{cut} {name} captions have more than {tokenizer.length - 1} tokens and were cut")
+    return DataSet(
+        Split(train[0], tokens[0]),
+        Split(test[0], tokens[1]),
+        levels=256,
+        notes=tuple(notes),
+        conditions=Tokens(tokenizer.length, tokenizer.vocabulary),
+        tokenizer=tokenizer,
+        checker=checker,
+    )
