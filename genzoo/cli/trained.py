@@ -111,9 +111,11 @@ def class_indices(config: dict[str, Any], model: GenerativeModel) -> list[int] |
     """
     if config["label"] is None:
         return None
-    from genzoo.conditions import ClassLabels
+    from genzoo.conditions import ClassLabels, Tokens
     from genzoo.labels import check_trained, class_names, class_numbers
 
+    if isinstance(model.condition, Tokens):
+        raise UsageError(f"label={config['label']}: this model has captions in place of classes: set text=...")
     n = model.condition.n if isinstance(model.condition, ClassLabels) else 0
     names = class_names(config["run"])
     found = class_numbers(config["label"], n, names)
