@@ -36,6 +36,7 @@ def open_model(config: dict[str, Any]) -> GenerativeModel:
         device=pick_device(config["device"]),
         sampler=config.get("sampler"),
         guidance=config.get("guidance"),
+        augmentation=config.get("augmentation"),
         trust=config["trust"],
     )
 

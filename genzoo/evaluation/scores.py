@@ -21,7 +21,7 @@ from genzoo.evaluation.classification import classification
 from genzoo.evaluation.cost import announce, cost, estimate, training_cost
 from genzoo.evaluation.density import likelihood, reconstruction
 from genzoo.evaluation.records import saving, to_record
-from genzoo.evaluation.samplers import guidance_card, sampler_card, sampler_label, within_evaluations
+from genzoo.evaluation.samplers import augmentation_of, guidance_card, sampler_card, sampler_label, within_evaluations
 from genzoo.evaluation.settings import EvalData, EvalSettings
 from genzoo.evaluation.text import attribute_scores, held_out_captions
 from genzoo.event import EventSpec
@@ -128,6 +128,8 @@ def evaluate_model(
             setting |= {"sampler": sampler}
             if guidance := guidance_card(model):
                 setting |= {"guidance": guidance}
+            if (augmentation := augmentation_of(model)) is not None:
+                setting |= {"augmentation": augmentation}
             costs = cost(model, settings, setting, trained.costs)
             metrics |= costs
             if settings.n:
