@@ -8,9 +8,10 @@ Any generative model is a stage. A super-resolution model is conditioned on a sm
 
     z = sqrt(1 - a^2) x_0 + a eps
 
-and on the noise level a (conditioning augmentation). It is trained on small images of data, with a uniform in [0, a_max], and
-samples from those of the stage below, whose errors the noise hides: a is a parameter of sampling. At a = 0 it models
-p(x_1 | x_0), at a = 1 it is unconditional. For the small images of data, samples have the distribution of the data at any a.
+and on the noise level a, a further channel of the image (conditioning augmentation). It is trained on small images of data,
+with a uniform in [0, a_max], and samples from those of the stage below, whose errors the noise hides: a is a parameter of
+sampling. At a = 0 it models p(x_1 | x_0), at a = 1 it is unconditional. For the small images of data, samples have the
+distribution of the data at any a.
 
 The density has a lower bound, with one draw of z for each image,
 
@@ -37,8 +38,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genzoo.conditions import Condition, Image, Joint, Vector
-from genzoo.distributions.discretization import dequantize, quantize, to_bin_centers
+from genzoo.conditions import Condition, Image, Joint
+from genzoo.distributions.discretization import bin_center, dequantize, quantize, to_bin_centers
 from genzoo.event import EventSpec
 from genzoo.model import (
     Adversarial,
@@ -57,8 +58,11 @@ from genzoo.numerics.random import rand, randn
 
 def downsample(x: Tensor, factor: int, levels: int | None) -> Tensor:
     """Average blocks of pixels, (B, C, H, W) -> (B, C, H/factor, W/factor), and round to the levels of the data, if any."""
-    small = F.avg_pool2d(x, factor)
-    return small if levels is None else to_bin_centers(small, levels)
+    if levels is None:
+        return F.avg_pool2d(x, factor)
+    # In integers, since averages often lie halfway between two levels.
+    total = F.avg_pool2d(quantize(x, levels).to(x.dtype), factor, divisor_override=1).long()
+    return bin_center((total + factor**2 // 2) // factor**2, levels, x.dtype)
 
 
 class SuperResolution(nn.Module):
@@ -81,8 +85,9 @@ class SuperResolution(nn.Module):
         a_max: float,
     ):
         super().__init__()
-        others = () if condition is None else (condition,)
-        self.condition = Joint((Image(small.shape), Vector(1), *others))
+        channels, height, width = small.shape
+        image = Image((channels + 1, height, width))  # a is a further channel
+        self.condition = Joint((image,) if condition is None else (image, condition), fixed=1)
         self.model, self.a_max = model(event, self.condition), a_max
 
     def conditions(self, small: Tensor, a: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Tensor:
@@ -90,12 +95,17 @@ class SuperResolution(nn.Module):
         eps = randn(small.shape, rng=rng, device=small.device, dtype=small.dtype)
         each = a.view(-1, 1, 1, 1)
         z = torch.sqrt(1 - each**2) * small + each * eps
-        return self.condition.join(z, a[:, None], *(() if y is None else (y,)))
+        image = torch.cat([z, each.expand_as(z[:, :1])], dim=1)
+        return self.condition.join(image) if y is None else self.condition.join(image, y)
 
     def loss(self, x: Tensor, small: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
         """Return the loss of the model at uniform noise levels."""
-        a = self.a_max * rand((len(x),), rng=rng, device=x.device, dtype=x.dtype)
-        return self.model._loss(x, self.conditions(small, a, y, rng), rng)
+        return self.model._loss(x, self.training_conditions(small, y, rng), rng)
+
+    def training_conditions(self, small: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Tensor:
+        """Return the conditions of smaller images at uniform noise levels."""
+        a = self.a_max * rand((len(small),), rng=rng, device=small.device, dtype=torch.float64)
+        return self.conditions(small, a.to(small.dtype), y, rng)
 
 
 class _Cascade(Augmented, Staged):
@@ -263,8 +273,7 @@ class CascadeStage(GenerativeModel):
         if small is None:
             return self._model()._initialize(own, y, rng)
         assert isinstance(self.part, SuperResolution)
-        a = self.part.a_max * rand((len(x),), rng=rng, device=x.device, dtype=x.dtype)
-        return self._model()._initialize(own, self.part.conditions(small, a, y, rng), rng)
+        return self._model()._initialize(own, self.part.training_conditions(small, y, rng), rng)
 
     def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
         own, small = self._inputs(x, rng)
@@ -323,7 +332,7 @@ def cascade(
         event, condition: as in ``GenerativeModel``; images.
         base: factory of the base model, called as ``base(event, condition)`` with the event of the smallest images.
         upsampler: factory of the super-resolution models, called as ``upsampler(event, condition)`` with a joint condition of
-            the smaller image, its noise level, and the condition of the cascade.
+            the smaller image with its noise level, which is fixed, and the condition of the cascade.
         factors: of enlargement, the smallest images first.
         augmentation: noise level a of the smaller images in sampling, at most ``max_augmentation``.
         max_augmentation: largest noise level of training, at most 1.
