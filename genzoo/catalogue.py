@@ -206,6 +206,14 @@ METRICS = (
         "fraction of test texts whose image has the largest cosine among candidates with distinct texts", CONTRASTIVE,
     ),
     Metric(
+        "retrieval/loss_noisy", "contrastive loss of noisy data", "nats", "lower",
+        "contrastive loss of noisy test examples, at uniform angles of signal and noise", CONTRASTIVE,
+    ),
+    Metric(
+        "retrieval/image_to_text_noisy", "text of a noisy image", "share", "higher",
+        "fraction of noisy test images whose text has the largest cosine, at uniform angles of signal and noise", CONTRASTIVE,
+    ),
+    Metric(
         "sampling/samples_per_second", "samples per second", "samples/s", "higher",
         "throughput of sampling in batches, on the machine of the protocol", "",
     ),
