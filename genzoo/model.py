@@ -529,9 +529,36 @@ class Composite(GenerativeModel):
 
     prior: GenerativeModel
 
+    def parts(self) -> list[GenerativeModel]:
+        """Return the models that are sampled in turn, the prior first."""
+        return [self.prior]
+
     @abstractmethod
     def from_prior(self, event: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Tensor:
         """Map events of the prior, (B, *prior.shape) -> (B, *shape), as ``sample`` does."""
+
+
+class Augmented(Composite):
+    """A composite model whose later parts are conditioned on samples of earlier ones with noise.
+
+    References:
+        Ho et al., "Cascaded Diffusion Models for High Fidelity Image Generation", 2022, https://arxiv.org/abs/2106.15282
+        (section 4: conditioning augmentation).
+    """
+
+    augmentation: float  # noise level of sampling, in [0, 1]
+    max_augmentation: float  # of training
+
+    def check_augmentation(self, augmentation: float) -> None:
+        """Check that a noise level is among those of training.
+
+        Raises:
+            ValueError: otherwise.
+        """
+        if not 0 <= augmentation <= self.max_augmentation:
+            raise ValueError(
+                f"augmentation={augmentation}: must be in [0, {self.max_augmentation}], the noise levels of training"
+            )
 
 
 class LogitGuided(GenerativeModel):
