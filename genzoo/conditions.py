@@ -35,6 +35,11 @@ class Condition(ABC):
     def null(self, like: Tensor) -> Tensor:
         """Return the null value with the shape, device and dtype of a batch of conditions."""
 
+    def is_null(self, y: Tensor) -> Tensor:
+        """Return which conditions are the null value, (B,) bool."""
+        null = self.null(y)
+        return ((y == null) | (y.isnan() & null.isnan())).view(len(y), -1).all(1)
+
     @abstractmethod
     def valid(self, y: Tensor, *, allow_null: bool = False) -> Tensor:
         """Return whether all values are in the domain, () bool, without a device synchronisation."""

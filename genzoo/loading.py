@@ -14,7 +14,7 @@ import torch
 from genzoo.config.instantiate import build
 from genzoo.devices import pick_device
 from genzoo.diffusion.denoiser import replaced, sampling_denoisers
-from genzoo.diffusion.guidance import AutoGuidance, ClassifierGuidance, NoisyClassifier, guide
+from genzoo.diffusion.guidance import AutoGuidance, ClassifierGuidance, NoisyCritic, guide
 from genzoo.errors import BUILD_ERRORS, UsageError, misfit
 from genzoo.model import Augmented, GenerativeModel, TrainableModel, frozen
 from genzoo.runs import Run
@@ -125,9 +125,10 @@ def classifier_guidance(run: str | os.PathLike[str], scale: float, interval: tup
         UsageError: for a run of another model.
     """
     classifier = load_trained(run, device="cpu")
-    if not isinstance(classifier, NoisyClassifier):
+    if not isinstance(classifier, NoisyCritic):
         raise UsageError(
-            f"guidance.run={run}: {type(classifier).__name__} is no classifier: train model=noisy_classifier"
+            f"guidance.run={run}: {type(classifier).__name__} is no classifier of noisy data: "
+            "train model=noisy_classifier, or for captions model=noisy_clip"
         )
     return functools.partial(ClassifierGuidance, classifier=classifier, scale=scale, interval=interval)
 

@@ -212,6 +212,44 @@ class TrainableModel(nn.Module, ABC, metaclass=_EventFirst):
         return {}
 
 
+class SharedEmbedding(TrainableModel):
+    """A model that embeds events and their conditions, such as images and captions, on one unit sphere.
+
+    Attributes:
+        embedding_dim: d.
+        log_scale: logarithm of the factor kappa of a cosine in the logit of a pair.
+    """
+
+    embedding_dim: int
+    log_scale: nn.Parameter
+
+    @property
+    def scale(self) -> Tensor:
+        """Factor kappa of a cosine in the logit of a pair, ()."""
+        return self.log_scale.exp()
+
+    def embed_image(self, x: Tensor) -> Tensor:
+        """Embed events, (B, *shape) -> (B, d), of norm 1."""
+        return self._embed_image(x)
+
+    @abstractmethod
+    def _embed_image(self, x: Tensor) -> Tensor:
+        """Embed events, see ``embed_image``."""
+
+    def embed_text(self, y: Tensor) -> Tensor:
+        """Embed conditions, (B, *condition.shape) -> (B, d), of norm 1."""
+        self.conditioner.check(y, len(y))
+        return self._embed_text(y)
+
+    @abstractmethod
+    def _embed_text(self, y: Tensor) -> Tensor:
+        """Embed conditions, see ``embed_text``."""
+
+    def similarity(self, x: Tensor, y: Tensor) -> Tensor:
+        """Compute the cosine of each event and its condition, (B,)."""
+        return (self.embed_image(x) * self.embed_text(y)).sum(1)
+
+
 class GenerativeModel(TrainableModel):
     """A model that can be trained on data and sampled from."""
 

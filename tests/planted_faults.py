@@ -1651,14 +1651,14 @@ FAULTS = [
     ),
     Fault(
         "guidance by a classifier: noise levels are those of the denoiser's own path",
-        "families/noisy_classifier.py",
+        "diffusion/noisy.py",
         "x_u = x_t / expand(scale, x_t).to(x_t.dtype)",
         "x_u = x_t",
         "tests/diffusion/test_classifier_guidance.py",
     ),
     Fault(
         "guidance by a classifier: it is trained on clean data alone",
-        "families/noisy_classifier.py",
+        "diffusion/noisy.py",
         "return expand(alpha, x) * x + expand(sigma, x) * eps, alpha, sigma",
         "return x, alpha, sigma",
         "tests/diffusion/test_classifier_guidance.py",

@@ -22,7 +22,7 @@ from genzoo.metrics.reference import reference
 from genzoo.model import GenerativeModel
 from genzoo.report import leaderboard, texts, wandb_view
 from tests.commands import described
-from tests.conftest import composed
+from tests.conftest import CLASSIFIERS, composed
 from tests.report import entry, run, scored
 from tests.report.test_leaderboard import tables_of
 from tests.test_interface import DATA, Case, cases
@@ -48,8 +48,9 @@ def test_every_family_writes_declared_metrics_and_every_declared_metric_is_writt
     for case, model in {**every, **{case: case.fresh() for case in more}}.items():
         chosen, network = subject(case.config["data"]["name"])
         written |= evaluate_model(model, chosen, SETTINGS, network, trained=SPENT)["metrics"].keys()
-    classifier = build(described("model=noisy_classifier", "data=digits")["model"], "model")
-    written |= evaluate_model(classifier, subject("digits")[0], SETTINGS, trained=SPENT)["metrics"].keys()
+    for name in CLASSIFIERS:
+        classifier = build(described(f"model={name}", "data=digits")["model"], "model")
+        written |= evaluate_model(classifier, subject("digits")[0], SETTINGS, trained=SPENT)["metrics"].keys()
     # Distances of classes need more samples, and SSIM larger images, than are worth the time of every family.
     chosen, network = subject("digits")
     images, y = stored(chosen.data.train.x, chosen.data.levels), chosen.data.train.y

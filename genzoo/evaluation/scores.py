@@ -18,6 +18,7 @@ from genzoo.distributions.discretization import to_bytes
 from genzoo.errors import UsageError
 from genzoo.evaluation import samples
 from genzoo.evaluation.classification import classification
+from genzoo.evaluation.contrastive import contrastive
 from genzoo.evaluation.cost import announce, cost, estimate, training_cost
 from genzoo.evaluation.density import likelihood, reconstruction
 from genzoo.evaluation.records import saving, to_record
@@ -36,7 +37,7 @@ from genzoo.metrics.features import (
 from genzoo.metrics.finite import NonFiniteError
 from genzoo.metrics.reference import reference
 from genzoo.metrics.sample_size import check_sample_size, small_splits
-from genzoo.model import Codec, Density, GenerativeModel, TrainableModel
+from genzoo.model import Codec, Density, GenerativeModel, SharedEmbedding, TrainableModel
 from genzoo.numerics.precision import full_float32
 from genzoo.numerics.random import SampleStreams
 from genzoo.runs import Run, now
@@ -105,7 +106,11 @@ def evaluate_model(
     setting = {**trained.setting, "seed": seed}
     if not isinstance(model, GenerativeModel):
         with full_float32():
-            metrics = classification(model, eval_data.data, settings, setting) | training_cost(model, trained.costs)
+            if isinstance(model, SharedEmbedding):
+                metrics = contrastive(model, eval_data.data, settings, setting)
+            else:
+                metrics = classification(model, eval_data.data, settings, setting)
+            metrics |= training_cost(model, trained.costs)
         status_line("")
         return {"scored": now(), "metrics": metrics, "warnings": []}
     with full_float32():
