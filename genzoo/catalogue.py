@@ -61,6 +61,7 @@ MMD = "Gretton et al. 2012, https://jmlr.org/papers/v13/gretton12a.html"
 AUTHENTIC = "Alaa et al. 2022, https://arxiv.org/abs/2102.08921"
 COPIED = "Yoon et al. 2023, https://openreview.net/forum?id=shciCbSk9h"
 SSIM = "Wang et al. 2004, https://doi.org/10.1109/TIP.2003.819861"
+ATTRIBUTES = "Cho, Zala, Bansal 2023, https://arxiv.org/abs/2202.04053"
 LIKELIHOOD = "Theis, van den Oord, Bethge 2016, https://arxiv.org/abs/1511.01844"
 
 SPLITS = {"test": " to test", "train": " to train"}  # suffixes of labels
@@ -179,6 +180,14 @@ METRICS = (
     Metric(
         "reconstruction/ssim", "SSIM of reconstructions", "1 is alike", "higher",
         "structural similarity of reconstructed test images", SSIM,
+    ),
+    Metric(
+        "text/attributes", "attributes right", "share", "higher",
+        "fraction of samples for training captions, all of whose attributes a checker reads as in their captions", ATTRIBUTES,
+    ),
+    Metric(
+        "text/held_out", "attributes right, held-out captions", "share", "higher",
+        "fraction of samples for captions of the test split, all of whose attributes are right", ATTRIBUTES,
     ),
     Metric(
         "classifier/accuracy", "accuracy", "share", "higher",

@@ -19,19 +19,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from genzoo.errors import UsageError, one_line
+from genzoo.runs import Run, RunError, read_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as BytePairEncoding
 
+TOKENIZER = "tokenizer.json"  # file of a run
 PADDING, END, SPECIAL = 0, 1, 2  # ids, and the number of special tokens
 TEXT_BYTES = 2**16  # maximum size of a caption
-FILE_BYTES = 2**24  # maximum size of a tokenizer's file
+FILE_BYTES = 2**24  # maximum size of a file of a tokenizer or of texts
+TEXTS = 10_000  # maximum number of texts
 
 
 class Tokenizer:
@@ -158,6 +162,44 @@ class Tokenizer:
     def sha256(self) -> str:
         """SHA-256 of the serialised tokenizer."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def run_tokenizer(run: Run) -> Tokenizer:
+    """Load the tokenizer of an (untrusted) run.
+
+    Raises:
+        UsageError: for a run without captions, and a damaged or changed file.
+    """
+    path = run.path / TOKENIZER
+    if not path.exists():
+        raise UsageError(
+            f"text: the model of {run.path} was not trained with captions; train one with data=shapes, data=emoji, or "
+            "data=folder with captions, and data.conditional=true"
+        )
+    try:
+        tokenizer = Tokenizer.from_json(read_file(path, FILE_BYTES).decode())
+    except (UnicodeDecodeError, RunError) as error:
+        raise UsageError(f"{path}: {one_line(error)}") from error
+    expected = run.status.get("tokenizer_sha256")
+    if tokenizer.sha256 != expected:
+        raise UsageError(f"{path}: its SHA-256 is {tokenizer.sha256}, and that of the training {expected}")
+    return tokenizer
+
+
+def read_texts(path: Path) -> list[str]:
+    """Read a text from each line of a file; empty lines are skipped.
+
+    Raises:
+        UsageError: for a missing or empty file, one that is not UTF-8, and more than ``TEXTS`` lines.
+    """
+    try:
+        lines = read_file(path, FILE_BYTES).decode().splitlines()
+    except (OSError, RunError, UnicodeDecodeError) as error:
+        raise UsageError(f"texts={path}: {one_line(error)}") from error
+    texts = [line.strip() for line in lines if line.strip()]
+    if not 0 < len(texts) <= TEXTS:
+        raise UsageError(f"texts={path}: has {len(texts):,} lines of text, between 1 and {TEXTS:,} are possible")
+    return texts
 
 
 def _shortened(caption: str) -> str:

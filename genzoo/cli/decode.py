@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from genzoo.cli.examples import read_conditions
 from genzoo.cli.output import check_format, check_out, write_samples
-from genzoo.cli.trained import class_indices, on_run, open_model
+from genzoo.cli.trained import chosen_conditions, on_run, open_model
 from genzoo.errors import UsageError
 
 if TYPE_CHECKING:
@@ -63,13 +63,13 @@ def _read_latents(config: dict[str, Any], model: GenerativeModel) -> tuple[Tenso
         if not np.isfinite(array).all():
             raise UsageError(f"latents={path}: holds NaN or infinity")
         z = torch.from_numpy(array.astype(np.float32))
-    classes = class_indices(config, model)
+    chosen = chosen_conditions(config, model)
     if model.condition is None:
         return z, None
-    if classes is not None:
-        if len(classes) > 1:
+    if chosen is not None:
+        if len(chosen.y) > 1:
             raise UsageError(f"label={config['label']}: one class for all latents")
-        return z, torch.full((len(z),), classes[0])
+        return z, chosen.y.expand(len(z), *chosen.y.shape[1:])
     if "y" not in array_names(path):
-        raise UsageError(f"latents={path}: the model is conditional: set the class by label=, or store y in the .npz")
+        raise UsageError(f"latents={path}: the model is conditional: set label= or text=, or store y in the .npz")
     return z, read_conditions(read_array(path, ("y",), "latents"), len(z), path, model)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
     from genzoo.event import EventSpec
 
+CAPTIONS = "captions.jsonl"  # in a folder of samples
 SAMPLE_NAME = re.compile(r"\d{6,}\.png")  # in a folder of samples
 SUFFIXES = (".png", ".npz", "")  # "" for a folder
 
@@ -63,7 +66,7 @@ def older_samples(out: Path) -> list[Path]:
     """
     from genzoo.data.pictures import is_marked
 
-    found = sorted(path for path in out.iterdir() if not path.name.startswith("."))
+    found = sorted(path for path in out.iterdir() if not path.name.startswith(".") and path.name != CAPTIONS)
     others = [path.name for path in found if not (SAMPLE_NAME.fullmatch(path.name) and is_marked(path))]
     if others:
         raise UsageError(
@@ -74,9 +77,16 @@ def older_samples(out: Path) -> list[Path]:
 
 
 def write_samples(
-    out: Path, x: Tensor, levels: int | None, y: Tensor | None = None, columns: int | None = None
+    out: Path,
+    x: Tensor,
+    levels: int | None,
+    y: Tensor | None = None,
+    columns: int | None = None,
+    captions: Sequence[str] | None = None,
 ) -> None:
-    """Write samples as a grid or scatter plot, an .npz with ``samples`` and optionally ``y``, or one PNG each.
+    """Write samples as a grid or scatter plot, an .npz with ``samples`` and optionally ``y`` and ``captions``, or one PNG each.
+
+    A grid of images with captions has the captions above them, a folder the file captions.jsonl.
 
     Args:
         out: checked by ``check_out`` and ``check_format``.
@@ -84,27 +94,33 @@ def write_samples(
         levels: of images, stored as uint8 (n, H, W, C); None for vectors.
         y: conditions of the samples, (n, ...).
         columns: of a grid.
+        captions: of the samples.
     """
     import numpy as np
 
-    from genzoo.data.pictures import as_bytes, grid, save_png, save_scatter
+    from genzoo.data.pictures import as_bytes, captioned_grid, grid, save_png, save_scatter
 
     file = io.BytesIO()
     images = as_bytes(x.float(), levels) if levels is not None else None
     if out.suffix == ".npz":
         conditions: dict[str, Any] = {} if y is None else {"y": y.cpu().numpy()}
+        conditions |= {} if captions is None else {"captions": np.array(captions)}
         np.savez(file, samples=x.numpy() if images is None else images, **conditions)
     elif images is None:
         save_scatter(file, x)
     elif out.suffix == ".png":
-        save_png(file, grid(images, columns))
+        save_png(file, grid(images, columns) if captions is None else captioned_grid(images, captions, columns))
     else:
         out.mkdir(exist_ok=True)
         for path in older_samples(out):
             path.unlink()
+        (out / CAPTIONS).unlink(missing_ok=True)
         for i, image in enumerate(images):
             file = io.BytesIO()
             save_png(file, image, marked=True)
             write_atomically(out / f"{i:06d}.png", file.getvalue(), durable=False)
+        if captions is not None:
+            lines = [json.dumps({"file": f"{i:06d}.png", "caption": text}) for i, text in enumerate(captions)]
+            write_atomically(out / CAPTIONS, "\n".join([*lines, ""]).encode())
     if out.suffix:
         write_atomically(out, file.getvalue())

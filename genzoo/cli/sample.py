@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from genzoo.cli.output import check_format, check_out, write_samples
-from genzoo.cli.trained import class_indices, open_model
+from genzoo.cli.trained import captions_of, chosen_conditions, open_model
 from genzoo.jobs.resources import resources
 
-SAMPLES, PER_CLASS = 64, 8  # default numbers: in all, and of each class of a list
+SAMPLES, PER_CLASS = 64, 8  # default numbers: in all, and of each of several classes or texts
 
 
 def sample(config: dict[str, Any]) -> None:
@@ -34,11 +34,11 @@ def _sample(config: dict[str, Any]) -> None:
     check_out(out)
     model = open_model(config)
     check_format(out, model.event)
-    classes = class_indices(config, model)
-    several = classes is not None and len(classes) > 1
+    chosen = chosen_conditions(config, model)
+    several = chosen is not None and len(chosen.y) > 1
     each = config["n"] or (PER_CLASS if several else SAMPLES)
-    n = each * len(classes or [0])
-    y = None if classes is None else torch.tensor(classes, device=model.device).repeat_interleave(each)
+    n = each * (len(chosen.y) if chosen else 1)
+    y = None if chosen is None else chosen.y.to(model.device).repeat_interleave(each, dim=0)
 
     if config["compile"]:
         compile_networks(model, dynamic=False)
@@ -53,5 +53,7 @@ def _sample(config: dict[str, Any]) -> None:
         nfe = max(nfe, evaluations)
         parts.append(x.cpu())
         labels += [] if drawn is None else [drawn.cpu()]
-    write_samples(out, torch.cat(parts), model.levels, torch.cat(labels) if labels else None, each if several else None)
+    conditions = torch.cat(labels) if labels else None
+    captions = captions_of(Path(config["run"]), model, conditions)
+    write_samples(out, torch.cat(parts), model.levels, conditions, each if several else None, captions)
     print(f"{n} samples, {nfe} evaluations each: {out}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from genzoo.devices import pick_device
 from genzoo.environment import usable_cores
@@ -40,6 +40,69 @@ def open_model(config: dict[str, Any]) -> GenerativeModel:
     )
 
 
+class Chosen(NamedTuple):
+    """The conditions of a command line."""
+
+    y: Tensor  # (k, *condition.shape), on the CPU
+    names: list[str]  # the class or the text of each
+
+
+def chosen_conditions(config: dict[str, Any], model: GenerativeModel) -> Chosen | None:
+    """Return the conditions of ``label=``, ``text=`` or ``texts=``; None without any.
+
+    Raises:
+        UsageError: for an unknown class, a text that is empty or too long, and a model without classes or captions.
+    """
+    text: str | None = config.get("text")
+    file: str | None = config.get("texts")
+    if sum(value is not None for value in (config["label"], text, file)) > 1:
+        raise UsageError("label, text, texts: set only one of them")
+    if file is not None:
+        from genzoo.text import read_texts
+
+        return text_conditions(Path(config["run"]), model, read_texts(Path(file)))
+    if text is None:
+        indices = class_indices(config, model)
+        if indices is None:
+            return None
+        import torch
+
+        from genzoo.labels import class_names
+
+        names = class_names(config["run"]) or [str(i) for i in range(max(indices) + 1)]
+        return Chosen(torch.tensor(indices), [names[i] for i in indices])
+    return text_conditions(Path(config["run"]), model, [text])
+
+
+def text_conditions(run: Path, model: GenerativeModel, texts: list[str]) -> Chosen:
+    """Encode texts by the tokenizer of a run; a note on stderr names characters that no training caption has.
+
+    Raises:
+        UsageError: for a text that is empty or too long, and a model that has no captions as its condition.
+    """
+    from genzoo.conditions import Tokens
+    from genzoo.jobs.notes import note
+    from genzoo.runs import Run
+    from genzoo.text import run_tokenizer
+
+    if not isinstance(model.condition, Tokens):
+        raise UsageError("text: this model has no captions; train one with data=shapes data.conditional=true")
+    tokenizer = run_tokenizer(Run(run))
+    y = tokenizer.encode(texts)
+    if unseen := tokenizer.unseen(texts):
+        note(f"warning: text: no training caption has the characters {unseen!r}")
+    return Chosen(y, texts)
+
+
+def captions_of(run: Path, model: GenerativeModel, y: Tensor | None) -> list[str] | None:
+    """Decode the captions of conditions, (n, L); None for other conditions."""
+    from genzoo.conditions import Tokens
+    from genzoo.runs import Run
+    from genzoo.text import run_tokenizer
+
+    return run_tokenizer(Run(run)).decode(y) if y is not None and isinstance(model.condition, Tokens) else None
+
+
 def class_indices(config: dict[str, Any], model: GenerativeModel) -> list[int] | None:
     """Return the classes of ``label=``, by index or by the class names of the run; None without labels.
 
@@ -48,9 +111,11 @@ def class_indices(config: dict[str, Any], model: GenerativeModel) -> list[int] |
     """
     if config["label"] is None:
         return None
-    from genzoo.conditions import ClassLabels
+    from genzoo.conditions import ClassLabels, Tokens
     from genzoo.labels import check_trained, class_names, class_numbers
 
+    if isinstance(model.condition, Tokens):
+        raise UsageError(f"label={config['label']}: this model has captions in place of classes: set text=...")
     n = model.condition.n if isinstance(model.condition, ClassLabels) else 0
     names = class_names(config["run"])
     found = class_numbers(config["label"], n, names)
@@ -123,8 +188,8 @@ def prior_latents(
     from genzoo.numerics.random import SampleStreams, randn
 
     rng = SampleStreams(config["seed"], range(n), device=model.device)
-    classes = class_indices(config, model)
-    y = None if classes is None else torch.tensor([classes[i % len(classes)] for i in range(n)], device=model.device)
+    chosen = chosen_conditions(config, model)
+    y = None if chosen is None else chosen.y[torch.arange(n) % len(chosen.y)].to(model.device)
     y = model.conditioner.draw(n, y, rng)
     shape = (n, *latent_space(model).shape)
     drawn = [randn(shape, rng=rng, device=model.device, dtype=model.dtype).cpu() for _ in range(draws)]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genzoo.cli.sheets import Sheet, check_sheet, is_animated, write_sheet
-from genzoo.cli.trained import class_indices, on_run, open_model, plot_background
+from genzoo.cli.trained import chosen_conditions, on_run, open_model, plot_background
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,8 +26,6 @@ def trajectory(config: dict[str, Any]) -> None:
         ValueError: with a one-line message, for invalid input.
         ResourceError: if memory or disk are full.
     """
-    import torch
-
     from genzoo import explore
     from genzoo.diffusion.trajectory import path_denoiser
 
@@ -35,12 +33,12 @@ def trajectory(config: dict[str, Any]) -> None:
     model = open_model(config)
     check_sheet(out, model.event)
     denoiser = path_denoiser(model)
-    classes = class_indices(config, model)
+    chosen = chosen_conditions(config, model)
     each = config["n"] or (POINTS if model.levels is None else ROWS if out.suffix == ".png" else IMAGES)
-    y = None if classes is None else torch.tensor(classes).repeat_interleave(each)
+    y = None if chosen is None else chosen.y.repeat_interleave(each, dim=0)
     path = explore.trajectory(
         model,
-        each * len(classes or [0]),
+        each * (len(chosen.y) if chosen else 1),
         y,
         frames=config["frames"] or (COLUMNS if out.suffix == ".png" else FRAMES),
         estimate=config["show"] == "estimate",

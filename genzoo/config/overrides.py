@@ -86,6 +86,12 @@ def join_runs(verb: str, overrides: Sequence[str]) -> list[str]:
     return [pattern.sub(r"runs=[\1]", word) if verb in ("compare", "serve") else word for word in overrides]
 
 
+def quoted(text: str) -> str:
+    """Quote a text for Hydra and OmegaConf, such that its value is the text itself."""
+    text = re.sub(r"(\\*)(\"|$)", lambda found: 2 * found[1] + ("\\" if found[2] else "") + found[2], text)
+    return '"' + text.replace("${", "\\${") + '"'
+
+
 EXAMPLES = ("encode", "reconstruct", "interpolate", "traverse")  # commands with a key ``examples``
 
 
@@ -93,13 +99,16 @@ def expand_shorthands(verb: str, overrides: Sequence[str]) -> list[str]:
     """Write shorthands in full.
 
     ``guidance=2.0`` and ``guidance=1,2`` are scales of classifier-free guidance; ``data=test`` of commands on examples, where
-    the group ``data`` has no meaning, is ``examples=test``.
+    the group ``data`` has no meaning, is ``examples=test``. ``text=`` takes the rest of the word as it is, without quotes.
     """
     if verb in EXAMPLES:
         overrides = [re.sub(r"^data=", "examples=", word) for word in overrides]
     pattern = re.compile(r"^guidance=([-+]?[\d.][^=]*)$")
     words: list[str] = []
     for word in overrides:
+        if key := re.match(r"(text|from_text)=(?!['\"])(?!null$)", word):
+            words.append(key[0] + quoted(word[key.end() :]))
+            continue
         found = pattern.match(word)
         words += ["guidance=classifier_free", f"guidance.scale={found[1]}"] if found else [word]
     return words

@@ -144,6 +144,7 @@ def _is_printable(text: str) -> str:
 
 
 Text = Annotated[str, Field(max_length=1000), AfterValidator(_is_printable)]
+Caption = Annotated[str, Field(min_length=1, max_length=2**16)]
 NonNegativeFloat = Annotated[float, Field(ge=0, le=1e40, allow_inf_nan=False)]
 
 
@@ -168,6 +169,7 @@ class Status(Section):
     device: Text | None = None
     threads: Annotated[int, Field(gt=0, le=1024)] | None = None
     data_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    tokenizer_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     versions: dict[Text, Text | None] | None = None
     machine: Machine | None = None
     gpu: dict[Text, Text | int | None] | None = None
@@ -193,6 +195,13 @@ class Data(Section):
     size: Side | None = None
     channels: Literal[1, 3] | None = None
     test_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None
+    vocabulary: Annotated[int, Field(ge=258, le=2**16)] | None = None
+    text_length: Annotated[int, Field(ge=2, le=2**10)] | None = None
+    n: Annotated[int, Field(gt=0, le=2**20)] | None = None
+    n_test: Annotated[int, Field(gt=0, le=2**20)] | None = None
+    seed: Seed | None = None
+    two: Annotated[float, Field(ge=0, le=1)] | None = None
+    held_out: Annotated[float, Field(gt=0, lt=1)] | None = None
 
     @model_validator(mode="after")
     def is_of_its_kind(self) -> Data:
@@ -264,6 +273,8 @@ class Sample(Section):
     out: Place
     seed: Seed
     label: Classes
+    text: Caption | None = None
+    texts: Place | None = None
     ema: bool
     batch_size: Count
     precision: Literal["32-true", "bf16-mixed"]
@@ -365,6 +376,7 @@ class Encode(OnRun):
 class Decode(OnRun):
     latents: Place
     label: Classes
+    text: Caption | None = None
 
 
 class Reconstruct(OnRun):
@@ -410,6 +422,8 @@ class Trajectory(OnRun):
     show: Literal["state", "estimate"]
     seed: Seed
     label: Classes
+    text: Caption | None = None
+    texts: Place | None = None
 
 
 class Edit(Section):

@@ -1,4 +1,4 @@
-"""Data sets: 2-D toy densities and images."""
+"""Data sets: 2-D toy densities, images, and images with captions."""
 
 from genzoo.data.dataset import DataError, DataSet, Split
 from genzoo.data.densities import (
@@ -11,6 +11,7 @@ from genzoo.data.densities import (
     plane_dataset,
 )
 from genzoo.data.images import cifar10, digits, fashion_mnist, folder, mnist
+from genzoo.data.shapes import shapes
 
 __all__ = [
     "Checkerboard",
@@ -28,4 +29,5 @@ __all__ = [
     "folder",
     "mnist",
     "plane_dataset",
+    "shapes",
 ]

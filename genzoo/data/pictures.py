@@ -8,7 +8,7 @@ import stat
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -46,6 +46,55 @@ def grid(images: np.ndarray, columns: int | None = None, min_side: int = 56, gap
         top, left = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
         canvas[top : top + height, left : left + width] = image
     return canvas
+
+
+def captioned_grid(
+    images: np.ndarray, captions: Sequence[str], columns: int | None = None, side: int = 96, gap: int = 6
+) -> np.ndarray:
+    """Tile images with their captions above them, (B, H, W, C) -> (H', W', 3).
+
+    A caption of a whole row stands once, above the row. Small images are enlarged to at least ``side`` pixels.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    n, height, width, _ = images.shape
+    columns = columns or min(n, 8)
+    scale = max(1, math.ceil(side / min(height, width)))
+    height, width = height * scale, width * scale
+    font = ImageFont.load_default(12)
+    rows = [range(start, min(start + columns, n)) for start in range(0, n, columns)]
+    whole = all(len({captions[i] for i in row}) == 1 for row in rows)
+    room = (len(rows[0]) if whole else 1) * (width + gap) - gap  # pixels of a line of text
+    texts = [_wrapped(caption, font, room) for caption in captions]
+    line = 15
+    canvas = Image.new("RGB", (len(rows[0]) * (width + gap) + gap, 0), "white")
+    parts = []
+    for row in rows:
+        above = line * max(len(texts[i]) for i in row) + 4
+        part = Image.new("RGB", (canvas.width, above + height + gap), "white")
+        draw = ImageDraw.Draw(part)
+        for place, i in enumerate(row):
+            left = gap + place * (width + gap)
+            if not whole or not place:
+                draw.multiline_text((left, 2), "\n".join(texts[i]), fill="black", font=font, spacing=2)
+            image = Image.fromarray(images[i] if images.shape[3] == 3 else images[i, ..., 0])
+            part.paste(image.resize((width, height), Image.Resampling.NEAREST), (left, above))
+        parts.append(np.asarray(part))
+    return np.concatenate(parts)
+
+
+def _wrapped(text: str, font: Any, room: int) -> list[str]:
+    """Break a text into lines of at most ``room`` pixels, at most six; longer words are cut."""
+    lines: list[str] = []
+    for word in "".join(c if c.isprintable() else " " for c in text).split():
+        joined = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(joined) <= room:
+            lines[-1] = joined
+            continue
+        while len(word) > 1 and font.getlength(word) > room:
+            word = word[:-1]
+        lines.append(word)
+    return lines[:6]
 
 
 def save_png(path: Path | BinaryIO, image: np.ndarray, marked: bool = False) -> None:

@@ -25,14 +25,16 @@ and 25,752 of 85,680 with two. Each colour of each shape occurs in training.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from genzoo.data.dataset import DataError
-from genzoo.data.scenes import COLOURS, PLACES, SHAPES, Scene, caption, divided, one_of, two_of, wordings
+from genzoo.data.captions import captioned
+from genzoo.data.dataset import DataError, DataSet
+from genzoo.data.scenes import SHAPES, Scene, caption, divided, one_of, two_of, wordings
 from genzoo.numerics.random import SampleStreams, seed_of
 
 LEVELS_OF = {  # RGB
@@ -58,6 +60,45 @@ HALF_WIDTH = 0.36  # of the arms of a cross
 PERIOD, SHADE = 0.125, 0.5  # of stripes, and their brightness
 RESOLUTIONS = (16, 32, 64)
 CHUNK = 256  # figures drawn at once
+
+
+def shapes(
+    size: int = 32,
+    n: int = 20_000,
+    n_test: int = 2_000,
+    seed: int = 0,
+    two: float = 0.33,
+    held_out: float = 0.3,
+    vocabulary: int = 512,
+    text_length: int | None = None,
+) -> DataSet:
+    """Draw the data set of coloured figures and their captions; the test split has held-out scenes alone.
+
+    Args:
+        size: side of the pictures in pixels, 16, 32 or 64.
+        n, n_test: numbers of training and test pictures.
+        seed: of the pictures.
+        two: probability of two figures in a picture.
+        held_out: fraction of held-out combinations of attributes.
+        vocabulary, text_length: of the captions' tokens, as in ``genzoo.data.captions.captioned``.
+
+    Raises:
+        DataError: for a size that is not supported, or too few scenes on one side of the split.
+    """
+    train, test = (
+        pictures(count, size, seed, split, two, held_out) for split, count in (("train", n), ("test", n_test))
+    )
+    note = (
+        f"shapes: {n} training and {n_test} test pictures of {size}x{size} pixels; the test pictures show combinations of "
+        f"attributes held out from training (held_out={held_out:g})"
+    )
+    return captioned(
+        (train.x, train.captions),
+        (test.x, test.captions),
+        vocabulary=vocabulary,
+        length=text_length,
+        notes=[note],
+    )
 
 
 class Drawn(NamedTuple):
@@ -118,7 +159,7 @@ def coverage(figures: Drawn, size: int) -> Coverage:
                 y = (steps + (top[part] - figures.y[part] * size)[:, None])[:, :, None]
                 inside = _inside(SHAPES[shape], x, y, r)
                 if striped:
-                    phase = np.floor((x + y) * (2**0.5 / (PERIOD * size)) + 0.5).astype(np.int8)
+                    phase = np.floor((x + y) * (math.sqrt(2) / (PERIOD * size)) + 0.5).astype(np.int8)
                     odd = (phase & 1).view(bool)
                     dark[part] = _counts(inside & odd, width, side)
                     inside &= ~odd
@@ -168,7 +209,7 @@ def draw(figures: Drawn, owner: np.ndarray, colours: np.ndarray, grounds: np.nda
         above = (colours[:, channel] - grounds[owner, channel])[:, None, None]
         shade = (shades[:, channel] - grounds[owner, channel])[:, None, None]
         added = cover.bright * above + cover.dark * shade
-        np.add.at(canvas, (owner[:, None, None], channel, rows[:, :, None], columns[:, None, :]), added)
+        np.add.at(canvas[:, channel], (owner[:, None, None], rows[:, :, None], columns[:, None, :]), added)
     canvas = canvas[:, :, width:-width, width:-width]
     canvas = canvas + (cover.samples * grounds)[:, :, None, None]
     return ((canvas + cover.samples // 2) // cover.samples).astype(np.uint8)
@@ -224,7 +265,7 @@ class Pictures(NamedTuple):
 
 
 def pictures(
-    n: int, size: int = 32, seed: int = 0, split: str = "train", two: float = 1 / 3, held_out: float = 0.3
+    n: int, size: int = 32, seed: int = 0, split: str = "train", two: float = 0.33, held_out: float = 0.3
 ) -> Pictures:
     """Draw captioned pictures; the first of them are the same for every n.
 

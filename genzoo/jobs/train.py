@@ -58,6 +58,9 @@ def train(config: dict[str, Any], choices: dict[str, str]) -> Path | None:
         return _train(resumed_config(old, config), str(status.get("model")), old, trust)
 
 
+CAPTIONED = 24  # samples of a grid with captions
+
+
 class Parts(NamedTuple):
     """Objects of a training."""
 
@@ -211,6 +214,8 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
     from genzoo.evaluation.scores import evaluate_run
     from genzoo.loading import PARENTS, inline_runs
     from genzoo.report.terminal import show
+    from genzoo.runs import write_atomically
+    from genzoo.text import TOKENIZER
 
     job = job_id(config)
     parts = prepare(config, old, list(trust))
@@ -234,9 +239,13 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
             fit_run(run=None, loggers=[], signals=signals)
         return None
 
-    def keep_parents(path: Path) -> None:
+    tokenizer = tokenizer_of(parts)
+
+    def fill(path: Path) -> None:
         if parts.parents:
             keep_models(path / PARENTS, parts.parents)
+        if tokenizer:
+            write_atomically(path / TOKENIZER, tokenizer.to_json().encode())
 
     facts = _facts(parts, family)
     # The configuration of a resumed run holds the precision that was chosen for it, and its job does not.
@@ -244,7 +253,7 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
     job = began_as if re.fullmatch("[0-9a-f]{64}", began_as) else job
     held = claimed(config["outputs"], job, settings.devices, needed=False)
     with held, Signals() as signals, contextlib.ExitStack() as stack:
-        run = old or Run.create(config["outputs"], f"{family}-{config['data']['name']}", config, job, keep_parents)
+        run = old or Run.create(config["outputs"], f"{family}-{config['data']['name']}", config, job, fill)
         parts.parents.clear()  # the model has those that it needs
         stack.enter_context(run.training())
         if old:
@@ -332,12 +341,18 @@ def _facts(parts: Parts, family: str) -> dict[str, Any]:
         "gpu": gpu_facts(torch.device(parts.device)),
         "data_sha256": parts.eval_data.data.sha256,
         "classes": class_names(parts.eval_data.data),
+        **({"tokenizer_sha256": tokenizer.sha256} if (tokenizer := tokenizer_of(parts)) else {}),
     }
+
+
+def tokenizer_of(parts: Parts) -> Any:
+    """Return the tokenizer of the captions on which the model is conditioned, or None."""
+    return parts.eval_data.data.tokenizer if parts.module.model.condition is not None else None
 
 
 def draw_grid(model: Any, data: Any, path: Path, n: int = 64) -> None:
     """Draw samples of a model: a grid of images, or a scatter plot beside the data."""
-    from genzoo.data.pictures import as_bytes, grid, save_png, save_scatter
+    from genzoo.data.pictures import as_bytes, captioned_grid, grid, save_png, save_scatter
     from genzoo.numerics.random import SampleStreams
     from genzoo.runs import write_atomically
 
@@ -348,8 +363,11 @@ def draw_grid(model: Any, data: Any, path: Path, n: int = 64) -> None:
         rng = SampleStreams(0, range(n), device=model.device)
         save_scatter(file, model.sample(n, rng=rng).x, data.test.x[:n])
     else:
+        has_captions = data.tokenizer is not None and model.condition is not None
+        n = min(n, CAPTIONED) if has_captions else n
         rng = SampleStreams(0, range(n), device=model.device)
         y = model.conditioner.distinct(n)
-        save_png(file, grid(as_bytes(model.sample(n, y, rng=rng).x.float(), data.levels), columns=8))
+        images = as_bytes(model.sample(n, y, rng=rng).x.float(), data.levels)
+        save_png(file, captioned_grid(images, data.tokenizer.decode(y)) if has_captions else grid(images, columns=8))
     write_atomically(path, file.getvalue())
     model.train(was_training)
