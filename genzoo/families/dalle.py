@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from genzoo.conditions import Condition, Tokens
 from genzoo.distributions.discretization import quantize
@@ -78,7 +78,7 @@ class DALLE(Density, LogitGuided):
             raise ValueError(f"text_weight must be in [0, 1), not {text_weight}")
         self.text_weight = text_weight
         self.likelihood = Categorical(event.levels)
-        self.network: nn.Module = network(self.shape, (event.levels, *self.shape[1:]), condition)
+        self.network = network(self.shape, (event.levels, *self.shape[1:]), condition)
 
     def _logits(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits of captions, (B, L, V - 1), and of images, (B, K, h, w)."""

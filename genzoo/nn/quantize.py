@@ -1,7 +1,7 @@
 r"""Quantisation of vectors. Shapes: B batch, D embedding, H height, W width, N tokens, K codes.
 
-**Vector quantisation.** A vector is replaced by the nearest of K codes, ``k = argmin_j |z - e_j|``. A code is the mean of the vectors assigned to it, by
-exponential moving averages of their count and sum,
+**Vector quantisation.** A vector is replaced by the nearest of K codes, ``k = argmin_j |z - e_j|``. A code is the mean of the
+vectors assigned to it, by exponential moving averages of their count and sum,
 
     N_k <- d N_k + (1 - d) n_k,      m_k <- d m_k + (1 - d) sum_{z -> k} z,      e_k = m_k / N_k
 

@@ -94,9 +94,7 @@ class TextImageTransformer(nn.Module):
 
     def _prefix(self, text_BL: Tensor) -> Tensor:
         """Embed the start and the text, (B, 1 + L, E)."""
-        embedded_BLE = torch.where(
-            after_end(text_BL)[..., None], self.padding, self.tokens(text_BL) + self.places
-        )
+        embedded_BLE = torch.where(after_end(text_BL)[..., None], self.padding, self.tokens(text_BL) + self.places)
         start_B1E = self.start.expand(len(text_BL), 1, -1)
         return torch.cat([start_B1E, embedded_BLE], dim=1)
 

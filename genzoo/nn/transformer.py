@@ -66,7 +66,7 @@ class Block(nn.Module):
         B, N, E = h_BNE.shape
         qkv = self.qkv(self.norm1(h_BNE)).view(B, N, 3, self.heads, E // self.heads).permute(2, 0, 3, 1, 4)
         kv = qkv[1:] if cache is None else cache.extend(qkv[1:])
-        if N == kv.shape[3]:
+        if kv.shape[3] == N:
             attended = F.scaled_dot_product_attention(qkv[0], kv[0], kv[1], is_causal=True)
         else:
             assert N == 1, "only one token may follow others"
