@@ -209,13 +209,21 @@ class UpsampleConv2d(nn.Conv2d):
         return F.conv_transpose2d(x_BCHW, weight, self.bias, stride=2, padding=1)
 
 
-def attend(q_BHNC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor) -> Tensor:
-    """Scaled dot-product attention, softmax(q k^T / sqrt(C)) v."""
+def attend(q_BHNC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor, *, causal: bool = False) -> Tensor:
+    """Scaled dot-product attention, softmax(q k^T / sqrt(C)) v.
+
+    Args:
+        q_BHNC, k_BHNC, v_BHNC: queries, keys and values.
+        causal: whether each of N queries attends to the keys up to its own place alone.
+    """
     one_of_many = q_BHNC.shape[2] == 1 and k_BHNC.shape[2] >= 16
     if q_BHNC.device.type == "cpu" and (q_BHNC.dtype == torch.bfloat16 or one_of_many):
         # torch's fused kernel takes up to twice as long here, mostly in the bfloat16 backward pass.
-        return (q_BHNC * q_BHNC.shape[-1] ** -0.5 @ k_BHNC.mT).softmax(dim=-1) @ v_BHNC
-    return F.scaled_dot_product_attention(q_BHNC, k_BHNC, v_BHNC)
+        scores = q_BHNC * q_BHNC.shape[-1] ** -0.5 @ k_BHNC.mT
+        if causal:
+            scores = scores + torch.full(scores.shape[-2:], -torch.inf, dtype=scores.dtype).triu(1)
+        return scores.softmax(dim=-1) @ v_BHNC
+    return F.scaled_dot_product_attention(q_BHNC, k_BHNC, v_BHNC, is_causal=causal)
 
 
 class Attention(nn.Module):

@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genzoo.conditions import Condition
@@ -66,11 +65,9 @@ class Block(nn.Module):
         B, N, E = h_BNE.shape
         qkv = self.qkv(self.norm1(h_BNE)).view(B, N, 3, self.heads, E // self.heads).permute(2, 0, 3, 1, 4)
         kv = qkv[1:] if cache is None else cache.extend(qkv[1:])
-        if kv.shape[3] == N:
-            attended = F.scaled_dot_product_attention(qkv[0], kv[0], kv[1], is_causal=True)
-        else:
-            assert N == 1, "only one token may follow others"
-            attended = attend(qkv[0], kv[0], kv[1])
+        first = kv.shape[3] == N
+        assert first or N == 1, "one token at a time follows the first ones"
+        attended = attend(qkv[0], kv[0], kv[1], causal=first)
         h = h_BNE + self.dropout(self.out(attended.transpose(1, 2).reshape(B, N, E)))
         return h + self.dropout(self.mlp(self.norm2(h)))
 
