@@ -1673,8 +1673,8 @@ FAULTS = [
     Fault(
         "guidance of logits: the scale is counted from the conditional ones",
         "distributions/likelihoods.py",
-        "_draw_index(unconditional + scale * (conditional - unconditional)",
-        "_draw_index(conditional + scale * (conditional - unconditional)",
+        "draw_index(unconditional + scale * (conditional - unconditional)",
+        "draw_index(conditional + scale * (conditional - unconditional)",
         "tests/families/test_autoregressive.py",
     ),
     Fault(
