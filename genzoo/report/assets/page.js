@@ -17,7 +17,7 @@
   const short = (value) => value == null ? "n/a" : typeof value === "number" ? +value.toPrecision(5) : typeof value === "object" ? JSON.stringify(value) : String(value);
 
   // Colours: one a family, in the order of the table.
-  const palette = ["#2f7ed8", "#d9541e", "#2a9d5c", "#b0428f", "#c99a06", "#6a51c7", "#0d9aa8", "#a8512b", "#7a8b1f", "#d64571", "#4a6b8a", "#8f7a5e", "#5aa02c"];
+  const palette = ["#2f7ed8", "#d9541e", "#2a9d5c", "#b0428f", "#c99a06", "#6a51c7", "#0d9aa8", "#a8512b", "#7a8b1f", "#d64571", "#4a6b8a", "#8f7a5e", "#5aa02c", "#9c2f2f", "#1f5fa0", "#c77cff", "#00735c", "#e0a0a0", "#555555", "#b5651d", "#3a86b7"];
   const families = [...new Set(data.tables.flatMap((table) => table.rows.map((row) => row.model)))];
   const colour = (model) => palette[Math.max(0, families.indexOf(model)) % palette.length];
   const swatch = (model) => { const s = element("span", { class: "swatch", "aria-hidden": "true" }); s.style.background = colour(model); return s; };
