@@ -212,6 +212,44 @@ class TrainableModel(nn.Module, ABC, metaclass=_EventFirst):
         return {}
 
 
+class SharedEmbedding(TrainableModel):
+    """A model that embeds events and their conditions, such as images and captions, on one unit sphere.
+
+    Attributes:
+        embedding_dim: d.
+        log_scale: logarithm of the factor kappa of a cosine in the logit of a pair.
+    """
+
+    embedding_dim: int
+    log_scale: nn.Parameter
+
+    @property
+    def scale(self) -> Tensor:
+        """Factor kappa of a cosine in the logit of a pair, ()."""
+        return self.log_scale.exp()
+
+    def embed_image(self, x: Tensor) -> Tensor:
+        """Embed events, (B, *shape) -> (B, d), of norm 1."""
+        return self._embed_image(x)
+
+    @abstractmethod
+    def _embed_image(self, x: Tensor) -> Tensor:
+        """Embed events, see ``embed_image``."""
+
+    def embed_text(self, y: Tensor) -> Tensor:
+        """Embed conditions, (B, *condition.shape) -> (B, d), of norm 1."""
+        self.conditioner.check(y, len(y))
+        return self._embed_text(y)
+
+    @abstractmethod
+    def _embed_text(self, y: Tensor) -> Tensor:
+        """Embed conditions, see ``embed_text``."""
+
+    def similarity(self, x: Tensor, y: Tensor) -> Tensor:
+        """Compute the cosine of each event and its condition, (B,)."""
+        return (self.embed_image(x) * self.embed_text(y)).sum(1)
+
+
 class GenerativeModel(TrainableModel):
     """A model that can be trained on data and sampled from."""
 
@@ -491,9 +529,36 @@ class Composite(GenerativeModel):
 
     prior: GenerativeModel
 
+    def parts(self) -> list[GenerativeModel]:
+        """Return the models that are sampled in turn, the prior first."""
+        return [self.prior]
+
     @abstractmethod
     def from_prior(self, event: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Tensor:
         """Map events of the prior, (B, *prior.shape) -> (B, *shape), as ``sample`` does."""
+
+
+class Augmented(Composite):
+    """A composite model whose later parts are conditioned on samples of earlier ones with noise.
+
+    References:
+        Ho et al., "Cascaded Diffusion Models for High Fidelity Image Generation", 2022, https://arxiv.org/abs/2106.15282
+        (section 4: conditioning augmentation).
+    """
+
+    augmentation: float  # noise level of sampling, in [0, 1]
+    max_augmentation: float  # of training
+
+    def check_augmentation(self, augmentation: float) -> None:
+        """Check that a noise level is among those of training.
+
+        Raises:
+            ValueError: otherwise.
+        """
+        if not 0 <= augmentation <= self.max_augmentation:
+            raise ValueError(
+                f"augmentation={augmentation}: must be in [0, {self.max_augmentation}], the noise levels of training"
+            )
 
 
 class LogitGuided(GenerativeModel):

@@ -260,14 +260,19 @@ class Train(Section):
             raise ValueError(
                 "metrics.max_nfe=training: must be a number, or null for no limit; training is for evaluate"
             )
-        if self.sampler and not any("sampler" in owner for owner in (self.model, self.model.get("prior", {}))):
+        nodes = [self.model, *(self.model.get(part) for part in ("prior", "base", "upsampler", "decoder"))]
+        if self.sampler and not any("sampler" in node for node in nodes if isinstance(node, dict)):
             raise ValueError(f"sampler: {family} samples in one pass and takes no sampler; omit it")
         return self
+
+
+Augmentation = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None
 
 
 class Sample(Section):
     sampler: Node | None = None
     guidance: Node | None = None
+    augmentation: Augmentation = None
     run: Place
     n: Annotated[int, Field(gt=0, le=2**24)] | None
     out: Place
@@ -286,6 +291,7 @@ class Sample(Section):
 class Evaluate(Section):
     sampler: Node | None = None
     guidance: Node | None = None
+    augmentation: Augmentation = None
     metrics: Metrics
     run: Place | None
     samples: Place | None
@@ -311,7 +317,7 @@ class Evaluate(Section):
         if self.samples is not None:
             if self.data is None:
                 raise ValueError("data is missing: set data=..., the reference of the samples")
-            for part in ("sampler", "guidance"):
+            for part in ("sampler", "guidance", "augmentation"):
                 if getattr(self, part) is not None:
                     raise ValueError(f"{part}: the samples are already drawn; omit it")
         elif self.data is not None or self.out is not None:

@@ -18,10 +18,11 @@ from genzoo.distributions.discretization import to_bytes
 from genzoo.errors import UsageError
 from genzoo.evaluation import samples
 from genzoo.evaluation.classification import classification
+from genzoo.evaluation.contrastive import contrastive
 from genzoo.evaluation.cost import announce, cost, estimate, training_cost
 from genzoo.evaluation.density import likelihood, reconstruction
 from genzoo.evaluation.records import saving, to_record
-from genzoo.evaluation.samplers import guidance_card, sampler_card, sampler_label, within_evaluations
+from genzoo.evaluation.samplers import augmentation_of, guidance_card, sampler_card, sampler_label, within_evaluations
 from genzoo.evaluation.settings import EvalData, EvalSettings
 from genzoo.evaluation.text import attribute_scores, held_out_captions
 from genzoo.event import EventSpec
@@ -36,7 +37,7 @@ from genzoo.metrics.features import (
 from genzoo.metrics.finite import NonFiniteError
 from genzoo.metrics.reference import reference
 from genzoo.metrics.sample_size import check_sample_size, small_splits
-from genzoo.model import Codec, Density, GenerativeModel, TrainableModel
+from genzoo.model import Codec, Density, GenerativeModel, SharedEmbedding, TrainableModel
 from genzoo.numerics.precision import full_float32
 from genzoo.numerics.random import SampleStreams
 from genzoo.runs import Run, now
@@ -105,7 +106,11 @@ def evaluate_model(
     setting = {**trained.setting, "seed": seed}
     if not isinstance(model, GenerativeModel):
         with full_float32():
-            metrics = classification(model, eval_data.data, settings, setting) | training_cost(model, trained.costs)
+            if isinstance(model, SharedEmbedding):
+                metrics = contrastive(model, eval_data.data, settings, setting)
+            else:
+                metrics = classification(model, eval_data.data, settings, setting)
+            metrics |= training_cost(model, trained.costs)
         status_line("")
         return {"scored": now(), "metrics": metrics, "warnings": []}
     with full_float32():
@@ -128,6 +133,8 @@ def evaluate_model(
             setting |= {"sampler": sampler}
             if guidance := guidance_card(model):
                 setting |= {"guidance": guidance}
+            if (augmentation := augmentation_of(model)) is not None:
+                setting |= {"augmentation": augmentation}
             costs = cost(model, settings, setting, trained.costs)
             metrics |= costs
             if settings.n:

@@ -146,7 +146,7 @@ class NullableCondition(nn.Module):
         if self.spec is None or self.embed_y is None:
             return h_BE
         if y is None:
-            y = self.spec.null(self.spec.empty(len(h_BE), h_BE.device, h_BE.dtype))
+            y = self.spec.missing(len(h_BE), h_BE.device, h_BE.dtype)
         return h_BE + self.embed_y(y)
 
 
