@@ -28,7 +28,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from genzoo.conditions import Condition, Conditioner
+from genzoo.conditions import Condition, Conditioner, DropRate
 from genzoo.event import EventSpec
 
 
@@ -124,13 +124,14 @@ class TrainableModel(nn.Module, ABC, metaclass=_EventFirst):
     Args:
         event: shape and levels of the data; a shape with the keyword ``levels=`` is accepted too.
         condition: the conditioning variable, None for an unconditional model.
-        condition_dropout: probability of replacing a condition by the null value, for classifier-free guidance.
+        condition_dropout: probability of replacing a condition by the null value, for classifier-free guidance; for several
+            conditions also one for each.
     """
 
     diagnostics: Mapping[str, Diagnostic] = {}  # by the name of the term of the loss
     eager: tuple[str, ...] = ()  # networks that torch.compile cannot capture in one graph
 
-    def __init__(self, event: EventSpec, condition: Condition | None = None, condition_dropout: float = 0.0):
+    def __init__(self, event: EventSpec, condition: Condition | None = None, condition_dropout: DropRate = 0.0):
         super().__init__()
         self.event, self.condition = event, condition
         self.conditioner = Conditioner(condition, condition_dropout)
