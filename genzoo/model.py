@@ -218,16 +218,14 @@ class SharedEmbedding(TrainableModel):
 
     Attributes:
         embedding_dim: d.
-        log_scale: logarithm of the factor kappa of a cosine in the logit of a pair.
     """
 
     embedding_dim: int
-    log_scale: nn.Parameter
 
     @property
+    @abstractmethod
     def scale(self) -> Tensor:
         """Factor kappa of a cosine in the logit of a pair, ()."""
-        return self.log_scale.exp()
 
     def embed_image(self, x: Tensor) -> Tensor:
         """Embed events, (B, *shape) -> (B, d), of norm 1."""

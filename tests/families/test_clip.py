@@ -90,7 +90,7 @@ def test_no_other_critic_exceeds_the_mutual_information(factor):
 @pytest.mark.parametrize("model", [plane(), plane(ClassLabels(3)), plane(family=NoiseConditionalContrastive)])
 def test_without_a_scale_the_loss_is_that_of_a_guess(model):
     with torch.no_grad():
-        model.log_scale.fill_(-math.inf)
+        model.encoders.log_scale.fill_(-math.inf)
     y = torch.arange(9) % 3 if isinstance(model.condition, ClassLabels) else rows(9, 2)
     loss = model.loss(rows(9, 2, "x"), y, rng=generator("noise"))
     assert float(loss.total) == pytest.approx(math.log(9), rel=1e-12)
@@ -103,7 +103,7 @@ def test_the_loss_is_the_mean_of_both_directions_of_a_table_of_cosines():
     table = torch.tensor(
         [[float(model.similarity(x[i : i + 1], y[j : j + 1])) for j in range(7)] for i in range(7)], dtype=torch.float64
     )
-    logits, own = math.exp(float(model.log_scale)) * table, torch.arange(7)
+    logits, own = float(model.scale) * table, torch.arange(7)
     of_images, of_texts = F.cross_entropy(logits, own), F.cross_entropy(logits.T, own)
     assert abs(float(of_images - of_texts)) > 1e-3, "the directions are told apart"
     assert float(loss.terms["loss_of_images"]) == pytest.approx(float(of_images), rel=1e-10)
@@ -150,10 +150,10 @@ def test_the_scale_stays_below_one_hundred():
     module = GenerativeModule(model, adam, Batches(Split(x, x), 16, seed=0), Budget(images=16 * 8))
     module.make_plan()
     with torch.no_grad():
-        model.log_scale.fill_(math.log(99.0))
+        model.encoders.log_scale.fill_(math.log(99.0))
     seen = []
     for _ in range(8):
-        model.log_scale.register_hook(lambda grad: -torch.ones_like(grad))  # upwards
+        model.encoders.log_scale.register_hook(lambda grad: -torch.ones_like(grad))  # upwards
         module.step()
         seen.append(float(model.scale))
     assert max(seen) == pytest.approx(100, rel=1e-5) and seen[-1] == pytest.approx(100, rel=1e-5)
@@ -199,7 +199,7 @@ def test_noisy_training_sees_every_noise_level():
             seen.append((x_u, u))
             return x_u.repeat(1, 4)
 
-    model.network = Recorder()
+    model.encoders.image = Recorder()
     x = torch.full((4000, 2), 3.0, dtype=torch.float64)
     losses = cross_entropies(model._images(x, SampleStreams(0, range(4000))), model.embed_text(x), model.scale)
     assert all(loss.isfinite().all() for loss in losses)
