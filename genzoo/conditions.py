@@ -228,7 +228,9 @@ class Joint(Condition):
 
     def valid(self, y: Tensor, *, allow_null: bool = False) -> Tensor:
         pieces = zip(self.parts, y.split(self.sizes, dim=1), strict=True)
-        whole = [(piece == piece.round()).all() for part, piece in pieces if part.dtype is not None]
+        whole = [
+            ((piece == piece.round()) & piece.isfinite()).all() for part, piece in pieces if part.dtype is not None
+        ]
         pairs = enumerate(zip(self.parts, self.split(y), strict=True))
         each = [part.valid(value, allow_null=allow_null and i >= self.fixed) for i, (part, value) in pairs]
         return torch.stack([*whole, *each]).all()

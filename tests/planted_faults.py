@@ -1673,8 +1673,8 @@ FAULTS = [
     Fault(
         "guidance of logits: the scale is counted from the conditional ones",
         "distributions/likelihoods.py",
-        "_draw_index(unconditional + scale * (conditional - unconditional)",
-        "_draw_index(conditional + scale * (conditional - unconditional)",
+        "draw_index(unconditional + scale * (conditional - unconditional)",
+        "draw_index(conditional + scale * (conditional - unconditional)",
         "tests/families/test_autoregressive.py",
     ),
     Fault(
@@ -1701,8 +1701,8 @@ FAULTS = [
     Fault(
         "guidance is lost where a sampler is replaced",
         "evaluation/samplers.py",
-        "GuidedSampler(heun, guidance) if guidance else heun",
-        "heun",
+        "[GuidedSampler(heun, s.guidance) if isinstance(s, GuidedSampler) else heun for s in own]",
+        "[heun for s in own]",
         "tests/commands/test_guidance.py",
     ),
     Fault(
@@ -1994,6 +1994,91 @@ FAULTS = [
         'found = found.take(permutation(len(found.x), config["seed"]))',
         'found = found.take(permutation(len(found.x), config["seed"] + n))',
         "tests/commands/test_latent_commands.py::test_the_choice_of_examples_is_a_function_of_the_seed_and_the_index",
+    ),
+    # Text and cascades
+    Fault(
+        "a cascade tells its network another noise level than that of the small image",
+        "families/cascade.py",
+        "image = torch.cat([z, each.expand_as(z[:, :1])], dim=1)",
+        "image = torch.cat([z, each.expand_as(z[:, :1]) / 2], dim=1)",
+        "tests/families/test_cascade.py",
+    ),
+    Fault(
+        "the noise of a cascade does not shrink the signal",
+        "families/cascade.py",
+        "z = torch.sqrt(1 - each**2) * small + each * eps",
+        "z = small + each * eps",
+        "tests/families/test_cascade.py",
+    ),
+    Fault(
+        "a cascade rounds averages of levels down",
+        "families/cascade.py",
+        "return bin_center((total + factor**2 // 2) // factor**2, levels, x.dtype)",
+        "return bin_center(total // factor**2, levels, x.dtype)",
+        "tests/families/test_cascade.py",
+    ),
+    Fault(
+        "the bound of a cascade leaves out the small image",
+        "families/cascade.py",
+        "value = base._log_prob(self.spread(images[0], rng), y, num_samples, rng).value",
+        "value = 0 * base._log_prob(self.spread(images[0], rng), y, num_samples, rng).value",
+        "tests/families/test_cascade.py",
+    ),
+    Fault(
+        "the density of a small image is taken for its mass",
+        "families/cascade.py",
+        "value = value - images[i][0].numel() * math.log(self.levels / 2)",
+        "value = value + images[i][0].numel() * math.log(self.levels / 2)",
+        "tests/families/test_cascade.py",
+    ),
+    Fault(
+        "guidance drops the small image of a cascade too",
+        "families/cascade.py",
+        "self.condition = Joint((image,) if condition is None else (image, condition), fixed=1)",
+        "self.condition = Joint((image,) if condition is None else (image, condition), fixed=0)",
+        "tests/families/test_cascade.py",
+    ),
+    Fault(
+        "fixed parts of a condition are accepted as null",
+        "conditions.py",
+        "each = [part.valid(value, allow_null=allow_null and i >= self.fixed) for i, (part, value) in pairs]",
+        "each = [part.valid(value, allow_null=allow_null) for i, (part, value) in pairs]",
+        "tests/test_conditions.py",
+    ),
+    Fault(
+        "bytes of a caption and special tokens share their ids",
+        "text.py",
+        "return [token + SPECIAL for token in self.encoding.encode(caption).ids]",
+        "return [token for token in self.encoding.encode(caption).ids]",
+        "tests/test_text.py",
+    ),
+    Fault(
+        "a caption that is too long is cut without a word",
+        "text.py",
+        "if len(ids) >= self.length and not truncate:",
+        "if len(ids) > 10**9 and not truncate:",
+        "tests/test_text.py",
+    ),
+    Fault(
+        "a picture is right where one attribute is",
+        "evaluation/text.py",
+        "score = mean_and_stderr((read != 0).all(0))",
+        "score = mean_and_stderr((read != 0).any(0))",
+        "tests/commands/test_text.py",
+    ),
+    Fault(
+        "held-out captions are those of the training",
+        "evaluation/text.py",
+        "return data.test.y[order[torch.arange(n) % len(order)]]",
+        "return data.train.y[order[torch.arange(n) % len(order)]]",
+        "tests/commands/test_text.py",
+    ),
+    Fault(
+        "a caption is read as an interpolation",
+        "config/overrides.py",
+        'text.replace("${", "\\\\${")',
+        'text.replace("${", "${")',
+        "tests/commands/test_text.py",
     ),
 ]
 

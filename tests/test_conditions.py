@@ -26,7 +26,7 @@ from genzoo.families.score_sde import ScoreSDE
 from genzoo.families.vae import VAE
 from genzoo.families.vqvae import VQVAE
 from genzoo.model import Adversarial, GenerativeModel
-from genzoo.nn.embeddings import embed
+from genzoo.nn.embeddings import ImageChannels, embed
 from genzoo.numerics import distributed
 from genzoo.numerics.random import SampleStreams, generator
 
@@ -36,16 +36,17 @@ CONDITIONS: dict[str, Condition] = {
     "tokens": Tokens(4, 7),
     "image": Image((2, 8, 6)),
     "small image": Image((1, 3, 3)),  # which needs no convolution
+    "joint": Joint((Vector(2), ClassLabels(3), Tokens(3, 5), Image((1, 2, 2)))),
 }
 every = pytest.mark.parametrize("condition", CONDITIONS.values(), ids=CONDITIONS)
-without_classes = pytest.mark.parametrize(
-    "condition", [c for c in CONDITIONS.values() if not isinstance(c, ClassLabels)], ids=list(CONDITIONS)[1:]
-)
+of_several_numbers = pytest.mark.parametrize("condition", list(CONDITIONS.values())[1:-1], ids=list(CONDITIONS)[1:-1])
 
 
 def values(condition: Condition, n: int, seed: int = 0) -> Tensor:
     """Draw conditions of the domain, (n, *condition.shape)."""
     rng = generator("conditions", seed)
+    if isinstance(condition, Joint):
+        return condition.join(*(values(part, n, seed + i) for i, part in enumerate(condition.parts)))
     if isinstance(condition, ClassLabels):
         return torch.randint(condition.n, (n,), generator=rng)
     if isinstance(condition, Tokens):
@@ -56,8 +57,9 @@ def values(condition: Condition, n: int, seed: int = 0) -> Tensor:
 
 def is_null(condition: Condition, y: Tensor) -> Tensor:
     """Which rows are the null value as a whole, (n,)."""
+    null = condition.null(y).reshape(len(y), -1)
     rows = y.reshape(len(y), -1)
-    return (rows.isnan() if rows.is_floating_point() else rows == condition.null(rows)).all(1)
+    return ((rows == null) | (rows.isnan() & null.isnan())).all(1)
 
 
 def same(a: Tensor, b: Tensor) -> bool:
@@ -123,7 +125,7 @@ def test_null_values_are_accepted_where_they_are_allowed_alone(condition):
     assert same(condition.null(y[:2]), condition.null(y[4:])), "there is one null value"
 
 
-@without_classes
+@of_several_numbers
 def test_a_value_that_is_null_in_part_is_refused(condition):
     y = values(condition, 6)
     y.view(6, -1)[2, 0] = condition.null(y[:1]).flatten()[0]
@@ -236,7 +238,7 @@ def test_classes_are_drawn_as_often_as_they_occur():
     assert conditioner.distinct(7).tolist() == [0, 2, 3, 0, 2, 3, 0]
 
 
-@without_classes
+@of_several_numbers
 def test_other_conditions_are_drawn_from_those_that_were_fitted_each_as_often(condition):
     conditioner, y, n = Conditioner(condition), values(condition, 10), 20_000
     for draw in (lambda: conditioner.draw(3, None, generator(0)), lambda: conditioner.distinct(3)):
@@ -344,6 +346,80 @@ def test_the_order_of_tokens_matters():
 
 def test_without_a_condition_there_is_no_embedding():
     assert embed(None, 6) is None
+
+
+# Several conditions at once
+
+
+JOINT = CONDITIONS["joint"]
+
+
+def test_parts_are_packed_and_unpacked_without_loss():
+    assert isinstance(JOINT, Joint)
+    parts = [values(part, 7) for part in JOINT.parts]
+    y = JOINT.join(*parts)
+    assert y.shape == (7, *JOINT.shape) and y.dtype == torch.float32
+    assert all(same(part, found) for part, found in zip(parts, JOINT.split(y), strict=True))
+    assert JOINT.join(*(part.double() if part.is_floating_point() else part for part in parts)).dtype == torch.float64
+    large = Joint((Vector(1), Tokens(1, 2**24)))
+    token = torch.tensor([[2**24 - 1]])
+    assert torch.equal(large.split(large.join(torch.zeros(1, 1), token))[1], token)
+    with pytest.raises(ValueError, match="integers up to"):
+        Joint((ClassLabels(2**24 + 1),))
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_each_part_may_be_null_by_itself(part):
+    assert isinstance(JOINT, Joint)
+    parts = [values(each, 6) for each in JOINT.parts]
+    parts[part] = JOINT.parts[part].null(parts[part])
+    y = JOINT.join(*parts)
+    Conditioner(JOINT).check(y, 6, allow_null=True)
+    with pytest.raises(ValueError, match="y must be"):
+        Conditioner(JOINT).check(y, 6)
+    embedding = embed(JOINT, 6, null=True)
+    assert embedding is not None and bool(embedding(y).isfinite().all())
+    if parts[part].ndim > 1 and parts[part].shape[1] > 1:  # null in one number alone
+        halved = parts[part].clone()
+        halved[0].view(-1)[0] = values(JOINT.parts[part], 1).flatten()[0]
+        with pytest.raises(ValueError, match="y must be"):
+            Conditioner(JOINT).check(JOINT.join(*parts[:part], halved, *parts[part + 1 :]), 6, allow_null=True)
+
+
+def test_fixed_parts_are_never_null():
+    condition = Joint((Vector(2), ClassLabels(3)), fixed=1)
+    y = condition.join(torch.randn(5, 2), torch.arange(5) % 3)
+    vector, label = condition.split(condition.null(y))
+    assert torch.equal(vector, y[:, :2]) and bool((label == 3).all())
+    dropped = Conditioner(condition, 1.0).drop(y, None)
+    assert dropped is not None and torch.equal(dropped, condition.null(y))
+    Conditioner(condition).check(dropped, 5, allow_null=True)
+    with pytest.raises(ValueError, match="y must be"):
+        Conditioner(condition).check(condition.join(torch.full((5, 2), torch.nan), label), 5, allow_null=True)
+    assert [name for name, _ in embed(condition, 6, null=True).named_parameters() if "null" in name] == []  # type: ignore[union-attr]
+    assert bool(condition.missing(2, torch.device("cpu"), torch.float64).isfinite().all())
+
+
+def test_the_embedding_of_several_conditions_is_the_sum_of_theirs():
+    assert isinstance(JOINT, Joint)
+    embedding = embed(JOINT, 6)
+    y = values(JOINT, 5)
+    parts = zip(embedding.parts, JOINT.split(y), strict=True)  # type: ignore[union-attr]
+    torch.testing.assert_close(embedding(y), sum(part(value) for part, value in parts))  # type: ignore[misc]
+
+
+def test_image_conditions_are_channels_of_the_input():
+    condition = Joint((Image((2, 2, 2)), ClassLabels(3)), fixed=1)
+    channels = ImageChannels(condition)
+    assert channels.channels == 2 and channels.rest == ClassLabels(3)
+    image, x = torch.rand(5, 2, 2, 2), torch.rand(5, 1, 4, 4)
+    y = condition.join(image, torch.arange(5) % 3)
+    h, rest = channels(x, y)
+    assert torch.equal(h[:, :1], x) and torch.equal(rest, torch.arange(5) % 3)
+    torch.testing.assert_close(h[:, 1:], torch.nn.functional.interpolate(image, (4, 4), mode="bilinear"))
+    whole, nothing = ImageChannels(Image((2, 4, 4)))(x, torch.full((5, 2, 4, 4), torch.nan))
+    assert nothing is None and torch.equal(whole[:, 1:], torch.zeros(5, 2, 4, 4))
+    assert ImageChannels(ClassLabels(3))(x, torch.arange(5) % 3)[0] is x
 
 
 # State
@@ -501,7 +577,7 @@ def test_a_denoiser_learns_from_dropped_conditions(family, condition):
     assert not torch.equal(model.denoise(x_t, t), model.denoise(x_t, t, y))
 
 
-@without_classes
+@of_several_numbers
 def test_ranks_that_share_a_batch_pair_noise_by_whole_conditions(condition, monkeypatch):
     """Two ranks with the same share: each condition occurs once on either, and noise changes places between the two alone."""
     x, eps, y = torch.randn(4, 2), torch.randn(4, 2), values(condition, 4)

@@ -230,9 +230,8 @@ class CascadeDensity(_Cascade, Density):
         images = self.sizes(x)
         value = base._log_prob(self.spread(images[0], rng), y, num_samples, rng).value
         for i, model in enumerate(upsamplers):
-            value = value - images[i][0].numel() * math.log(
-                self.levels / 2
-            )  # of the density, a mass of the small image
+            # The probability of a small image is bounded by its density.
+            value = value - images[i][0].numel() * math.log(self.levels / 2)
             a = torch.full((len(x),), self.augmentation, device=x.device, dtype=x.dtype)
             large = x if i == len(upsamplers) - 1 else self.spread(images[i + 1], rng)
             c = self.super_resolution(i).conditions(images[i], a, y, rng)
