@@ -15,12 +15,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from genzoo.numerics.random import categorical, rand, randint
+
+DropRate = float | Sequence[float]  # probability of dropping a condition, or of each of several
 
 EXAMPLES_BYTES = 2**22  # of stored training conditions, other than classes
 
@@ -212,6 +215,13 @@ class Joint(Condition):
         pieces = zip(self.parts, y.split(self.sizes, dim=1), strict=True)
         return tuple(piece.view(len(y), *part.shape).to(part.dtype or y.dtype) for part, piece in pieces)
 
+    def where(self, chosen: Tensor, y: Tensor, other: Tensor) -> Tensor:
+        """Take parts of y where they are chosen, and of ``other`` elsewhere, (B, parts that are not fixed) bool."""
+        sizes = torch.tensor(self.sizes[self.fixed :], device=chosen.device)
+        columns = chosen.repeat_interleave(sizes, dim=1, output_size=sum(self.sizes[self.fixed :]))
+        kept = other[:, : sum(self.sizes[: self.fixed])]
+        return torch.cat([kept, torch.where(columns, y[:, kept.shape[1] :], other[:, kept.shape[1] :])], dim=1)
+
     def null(self, like: Tensor) -> Tensor:
         pairs = enumerate(zip(self.parts, self.split(like), strict=True))
         return self.join(*(value if i < self.fixed else part.null(value) for i, (part, value) in pairs)).to(like.dtype)
@@ -239,7 +249,8 @@ class Conditioner(nn.Module):
 
     Args:
         condition: None for an unconditional model.
-        dropout: probability of replacing a condition by the null value in training.
+        dropout: probability of replacing a condition by the null value in training; for several conditions also one for each,
+            which are then dropped independently.
 
     Attributes:
         probs: for classes, their empirical distribution in the training data, (n,).
@@ -249,10 +260,15 @@ class Conditioner(nn.Module):
     probs: Tensor
     examples: Tensor
 
-    def __init__(self, condition: Condition | None, dropout: float = 0.0):
+    def __init__(self, condition: Condition | None, dropout: DropRate = 0.0):
         super().__init__()
-        if not 0 <= dropout <= 1:
+        each = list(dropout) if isinstance(dropout, Sequence) else [dropout]
+        if any(not 0 <= p <= 1 for p in each):
             raise ValueError(f"condition_dropout must be in [0, 1], not {dropout}")
+        if isinstance(dropout, Sequence):
+            parts = len(condition.parts) - condition.fixed if isinstance(condition, Joint) else 1
+            if len(each) != parts:
+                raise ValueError(f"condition_dropout={each}: {parts} conditions can be dropped")
         self.condition, self.dropout = condition, dropout
         if condition is None or isinstance(condition, ClassLabels):
             n = condition.n if condition else 0
@@ -330,12 +346,24 @@ class Conditioner(nn.Module):
             raise ValueError("no training conditions to sample from: y must be given")
         return self.examples[randint(len(self.examples), (n,), rng=rng, device=self.examples.device)]
 
+    @property
+    def learns_null(self) -> bool:
+        """Whether the null value occurs in training."""
+        return all(self.dropout) if isinstance(self.dropout, Sequence) else bool(self.dropout)
+
     def drop(self, y: Tensor | None, rng: torch.Generator | None) -> Tensor | None:
         """Replace each condition by the null value with probability ``dropout``."""
         if y is None or self.condition is None:
             return y
-        dropped = rand((len(y),), rng=rng, device=y.device) < self.dropout
-        return torch.where(dropped.view(-1, *[1] * (y.ndim - 1)), self.condition.null(y), y)
+        null = self.condition.null(y)
+        if isinstance(self.dropout, Sequence):
+            probs = torch.tensor(self.dropout, device=y.device)
+            dropped = rand((len(y), len(self.dropout)), rng=rng, device=y.device) < probs
+            if isinstance(self.condition, Joint):
+                return self.condition.where(dropped, null, y)
+        else:
+            dropped = rand((len(y),), rng=rng, device=y.device) < self.dropout
+        return torch.where(dropped.view(-1, *[1] * (y.ndim - 1)), null, y)
 
     def distinct(self, n: int) -> Tensor | None:
         """Return n conditions for a sample grid: the classes of the training data, or stored conditions, cyclically."""

@@ -28,7 +28,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from genzoo.conditions import Condition, Conditioner
+from genzoo.conditions import Condition, Conditioner, DropRate
 from genzoo.event import EventSpec
 
 
@@ -124,13 +124,14 @@ class TrainableModel(nn.Module, ABC, metaclass=_EventFirst):
     Args:
         event: shape and levels of the data; a shape with the keyword ``levels=`` is accepted too.
         condition: the conditioning variable, None for an unconditional model.
-        condition_dropout: probability of replacing a condition by the null value, for classifier-free guidance.
+        condition_dropout: probability of replacing a condition by the null value, for classifier-free guidance; for several
+            conditions also one for each.
     """
 
     diagnostics: Mapping[str, Diagnostic] = {}  # by the name of the term of the loss
     eager: tuple[str, ...] = ()  # networks that torch.compile cannot capture in one graph
 
-    def __init__(self, event: EventSpec, condition: Condition | None = None, condition_dropout: float = 0.0):
+    def __init__(self, event: EventSpec, condition: Condition | None = None, condition_dropout: DropRate = 0.0):
         super().__init__()
         self.event, self.condition = event, condition
         self.conditioner = Conditioner(condition, condition_dropout)
@@ -217,16 +218,14 @@ class SharedEmbedding(TrainableModel):
 
     Attributes:
         embedding_dim: d.
-        log_scale: logarithm of the factor kappa of a cosine in the logit of a pair.
     """
 
     embedding_dim: int
-    log_scale: nn.Parameter
 
     @property
+    @abstractmethod
     def scale(self) -> Tensor:
         """Factor kappa of a cosine in the logit of a pair, ()."""
-        return self.log_scale.exp()
 
     def embed_image(self, x: Tensor) -> Tensor:
         """Embed events, (B, *shape) -> (B, d), of norm 1."""

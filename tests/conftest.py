@@ -24,7 +24,7 @@ from tests.children import Child
 torch.set_num_threads(1)
 compositions.remember()
 
-CLASSIFIERS = ("noisy_classifier", "clip", "noisy_clip")  # files of conf/model that have no samples
+CLASSIFIERS = ("noisy_classifier", "clip", "noisy_clip")  # files of conf/model without samples
 FAMILIES = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem not in CLASSIFIERS)
 CAPTIONED = ("glide",)  # families whose data must have captions
 

@@ -144,6 +144,7 @@ def test_a_value_that_is_null_in_part_is_refused(condition):
         (lambda: Image((8, 8)), r"a shape \(channels, height, width\), not \(8, 8\)"),
         (lambda: Image((1, 0, 8)), r"not \(1, 0, 8\)"),
         (lambda: Conditioner(Vector(2), 1.1), r"condition_dropout must be in \[0, 1\], not 1.1"),
+        (lambda: Conditioner(Vector(2), (0.1, 0.2)), r"condition_dropout=\[0.1, 0.2\]: 1 conditions can be dropped"),
         (lambda: Conditioner(Vector(2), -0.1), r"condition_dropout must be in \[0, 1\], not -0.1"),
     ],
 )
@@ -176,6 +177,40 @@ def test_as_many_conditions_are_dropped_as_asked_and_the_others_stay(condition, 
     assert same(dropped[null], condition.null(y[null]))
     assert float(null.double().mean()) == pytest.approx(dropout, abs=4 * math.sqrt(dropout * (1 - dropout) / n))
     Conditioner(condition).check(dropped, n, allow_null=True)
+
+
+@every
+def test_a_condition_tells_its_null_value(condition):
+    y = values(condition, 6)
+    y[2:4] = condition.null(y[2:4])
+    assert torch.equal(condition.is_null(y), is_null(condition, y)) and condition.is_null(y).sum() == 2
+
+
+def test_several_conditions_are_dropped_independently():
+    condition, n, probs = Joint((Vector(3), Tokens(4, 7), ClassLabels(5))), 20_000, (0.1, 0.5, 0.3)
+    y = condition.join(values(Vector(3), n), values(Tokens(4, 7), n), values(ClassLabels(5), n))
+    conditioner = Conditioner(condition, probs)
+    dropped = conditioner.drop(y, generator("drop"))
+    null = torch.stack(
+        [part.is_null(v) for part, v in zip(condition.parts, condition.split(dropped), strict=True)], dim=1
+    )
+    widths = torch.tensor(condition.sizes)
+    kept = ~null.repeat_interleave(widths, dim=1)
+    assert torch.equal(dropped[kept], y[kept]) and dropped.dtype == y.dtype
+    share = null.double()
+    torch.testing.assert_close(share.mean(0), torch.tensor(probs).double(), atol=0.015, rtol=0)
+    torch.testing.assert_close(torch.corrcoef(share.T), torch.eye(3).double(), atol=0.03, rtol=0)
+    conditioner.check(dropped, n, allow_null=True)
+    assert conditioner.learns_null and not Conditioner(condition, (0.1, 0.0, 0.2)).learns_null
+
+
+def test_fixed_conditions_are_not_dropped():
+    condition = Joint((Vector(2), Vector(3)), fixed=1)
+    y = values(Vector(5), 50)
+    dropped = Conditioner(condition, (1.0,)).drop(y, generator("drop"))
+    assert torch.equal(dropped[:, :2], y[:, :2]) and bool(dropped[:, 2:].isnan().all())
+    with pytest.raises(ValueError, match=r"condition_dropout=\[0.1, 0.5\]: 1 conditions can be dropped"):
+        Conditioner(condition, (0.1, 0.5))
 
 
 def test_nothing_is_dropped_without_a_condition():

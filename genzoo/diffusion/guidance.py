@@ -264,7 +264,7 @@ def _check_unconditional(model: GenerativeModel) -> None:
     Raises:
         ValueError: for a model that was trained without dropped conditions.
     """
-    if not model.conditioner.dropout:
+    if not model.conditioner.learns_null:
         raise ValueError("guidance: the model was trained with model.condition_dropout=0 and has no unconditional part")
 
 
@@ -360,7 +360,7 @@ def guide(model: GenerativeModel, guidance: Callable[[Denoiser], Guidance]) -> G
             _check_latents(model, wrapped)
         if isinstance(wrapped, ClassifierGuidance) and isinstance(wrapped.classifier, TrainableModel):
             conditioner = wrapped.classifier.conditioner
-        elif wrapped.condition != model.condition:
+        elif wrapped.condition != part.condition:
             conditioner = Conditioner(wrapped.condition)
         sampler: Any = part.sampler
         part = replaced(part, sampler=GuidedSampler(sampler, guidance))

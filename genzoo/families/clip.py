@@ -45,15 +45,10 @@ from genzoo.distributions.discretization import to_bin_centers
 from genzoo.event import EventSpec
 from genzoo.model import Diagnostic, Loss, SharedEmbedding
 from genzoo.nn import defaults
+from genzoo.nn.contrastive import DualEncoder
 from genzoo.numerics import distributed
 
 MAX_SCALE = 100.0
-INITIAL_SCALE = 1 / 0.07
-
-
-def unit(h: Tensor, dtype: torch.dtype) -> Tensor:
-    """Scale vectors to norm 1, (B, d)."""
-    return F.normalize(h.to(dtype), dim=1)
 
 
 def cross_entropies(f: Tensor, g: Tensor, scale: Tensor, gathered: bool = False) -> tuple[Tensor, Tensor]:
@@ -108,16 +103,17 @@ class Contrastive(SharedEmbedding):
         if condition is None:
             raise ValueError("a contrastive network needs data with captions or classes; set data.conditional=true")
         self.embedding_dim = dim
-        self.network = network(self.shape, (dim,), None)
-        self.text = text(condition, text_width)
-        self.project = nn.Linear(text_width, dim, bias=False)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
+        self.encoders = DualEncoder(network(self.shape, (dim,), None), text(condition, text_width), text_width, dim)
+
+    @property
+    def scale(self) -> Tensor:
+        return self.encoders.log_scale.exp()
 
     def _embed_image(self, x: Tensor) -> Tensor:
-        return unit(self.network(x, None), self.dtype)
+        return self.encoders.embed_image(x, None)
 
     def _embed_text(self, y: Tensor) -> Tensor:
-        return unit(self.project(self.text(y)), self.dtype)
+        return self.encoders.embed_text(y)
 
     def _images(self, x: Tensor, rng: torch.Generator | None) -> Tensor:
         """Embed the images of a training batch, without the noise of dequantisation."""
@@ -143,7 +139,7 @@ class Contrastive(SharedEmbedding):
         self, aux: Mapping[str, Tensor], batch_size: int, *, rng: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Clip the scale, section 2.5."""
-        self.log_scale.clamp_(max=math.log(MAX_SCALE))
+        self.encoders.log_scale.clamp_(max=math.log(MAX_SCALE))
         return {}
 
 
@@ -169,7 +165,7 @@ class NoiseConditionalContrastive(Contrastive, NoisyEmbedding):
 
     def _embed_noisy(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         x_u, u, signal = at_angle(x_t, alpha, sigma)
-        return signal[:, None] * unit(self.network(x_u, u, None), x_t.dtype)
+        return signal[:, None] * self.encoders.embed_image(x_u, u, None)
 
     def _embed_image(self, x: Tensor) -> Tensor:
         one = torch.ones(len(x), dtype=torch.float64, device=x.device)
