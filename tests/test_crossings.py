@@ -130,6 +130,11 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "latent-glow": ("latent", POINTS, ("prior=glow",)),
     "latent-vqvae": ("latent", IMAGES, ("codec=vqvae", "prior=pixelcnn")),
     "vqvae": ("vqvae", ALL, ()),
+    "cascade": ("cascade", IMAGES, ()),
+    "cascade-others": (
+        "cascade", IMAGES, ("denoiser@model.base=score_sde", "denoiser@model.upsampler=flow_matching",
+                            "model.upsampler.network.concat=true"),
+    ),
 }  # fmt: skip
 
 
