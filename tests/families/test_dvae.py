@@ -145,7 +145,7 @@ def test_draws_of_the_posterior_come_with_their_log_probability():
 
 
 def test_a_learned_prior_over_the_codes_has_a_bound_by_draws_of_the_posterior():
-    """In the mean E_q[log p(x | z) + log P(z) - log q(z | x)], by a sum over all codes; the mode in place of a draw would not."""
+    """In the mean E_q[log p(x | z) + log P(z) - log q(z | x)], by a sum over all codes, of which the mode is but one."""
     prior = functools.partial(
         Autoregressive,
         network=functools.partial(Transformer, width=8, layers=1, heads=2),

@@ -1,4 +1,4 @@
-"""The transformer of texts and images against torch's own encoder layers with copied weights, and against itself with a cache."""
+"""The transformer of texts and images against torch's own encoder layers with copied weights, and with a cache."""
 
 from __future__ import annotations
 
