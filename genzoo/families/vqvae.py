@@ -211,7 +211,7 @@ class FSQVAE(QuantizedAutoencoder):
         sample_likelihood: as in ``QuantizedAutoencoder``.
 
     Raises:
-        ValueError: for images whose sides ``downsampling`` does not divide, and less than 2 values in a dimension.
+        ValueError: for images whose sides ``downsampling`` does not divide, and less than 3 values in a dimension.
     """
 
     quantizer: FiniteScalarQuantizer

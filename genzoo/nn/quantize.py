@@ -202,14 +202,14 @@ class FiniteScalarQuantizer(Quantizer):
         decay: of the moving averages of the frequencies.
 
     Raises:
-        ValueError: for less than 2 values in a dimension.
+        ValueError: for less than 3 values in a dimension; with 2, the bound is nearly flat at 0.
     """
 
     MARGIN = 1e-3  # relative, of the bound: the outermost codes are reached
 
     def __init__(self, code_levels: Sequence[int], decay: float = 0.99):
-        if not code_levels or min(code_levels) < 2:
-            raise ValueError(f"code_levels must be at least 2 in each dimension, not {list(code_levels)}")
+        if not code_levels or min(code_levels) < 3:
+            raise ValueError(f"code_levels must be at least 3 in each dimension, not {list(code_levels)}")
         super().__init__(math.prod(code_levels), decay)
         levels = torch.tensor(code_levels)
         self._levels = Constant(levels)
