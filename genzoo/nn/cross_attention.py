@@ -103,8 +103,9 @@ class CrossAttention(nn.Module):
 
     def forward(self, x_BNC: Tensor, text: Text) -> Tensor:
         B, N, C = x_BNC.shape
-        q = self.q(x_BNC).view(B, N, self.heads, C // self.heads).transpose(1, 2)
-        k, v = self.kv(text.h_BLD).view(B, -1, 2, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+        L, heads, c = text.h_BLD.shape[1], self.heads, C // self.heads
+        q = self.q(x_BNC).view(B, N, heads, c).transpose(1, 2)
+        k, v = self.kv(text.h_BLD).view(B, L, 2, heads, c).permute(2, 0, 3, 1, 4)
         return self.out(attend(q, k, v, text.mask_BL).transpose(1, 2).reshape(B, N, C))
 
 

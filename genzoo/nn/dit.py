@@ -87,6 +87,9 @@ class DiTBlock(nn.Module):
         self.text = None if text_width is None else CrossAttention(width, text_width, width // heads)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
         self.dropout = Dropout(dropout)
+        for layer in (self.qkv, self.out, *self.mlp):
+            if isinstance(layer, nn.Linear):
+                _xavier(layer)
 
     def forward(self, h_BNE: Tensor, e_BE: Tensor, text: Text | None = None) -> Tensor:
         """Apply to a sequence of patches.
@@ -107,6 +110,12 @@ class DiTBlock(nn.Module):
         B, N, E = h_BNE.shape
         q, k, v = self.qkv(h_BNE).view(B, N, 3, self.heads, E // self.heads).permute(2, 0, 3, 1, 4)
         return self.out(attend(q, k, v).transpose(1, 2).reshape(B, N, E))
+
+
+def _xavier(layer: nn.Linear) -> nn.Linear:
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def _norm(h_BNE: Tensor) -> Tensor:
@@ -170,7 +179,7 @@ class DiT(nn.Module):
         if layers < 1:
             raise ValueError(f"layers must be at least 1, not {layers}")
         self.patch = patch
-        self.stem = nn.Linear((channels + self.images.channels) * patch**2, width)
+        self.stem = _xavier(nn.Linear((channels + self.images.channels) * patch**2, width))
         self.register_buffer(
             "positions", positions(self.height // patch, self.breadth // patch, width), persistent=False
         )
@@ -179,12 +188,6 @@ class DiT(nn.Module):
         )
         self.modulation = zero_(nn.Linear(width, 2 * width))
         self.head = zero_(nn.Linear(width, out_shape[0] * patch**2))
-        for block in self.blocks:
-            for layer in (block.qkv, block.out, block.mlp[0], block.mlp[2]):
-                nn.init.xavier_uniform_(layer.weight)
-                nn.init.zeros_(layer.bias)
-        nn.init.xavier_uniform_(self.stem.weight)
-        nn.init.zeros_(self.stem.bias)
 
     def forward(self, x_BCHW: Tensor, t_B: Tensor, y: Tensor | None = None) -> Tensor:
         x_BCHW, y = self.images(x_BCHW, y)
