@@ -524,12 +524,15 @@ class Precomputed(GenerativeModel):
 
 
 class Composite(GenerativeModel):
-    """A model that maps samples of a prior, another generative model with an exchangeable sampler."""
+    """A model that maps samples of a prior, another generative model with an exchangeable sampler.
+
+    The prior may depend on samples of further parts: then it is the last that is sampled.
+    """
 
     prior: GenerativeModel
 
     def parts(self) -> list[GenerativeModel]:
-        """Return the models that are sampled in turn, the prior first."""
+        """Return all models that are sampled, the prior first."""
         return [self.prior]
 
     @abstractmethod
@@ -558,6 +561,98 @@ class Augmented(Composite):
             raise ValueError(
                 f"augmentation={augmentation}: must be in [0, {self.max_augmentation}], the noise levels of training"
             )
+
+
+class ImageEmbedding(GenerativeModel):
+    """A model that draws events of a given embedding, in a space in which conditions have embeddings, too.
+
+    Attributes:
+        embedding_dim: d.
+        prior_guidance: scale of the guidance of the embeddings that ``sample`` draws.
+
+    References:
+        Ramesh et al., "Hierarchical Text-Conditional Image Generation with CLIP Latents", 2022,
+        https://arxiv.org/abs/2204.06125 (section 3).
+    """
+
+    embedding_dim: int
+    prior_guidance: float
+
+    def embed_image(self, x: Tensor) -> Tensor:
+        """Embed events, (B, *shape) -> (B, d), of norm 1."""
+        return self._embed_image(x)
+
+    @abstractmethod
+    def _embed_image(self, x: Tensor) -> Tensor:
+        """Embed events, see ``embed_image``."""
+
+    def embed_text(self, y: Tensor) -> Tensor:
+        """Embed conditions, (B, *condition.shape) -> (B, d), of norm 1."""
+        self.conditioner.check(y, len(y))
+        return self._embed_text(y)
+
+    @abstractmethod
+    def _embed_text(self, y: Tensor) -> Tensor:
+        """Embed conditions, see ``embed_text``."""
+
+    @torch.no_grad()
+    def from_embedding(
+        self,
+        e: Tensor,
+        y: Tensor | None = None,
+        *,
+        noise: Tensor | None = None,
+        rng: torch.Generator | None = None,
+    ) -> Samples:
+        """Draw events of embeddings.
+
+        Args:
+            e: embeddings of events, (B, d), of norm 1.
+            y: conditions, (B, *condition.shape); None for those of the embedding alone.
+            noise: latent noise of each event, (B, *shape), from ``invert``; None to draw it.
+            rng: source of randomness.
+
+        Raises:
+            ValueError: for embeddings of another shape, and invalid conditions.
+            AbilityError: for noise of a model without a deterministic map from noise to events.
+        """
+        if e.ndim != 2 or e.shape[1] != self.embedding_dim:
+            raise ValueError(f"e must be (B, {self.embedding_dim}), not {tuple(e.shape)}")
+        if y is not None:
+            self.conditioner.check(y, len(e))
+        return self._from_embedding(e, y, noise, rng)
+
+    @abstractmethod
+    def _from_embedding(
+        self, e: Tensor, y: Tensor | None, noise: Tensor | None, rng: torch.Generator | None
+    ) -> Samples:
+        """Draw events of embeddings, see ``from_embedding``."""
+
+    @torch.no_grad()
+    def invert(self, x: Tensor, e: Tensor, y: Tensor | None = None) -> Tensor:
+        """Return the noise, (B, *shape), from which ``from_embedding`` restores events.
+
+        Args:
+            x: events, (B, *shape).
+            e: their embeddings, (B, d).
+            y: conditions, (B, *condition.shape); None for those of the embedding alone.
+
+        Raises:
+            AbilityError: for a model without a deterministic map from noise to events.
+        """
+        return self._invert(x, e, y)
+
+    @abstractmethod
+    def _invert(self, x: Tensor, e: Tensor, y: Tensor | None) -> Tensor:
+        """Return the noise of events, see ``invert``."""
+
+    @abstractmethod
+    def check_prior_guidance(self, scale: float) -> None:
+        """Check a scale of ``prior_guidance``.
+
+        Raises:
+            ValueError: for a prior that cannot be guided.
+        """
 
 
 class LogitGuided(GenerativeModel):

@@ -210,7 +210,7 @@ def test_every_family_takes_some_data():
 @every()
 def test_the_loss_is_a_scalar_that_moves_every_parameter(case):
     model = case.model().train()
-    x, y = batch(model, 12)
+    x, y = batch(model, 24)  # of which some conditions are dropped
     for part, turn in objectives(model):
         total, terms, _ = part.loss(x, y, rng=generator("loss"), **turn)
         assert total.shape == () and total.isfinite()

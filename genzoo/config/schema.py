@@ -234,6 +234,7 @@ class Train(Section):
     sampler: Node | None = None
     codec: Node | None = None
     prior: Node | None = None
+    encoder: Node | None = None
     teacher: Node | None = None
     logger: Node | None = None
     budget: Budget  # validated before the metrics, whose number of samples it sets
@@ -251,7 +252,7 @@ class Train(Section):
     @model_validator(mode="after")
     def fits_together(self) -> Train:
         family = str(self.model.get("_target_")).rpartition(".")[2]
-        for part in ("codec", "prior", "teacher"):
+        for part in ("codec", "prior", "encoder", "teacher"):
             if getattr(self, part) and part not in self.model:
                 raise ValueError(f"{part}: {family} has no {part}; omit it")
         if self.metrics.n is None or self.metrics.num_samples is None:
