@@ -45,12 +45,13 @@ from genzoo.event import EventSpec
 from genzoo.jobs.run_data import build_data, data_section, has_changed
 from genzoo.jobs.train import train as train_config
 from genzoo.labels import check_trained, class_names, class_numbers
-from genzoo.loading import guided, load, load_trained
+from genzoo.loading import guided, load, load_trained, with_augmentation
 from genzoo.model import GenerativeModel, TrainableModel
 from genzoo.numerics.precision import full_float32
 from genzoo.numerics.random import SampleStreams
 from genzoo.report.comparison import write_comparison
 from genzoo.runs import Run, write_atomically
+from genzoo.text import encode_texts
 
 Data = Any  # an array, a tensor, a torch Dataset, a folder, or the name of a file of conf/data
 
@@ -113,11 +114,13 @@ def sample(
     n: int = 64,
     *,
     label: int | str | Sequence[int | str] | None = None,
+    text: str | Sequence[str] | None = None,
     y: Any = None,
     seed: int = 0,
     batch_size: int = 64,
     sampler: Mapping[str, Any] | None = None,
     guidance: float | Mapping[str, Any] | None = None,
+    augmentation: float | None = None,
     ema: bool = True,
     device: str = "auto",
 ) -> Tensor:
@@ -128,13 +131,15 @@ def sample(
 
     Args:
         run: a run directory, or a model.
-        n: number of samples, of each class where ``label`` lists several.
+        n: number of samples, of each class or caption where several are listed.
         label: class of all samples, by number or by name; a list of classes, or a range such as "0-9".
-        y: conditions as a tensor or an array, (n, *condition.shape); not with ``label``.
+        text: caption of all samples, or a list of captions; runs only.
+        y: conditions as a tensor or an array, (n, *condition.shape); not with ``label`` and ``text``.
         seed: of all noise.
         batch_size: samples drawn at once; does not change the samples.
         sampler: configuration of another sampler; runs only.
         guidance: scale s of classifier-free guidance, u + s (c - u), or the configuration of another guidance.
+        augmentation: noise level of the smaller images of a cascade.
         ema: whether to use the EMA weights; runs only.
         device: "cpu", "cuda" or "auto"; runs only.
 
@@ -149,13 +154,13 @@ def sample(
             raise UsageError(f"{name}={value!r}: must be an integer")
     if n < 0 or batch_size < 1:
         raise UsageError(f"n={n}, batch_size={batch_size}: there are at least 0 samples, and 1 is drawn at once")
-    model = _model(run, ema=ema, device=device, sampler=sampler, guidance=guidance)
-    if label is not None:
-        if y is not None:
-            raise UsageError("label, y: pass only one of the two")
-        labels = _classes(run, model, label)
-        y = torch.tensor(labels).repeat_interleave(n)
-        n *= len(labels)
+    model = _model(run, ema=ema, device=device, sampler=sampler, guidance=guidance, augmentation=augmentation)
+    if sum(value is not None for value in (label, text, y)) > 1:
+        raise UsageError("label, text, y: pass only one of them")
+    given = _classes(run, model, label) if label is not None else _texts(run, model, text) if text is not None else None
+    if given is not None:
+        y = torch.as_tensor(given).repeat_interleave(n, dim=0)
+        n *= len(given)
     if y is not None:
         y = torch.as_tensor(y)
         y = y if y.is_floating_point() else y.long()
@@ -370,16 +375,20 @@ def _model(
     device: str,
     sampler: Mapping[str, Any] | None,
     guidance: float | Mapping[str, Any] | None,
+    augmentation: float | None = None,
 ) -> GenerativeModel:
     config = None if guidance is None else _guidance_config(guidance)
     if isinstance(run, GenerativeModel):
         if sampler is not None:
             raise UsageError("sampler: for a model, set model.sampler")
-        return run.eval() if config is None else guided(run.eval(), config)
+        model = run.eval() if augmentation is None else with_augmentation(run.eval(), augmentation)
+        return model if config is None else guided(model, config)
     if sampler is not None and not isinstance(sampler, Mapping):
         raise UsageError(f"sampler={sampler}: a configuration such as {{'_target_': 'genzoo.diffusion.samplers.Heun'}}")
     own = None if sampler is None else dict(sampler)
-    return load(_path(run), ema=ema, device=pick_device(device), sampler=own, guidance=config)
+    return load(
+        _path(run), ema=ema, device=pick_device(device), sampler=own, guidance=config, augmentation=augmentation
+    )
 
 
 def _classes(run: Run | str | os.PathLike[str] | GenerativeModel, model: GenerativeModel, label: Any) -> list[int]:
@@ -389,6 +398,18 @@ def _classes(run: Run | str | os.PathLike[str] | GenerativeModel, model: Generat
     found = class_numbers(label.tolist() if isinstance(label, np.ndarray | np.generic | Tensor) else label, n, names)
     check_trained(found, model.conditioner.probs.tolist(), names)
     return found
+
+
+def _texts(
+    run: Run | str | os.PathLike[str] | GenerativeModel, model: GenerativeModel, text: str | Sequence[str]
+) -> Tensor:
+    """Encode captions by the tokenizer of a run, (k, L)."""
+    if isinstance(run, GenerativeModel):
+        raise UsageError("text: the tokenizer belongs to a run; for a model pass its tokens, y=...")
+    texts = [text] if isinstance(text, str) else list(text)
+    if not texts or not all(isinstance(item, str) for item in texts):
+        raise UsageError(f"text={texts!r}: must be a caption or a list of captions")
+    return encode_texts(Run(_path(run)), model.condition, texts)
 
 
 def _guidance_config(guidance: float | Mapping[str, Any]) -> dict[str, Any]:

@@ -60,7 +60,9 @@ SLICED = "Bonneel et al. 2015, https://doi.org/10.1007/s10851-014-0506-3"
 MMD = "Gretton et al. 2012, https://jmlr.org/papers/v13/gretton12a.html"
 AUTHENTIC = "Alaa et al. 2022, https://arxiv.org/abs/2102.08921"
 COPIED = "Yoon et al. 2023, https://openreview.net/forum?id=shciCbSk9h"
+CONTRASTIVE = "Radford et al. 2021, https://arxiv.org/abs/2103.00020"
 SSIM = "Wang et al. 2004, https://doi.org/10.1109/TIP.2003.819861"
+ATTRIBUTES = "Cho, Zala, Bansal 2023, https://arxiv.org/abs/2202.04053"
 LIKELIHOOD = "Theis, van den Oord, Bethge 2016, https://arxiv.org/abs/1511.01844"
 
 SPLITS = {"test": " to test", "train": " to train"}  # suffixes of labels
@@ -181,6 +183,14 @@ METRICS = (
         "structural similarity of reconstructed test images", SSIM,
     ),
     Metric(
+        "text/attributes", "attributes right", "share", "higher",
+        "fraction of samples for training captions, all of whose attributes a checker reads as in their captions", ATTRIBUTES,
+    ),
+    Metric(
+        "text/held_out", "attributes right, held-out captions", "share", "higher",
+        "fraction of samples for captions of the test split, all of whose attributes are right", ATTRIBUTES,
+    ),
+    Metric(
         "classifier/accuracy", "accuracy", "share", "higher",
         "fraction of test examples that a classifier of noisy data assigns to their class, without noise", GUIDED,
     ),
@@ -191,6 +201,26 @@ METRICS = (
     Metric(
         "classifier/cross_entropy_noisy", "cross-entropy on noisy data", "nats", "lower",
         "mean of -log p(y | x_t) over noisy test examples, at uniform angles of signal and noise", GUIDED,
+    ),
+    Metric(
+        "retrieval/loss", "contrastive loss", "nats", "lower",
+        "mean of -log of the probability of the right text and of the right image, among candidates", CONTRASTIVE,
+    ),
+    Metric(
+        "retrieval/image_to_text", "text of an image", "share", "higher",
+        "fraction of test images whose text has the largest cosine among candidates with distinct texts", CONTRASTIVE,
+    ),
+    Metric(
+        "retrieval/text_to_image", "image of a text", "share", "higher",
+        "fraction of test texts whose image has the largest cosine among candidates with distinct texts", CONTRASTIVE,
+    ),
+    Metric(
+        "retrieval/loss_noisy", "contrastive loss of noisy data", "nats", "lower",
+        "contrastive loss of noisy test examples, at uniform angles of signal and noise", CONTRASTIVE,
+    ),
+    Metric(
+        "retrieval/image_to_text_noisy", "text of a noisy image", "share", "higher",
+        "fraction of noisy test images whose text has the largest cosine, at uniform angles of signal and noise", CONTRASTIVE,
     ),
     Metric(
         "sampling/samples_per_second", "samples per second", "samples/s", "higher",

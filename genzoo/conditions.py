@@ -15,12 +15,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from genzoo.numerics.random import categorical, rand, randint
+
+DropRate = float | Sequence[float]  # probability of dropping a condition, or of each of several
 
 EXAMPLES_BYTES = 2**22  # of stored training conditions, other than classes
 
@@ -35,6 +38,11 @@ class Condition(ABC):
     def null(self, like: Tensor) -> Tensor:
         """Return the null value with the shape, device and dtype of a batch of conditions."""
 
+    def is_null(self, y: Tensor) -> Tensor:
+        """Return which conditions are the null value, (B,) bool."""
+        null = self.null(y)
+        return ((y == null) | (y.isnan() & null.isnan())).view(len(y), -1).all(1)
+
     @abstractmethod
     def valid(self, y: Tensor, *, allow_null: bool = False) -> Tensor:
         """Return whether all values are in the domain, () bool, without a device synchronisation."""
@@ -47,6 +55,10 @@ class Condition(ABC):
     def empty(self, n: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Allocate n conditions."""
         return torch.empty(n, *self.shape, device=device, dtype=self.dtype or dtype)
+
+    def missing(self, n: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Return n null values, with zeros in place of fixed parts."""
+        return self.null(torch.zeros(n, *self.shape, device=device, dtype=self.dtype or dtype))
 
 
 @dataclass(frozen=True)
@@ -156,19 +168,22 @@ class Tokens(Condition):
 class Joint(Condition):
     """Several conditions, packed into a vector of real numbers, (B, sum of their sizes).
 
-    Integers are exact in float32 up to 2^24. Each part has its null value; the null value of the whole is that of all parts.
+    Integers are exact in float32 up to 2^24. Each part has its null value; the null value of the whole is that of all parts but
+    the fixed ones, which a model never drops.
 
     Args:
         parts: the conditions.
+        fixed: number of parts, the first ones, that keep their values in the null value.
     """
 
     parts: tuple[Condition, ...]
+    fixed: int = 0
     dtype = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", tuple(self.parts))
-        if not self.parts:
-            raise ValueError("Joint needs at least 1 condition")
+        if not self.parts or not 0 <= self.fixed <= len(self.parts):
+            raise ValueError(f"Joint needs at least 1 condition, of which {self.fixed} cannot be fixed")
         for part in self.parts:
             integers = part.n if isinstance(part, ClassLabels) else part.vocabulary if isinstance(part, Tokens) else 0
             if integers > 2**24:
@@ -191,25 +206,34 @@ class Joint(Condition):
         """Pack conditions, (B, *part.shape) each -> (B, sum of sizes), in the type of the first real part."""
         real = [value.dtype for value in values if value.is_floating_point()]
         dtype = real[0] if real else torch.get_default_dtype()
-        return torch.cat([value.reshape(len(value), -1).to(dtype) for value in values], dim=1)
+        return torch.cat(
+            [(value[:, None] if value.ndim == 1 else value.flatten(1)).to(dtype) for value in values], dim=1
+        )
 
     def split(self, y: Tensor) -> tuple[Tensor, ...]:
         """Unpack conditions, (B, sum of sizes) -> (B, *part.shape) each."""
         pieces = zip(self.parts, y.split(self.sizes, dim=1), strict=True)
-        return tuple(piece.reshape(len(y), *part.shape).to(part.dtype or y.dtype) for part, piece in pieces)
+        return tuple(piece.view(len(y), *part.shape).to(part.dtype or y.dtype) for part, piece in pieces)
+
+    def where(self, chosen: Tensor, y: Tensor, other: Tensor) -> Tensor:
+        """Take parts of y where they are chosen, and of ``other`` elsewhere, (B, parts that are not fixed) bool."""
+        sizes = torch.tensor(self.sizes[self.fixed :], device=chosen.device)
+        columns = chosen.repeat_interleave(sizes, dim=1, output_size=sum(self.sizes[self.fixed :]))
+        kept = other[:, : sum(self.sizes[: self.fixed])]
+        return torch.cat([kept, torch.where(columns, y[:, kept.shape[1] :], other[:, kept.shape[1] :])], dim=1)
 
     def null(self, like: Tensor) -> Tensor:
-        parts = [part.null(value) for part, value in zip(self.parts, self.split(like), strict=True)]
-        return self.join(*parts).to(like.dtype)
+        pairs = enumerate(zip(self.parts, self.split(like), strict=True))
+        return self.join(*(value if i < self.fixed else part.null(value) for i, (part, value) in pairs)).to(like.dtype)
 
     def valid(self, y: Tensor, *, allow_null: bool = False) -> Tensor:
-        integers = torch.cat([piece for part, piece in self._pieces(y) if part.dtype is not None] or [y[:, :0]], dim=1)
-        pairs = zip(self.parts, self.split(y), strict=True)
-        each = [part.valid(value, allow_null=allow_null) for part, value in pairs]
-        return torch.stack([(integers == integers.round()).all(), *each]).all()
-
-    def _pieces(self, y: Tensor) -> list[tuple[Condition, Tensor]]:
-        return list(zip(self.parts, y.split(self.sizes, dim=1), strict=True))
+        pieces = zip(self.parts, y.split(self.sizes, dim=1), strict=True)
+        whole = [
+            ((piece == piece.round()) & piece.isfinite()).all() for part, piece in pieces if part.dtype is not None
+        ]
+        pairs = enumerate(zip(self.parts, self.split(y), strict=True))
+        each = [part.valid(value, allow_null=allow_null and i >= self.fixed) for i, (part, value) in pairs]
+        return torch.stack([*whole, *each]).all()
 
 
 def null_rows(y: Tensor) -> Tensor:
@@ -225,7 +249,8 @@ class Conditioner(nn.Module):
 
     Args:
         condition: None for an unconditional model.
-        dropout: probability of replacing a condition by the null value in training.
+        dropout: probability of replacing a condition by the null value in training; for several conditions also one for each,
+            which are then dropped independently.
 
     Attributes:
         probs: for classes, their empirical distribution in the training data, (n,).
@@ -235,10 +260,15 @@ class Conditioner(nn.Module):
     probs: Tensor
     examples: Tensor
 
-    def __init__(self, condition: Condition | None, dropout: float = 0.0):
+    def __init__(self, condition: Condition | None, dropout: DropRate = 0.0):
         super().__init__()
-        if not 0 <= dropout <= 1:
+        each = list(dropout) if isinstance(dropout, Sequence) else [dropout]
+        if any(not 0 <= p <= 1 for p in each):
             raise ValueError(f"condition_dropout must be in [0, 1], not {dropout}")
+        if isinstance(dropout, Sequence):
+            parts = len(condition.parts) - condition.fixed if isinstance(condition, Joint) else 1
+            if len(each) != parts:
+                raise ValueError(f"condition_dropout={each}: {parts} conditions can be dropped")
         self.condition, self.dropout = condition, dropout
         if condition is None or isinstance(condition, ClassLabels):
             n = condition.n if condition else 0
@@ -316,12 +346,24 @@ class Conditioner(nn.Module):
             raise ValueError("no training conditions to sample from: y must be given")
         return self.examples[randint(len(self.examples), (n,), rng=rng, device=self.examples.device)]
 
+    @property
+    def learns_null(self) -> bool:
+        """Whether the null value occurs in training."""
+        return all(self.dropout) if isinstance(self.dropout, Sequence) else bool(self.dropout)
+
     def drop(self, y: Tensor | None, rng: torch.Generator | None) -> Tensor | None:
         """Replace each condition by the null value with probability ``dropout``."""
         if y is None or self.condition is None:
             return y
-        dropped = rand((len(y),), rng=rng, device=y.device) < self.dropout
-        return torch.where(dropped.view(-1, *[1] * (y.ndim - 1)), self.condition.null(y), y)
+        null = self.condition.null(y)
+        if isinstance(self.dropout, Sequence):
+            probs = torch.tensor(self.dropout, device=y.device)
+            dropped = rand((len(y), len(self.dropout)), rng=rng, device=y.device) < probs
+            if isinstance(self.condition, Joint):
+                return self.condition.where(dropped, null, y)
+        else:
+            dropped = rand((len(y),), rng=rng, device=y.device) < self.dropout
+        return torch.where(dropped.view(-1, *[1] * (y.ndim - 1)), null, y)
 
     def distinct(self, n: int) -> Tensor | None:
         """Return n conditions for a sample grid: the classes of the training data, or stored conditions, cyclically."""

@@ -13,10 +13,10 @@ import torch
 
 from genzoo.config.instantiate import build
 from genzoo.devices import pick_device
-from genzoo.diffusion.denoiser import replaced, sampling_denoiser, with_part
-from genzoo.diffusion.guidance import AutoGuidance, ClassifierGuidance, NoisyClassifier, guide
+from genzoo.diffusion.denoiser import replaced, sampling_denoisers
+from genzoo.diffusion.guidance import AutoGuidance, ClassifierGuidance, NoisyCritic, guide
 from genzoo.errors import BUILD_ERRORS, UsageError, misfit
-from genzoo.model import GenerativeModel, TrainableModel, frozen
+from genzoo.model import Augmented, GenerativeModel, TrainableModel, frozen
 from genzoo.runs import Run
 from genzoo.training.checkpoints import latest, load_file, load_weights
 
@@ -49,6 +49,7 @@ def load(
     device: str = "auto",
     sampler: dict[str, Any] | None = None,
     guidance: dict[str, Any] | None = None,
+    augmentation: float | None = None,
     trust: Sequence[str] = (),
 ) -> GenerativeModel:
     """Load the model of a run directory, ready to sample from.
@@ -65,6 +66,7 @@ def load(
         device: "cpu", "cuda" or "auto".
         sampler: configuration that replaces the run's sampler, for a ``Denoiser``.
         guidance: configuration of the guidance of its samples, a file of ``conf/guidance``; the guided model only samples.
+        augmentation: noise level of the smaller images of a cascade; None for that of training's evaluation.
         trust: allowed classes outside genzoo.
 
     Returns:
@@ -73,13 +75,16 @@ def load(
     Raises:
         ValueError: with a one-line message, for an invalid run, damaged files, or untrusted classes.
     """
-    return sampled_by(load_trained(run, ema=ema, device=device, trust=trust), sampler, guidance)
+    return sampled_by(load_trained(run, ema=ema, device=device, trust=trust), sampler, guidance, augmentation)
 
 
 def sampled_by(
-    model: TrainableModel, sampler: dict[str, Any] | None, guidance: dict[str, Any] | None
+    model: TrainableModel,
+    sampler: dict[str, Any] | None,
+    guidance: dict[str, Any] | None,
+    augmentation: float | None = None,
 ) -> GenerativeModel:
-    """Return a model with the sampler and the guidance of a configuration, if any; arguments as in ``load``.
+    """Return a model with the sampler, guidance and noise level of a configuration, if any; arguments as in ``load``.
 
     Raises:
         UsageError: for a model without samples, or a sampler or guidance that does not fit it.
@@ -88,6 +93,8 @@ def sampled_by(
         raise UsageError(f"run: {type(model).__name__} classifies and has no samples")
     if sampler is not None:
         set_sampler(model, sampler)
+    if augmentation is not None:
+        model = with_augmentation(model, augmentation)
     return model if guidance is None else guided(model, guidance)
 
 
@@ -118,9 +125,10 @@ def classifier_guidance(run: str | os.PathLike[str], scale: float, interval: tup
         UsageError: for a run of another model.
     """
     classifier = load_trained(run, device="cpu")
-    if not isinstance(classifier, NoisyClassifier):
+    if not isinstance(classifier, NoisyCritic):
         raise UsageError(
-            f"guidance.run={run}: {type(classifier).__name__} is no classifier: train model=noisy_classifier"
+            f"guidance.run={run}: {type(classifier).__name__} is no classifier of noisy data: "
+            "train model=noisy_classifier, or for captions model=noisy_clip"
         )
     return functools.partial(ClassifierGuidance, classifier=classifier, scale=scale, interval=interval)
 
@@ -185,11 +193,12 @@ def set_sampler(model: GenerativeModel, config: dict[str, Any]) -> None:
     Raises:
         UsageError: for a family without a sampler, or a sampler incompatible with its path.
     """
-    denoiser: Any = sampling_denoiser(model)
-    if denoiser is None:
+    denoisers: list[Any] = list(sampling_denoisers(model))
+    if not denoisers:
         family = type(getattr(model, "prior", model)).__name__
         raise UsageError(f"sampler: {family} samples in one pass and takes no sampler; omit it")
-    denoiser.sampler = build(config, "sampler")
+    for denoiser in denoisers:
+        denoiser.sampler = build(config, "sampler")
     check_sampler(model)
 
 
@@ -199,12 +208,30 @@ def with_sampler(model: GenerativeModel, sampler: Any, steps: int | None = None)
     Raises:
         UsageError: for a family without a sampler.
     """
-    part: Any = sampling_denoiser(model)
-    if part is None:
+    copied = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+    denoisers: list[Any] = list(sampling_denoisers(copied))
+    if not denoisers:
         raise UsageError(f"sampler: {type(model).__name__} samples in one pass and takes no sampler; omit it")
     sampler = copy.copy(sampler)
     sampler.steps = steps or sampler.steps
-    return with_part(model, replaced(part, sampler=sampler))
+    for denoiser in denoisers:
+        denoiser.sampler = sampler
+    return copied
+
+
+def with_augmentation(model: GenerativeModel, augmentation: float) -> GenerativeModel:
+    """Return a model with another noise level of conditioning augmentation, sharing the weights of the given one.
+
+    Raises:
+        UsageError: for a model without it, and a level outside those of training.
+    """
+    if not isinstance(model, Augmented):
+        raise UsageError(f"augmentation: {type(model).__name__} has no super-resolution models; omit it")
+    try:
+        model.check_augmentation(augmentation)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return replaced(model, augmentation=augmentation)
 
 
 def check_sampler(model: GenerativeModel) -> None:
@@ -213,9 +240,11 @@ def check_sampler(model: GenerativeModel) -> None:
     Raises:
         UsageError: with the message of the sampler.
     """
-    denoiser: Any = sampling_denoiser(model)
-    if denoiser is None:
-        return
+    for denoiser in sampling_denoisers(model):
+        _try_sampler(denoiser)
+
+
+def _try_sampler(denoiser: Any) -> None:
     sampler = denoiser.sampler
     trial = copy.copy(sampler)
     trial.steps = sampler.steps and 2

@@ -28,7 +28,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from genzoo.conditions import Condition, Conditioner
+from genzoo.conditions import Condition, Conditioner, DropRate
 from genzoo.event import EventSpec
 
 
@@ -124,13 +124,14 @@ class TrainableModel(nn.Module, ABC, metaclass=_EventFirst):
     Args:
         event: shape and levels of the data; a shape with the keyword ``levels=`` is accepted too.
         condition: the conditioning variable, None for an unconditional model.
-        condition_dropout: probability of replacing a condition by the null value, for classifier-free guidance.
+        condition_dropout: probability of replacing a condition by the null value, for classifier-free guidance; for several
+            conditions also one for each.
     """
 
     diagnostics: Mapping[str, Diagnostic] = {}  # by the name of the term of the loss
     eager: tuple[str, ...] = ()  # networks that torch.compile cannot capture in one graph
 
-    def __init__(self, event: EventSpec, condition: Condition | None = None, condition_dropout: float = 0.0):
+    def __init__(self, event: EventSpec, condition: Condition | None = None, condition_dropout: DropRate = 0.0):
         super().__init__()
         self.event, self.condition = event, condition
         self.conditioner = Conditioner(condition, condition_dropout)
@@ -210,6 +211,42 @@ class TrainableModel(nn.Module, ABC, metaclass=_EventFirst):
             Further terms to log, as in ``Loss``.
         """
         return {}
+
+
+class SharedEmbedding(TrainableModel):
+    """A model that embeds events and their conditions, such as images and captions, on one unit sphere.
+
+    Attributes:
+        embedding_dim: d.
+    """
+
+    embedding_dim: int
+
+    @property
+    @abstractmethod
+    def scale(self) -> Tensor:
+        """Factor kappa of a cosine in the logit of a pair, ()."""
+
+    def embed_image(self, x: Tensor) -> Tensor:
+        """Embed events, (B, *shape) -> (B, d), of norm 1."""
+        return self._embed_image(x)
+
+    @abstractmethod
+    def _embed_image(self, x: Tensor) -> Tensor:
+        """Embed events, see ``embed_image``."""
+
+    def embed_text(self, y: Tensor) -> Tensor:
+        """Embed conditions, (B, *condition.shape) -> (B, d), of norm 1."""
+        self.conditioner.check(y, len(y))
+        return self._embed_text(y)
+
+    @abstractmethod
+    def _embed_text(self, y: Tensor) -> Tensor:
+        """Embed conditions, see ``embed_text``."""
+
+    def similarity(self, x: Tensor, y: Tensor) -> Tensor:
+        """Compute the cosine of each event and its condition, (B,)."""
+        return (self.embed_image(x) * self.embed_text(y)).sum(1)
 
 
 class GenerativeModel(TrainableModel):
@@ -487,13 +524,135 @@ class Precomputed(GenerativeModel):
 
 
 class Composite(GenerativeModel):
-    """A model that maps samples of a prior, another generative model with an exchangeable sampler."""
+    """A model that maps samples of a prior, another generative model with an exchangeable sampler.
+
+    The prior may depend on samples of further parts: then it is the last that is sampled.
+    """
 
     prior: GenerativeModel
+
+    def parts(self) -> list[GenerativeModel]:
+        """Return all models that are sampled, the prior first."""
+        return [self.prior]
 
     @abstractmethod
     def from_prior(self, event: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Tensor:
         """Map events of the prior, (B, *prior.shape) -> (B, *shape), as ``sample`` does."""
+
+
+class Augmented(Composite):
+    """A composite model whose later parts are conditioned on samples of earlier ones with noise.
+
+    References:
+        Ho et al., "Cascaded Diffusion Models for High Fidelity Image Generation", 2022, https://arxiv.org/abs/2106.15282
+        (section 4: conditioning augmentation).
+    """
+
+    augmentation: float  # noise level of sampling, in [0, 1]
+    max_augmentation: float  # of training
+
+    def check_augmentation(self, augmentation: float) -> None:
+        """Check that a noise level is among those of training.
+
+        Raises:
+            ValueError: otherwise.
+        """
+        if not 0 <= augmentation <= self.max_augmentation:
+            raise ValueError(
+                f"augmentation={augmentation}: must be in [0, {self.max_augmentation}], the noise levels of training"
+            )
+
+
+class ImageEmbedding(GenerativeModel):
+    """A model that draws events of a given embedding, in a space in which conditions have embeddings, too.
+
+    Attributes:
+        embedding_dim: d.
+        prior_guidance: scale of the guidance of the embeddings that ``sample`` draws.
+
+    References:
+        Ramesh et al., "Hierarchical Text-Conditional Image Generation with CLIP Latents", 2022,
+        https://arxiv.org/abs/2204.06125 (section 3).
+    """
+
+    embedding_dim: int
+    prior_guidance: float
+
+    def embed_image(self, x: Tensor) -> Tensor:
+        """Embed events, (B, *shape) -> (B, d), of norm 1."""
+        return self._embed_image(x)
+
+    @abstractmethod
+    def _embed_image(self, x: Tensor) -> Tensor:
+        """Embed events, see ``embed_image``."""
+
+    def embed_text(self, y: Tensor) -> Tensor:
+        """Embed conditions, (B, *condition.shape) -> (B, d), of norm 1."""
+        self.conditioner.check(y, len(y))
+        return self._embed_text(y)
+
+    @abstractmethod
+    def _embed_text(self, y: Tensor) -> Tensor:
+        """Embed conditions, see ``embed_text``."""
+
+    @torch.no_grad()
+    def from_embedding(
+        self,
+        e: Tensor,
+        y: Tensor | None = None,
+        *,
+        noise: Tensor | None = None,
+        rng: torch.Generator | None = None,
+    ) -> Samples:
+        """Draw events of embeddings.
+
+        Args:
+            e: embeddings of events, (B, d), of norm 1.
+            y: conditions, (B, *condition.shape); None for those of the embedding alone.
+            noise: latent noise of each event, (B, *shape), from ``invert``; None to draw it.
+            rng: source of randomness.
+
+        Raises:
+            ValueError: for embeddings of another shape, and invalid conditions.
+            AbilityError: for noise of a model without a deterministic map from noise to events.
+        """
+        if e.ndim != 2 or e.shape[1] != self.embedding_dim:
+            raise ValueError(f"e must be (B, {self.embedding_dim}), not {tuple(e.shape)}")
+        if y is not None:
+            self.conditioner.check(y, len(e))
+        return self._from_embedding(e, y, noise, rng)
+
+    @abstractmethod
+    def _from_embedding(
+        self, e: Tensor, y: Tensor | None, noise: Tensor | None, rng: torch.Generator | None
+    ) -> Samples:
+        """Draw events of embeddings, see ``from_embedding``."""
+
+    @torch.no_grad()
+    def invert(self, x: Tensor, e: Tensor, y: Tensor | None = None) -> Tensor:
+        """Return the noise, (B, *shape), from which ``from_embedding`` restores events.
+
+        Args:
+            x: events, (B, *shape).
+            e: their embeddings, (B, d).
+            y: conditions, (B, *condition.shape); None for those of the embedding alone.
+
+        Raises:
+            AbilityError: for a model without a deterministic map from noise to events.
+        """
+        return self._invert(x, e, y)
+
+    @abstractmethod
+    def _invert(self, x: Tensor, e: Tensor, y: Tensor | None) -> Tensor:
+        """Return the noise of events, see ``invert``."""
+
+    @abstractmethod
+    def check_prior_guidance(self, scale: float) -> None:
+        """Check a scale of ``prior_guidance``.
+
+        Raises:
+            ValueError: for a prior that cannot be guided.
+        """
 
 
 class LogitGuided(GenerativeModel):

@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from genzoo.conditions import Condition, Tokens
+from genzoo.console import log_stderr
 from genzoo.errors import UsageError, one_line
 from genzoo.runs import Run, RunError, read_file
 
@@ -184,6 +186,28 @@ def run_tokenizer(run: Run) -> Tokenizer:
     if tokenizer.sha256 != expected:
         raise UsageError(f"{path}: its SHA-256 is {tokenizer.sha256}, and that of the training {expected}")
     return tokenizer
+
+
+def encode_texts(run: Run, condition: Condition | None, texts: Sequence[str]) -> Tensor:
+    """Encode texts for the model of a run, -> (k, L) int64.
+
+    Args:
+        run: with the tokenizer.
+        condition: of its model.
+        texts: the captions.
+
+    Raises:
+        UsageError: for a text that is empty or too long, and a model that has no captions as its condition.
+    """
+    if not isinstance(condition, Tokens):
+        raise UsageError("text: this model has no captions; train one with data=shapes data.conditional=true")
+    tokenizer = run_tokenizer(run)
+    if tokenizer.vocabulary != condition.vocabulary or tokenizer.length != condition.length:
+        raise UsageError(f"{run.path / TOKENIZER}: is not the tokenizer of the model, {condition}")
+    y = tokenizer.encode(texts)
+    if unseen := tokenizer.unseen(texts):
+        log_stderr(f"warning: text: no training caption has the characters {unseen!r}")
+    return y
 
 
 def read_texts(path: Path) -> list[str]:

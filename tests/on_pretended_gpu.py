@@ -29,12 +29,15 @@ SIZES = {
     "width": 8, "max_width": 8, "channels": 8, "depth": 1, "blocks": 1, "couplings": 1, "latent_dim": 2, "num_steps": 20,
     "steps": 4, "layers": 1, "num_layers": 1, "embedding_dim": 8, "codebook_size": 8, "heads": 1, "pool": 32,
     "components": 2, "latent_channels": 2, "tolerance": 1.0, "bottleneck": 1, "up": 1, "down": 1, "n_critic": 1,
+    "head_channels": 8, "text_width": 8, "text_layers": 1,
 }  # fmt: skip
 
 
 PARTS = ("model", "sampler", "codec", "prior")  # of a configuration, which others refer to
+CAPTIONED = ("glide",)  # families whose data must have captions
+SHAPES = ("data=shapes", "data.size=16", "data.n=64", "data.n_test=16")
 SHORT = [
-    "data=digits", "budget.images=384", "trainer.batch_size=32", "trainer.threads=1", "trainer.accelerator=cuda",
+    "budget.images=384", "trainer.batch_size=32", "trainer.threads=1", "trainer.accelerator=cuda",
     "trainer.precision=32-true", "trainer.grids=1", "trainer.saves=1", "metrics.n=16", "metrics.events=4", "metrics.force=true",
     "metrics.num_samples=4", "metrics.throughput=2",
 ]  # fmt: skip
@@ -56,6 +59,9 @@ def steps() -> dict[str, Steps]:
     found = {}
     classes = "data.conditional=true"
     for family in FAMILIES:
+        if family in CAPTIONED:
+            found[f"{family}-captions"] = Steps((f"model={family}", *SHAPES), used=True)
+            continue
         found[family] = Steps((f"model={family}",))
         found[f"{family}-conditional"] = Steps((f"model={family}", classes), used=True)
         found[f"{family}-ranks"] = Steps((f"model={family}", classes), ranks=2)
@@ -113,6 +119,7 @@ def train(scenario: Steps) -> str:
     """Do steps of every turn and stage, sample and score, and report what waited."""
     import torch
 
+    from genzoo.conditions import Tokens
     from genzoo.config.instantiate import build
     from genzoo.data.dataset import Split
     from genzoo.data.loader import Batches
@@ -136,6 +143,8 @@ def train(scenario: Steps) -> str:
     n, batch_size = 1024, 16
     x = torch.randn(n, *model.shape) if model.levels is None else torch.randint(model.levels, (n, *model.shape))
     y = torch.arange(n) % config["data"]["num_classes"] if config["data"]["num_classes"] else None
+    if isinstance(model.condition, Tokens):
+        y = torch.randint(model.condition.vocabulary, (n, model.condition.length))
     optimizer, budget = build(config["optimizer"], "optimizer"), Budget(images=30 * batch_size)
     batches = Batches(Split(x.to(torch.uint8) if model.levels else x, y), batch_size, seed=0)
     module = GenerativeModule(model, optimizer, batches, budget, clip=config["trainer"]["clip"])
@@ -242,7 +251,7 @@ def words_of(family: str) -> list[str]:
             elif value != (size := small({key: value})[key]) and not isinstance(value, dict):
                 yield f"{name}.{key}={size}"
 
-    words = [f"model={family}", "data.conditional=true"]
+    words = [f"model={family}", *(SHAPES if family in CAPTIONED else ("data=digits",)), "data.conditional=true"]
     config = composed(*words)
     sizes = [word for name in PARTS if isinstance(config.get(name), dict) for word in smaller(config[name], name)]
     probes = ["metrics.num_samples=2"] if any(".tolerance=" in word for word in sizes) else []  # each a derivative

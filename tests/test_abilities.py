@@ -10,8 +10,9 @@ from genzoo.abilities import ABILITIES, ability_table
 from genzoo.config.instantiate import build
 from genzoo.latents import can_encode
 from genzoo.model import Codec, Decoder, GenerativeModel
+from tests.captions import SQUARES
 from tests.commands import described
-from tests.conftest import FAMILIES
+from tests.conftest import CAPTIONED, FAMILIES
 from tests.test_docs import README
 
 TABLE = README.partition("### What each family can do\n\n")[2].partition("\n\n")[0]
@@ -19,7 +20,7 @@ TABLE = README.partition("### What each family can do\n\n")[2].partition("\n\n")
 
 @functools.cache
 def model(family: str) -> GenerativeModel:
-    config = described(f"model={family}", "data=digits")
+    config = described(f"model={family}", *(SQUARES if family in CAPTIONED else ["data=digits"]))
     return build(config["model"], "model")
 
 

@@ -30,7 +30,7 @@ LAYERS: dict[str, set[str]] = {
     "environment": {"console"},
     "devices": {"errors"},
     "conditions": {"numerics"},
-    "text": {"errors", "runs"},
+    "text": {"conditions", "console", "errors", "runs"},
     "distributions": {"numerics"},
     "nn": {"conditions", "numerics"},
     "model": {"conditions", "event"},

@@ -12,17 +12,19 @@ from genzoo import catalogue
 from genzoo.catalogue import METRICS, declared, direction, label, lookup
 from genzoo.config.instantiate import build
 from genzoo.data.dataset import DataSet, Split
+from genzoo.data.shapes import shapes
 from genzoo.evaluation.density import reconstruction
 from genzoo.evaluation.records import to_record
 from genzoo.evaluation.samples import class_scores, named, stored
 from genzoo.evaluation.scores import Trained, evaluate_model, pick_network
 from genzoo.evaluation.settings import EvalData, EvalSettings
+from genzoo.evaluation.text import attribute_scores
 from genzoo.metrics.features import Embedded, FeatureNetwork
 from genzoo.metrics.reference import reference
 from genzoo.model import GenerativeModel
 from genzoo.report import leaderboard, texts, wandb_view
 from tests.commands import described
-from tests.conftest import composed
+from tests.conftest import CLASSIFIERS, composed
 from tests.report import entry, run, scored
 from tests.report.test_leaderboard import tables_of
 from tests.test_interface import DATA, Case, cases
@@ -48,14 +50,20 @@ def test_every_family_writes_declared_metrics_and_every_declared_metric_is_writt
     for case, model in {**every, **{case: case.fresh() for case in more}}.items():
         chosen, network = subject(case.config["data"]["name"])
         written |= evaluate_model(model, chosen, SETTINGS, network, trained=SPENT)["metrics"].keys()
-    classifier = build(described("model=noisy_classifier", "data=digits")["model"], "model")
-    written |= evaluate_model(classifier, subject("digits")[0], SETTINGS, trained=SPENT)["metrics"].keys()
+    for name in CLASSIFIERS:
+        classifier = build(described(f"model={name}", "data=digits")["model"], "model")
+        written |= evaluate_model(classifier, subject("digits")[0], SETTINGS, trained=SPENT)["metrics"].keys()
     # Distances of classes need more samples, and SSIM larger images, than are worth the time of every family.
     chosen, network = subject("digits")
     images, y = stored(chosen.data.train.x, chosen.data.levels), chosen.data.train.y
     of_split = reference("digits/train", images, y, network, None)
     of_classes = class_scores(network.extract(images), y, of_split, network, chosen.data.classes)
     written |= {f"train/{name}" for name in of_classes}
+    text = shapes(size=16, n=40, n_test=10)
+    scores = attribute_scores(
+        text.train.x, text.tokenizer.decode(text.train.y), text.checker, "text/attributes", "train"
+    )
+    written |= {*scores, *(name.replace("attributes", "held_out") for name in scores)}
     large = Split(torch.zeros(2, 1, 16, 16, dtype=torch.uint8), None)
     vae = Case("vae", "image", ("data=digits", "data.shape=[1,16,16]"), False).fresh().eval()
     written |= reconstruction(vae, DataSet(large, large, levels=17), SETTINGS, {}).keys()

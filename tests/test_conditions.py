@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genzoo.conditions import EXAMPLES_BYTES, ClassLabels, Condition, Conditioner, Image, Tokens, Vector
+from genzoo.conditions import EXAMPLES_BYTES, ClassLabels, Condition, Conditioner, Image, Joint, Tokens, Vector
 from genzoo.event import EventSpec
 from genzoo.families.autoregressive import Autoregressive
 from genzoo.families.ddpm import DDPM
@@ -26,7 +26,7 @@ from genzoo.families.score_sde import ScoreSDE
 from genzoo.families.vae import VAE
 from genzoo.families.vqvae import VQVAE
 from genzoo.model import Adversarial, GenerativeModel
-from genzoo.nn.embeddings import embed
+from genzoo.nn.embeddings import ImageChannels, embed
 from genzoo.numerics import distributed
 from genzoo.numerics.random import SampleStreams, generator
 
@@ -36,16 +36,17 @@ CONDITIONS: dict[str, Condition] = {
     "tokens": Tokens(4, 7),
     "image": Image((2, 8, 6)),
     "small image": Image((1, 3, 3)),  # which needs no convolution
+    "joint": Joint((Vector(2), ClassLabels(3), Tokens(3, 5), Image((1, 2, 2)))),
 }
 every = pytest.mark.parametrize("condition", CONDITIONS.values(), ids=CONDITIONS)
-without_classes = pytest.mark.parametrize(
-    "condition", [c for c in CONDITIONS.values() if not isinstance(c, ClassLabels)], ids=list(CONDITIONS)[1:]
-)
+of_several_numbers = pytest.mark.parametrize("condition", list(CONDITIONS.values())[1:-1], ids=list(CONDITIONS)[1:-1])
 
 
 def values(condition: Condition, n: int, seed: int = 0) -> Tensor:
     """Draw conditions of the domain, (n, *condition.shape)."""
     rng = generator("conditions", seed)
+    if isinstance(condition, Joint):
+        return condition.join(*(values(part, n, seed + i) for i, part in enumerate(condition.parts)))
     if isinstance(condition, ClassLabels):
         return torch.randint(condition.n, (n,), generator=rng)
     if isinstance(condition, Tokens):
@@ -56,8 +57,9 @@ def values(condition: Condition, n: int, seed: int = 0) -> Tensor:
 
 def is_null(condition: Condition, y: Tensor) -> Tensor:
     """Which rows are the null value as a whole, (n,)."""
+    null = condition.null(y).reshape(len(y), -1)
     rows = y.reshape(len(y), -1)
-    return (rows.isnan() if rows.is_floating_point() else rows == condition.null(rows)).all(1)
+    return ((rows == null) | (rows.isnan() & null.isnan())).all(1)
 
 
 def same(a: Tensor, b: Tensor) -> bool:
@@ -123,7 +125,7 @@ def test_null_values_are_accepted_where_they_are_allowed_alone(condition):
     assert same(condition.null(y[:2]), condition.null(y[4:])), "there is one null value"
 
 
-@without_classes
+@of_several_numbers
 def test_a_value_that_is_null_in_part_is_refused(condition):
     y = values(condition, 6)
     y.view(6, -1)[2, 0] = condition.null(y[:1]).flatten()[0]
@@ -142,6 +144,7 @@ def test_a_value_that_is_null_in_part_is_refused(condition):
         (lambda: Image((8, 8)), r"a shape \(channels, height, width\), not \(8, 8\)"),
         (lambda: Image((1, 0, 8)), r"not \(1, 0, 8\)"),
         (lambda: Conditioner(Vector(2), 1.1), r"condition_dropout must be in \[0, 1\], not 1.1"),
+        (lambda: Conditioner(Vector(2), (0.1, 0.2)), r"condition_dropout=\[0.1, 0.2\]: 1 conditions can be dropped"),
         (lambda: Conditioner(Vector(2), -0.1), r"condition_dropout must be in \[0, 1\], not -0.1"),
     ],
 )
@@ -176,6 +179,40 @@ def test_as_many_conditions_are_dropped_as_asked_and_the_others_stay(condition, 
     Conditioner(condition).check(dropped, n, allow_null=True)
 
 
+@every
+def test_a_condition_tells_its_null_value(condition):
+    y = values(condition, 6)
+    y[2:4] = condition.null(y[2:4])
+    assert torch.equal(condition.is_null(y), is_null(condition, y)) and condition.is_null(y).sum() == 2
+
+
+def test_several_conditions_are_dropped_independently():
+    condition, n, probs = Joint((Vector(3), Tokens(4, 7), ClassLabels(5))), 20_000, (0.1, 0.5, 0.3)
+    y = condition.join(values(Vector(3), n), values(Tokens(4, 7), n), values(ClassLabels(5), n))
+    conditioner = Conditioner(condition, probs)
+    dropped = conditioner.drop(y, generator("drop"))
+    null = torch.stack(
+        [part.is_null(v) for part, v in zip(condition.parts, condition.split(dropped), strict=True)], dim=1
+    )
+    widths = torch.tensor(condition.sizes)
+    kept = ~null.repeat_interleave(widths, dim=1)
+    assert torch.equal(dropped[kept], y[kept]) and dropped.dtype == y.dtype
+    share = null.double()
+    torch.testing.assert_close(share.mean(0), torch.tensor(probs).double(), atol=0.015, rtol=0)
+    torch.testing.assert_close(torch.corrcoef(share.T), torch.eye(3).double(), atol=0.03, rtol=0)
+    conditioner.check(dropped, n, allow_null=True)
+    assert conditioner.learns_null and not Conditioner(condition, (0.1, 0.0, 0.2)).learns_null
+
+
+def test_fixed_conditions_are_not_dropped():
+    condition = Joint((Vector(2), Vector(3)), fixed=1)
+    y = values(Vector(5), 50)
+    dropped = Conditioner(condition, (1.0,)).drop(y, generator("drop"))
+    assert torch.equal(dropped[:, :2], y[:, :2]) and bool(dropped[:, 2:].isnan().all())
+    with pytest.raises(ValueError, match=r"condition_dropout=\[0.1, 0.5\]: 1 conditions can be dropped"):
+        Conditioner(condition, (0.1, 0.5))
+
+
 def test_nothing_is_dropped_without_a_condition():
     assert Conditioner(None, 1.0).drop(None, None) is None
 
@@ -201,7 +238,7 @@ def test_classes_are_drawn_as_often_as_they_occur():
     assert conditioner.distinct(7).tolist() == [0, 2, 3, 0, 2, 3, 0]
 
 
-@without_classes
+@of_several_numbers
 def test_other_conditions_are_drawn_from_those_that_were_fitted_each_as_often(condition):
     conditioner, y, n = Conditioner(condition), values(condition, 10), 20_000
     for draw in (lambda: conditioner.draw(3, None, generator(0)), lambda: conditioner.distinct(3)):
@@ -309,6 +346,80 @@ def test_the_order_of_tokens_matters():
 
 def test_without_a_condition_there_is_no_embedding():
     assert embed(None, 6) is None
+
+
+# Several conditions at once
+
+
+JOINT = CONDITIONS["joint"]
+
+
+def test_parts_are_packed_and_unpacked_without_loss():
+    assert isinstance(JOINT, Joint)
+    parts = [values(part, 7) for part in JOINT.parts]
+    y = JOINT.join(*parts)
+    assert y.shape == (7, *JOINT.shape) and y.dtype == torch.float32
+    assert all(same(part, found) for part, found in zip(parts, JOINT.split(y), strict=True))
+    assert JOINT.join(*(part.double() if part.is_floating_point() else part for part in parts)).dtype == torch.float64
+    large = Joint((Vector(1), Tokens(1, 2**24)))
+    token = torch.tensor([[2**24 - 1]])
+    assert torch.equal(large.split(large.join(torch.zeros(1, 1), token))[1], token)
+    with pytest.raises(ValueError, match="integers up to"):
+        Joint((ClassLabels(2**24 + 1),))
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_each_part_may_be_null_by_itself(part):
+    assert isinstance(JOINT, Joint)
+    parts = [values(each, 6) for each in JOINT.parts]
+    parts[part] = JOINT.parts[part].null(parts[part])
+    y = JOINT.join(*parts)
+    Conditioner(JOINT).check(y, 6, allow_null=True)
+    with pytest.raises(ValueError, match="y must be"):
+        Conditioner(JOINT).check(y, 6)
+    embedding = embed(JOINT, 6, null=True)
+    assert embedding is not None and bool(embedding(y).isfinite().all())
+    if parts[part].ndim > 1 and parts[part].shape[1] > 1:  # null in one number alone
+        halved = parts[part].clone()
+        halved[0].view(-1)[0] = values(JOINT.parts[part], 1).flatten()[0]
+        with pytest.raises(ValueError, match="y must be"):
+            Conditioner(JOINT).check(JOINT.join(*parts[:part], halved, *parts[part + 1 :]), 6, allow_null=True)
+
+
+def test_fixed_parts_are_never_null():
+    condition = Joint((Vector(2), ClassLabels(3)), fixed=1)
+    y = condition.join(torch.randn(5, 2), torch.arange(5) % 3)
+    vector, label = condition.split(condition.null(y))
+    assert torch.equal(vector, y[:, :2]) and bool((label == 3).all())
+    dropped = Conditioner(condition, 1.0).drop(y, None)
+    assert dropped is not None and torch.equal(dropped, condition.null(y))
+    Conditioner(condition).check(dropped, 5, allow_null=True)
+    with pytest.raises(ValueError, match="y must be"):
+        Conditioner(condition).check(condition.join(torch.full((5, 2), torch.nan), label), 5, allow_null=True)
+    assert [name for name, _ in embed(condition, 6, null=True).named_parameters() if "null" in name] == []  # type: ignore[union-attr]
+    assert bool(condition.missing(2, torch.device("cpu"), torch.float64).isfinite().all())
+
+
+def test_the_embedding_of_several_conditions_is_the_sum_of_theirs():
+    assert isinstance(JOINT, Joint)
+    embedding = embed(JOINT, 6)
+    y = values(JOINT, 5)
+    parts = zip(embedding.parts, JOINT.split(y), strict=True)  # type: ignore[union-attr]
+    torch.testing.assert_close(embedding(y), sum(part(value) for part, value in parts))  # type: ignore[misc]
+
+
+def test_image_conditions_are_channels_of_the_input():
+    condition = Joint((Image((2, 2, 2)), ClassLabels(3)), fixed=1)
+    channels = ImageChannels(condition)
+    assert channels.channels == 2 and channels.rest == ClassLabels(3)
+    image, x = torch.rand(5, 2, 2, 2), torch.rand(5, 1, 4, 4)
+    y = condition.join(image, torch.arange(5) % 3)
+    h, rest = channels(x, y)
+    assert torch.equal(h[:, :1], x) and torch.equal(rest, torch.arange(5) % 3)
+    torch.testing.assert_close(h[:, 1:], torch.nn.functional.interpolate(image, (4, 4), mode="bilinear"))
+    whole, nothing = ImageChannels(Image((2, 4, 4)))(x, torch.full((5, 2, 4, 4), torch.nan))
+    assert nothing is None and torch.equal(whole[:, 1:], torch.zeros(5, 2, 4, 4))
+    assert ImageChannels(ClassLabels(3))(x, torch.arange(5) % 3)[0] is x
 
 
 # State
@@ -466,7 +577,7 @@ def test_a_denoiser_learns_from_dropped_conditions(family, condition):
     assert not torch.equal(model.denoise(x_t, t), model.denoise(x_t, t, y))
 
 
-@without_classes
+@of_several_numbers
 def test_ranks_that_share_a_batch_pair_noise_by_whole_conditions(condition, monkeypatch):
     """Two ranks with the same share: each condition occurs once on either, and noise changes places between the two alone."""
     x, eps, y = torch.randn(4, 2), torch.randn(4, 2), values(condition, 4)

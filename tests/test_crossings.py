@@ -2,9 +2,10 @@
 process and in two.
 
 A crossing is an option of a family on points of three dimensions, on grey or on colour images, without a condition, with
-classes or with vectors as conditions. All are built as by the command line, small. The laws hold whatever is combined: a
-gradient reaches every weight and every pixel, examples meet their own conditions, a training that was interrupted ends in the
-bits of one that was not, two processes take the step of one, and samples have the law of the data where it is known.
+classes, with vectors as conditions, or with captions where a family needs them. All are built as by the command line, small.
+The laws hold whatever is combined: a gradient reaches every weight and every pixel, examples meet their own conditions, a
+training that was interrupted ends in the bits of one that was not, two processes take the step of one, and samples have the
+law of the data where it is known.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genzoo.conditions import ClassLabels, Condition, Vector
+from genzoo.conditions import ClassLabels, Condition, Tokens, Vector
 from genzoo.config.instantiate import build
 from genzoo.config.paths import CONF
 from genzoo.data.dataset import DataSet, Split
@@ -51,13 +52,14 @@ from genzoo.training import checkpoints
 from genzoo.training.budget import Budget, LearningRate
 from genzoo.training.module import GenerativeModule
 from tests.children import Child
-from tests.conftest import composed
+from tests.conftest import CAPTIONED, composed
 from tests.exact import network
 from tests.shares import TIMEOUT, examine
 from tests.test_conditions import values
 from tests.test_interface import SIZES, TINY_EVENT, Case, bounded_mass, draws, objectives, shrunk
 
 CONDITIONS: dict[str, Condition | None] = {"unconditional": None, "classes": ClassLabels(3), "vectors": Vector(3)}
+CAPTIONS = {"captions": Tokens(5, 9)}  # of the families that need them
 KINDS = {
     "points": ("data=moons", "data.shape=[3]"),
     "grey": ("data=digits", "data.shape=[1,4,4]"),
@@ -93,6 +95,7 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "score_sde": ("score_sde", ALL, ()),
     "score_sde-edm": ("score_sde", ALL, (f"{SCHEDULE}edm", "noise_levels@model.noise_levels=log_normal")),
     "score_sde-sub_vp": ("score_sde", ALL, (f"{SCHEDULE}sub_vp", "model.sigma_data=null")),
+    "score_sde-dit": ("score_sde", IMAGES, (f"{NETWORK}dit_image",)),
     "score_sde-ncsnpp": ("score_sde", IMAGES, (f"{SCHEDULE}ve", f"{NETWORK}ncsnpp_image", "model.network.multipliers=[1,2]")),
     "gan": ("gan", ALL, ()),
     "gan-hinge": ("gan", POINTS, ("model.loss=hinge",)),
@@ -102,6 +105,9 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     ),
     "wgan": ("wgan", ALL, ()),
     "wgan_gp": ("wgan_gp", ALL, ()),
+    "glide": ("glide", IMAGES, ("model.network.cross_attention=[4]", "model.network.attention=[4]")),
+    "glide-flow_matching": ("glide", IMAGES, ("process=flow_matching",)),
+    "glide-dit": ("glide", IMAGES, (f"{NETWORK}glide_dit_image", "model.objective=hybrid", "model.variance=learned")),
     "glow": ("glow", ALL, ()),
     "glow-additive": ("glow", ALL, ("model.affine=false", "model.logit=false")),
     "realnvp": ("realnvp", ALL, ()),
@@ -124,6 +130,11 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "latent-glow": ("latent", POINTS, ("prior=glow",)),
     "latent-vqvae": ("latent", IMAGES, ("codec=vqvae", "prior=pixelcnn")),
     "vqvae": ("vqvae", ALL, ()),
+    "cascade": ("cascade", IMAGES, ()),
+    "cascade-others": (
+        "cascade", IMAGES, ("denoiser@model.base=score_sde", "denoiser@model.upsampler=flow_matching",
+                            "model.upsampler.network.concat=true"),
+    ),
 }  # fmt: skip
 
 
@@ -205,7 +216,13 @@ def crossing(option: str, kind: str, condition: str) -> Crossing:
     parent = next((word for word in words if word in (TEACHER, CODEC)), None)
     said = tuple(word for word in (*KINDS[kind], *words) if word != parent)
     size = "plane" if kind == "points" else "image"
-    return Crossing(family, size, said, condition != "unconditional", CONDITIONS[condition], parent)
+    asked = {**CONDITIONS, **CAPTIONS}[condition]
+    return Crossing(family, size, said, condition != "unconditional", asked, parent)
+
+
+def of_option(option: str) -> list[str]:
+    """Name the conditions of an option."""
+    return list(CAPTIONS if OPTIONS[option][0] in CAPTIONED else CONDITIONS)
 
 
 LEFT_OUT = {("grey", "vectors"), ("colour", "unconditional")}
@@ -213,12 +230,12 @@ EVERY = [
     (option, kind, condition)
     for option, (_, kinds, _) in OPTIONS.items()
     for kind in kinds
-    for condition in CONDITIONS
+    for condition in of_option(option)
     if (kind, condition) not in LEFT_OUT
 ]
 # Each option twice, with other kinds of data and other conditions.
 SOME = [
-    (option, kinds[(i + j) % len(kinds)], list(CONDITIONS)[(i + 2 * j) % 3])
+    (option, kinds[(i + j) % len(kinds)], of_option(option)[(i + 2 * j) % len(of_option(option))])
     for i, (option, (_, kinds, _)) in enumerate(OPTIONS.items())
     for j in range(2)
 ]
@@ -316,7 +333,8 @@ def check_gradients(model: GenerativeModel) -> None:
     assert not [name for name, p in trained if not p.grad.any()]
     for name, part in model.named_modules():
         if isinstance(part, nn.Embedding) and part.weight.is_leaf:
-            assert bool(part.weight.grad.any(1).all()), f"{name}: a class has no gradient"
+            first = int(isinstance(model.condition, Tokens))  # padding is masked
+            assert bool(part.weight.grad[first:].any(1).all()), f"{name}: a class has no gradient"
 
 
 @over(EVERY)
@@ -506,7 +524,7 @@ def resumed(case: Crossing, folder: Path, x: Tensor, y: Any, steps: int, step: i
 
 ADVERSARIAL = ("gan", "wgan", "wgan_gp")
 LEARNING = [
-    (option, kinds[0] if i % 3 or kinds[0] == "grey" else kinds[-1], list(CONDITIONS)[i % 3])
+    (option, kinds[0] if i % 3 or kinds[0] == "grey" else kinds[-1], of_option(option)[i % len(of_option(option))])
     for i, (option, (family, kinds, _)) in enumerate(OPTIONS.items())
     if family not in ADVERSARIAL
 ]
@@ -560,7 +578,11 @@ def test_a_critic_learns_while_its_generator_stands_still(names):
 
 RANKS, SHARE = 2, 6
 SHARED = [  # modules with spectral norm, which is independent of the batch, cannot be pickled
-    (option, kinds[i % len(kinds)], "vectors" if i % 3 == 2 else "classes")
+    (
+        option,
+        kinds[i % len(kinds)],
+        ("vectors" if i % 3 == 2 else "classes") if len(of_option(option)) > 1 else "captions",
+    )
     for i, (option, (_, kinds, _)) in enumerate(OPTIONS.items())
     if option != "gan-resnet"
 ]

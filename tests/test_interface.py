@@ -1,8 +1,9 @@
 """The rules of the interface, for every file under ``conf/model/``: a family that is added there is tested by existing.
 
 Each family is composed as on the command line and built for points of the plane and for tiny images, with and without
-classes. Only sizes are shrunk. Which rules apply follows from a model's abilities, never from its name; weights are moved
-away from their first values, which are zero in many last layers and would hide much.
+classes; a family that takes neither is built for tiny images with captions. Only sizes are shrunk. Which rules apply follows
+from a model's abilities, never from its name; weights are moved away from their first values, which are zero in many last
+layers and would hide much.
 
 A density is compared with its samples by quadrature: the mass that it gives a region must be the share of its samples that
 fall there where it is exact, and at most 1 where it is a lower bound, after a short training that tightens the bound.
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 import genzoo
-from genzoo.conditions import ClassLabels, Conditioner
+from genzoo.conditions import ClassLabels, Conditioner, Tokens
 from genzoo.config.compose import preflight
 from genzoo.config.instantiate import build
 from genzoo.data.dataset import Split
@@ -51,6 +52,7 @@ from genzoo.model import (
 from genzoo.numerics.random import SampleStreams, generator
 from genzoo.training.budget import Budget
 from genzoo.training.module import GenerativeModule
+from tests.captions import SQUARES, squares
 from tests.conftest import FAMILIES, composed
 from tests.toys import Relay
 
@@ -58,7 +60,7 @@ from tests.toys import Relay
 SMALL = {
     "width": 16, "max_width": 16, "channels": 8, "depth": 1, "blocks": 1, "couplings": 4, "latent_dim": 2,
     "num_steps": 50, "steps": 5, "dropout": 0.0, "layers": 2, "num_layers": 2, "embedding_dim": 16, "codebook_size": 8,
-    "downsampling": 2,
+    "downsampling": 2, "head_channels": 8, "text_width": 16, "text_layers": 1,
 }  # fmt: skip
 TINY = {**SMALL, "scales": 1, "tolerance": 1e-5}  # for an event of 2x2 pixels
 DATA = {"plane": ["data=moons"], "image": ["data=digits"]}
@@ -99,6 +101,8 @@ class Case:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = build(shrunk(self.config["model"], SIZES[self.kind]), "model")
+        if isinstance(model.condition, Tokens):
+            model.conditioner.fit(conditions(model, 60))
         # Random weights on high frequencies of the time make a drift so rough that no ODE solver could follow it.
         for name, buffer in model.named_buffers():
             if name.endswith("frequencies"):
@@ -132,6 +136,11 @@ def cases(data: tuple[str, ...] | None = None) -> dict[str, tuple[Case, Generati
                     found[name] = case, case.fresh()
                 except ValueError as refusal:
                     found[name] = case, refusal
+        if data is None and not any(
+            isinstance(model, GenerativeModel) for case, model in found.values() if case.family == family
+        ):
+            case = Case(family, "image", SQUARES, True)
+            found[f"{family}-captions"] = case, case.fresh()
     return found
 
 
@@ -159,8 +168,15 @@ def batch(model: GenerativeModel, n: int = 6, name: str = "batch") -> tuple[Tens
         x = torch.randn(n, *model.shape, generator=rng)
     else:
         x = dequantize(torch.randint(model.levels, (n, *model.shape), generator=rng), model.levels, rng)
-    y = torch.arange(n) % model.condition.n if model.condition else None
-    return x.to(model.dtype), y
+    return x.to(model.dtype), conditions(model, n)
+
+
+def conditions(model: GenerativeModel, n: int) -> Tensor | None:
+    """Make up classes or tokens, of which the first is 0."""
+    if isinstance(model.condition, Tokens):
+        rows = torch.arange(n)[:, None]
+        return (3 * rows + torch.arange(model.condition.length)) % model.condition.vocabulary
+    return torch.arange(n) % model.condition.n if model.condition else None
 
 
 def streams(n: int, start: int = 0) -> SampleStreams:
@@ -179,7 +195,8 @@ def test_a_configuration_makes_a_model_of_its_data_or_refuses_in_one_line(name):
         return
     data = case.config["data"]
     assert model.shape == tuple(data["shape"]) and model.levels == data["levels"]
-    assert model.condition == (ClassLabels(data["num_classes"]) if case.conditional else None)
+    classes = ClassLabels(data["num_classes"]) if case.conditional and data["num_classes"] else None
+    assert model.condition == (squares().condition if case.overrides == SQUARES else classes)
 
 
 def test_every_family_takes_some_data():
@@ -193,7 +210,7 @@ def test_every_family_takes_some_data():
 @every()
 def test_the_loss_is_a_scalar_that_moves_every_parameter(case):
     model = case.model().train()
-    x, y = batch(model, 12)
+    x, y = batch(model, 24)  # of which some conditions are dropped
     for part, turn in objectives(model):
         total, terms, _ = part.loss(x, y, rng=generator("loss"), **turn)
         assert total.shape == () and total.isfinite()
@@ -226,7 +243,7 @@ def test_classes_are_refused_where_there_are_none_and_demanded_where_there_are(c
     x, y = batch(model)
     wrong: list[Tensor | None] = [torch.zeros(len(x), dtype=torch.int64)]
     if model.condition:
-        wrong = [None, y[:-1], y.float(), y - 1, torch.full_like(y, model.condition.n)]
+        wrong = [None, y[:-1], y.float(), y - 1, model.condition.null(y)]
     for bad in wrong:
         for part, turn in objectives(model):
             with pytest.raises(ValueError, match="y must"):
@@ -266,8 +283,15 @@ def test_sample_i_depends_on_seed_and_i_alone(case):
 
 
 @every(conditional=True)
-def test_a_conditional_model_draws_the_classes_it_was_not_told_from_their_frequencies(case, monkeypatch):
+def test_a_conditional_model_draws_the_conditions_it_was_not_told_from_their_frequencies(case, monkeypatch):
     model, drawn = case.model(), torch.tensor([1, 0, 1, 1])
+    if isinstance(model.condition, Tokens):
+        chosen = [model.conditioner.examples[i] for i in (drawn, 1 - drawn)]
+        monkeypatch.setattr("genzoo.conditions.randint", lambda high, shape, **_: drawn if high == 60 else None)
+        x = model.sample(4, rng=generator("classes")).x
+        assert torch.equal(x, model.sample(4, chosen[0], rng=generator("classes")).x)
+        assert not torch.equal(x, model.sample(4, chosen[1], rng=generator("classes")).x)
+        return
     probs = model.conditioner.probs
     probs.copy_(torch.linspace(1, 2, len(probs)) / 1.5 / len(probs))
     asked = []
@@ -652,7 +676,7 @@ def test_a_denoiser_without_a_class_takes_the_null_value(case):
     model = case.model()
     x_t, y = batch(model, 4)
     t = torch.full((4,), 0.5)
-    null = torch.full((4,), model.condition.n)
+    null = model.condition.null(y)
     free = model.predict(x_t, t).mean
     assert torch.equal(free, model.predict(x_t, t, null).mean)
     assert (free - model.predict(x_t, t, y).mean).flatten(1).abs().amax(1).min() > 1e-6
@@ -667,7 +691,7 @@ def in_training(model: GenerativeModel, steps: int) -> GenerativeModule:
         x = torch.randn(32, *model.shape, generator=generator("data"))
     else:
         x = torch.randint(model.levels, (32, *model.shape), generator=generator("data")).to(torch.uint8)
-    y = torch.arange(32) % model.condition.n if model.condition else None
+    y = conditions(model, 32)
     adam = functools.partial(torch.optim.Adam, lr=1e-2)
     module = GenerativeModule(model, adam, Batches(Split(x, y), 8, seed=0), Budget(images=8 * steps))
     module.make_plan()

@@ -36,6 +36,7 @@ def open_model(config: dict[str, Any]) -> GenerativeModel:
         device=pick_device(config["device"]),
         sampler=config.get("sampler"),
         guidance=config.get("guidance"),
+        augmentation=config.get("augmentation"),
         trust=config["trust"],
     )
 
@@ -80,18 +81,10 @@ def text_conditions(run: Path, model: GenerativeModel, texts: list[str]) -> Chos
     Raises:
         UsageError: for a text that is empty or too long, and a model that has no captions as its condition.
     """
-    from genzoo.conditions import Tokens
-    from genzoo.jobs.notes import note
     from genzoo.runs import Run
-    from genzoo.text import run_tokenizer
+    from genzoo.text import encode_texts
 
-    if not isinstance(model.condition, Tokens):
-        raise UsageError("text: this model has no captions; train one with data=shapes data.conditional=true")
-    tokenizer = run_tokenizer(Run(run))
-    y = tokenizer.encode(texts)
-    if unseen := tokenizer.unseen(texts):
-        note(f"warning: text: no training caption has the characters {unseen!r}")
-    return Chosen(y, texts)
+    return Chosen(encode_texts(Run(run), model.condition, texts), texts)
 
 
 def captions_of(run: Path, model: GenerativeModel, y: Tensor | None) -> list[str] | None:
@@ -111,9 +104,11 @@ def class_indices(config: dict[str, Any], model: GenerativeModel) -> list[int] |
     """
     if config["label"] is None:
         return None
-    from genzoo.conditions import ClassLabels
+    from genzoo.conditions import ClassLabels, Tokens
     from genzoo.labels import check_trained, class_names, class_numbers
 
+    if isinstance(model.condition, Tokens):
+        raise UsageError(f"label={config['label']}: this model has captions in place of classes: set text=...")
     n = model.condition.n if isinstance(model.condition, ClassLabels) else 0
     names = class_names(config["run"])
     found = class_numbers(config["label"], n, names)

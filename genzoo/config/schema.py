@@ -234,6 +234,7 @@ class Train(Section):
     sampler: Node | None = None
     codec: Node | None = None
     prior: Node | None = None
+    encoder: Node | None = None
     teacher: Node | None = None
     logger: Node | None = None
     budget: Budget  # validated before the metrics, whose number of samples it sets
@@ -251,7 +252,7 @@ class Train(Section):
     @model_validator(mode="after")
     def fits_together(self) -> Train:
         family = str(self.model.get("_target_")).rpartition(".")[2]
-        for part in ("codec", "prior", "teacher"):
+        for part in ("codec", "prior", "encoder", "teacher"):
             if getattr(self, part) and part not in self.model:
                 raise ValueError(f"{part}: {family} has no {part}; omit it")
         if self.metrics.n is None or self.metrics.num_samples is None:
@@ -260,14 +261,19 @@ class Train(Section):
             raise ValueError(
                 "metrics.max_nfe=training: must be a number, or null for no limit; training is for evaluate"
             )
-        if self.sampler and not any("sampler" in owner for owner in (self.model, self.model.get("prior", {}))):
+        nodes = [self.model, *(self.model.get(part) for part in ("prior", "base", "upsampler", "decoder"))]
+        if self.sampler and not any("sampler" in node for node in nodes if isinstance(node, dict)):
             raise ValueError(f"sampler: {family} samples in one pass and takes no sampler; omit it")
         return self
+
+
+Augmentation = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None
 
 
 class Sample(Section):
     sampler: Node | None = None
     guidance: Node | None = None
+    augmentation: Augmentation = None
     run: Place
     n: Annotated[int, Field(gt=0, le=2**24)] | None
     out: Place
@@ -286,6 +292,7 @@ class Sample(Section):
 class Evaluate(Section):
     sampler: Node | None = None
     guidance: Node | None = None
+    augmentation: Augmentation = None
     metrics: Metrics
     run: Place | None
     samples: Place | None
@@ -311,7 +318,7 @@ class Evaluate(Section):
         if self.samples is not None:
             if self.data is None:
                 raise ValueError("data is missing: set data=..., the reference of the samples")
-            for part in ("sampler", "guidance"):
+            for part in ("sampler", "guidance", "augmentation"):
                 if getattr(self, part) is not None:
                     raise ValueError(f"{part}: the samples are already drawn; omit it")
         elif self.data is not None or self.out is not None:

@@ -125,6 +125,13 @@ def sampling_denoiser(model: GenerativeModel) -> Denoiser | None:
     return model if isinstance(model, Denoiser) else None
 
 
+def sampling_denoisers(model: GenerativeModel) -> list[Denoiser]:
+    """Return all denoisers that the samplers of a model call, in this order; that of ``sampling_denoiser`` is the first."""
+    if isinstance(model, Composite):
+        return [denoiser for part in model.parts() for denoiser in sampling_denoisers(part)]
+    return [model] if isinstance(model, Denoiser) else []
+
+
 def replaced(module: Any, **attributes: Any) -> Any:
     """Return a shallow copy of a module with other attributes; it shares parameters and submodules."""
     copied = copy.copy(module)

@@ -34,13 +34,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genzoo.conditions import ClassLabels, Condition, Conditioner
+from genzoo.conditions import Condition, Conditioner
 from genzoo.diffusion.denoiser import Denoiser, DenoiserWrapper, replaced, sampling_denoiser, with_part
 from genzoo.diffusion.path import Prediction, conversion_coefficients, expand
 from genzoo.diffusion.samplers import Sampler
 from genzoo.diffusion.samplers.sampler import Trajectory
 from genzoo.event import EventSpec
-from genzoo.model import Composite, GenerativeModel, LogitGuided, Loss, Samples, TrainableModel
+from genzoo.model import Composite, GenerativeModel, LogitGuided, Loss, Samples, SharedEmbedding, TrainableModel
 
 
 class Guidance(DenoiserWrapper):
@@ -144,20 +144,57 @@ class AutoGuidance(Guidance):
         return self.worse.predict_as(prediction.kind, x_t, t, y)
 
 
-class NoisyClassifier(nn.Module, ABC):
-    """A classifier of noisy data, p(y | x_t), at any ratio of noise and signal.
+class NoisyCritic(nn.Module, ABC):
+    """An estimate of log p(y | x_t) for noisy data, up to a function of y, at any ratio of noise and signal.
 
     Attributes:
         event: shape and levels of the data.
-        condition: the classes.
+        condition: of y.
     """
 
     event: EventSpec
     condition: Condition | None
 
     @abstractmethod
+    def log_likelihood(self, x_t: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor) -> Tensor:
+        """Return log p(y | x_t) up to a function of y, (B,), for ``x_t = alpha x + sigma eps``.
+
+        Args:
+            x_t: (B, *shape).
+            alpha, sigma: (B,).
+            y: conditions, (B, *condition.shape).
+        """
+
+
+class NoisyClassifier(NoisyCritic):
+    """A classifier of noisy data, p(y | x_t) of classes y."""
+
+    @abstractmethod
     def log_probs(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Return log p(y | x_t) of every class, (B, n), for ``x_t = alpha x + sigma eps``, (B, *shape), (B,) and (B,)."""
+
+    def log_likelihood(self, x_t: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor) -> Tensor:
+        return self.log_probs(x_t, alpha, sigma).gather(1, y[:, None])[:, 0]
+
+
+class NoisyEmbedding(SharedEmbedding, NoisyCritic):
+    """A contrastive network of noisy events and their conditions, whose logits are log p(y | x_t)/p(y) up to a constant."""
+
+    def embed_noisy(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Embed noisy events, ``x_t = alpha x + sigma eps``: a unit vector times the signal, (B, d).
+
+        Args:
+            x_t: (B, *shape).
+            alpha, sigma: (B,).
+        """
+        return self._embed_noisy(x_t, alpha, sigma)
+
+    @abstractmethod
+    def _embed_noisy(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Embed noisy events, see ``embed_noisy``."""
+
+    def log_likelihood(self, x_t: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor) -> Tensor:
+        return self.scale * (self.embed_noisy(x_t, alpha, sigma) * self.embed_text(y)).sum(1)
 
 
 class ClassifierGuidance(Guidance):
@@ -167,7 +204,7 @@ class ClassifierGuidance(Guidance):
 
     Args:
         denoiser, scale, interval: as in ``Guidance``; of a conditional denoiser the unconditional part is used.
-        classifier: of noisy data.
+        classifier: of noisy data, or another estimate of log p(y | x_t).
 
     Raises:
         ValueError: where the events differ, and for a conditional model that was trained without dropped conditions.
@@ -176,7 +213,7 @@ class ClassifierGuidance(Guidance):
     def __init__(
         self,
         denoiser: Denoiser,
-        classifier: NoisyClassifier,
+        classifier: NoisyCritic,
         scale: float,
         interval: tuple[float, float] | None = None,
     ):
@@ -211,12 +248,12 @@ class ClassifierGuidance(Guidance):
 
     def _gradient(self, x_t: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor) -> Tensor:
         """Return grad log p(y | x_t), (B, *shape), zero for null values."""
-        assert isinstance(self.condition, ClassLabels)
-        known = y < self.condition.n
+        assert self.condition is not None
+        known = ~self.condition.is_null(y)
+        some = torch.where(known.view(-1, *[1] * (y.ndim - 1)), y, 0)
         with torch.enable_grad():
             x = x_t if x_t.requires_grad else x_t.detach().requires_grad_()
-            log_probs = self.classifier.log_probs(x, alpha, sigma)
-            chosen = log_probs.gather(1, torch.where(known, y, 0)[:, None])[:, 0]
+            chosen = self.classifier.log_likelihood(x, alpha, sigma, some)
             (gradient,) = torch.autograd.grad(torch.where(known, chosen, 0.0).sum(), x, create_graph=x_t.requires_grad)
         return gradient
 
@@ -227,7 +264,7 @@ def _check_unconditional(model: GenerativeModel) -> None:
     Raises:
         ValueError: for a model that was trained without dropped conditions.
     """
-    if not model.conditioner.dropout:
+    if not model.conditioner.learns_null:
         raise ValueError("guidance: the model was trained with model.condition_dropout=0 and has no unconditional part")
 
 
@@ -323,7 +360,7 @@ def guide(model: GenerativeModel, guidance: Callable[[Denoiser], Guidance]) -> G
             _check_latents(model, wrapped)
         if isinstance(wrapped, ClassifierGuidance) and isinstance(wrapped.classifier, TrainableModel):
             conditioner = wrapped.classifier.conditioner
-        elif wrapped.condition != model.condition:
+        elif wrapped.condition != part.condition:
             conditioner = Conditioner(wrapped.condition)
         sampler: Any = part.sampler
         part = replaced(part, sampler=GuidedSampler(sampler, guidance))

@@ -92,7 +92,7 @@ class Likelihood(nn.Module, ABC):
         x = params[:, :0]
         for c in range(u.shape[1]):
             conditional, unconditional = (self.next_log_probs(p, x) for p in (params, reference))
-            k = _draw_index(unconditional + scale * (conditional - unconditional), u[:, c : c + 1])
+            k = draw_index(unconditional + scale * (conditional - unconditional), u[:, c : c + 1])
             assert self.levels is not None
             x = torch.cat([x, bin_center(k, self.levels, params.dtype)], dim=1)
         return x
@@ -140,7 +140,7 @@ def _all_levels(levels: int, like: Tensor, dim: int = 1) -> Tensor:
     return torch.arange(levels, device=like.device).view([levels if i == dim else 1 for i in range(like.ndim)])
 
 
-def _draw_index(logits: Tensor, u: Tensor) -> Tensor:
+def draw_index(logits: Tensor, u: Tensor) -> Tensor:
     """Sample a categorical over dimension 1 by inversion, logits (B, K, ...) and uniform u (B, 1, ...) -> (B, 1, ...)."""
     cdf = cumulative_sum(logits.double().softmax(1), 1)
     below = cdf <= u * cdf[:, -1:]
@@ -309,7 +309,7 @@ class LogisticMixture(Likelihood):
     def sample(self, params: Tensor, rng: torch.Generator | None = None) -> Tensor:
         logits, *parameters = self._split(params)
         u = rand(logits[:, 0].shape, rng=rng, device=params.device)
-        index = _draw_index(logits.squeeze(2), u)[:, :, None]
+        index = draw_index(logits.squeeze(2), u)[:, :, None]
         mean, log_scale, coefficients = (p.gather(1, index.expand(-1, -1, *p.shape[2:])) for p in parameters)
         noise = torch.exp(log_scale) * _logistic(rand(mean[:, 0].shape, rng=rng, device=params.device))[:, None]
         x = mean[:, :, :0]
@@ -405,7 +405,7 @@ class Categorical(Likelihood):
         u = rand(logits[:, 0].shape, rng=rng, device=params.device)[:, None]
         x = logits[:, :1, :0]
         for c in range(logits.shape[2]):
-            k = _draw_index(_chained(logits, slopes, x), u[:, :, c])
+            k = draw_index(_chained(logits, slopes, x), u[:, :, c])
             x = torch.cat([x, bin_center(k, self.levels, x.dtype)[:, :, None]], dim=2)
         return x.squeeze(1).to(params.dtype)
 
@@ -450,7 +450,7 @@ class GaussianMixture(Likelihood):
     def sample(self, params: Tensor, rng: torch.Generator | None = None) -> Tensor:
         logits, *moments = self._split(params)
         u = rand(logits[:, 0].shape, rng=rng, device=params.device)
-        index = _draw_index(logits.squeeze(2), u)[:, :, None]
+        index = draw_index(logits.squeeze(2), u)[:, :, None]
         mean, log_std = (part.gather(1, index.expand(-1, -1, *part.shape[2:])).squeeze(1) for part in moments)
         eps = randn(mean.shape, rng=rng, device=params.device, dtype=mean.dtype)
         return (mean + torch.exp(log_std) * eps).to(params.dtype)

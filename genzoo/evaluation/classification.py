@@ -7,13 +7,14 @@ from typing import Any
 import torch
 
 from genzoo.console import status_line
+from genzoo.diffusion.noisy import with_noise
 from genzoo.distributions.discretization import bin_center
 from genzoo.evaluation.density import split_sha256
 from genzoo.evaluation.records import to_record
 from genzoo.evaluation.samples import subset
 from genzoo.evaluation.settings import EvalSettings
 from genzoo.metrics.likelihood import mean_and_stderr
-from genzoo.numerics.random import SampleStreams, rand, randn
+from genzoo.numerics.random import SampleStreams
 
 DRAWS = 8  # of noise levels and noise for each example
 
@@ -40,7 +41,7 @@ def classification(model: Any, data: Any, settings: EvalSettings, setting: dict[
         x = (x if data.levels is None else bin_center(x, data.levels)).to(model.dtype)
         rng = SampleStreams(setting["seed"], rows.tolist(), device=model.device)
         one = torch.ones(len(x), dtype=torch.float64, device=model.device)
-        levels = {"clean": [(x, one, 0 * one)], "noisy": [_noisy(x, rng) for _ in range(DRAWS)]}
+        levels = {"clean": [(x, one, 0 * one)], "noisy": [with_noise(x, rng) for _ in range(DRAWS)]}
         for kind, draws in levels.items():
             log_probs = torch.stack([model.log_probs(*draw) for draw in draws])
             losses[kind].append(-log_probs.gather(2, y[None, :, None].expand(len(draws), -1, 1)).mean((0, 2)).cpu())
@@ -57,12 +58,3 @@ def classification(model: Any, data: Any, settings: EvalSettings, setting: dict[
         score = mean_and_stderr(torch.cat(values))
         found[name] = to_record(name, score.value, score.stderr, protocol, setting)
     return found
-
-
-def _noisy(x: torch.Tensor, rng: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Draw x_t, alpha and sigma at a uniform angle."""
-    angle = torch.pi / 2 * rand((len(x),), rng=rng, device=x.device, dtype=torch.float64)
-    eps = randn(x.shape, rng=rng, device=x.device, dtype=x.dtype)
-    each = (-1, *[1] * (x.ndim - 1))
-    x_t = torch.cos(angle).view(each) * x + torch.sin(angle).view(each) * eps
-    return x_t.to(x.dtype), torch.cos(angle), torch.sin(angle)

@@ -11,14 +11,14 @@ from typing import Any
 
 from torch import nn
 
-from genzoo.diffusion.denoiser import sampling_denoiser
+from genzoo.diffusion.denoiser import sampling_denoisers
 from genzoo.diffusion.guidance import GuidedModel, GuidedSampler
 from genzoo.diffusion.samplers import Heun
 from genzoo.evaluation.describe import describe
-from genzoo.model import Composite, GenerativeModel, LogitGuided
+from genzoo.model import Augmented, Composite, GenerativeModel, LogitGuided
 from genzoo.numerics.random import SampleStreams
 
-HEUN_STEPS = 25  # two evaluations each but the last
+HEUN_STEPS = 25  # two evaluations each but the last; shared by the denoisers of a composite model
 
 
 @contextlib.contextmanager
@@ -34,34 +34,42 @@ def within_evaluations(model: GenerativeModel, limit: int | None) -> Iterator[di
     Yields:
         The description of the replaced sampler, or None.
     """
-    part: Any = sampling_denoiser(model)
-    if part is None or limit is None:
+    parts: list[Any] = list(sampling_denoisers(model))
+    if not parts or limit is None:
         yield None
         return
-    own: Any = part.sampler
-    guidance = own.guidance if isinstance(own, GuidedSampler) else None
+    own: list[Any] = [part.sampler for part in parts]
     replaced = None
-    long = (own.steps or 0) > limit
+    long = sum(sampler.steps or 0 for sampler in own) > limit
     unguided: Any = model.prior if isinstance(model, GuidedModel) else model
-    part.sampler = own.sampler if isinstance(own, GuidedSampler) else own
+    _set_samplers(parts, [s.sampler if isinstance(s, GuidedSampler) else s for s in own])
     long = long or unguided.sample(2, rng=SampleStreams(0, range(2), device=model.device)).nfe > limit
-    part.sampler = own
+    _set_samplers(parts, own)
     if long:
         replaced = sampler_card(model)
-        heun = Heun(steps=HEUN_STEPS)
-        part.sampler = GuidedSampler(heun, guidance) if guidance else heun
+        heun = Heun(steps=max(HEUN_STEPS // len(parts), 2))
+        _set_samplers(parts, [GuidedSampler(heun, s.guidance) if isinstance(s, GuidedSampler) else heun for s in own])
     try:
         yield replaced
     finally:
-        part.sampler = own
+        _set_samplers(parts, own)
+
+
+def _set_samplers(parts: list[Any], samplers: list[Any]) -> None:
+    for part, sampler in zip(parts, samplers, strict=True):
+        part.sampler = sampler
 
 
 def sampler_card(model: GenerativeModel) -> dict[str, Any] | None:
-    """Describe the sampler of a denoiser, with all nested settings; None for other models."""
-    part: Any = sampling_denoiser(model)
-    if part is None:
+    """Describe the sampler of a denoiser, with all nested settings; None for other models.
+
+    Other samplers of a composite model are under "then".
+    """
+    parts: list[Any] = list(sampling_denoisers(model))
+    cards = [describe(p.sampler.sampler if isinstance(p.sampler, GuidedSampler) else p.sampler) for p in parts]
+    if not cards:
         return None
-    return describe(part.sampler.sampler if isinstance(part.sampler, GuidedSampler) else part.sampler)
+    return {**cards[0], "then": cards[1:]} if any(card != cards[0] for card in cards) else cards[0]
 
 
 def guidance_card(model: GenerativeModel) -> dict[str, Any] | None:
@@ -84,6 +92,15 @@ def guidance_card(model: GenerativeModel) -> dict[str, Any] | None:
         if isinstance(value, nn.Module)
     }
     return {"name": guidance.func.__name__, **others, **{k: v for k, v in settings.items() if v is not None}}
+
+
+def augmentation_of(model: GenerativeModel) -> float | None:
+    """Return the noise level of conditioning augmentation; None for models without it."""
+    while isinstance(model, Composite):
+        if isinstance(model, Augmented):
+            return model.augmentation
+        model = model.prior
+    return None
 
 
 def sampler_label(card: dict[str, Any]) -> str:

@@ -18,11 +18,13 @@ from genzoo.distributions.discretization import to_bytes
 from genzoo.errors import UsageError
 from genzoo.evaluation import samples
 from genzoo.evaluation.classification import classification
+from genzoo.evaluation.contrastive import contrastive
 from genzoo.evaluation.cost import announce, cost, estimate, training_cost
 from genzoo.evaluation.density import likelihood, reconstruction
 from genzoo.evaluation.records import saving, to_record
-from genzoo.evaluation.samplers import guidance_card, sampler_card, sampler_label, within_evaluations
+from genzoo.evaluation.samplers import augmentation_of, guidance_card, sampler_card, sampler_label, within_evaluations
 from genzoo.evaluation.settings import EvalData, EvalSettings
+from genzoo.evaluation.text import attribute_scores, held_out_captions
 from genzoo.event import EventSpec
 from genzoo.metrics.features import (
     FeatureError,
@@ -35,7 +37,7 @@ from genzoo.metrics.features import (
 from genzoo.metrics.finite import NonFiniteError
 from genzoo.metrics.reference import reference
 from genzoo.metrics.sample_size import check_sample_size, small_splits
-from genzoo.model import Codec, Density, GenerativeModel, TrainableModel
+from genzoo.model import Codec, Density, GenerativeModel, SharedEmbedding, TrainableModel
 from genzoo.numerics.precision import full_float32
 from genzoo.numerics.random import SampleStreams
 from genzoo.runs import Run, now
@@ -104,7 +106,11 @@ def evaluate_model(
     setting = {**trained.setting, "seed": seed}
     if not isinstance(model, GenerativeModel):
         with full_float32():
-            metrics = classification(model, eval_data.data, settings, setting) | training_cost(model, trained.costs)
+            if isinstance(model, SharedEmbedding):
+                metrics = contrastive(model, eval_data.data, settings, setting)
+            else:
+                metrics = classification(model, eval_data.data, settings, setting)
+            metrics |= training_cost(model, trained.costs)
         status_line("")
         return {"scored": now(), "metrics": metrics, "warnings": []}
     with full_float32():
@@ -127,6 +133,8 @@ def evaluate_model(
             setting |= {"sampler": sampler}
             if guidance := guidance_card(model):
                 setting |= {"guidance": guidance}
+            if (augmentation := augmentation_of(model)) is not None:
+                setting |= {"augmentation": augmentation}
             costs = cost(model, settings, setting, trained.costs)
             metrics |= costs
             if settings.n:
@@ -193,9 +201,36 @@ def quality(
     if broken:
         return {}, [f"{broken} of {len(x)} samples are not finite: sample-based metrics are skipped"]
     try:
-        return compare(x, y, eval_data, settings, setting, network, model.device)
+        found, warnings = compare(x, y, eval_data, settings, setting, network, model.device)
     except NonFiniteError as error:  # features of samples that are finite
         return {}, [str(error)]
+    of_text, of_captions = faithfulness(model, x, y, eval_data, settings, setting)
+    return found | of_text, warnings + of_captions
+
+
+def faithfulness(
+    model: GenerativeModel,
+    x: Any,
+    y: Any,
+    eval_data: EvalData,
+    settings: EvalSettings,
+    setting: dict[str, Any],
+) -> tuple[dict[str, Any], list[str]]:
+    """Compare samples with their captions, and others with captions of the test split, where a program can read them."""
+    data = eval_data.data
+    if y is None or data.tokenizer is None or data.checker is None:
+        return {}, []
+    scores = attribute_scores(x, data.tokenizer.decode(y), data.checker, "text/attributes", f"{eval_data.name}/train")
+    warnings = []
+    held_out = held_out_captions(data, settings.n, setting["seed"])
+    x, y, broken = draw(model, settings.n, settings.batch_size, setting["seed"], held_out)
+    if broken:
+        warnings = [f"{broken} of {len(x)} samples of held-out captions are not finite: text/held_out is skipped"]
+    else:
+        captions = data.tokenizer.decode(y)
+        scores |= attribute_scores(x, captions, data.checker, "text/held_out", f"{eval_data.name}/test")
+    records = {name: to_record(name, m.value, m.stderr, m.protocol, setting, m.detail) for name, m in scores.items()}
+    return records, warnings
 
 
 def compare(
@@ -266,17 +301,25 @@ def _progress(split: str, n: int, done: int) -> None:
     status_line(f"features of {split}: {done}/{n}")
 
 
-def draw(model: GenerativeModel, n: int, batch_size: int, seed: int) -> tuple[Any, Any, int]:
+def draw(model: GenerativeModel, n: int, batch_size: int, seed: int, given: Any = None) -> tuple[Any, Any, int]:
     """Draw samples as bytes or vectors; sample i is f(seed, i).
 
+    Args:
+        model: in evaluation mode.
+        n: number of samples.
+        batch_size: samples drawn at once.
+        seed: of all noise.
+        given: conditions, (n, *condition.shape); None to draw them from the training distribution.
+
     Returns:
-        The samples, the class labels of a conditional model, and the number of non-finite samples.
+        The samples, the conditions of a conditional model, and the number of non-finite samples.
     """
     parts, labels, broken = [], list[Any](), 0
     for start in range(0, n, batch_size):
         rows = range(start, min(start + batch_size, n))
         rng = SampleStreams(seed, rows, device=model.device)
-        y = model.conditioner.draw(len(rows), None, rng)
+        own = None if given is None else given[rows.start : rows.stop].to(model.device)
+        y = model.conditioner.draw(len(rows), own, rng)
         x = model.sample(len(rows), y, rng=rng).x.float().cpu()
         broken += int((~x.isfinite().flatten(1).all(1)).sum())
         parts.append(x if model.levels is None else to_bytes(x, model.levels))

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genzoo.conditions import Condition
+from genzoo.conditions import Condition, DropRate
 from genzoo.distributions.discretization import quantize, to_bin_centers
 from genzoo.distributions.likelihoods import Likelihood, default_pixel_likelihood
 from genzoo.event import EventSpec
@@ -62,7 +62,7 @@ class Autoregressive(Density, Causal, LogitGuided):
         likelihood: Callable[..., Likelihood] = default_pixel_likelihood,
         inputs: Literal["values", "classes"] = "values",
         patch: int = 1,
-        condition_dropout: float = 0.0,
+        condition_dropout: DropRate = 0.0,
     ):
         super().__init__(event, condition, condition_dropout)
         if inputs not in ("values", "classes"):
@@ -100,7 +100,7 @@ class Autoregressive(Density, Causal, LogitGuided):
     def check_guidance(self) -> None:
         if self.condition is None:
             raise ValueError("guidance: the model is unconditional")
-        if not self.conditioner.dropout:
+        if not self.conditioner.learns_null:
             raise ValueError(
                 "guidance: the model was trained with model.condition_dropout=0 and has no unconditional part"
             )

@@ -40,7 +40,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from genzoo.conditions import Condition
+from genzoo.conditions import Condition, DropRate
 from genzoo.diffusion.denoiser import Denoiser, call_network
 from genzoo.diffusion.path import GaussianPath, Prediction
 from genzoo.diffusion.samplers import DDIM, Sampler
@@ -76,7 +76,8 @@ class DDPM(Density, Denoiser):
         variance: v_t of a reverse step: "fixedlarge", beta_t, "fixedsmall", that of the posterior, or "learned".
         objective: "simple", "hybrid", for a learned variance, or "vlb", the variational bound.
         importance: whether to draw training times by loss-based importance sampling.
-        condition_dropout: probability of replacing a condition by the null value, for classifier-free guidance.
+        condition_dropout: probability of replacing a condition by the null value, for classifier-free guidance; for several
+            conditions also one for each.
         sampler: default sampler; DDIM with 50 steps by default.
     """
 
@@ -94,7 +95,7 @@ class DDPM(Density, Denoiser):
         variance: Literal["fixedlarge", "fixedsmall", "learned"] = "fixedlarge",
         objective: Literal["simple", "hybrid", "vlb"] = "simple",
         importance: bool = False,
-        condition_dropout: float = 0.1,
+        condition_dropout: DropRate = 0.1,
         sampler: Sampler | None = None,
     ):
         super().__init__(event, condition, condition_dropout)

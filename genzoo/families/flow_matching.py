@@ -37,7 +37,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from genzoo.conditions import Condition
+from genzoo.conditions import Condition, DropRate
 from genzoo.diffusion.denoiser import Denoiser, call_network
 from genzoo.diffusion.noise_levels import NoiseLevels, UniformTime
 from genzoo.diffusion.path import GaussianPath, Prediction
@@ -135,7 +135,8 @@ class FlowMatching(ProbabilityFlow, Precomputed):
         teacher: for reflow, a trained model whose pairs replace the data; None to train on data.
         pool: number of pairs of the teacher.
         noise_levels: distribution of training times; uniform by default.
-        condition_dropout: probability of replacing a condition by the null value, for classifier-free guidance.
+        condition_dropout: probability of replacing a condition by the null value, for classifier-free guidance; for several
+            conditions also one for each.
         sampler: default sampler; Heun with 25 steps by default.
         tolerance: relative and absolute tolerance of the adaptive solver of latents and densities.
 
@@ -154,7 +155,7 @@ class FlowMatching(ProbabilityFlow, Precomputed):
         teacher: Denoiser | None = None,
         pool: int = 10_000,
         noise_levels: NoiseLevels | None = None,
-        condition_dropout: float = 0.1,
+        condition_dropout: DropRate = 0.1,
         sampler: Sampler | None = None,
         tolerance: float = 1e-5,
     ):

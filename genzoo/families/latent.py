@@ -266,6 +266,7 @@ def latent(
     codec: GenerativeModel | Callable[..., GenerativeModel],
     prior: Callable[..., GenerativeModel],
     codec_share: float = 0.5,
+    conditional_codec: bool = True,
 ) -> LatentModel | LatentDensity:
     """Build a latent model from a codec and a prior.
 
@@ -273,6 +274,7 @@ def latent(
         event, condition: as in ``GenerativeModel``; a pretrained codec may be unconditional.
         codec: factory of the codec, called as ``codec(event, condition)``; or a pretrained codec, or a latent model whose
             codec is used. A codec without trainable weights has no training stage.
+        conditional_codec: whether the factory of the codec is given the condition.
         prior: factory of the prior, called as ``prior(event, condition)`` with the event of the latents.
         codec_share: fraction of the training budget for the codec; the rest is for the prior.
 
@@ -280,7 +282,7 @@ def latent(
         ValueError: for an incompatible codec or prior.
     """
     if not isinstance(codec, nn.Module):
-        codec = codec(event, condition)
+        codec = codec(event, condition if conditional_codec else None)
     if isinstance(codec, _Latent):
         codec = codec.codec
     if not isinstance(codec, Codec):

@@ -1,12 +1,9 @@
 r"""A classifier of noisy data, whose gradient guides unconditional diffusion and flow models.
 
-A network models p(y | x_t) at every noise level. Any Gaussian path, ``x_t = alpha x + sigma eps``, is at each of its times a
-multiple of the path ``cos(pi u / 2) x + sin(pi u / 2) eps``, at
-
-    u = 2/pi atan2(sigma, alpha),    x_u = x_t / sqrt(alpha^2 + sigma^2)
-
-so that one classifier, trained with u uniform in [0, 1], guides every denoiser. Noisy data say less of their class the weaker
-the signal is, ``log p(y | x_u) = log p(y) + O(cos(pi u / 2))``, which the logits contain as a factor,
+A network models p(y | x_t) at every noise level. Any Gaussian path is at each of its times a multiple of the path
+``cos(pi u / 2) x + sin(pi u / 2) eps`` (``genzoo.diffusion.noisy``), so that one classifier, trained with u uniform in [0, 1],
+guides every denoiser. Noisy data say less of their class the weaker the signal is,
+``log p(y | x_u) = log p(y) + O(cos(pi u / 2))``, which the logits contain as a factor,
 
     logits = b + cos(pi u / 2) f(x_u, u)
 
@@ -25,7 +22,6 @@ References:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -34,12 +30,11 @@ from torch import Tensor, nn
 
 from genzoo.conditions import ClassLabels, Condition
 from genzoo.diffusion.guidance import NoisyClassifier
-from genzoo.diffusion.path import expand
+from genzoo.diffusion.noisy import at_angle, with_noise
 from genzoo.distributions.discretization import to_bin_centers
 from genzoo.event import EventSpec
 from genzoo.model import Loss, TrainableModel
 from genzoo.nn import defaults
-from genzoo.numerics.random import rand, randn
 
 
 class NoiseConditionalClassifier(TrainableModel, NoisyClassifier):
@@ -68,19 +63,13 @@ class NoiseConditionalClassifier(TrainableModel, NoisyClassifier):
         self.bias = nn.Parameter(torch.zeros(condition.n))
 
     def log_probs(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        u = 2 / math.pi * torch.atan2(sigma, alpha)
-        scale = torch.hypot(alpha, sigma)
-        x_u = x_t / expand(scale, x_t).to(x_t.dtype)
+        x_u, u, signal = at_angle(x_t, alpha, sigma)
         logits = self.network(x_u, u, None).to(x_t.dtype)
-        return (self.bias + (alpha / scale).to(x_t.dtype)[:, None] * logits).log_softmax(1)
+        return (self.bias + signal[:, None] * logits).log_softmax(1)
 
     def noisy(self, x: Tensor, rng: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         """Draw noise levels and noise; return x_t, alpha and sigma, (B, *shape), (B,) and (B,)."""
-        x = x if self.levels is None else to_bin_centers(x, self.levels)
-        angle = math.pi / 2 * rand((len(x),), rng=rng, device=x.device, dtype=torch.float64)
-        eps = randn(x.shape, rng=rng, device=x.device, dtype=x.dtype)
-        alpha, sigma = torch.cos(angle), torch.sin(angle)
-        return expand(alpha, x) * x + expand(sigma, x) * eps, alpha, sigma
+        return with_noise(x if self.levels is None else to_bin_centers(x, self.levels), rng)
 
     def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
         assert y is not None

@@ -33,7 +33,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from genzoo.conditions import Condition
+from genzoo.conditions import Condition, DropRate
 from genzoo.diffusion.denoiser import call_network
 from genzoo.diffusion.noise_levels import NoiseLevels, UniformTime
 from genzoo.diffusion.path import GaussianPath, Prediction, expand
@@ -56,7 +56,8 @@ class ScoreSDE(ProbabilityFlow):
         sigma_data: standard deviation of the data, for the preconditioning of Karras et al.; None for an eps-prediction
             network without preconditioning.
         noise_levels: distribution of training times; uniform by default.
-        condition_dropout: probability of replacing a condition by the null value, for classifier-free guidance.
+        condition_dropout: probability of replacing a condition by the null value, for classifier-free guidance; for several
+            conditions also one for each.
         sampler: default sampler; Euler-Maruyama with 500 steps by default.
         tolerance: relative and absolute tolerance of the adaptive solver of latents and densities.
     """
@@ -70,7 +71,7 @@ class ScoreSDE(ProbabilityFlow):
         schedule: Schedule | None = None,
         sigma_data: float | None = 0.5,
         noise_levels: NoiseLevels | None = None,
-        condition_dropout: float = 0.1,
+        condition_dropout: DropRate = 0.1,
         sampler: Sampler | None = None,
         tolerance: float = 1e-5,
     ):

@@ -8,6 +8,9 @@ codes ``k`` to the parameters of ``p(x | k)``. Training minimises
 with the straight-through gradient from ``e_k`` to ``z``. The second term is the commitment loss; the codebook loss, the third
 term of eq. 3, is replaced by exponential moving averages (``genzoo.nn.quantize``).
 
+**Finite scalar quantisation** (FSQ) rounds each of a few dimensions of the vector to a fixed grid. Its loss is the distortion
+alone: there is no codebook to be learned, and no code dies.
+
 The posterior is a point mass, so that any prior over the codes bounds the density of events,
 
     log p(x) >= log P(k(x)) + log p(x | k(x)).
@@ -18,11 +21,13 @@ in a second stage.
 References:
     van den Oord, Vinyals, Kavukcuoglu, "Neural Discrete Representation Learning", 2017, https://arxiv.org/abs/1711.00937
     (eq. 3, sections 3.2 and 3.3).
+    Mentzer, Minnen, Agustsson, Tschannen, "Finite Scalar Quantization: VQ-VAE Made Simple", 2023,
+    https://arxiv.org/abs/2309.15505 (section 3).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,26 +38,24 @@ from genzoo.distributions.likelihoods import Likelihood, default_likelihood
 from genzoo.event import EventSpec
 from genzoo.model import Diagnostic, Discrete, LatentVariable, Loss, PosteriorSample, Samples
 from genzoo.nn import defaults
-from genzoo.nn.quantize import VectorQuantizer, perplexity, straight_through
+from genzoo.nn.grid import latent_grid
+from genzoo.nn.quantize import FiniteScalarQuantizer, Quantizer, VectorQuantizer, perplexity, straight_through
 from genzoo.numerics.precision import cumulative_sum
 from genzoo.numerics.random import rand
 
 
-class VQVAE(LatentVariable):
-    """A vector-quantised variational autoencoder.
+class QuantizedAutoencoder(LatentVariable):
+    """An autoencoder whose latents are a grid of codes.
 
     Args:
+        event, condition: as in ``GenerativeModel``.
+        quantizer: of the vectors of the encoder.
+        embedding_dim: dimension of a vector.
         encoder: factory of the encoder, called as ``encoder(in_shape, out_shape, condition)``, for ``(x, y)``.
         decoder: factory of the decoder, called in the same way, for ``(e, y)``.
         likelihood: p(x | z), parameterised by the decoder's output.
-        event, condition: as in ``GenerativeModel``.
-        codebook_size: K.
-        embedding_dim: dimension of a code.
         downsampling: for images, the downsampling factor of the latent grid.
         tokens: for vectors, the number of codes.
-        commitment: weight beta of the commitment loss.
-        decay: of the moving averages of the codebook.
-        revival: codes used less than this fraction of the mean usage are replaced; 0 for never.
         sample_likelihood: whether samples are draws of p(x | z), or its mean.
 
     Raises:
@@ -64,6 +67,91 @@ class VQVAE(LatentVariable):
     diagnostics: Mapping[str, Diagnostic] = {
         "perplexity": Diagnostic("code perplexity", "codes per batch", "higher"),
         "usage": Diagnostic("codebook usage in a batch", "fraction", "higher"),
+    }
+
+    def __init__(
+        self,
+        event: EventSpec,
+        condition: Condition | None,
+        quantizer: Quantizer,
+        embedding_dim: int,
+        encoder: Callable[..., nn.Module],
+        decoder: Callable[..., nn.Module],
+        likelihood: Likelihood | None,
+        downsampling: int,
+        tokens: int,
+        sample_likelihood: bool,
+    ):
+        super().__init__(event, condition)
+        channels, *sides = self.shape
+        grid = latent_grid(sides, downsampling, tokens)
+        self.latent = Discrete((1, *grid), quantizer.codebook_size)
+        self.quantizer = quantizer
+        self.likelihood = default_likelihood(event.levels) if likelihood is None else likelihood
+        self.encoder = encoder(self.shape, (embedding_dim, *grid), condition)
+        self.decoder = decoder((embedding_dim, *grid), (self.likelihood.num_params(channels), *sides), condition)
+        self.sample_likelihood = sample_likelihood
+
+    def _vectors(self, x: Tensor, y: Tensor | None) -> Tensor:
+        x = x if self.levels is None else to_bin_centers(x, self.levels)
+        return self.encoder(x, y).to(x.dtype)
+
+    def _params(self, z: Tensor, y: Tensor | None) -> Tensor:
+        e = self.quantizer.lookup(z[:, 0])
+        return self.decoder(e, y).to(e.dtype)
+
+    def _distortion(self, e: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
+        """Return the mean of -log p(x | e) in nats, ()."""
+        return -self.likelihood.log_prob(self.decoder(e, y).to(x.dtype), x).mean()
+
+    def _infer(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> PosteriorSample:
+        """Return the codes of each event, (B, 1, h, w), with log q = 0 for a point mass."""
+        return PosteriorSample(self._encode(x, y), x.new_zeros(len(x)))
+
+    def _log_likelihood(self, x: Tensor, z: Tensor, y: Tensor | None) -> Tensor:
+        return self.likelihood.log_prob(self._params(z, y), x)
+
+    def _generate(self, z: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Tensor:
+        params = self._params(z, y)
+        return self.likelihood.sample(params, rng) if self.sample_likelihood else self.likelihood.mean(params)
+
+    def _encode(self, x: Tensor, y: Tensor | None) -> Tensor:
+        """Return the index of the code at each position of the grid, (B, 1, h, w) int64."""
+        return self.quantizer.nearest(self._vectors(x, y)).unsqueeze(1)
+
+    def _decode(self, z: Tensor, y: Tensor | None) -> Tensor:
+        """Return the mean of p(x | z)."""
+        return self.likelihood.mean(self._params(z, y))
+
+    def _sample(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
+        """Decode independent codes from their empirical distribution."""
+        cdf = cumulative_sum(self.quantizer.probs.double(), 0)
+        u = rand((n, *self.latent.shape), rng=rng, device=self.device).double() * cdf[-1]
+        z = torch.searchsorted(cdf, u, right=True).clamp_(max=self.latent.levels - 1)
+        return Samples(self._generate(z, y, rng), nfe=1)
+
+
+class VQVAE(QuantizedAutoencoder):
+    """A vector-quantised variational autoencoder.
+
+    Args:
+        event, condition, encoder, decoder, likelihood: as in ``QuantizedAutoencoder``.
+        codebook_size: K.
+        embedding_dim: dimension of a code.
+        downsampling, tokens: as in ``QuantizedAutoencoder``.
+        commitment: weight beta of the commitment loss.
+        decay: of the moving averages of the codebook.
+        revival: codes used less than this fraction of the mean usage are replaced; 0 for never.
+        sample_likelihood: as in ``QuantizedAutoencoder``.
+
+    Raises:
+        ValueError: for images whose sides ``downsampling`` does not divide.
+    """
+
+    quantizer: VectorQuantizer
+
+    diagnostics: Mapping[str, Diagnostic] = {
+        **QuantizedAutoencoder.diagnostics,
         "dead": Diagnostic("revived dead codes", "codes per step", "lower"),
         "commitment": Diagnostic("commitment loss", "squared distance", "lower"),
     }
@@ -85,35 +173,18 @@ class VQVAE(LatentVariable):
         revival: float = 0.1,
         sample_likelihood: bool = False,
     ):
-        super().__init__(event, condition)
-        if downsampling < 1 or tokens < 1:
-            raise ValueError(f"downsampling and tokens must be at least 1, not {downsampling} and {tokens}")
         if commitment < 0:
             raise ValueError(f"commitment must not be negative, not {commitment}")
-        channels, *sides = self.shape
-        if any(side % downsampling for side in sides):
-            raise ValueError(f"downsampling={downsampling} does not divide the sides of {sides[0]}x{sides[1]} pixels")
-        grid = tuple(side // downsampling for side in sides) or (tokens, 1)
-        self.latent = Discrete((1, *grid), codebook_size)
-        self.quantizer = VectorQuantizer(codebook_size, embedding_dim, decay, revival=revival)
-        self.likelihood = default_likelihood(event.levels) if likelihood is None else likelihood
-        self.encoder = encoder(self.shape, (embedding_dim, *grid), condition)
-        self.decoder = decoder((embedding_dim, *grid), (self.likelihood.num_params(channels), *sides), condition)
-        self.commitment, self.sample_likelihood = commitment, sample_likelihood
-
-    def _vectors(self, x: Tensor, y: Tensor | None) -> Tensor:
-        x = x if self.levels is None else to_bin_centers(x, self.levels)
-        return self.encoder(x, y).to(x.dtype)
-
-    def _params(self, z: Tensor, y: Tensor | None) -> Tensor:
-        e = self.quantizer.lookup(z[:, 0])
-        return self.decoder(e, y).to(e.dtype)
+        quantizer = VectorQuantizer(codebook_size, embedding_dim, decay, revival=revival)
+        parts = encoder, decoder, likelihood
+        super().__init__(event, condition, quantizer, embedding_dim, *parts, downsampling, tokens, sample_likelihood)
+        self.commitment = commitment
 
     def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
         z = self._vectors(x, y)
         k = self.quantizer.nearest(z)
         e = self.quantizer.lookup(k)
-        distortion = -self.likelihood.log_prob(self.decoder(straight_through(z, e), y).to(x.dtype), x).mean()
+        distortion = self._distortion(straight_through(z, e), x, y)
         commitment = (z - e).square().mean()
         exponential, usage = perplexity(k, self.latent.levels, self.training)
         # In nats per dimension, so that one commitment weight suits images of any size.
@@ -128,28 +199,53 @@ class VQVAE(LatentVariable):
     ) -> dict[str, Tensor]:
         return {"dead": self.quantizer.update(aux["z"], aux["k"], rng)}
 
-    def _infer(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> PosteriorSample:
-        """Return the codes of each event, (B, 1, h, w), with log q = 0 for a point mass."""
-        return PosteriorSample(self._encode(x, y), x.new_zeros(len(x)))
 
-    def _log_likelihood(self, x: Tensor, z: Tensor, y: Tensor | None) -> Tensor:
-        return self.likelihood.log_prob(self._params(z, y), x)
+class FSQVAE(QuantizedAutoencoder):
+    """An autoencoder with finite scalar quantisation.
 
-    def _generate(self, z: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Tensor:
-        params = self._params(z, y)
-        return self.likelihood.sample(params, rng) if self.sample_likelihood else self.likelihood.mean(params)
+    Args:
+        event, condition, encoder, decoder, likelihood: as in ``QuantizedAutoencoder``.
+        code_levels: values of a code in each dimension; their product is the number of codes.
+        downsampling, tokens: as in ``QuantizedAutoencoder``.
+        decay: of the moving averages of the frequencies of codes, from which samples without a prior are drawn.
+        sample_likelihood: as in ``QuantizedAutoencoder``.
 
-    def _encode(self, x: Tensor, y: Tensor | None) -> Tensor:
-        """Return the index of the nearest code at each position of the grid, (B, 1, h, w) int64."""
-        return self.quantizer.nearest(self._vectors(x, y)).unsqueeze(1)
+    Raises:
+        ValueError: for images whose sides ``downsampling`` does not divide, and less than 3 values in a dimension.
+    """
 
-    def _decode(self, z: Tensor, y: Tensor | None) -> Tensor:
-        """Return the mean of p(x | z)."""
-        return self.likelihood.mean(self._params(z, y))
+    quantizer: FiniteScalarQuantizer
 
-    def _sample(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
-        """Decode independent codes from their empirical distribution."""
-        cdf = cumulative_sum(self.quantizer.probs.double(), 0)
-        u = rand((n, *self.latent.shape), rng=rng, device=self.device).double() * cdf[-1]
-        z = torch.searchsorted(cdf, u, right=True).clamp_(max=self.latent.levels - 1)
-        return Samples(self._generate(z, y, rng), nfe=1)
+    def __init__(
+        self,
+        event: EventSpec,
+        condition: Condition | None = None,
+        *,
+        encoder: Callable[..., nn.Module] = defaults.grid_encoder,
+        decoder: Callable[..., nn.Module] = defaults.grid_decoder,
+        likelihood: Likelihood | None = None,
+        code_levels: Sequence[int] = (8, 8, 8),
+        downsampling: int = 4,
+        tokens: int = 2,
+        decay: float = 0.99,
+        sample_likelihood: bool = False,
+    ):
+        quantizer = FiniteScalarQuantizer(code_levels, decay)
+        parts = encoder, decoder, likelihood
+        super().__init__(event, condition, quantizer, len(code_levels), *parts, downsampling, tokens, sample_likelihood)
+
+    def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
+        z = self._vectors(x, y)
+        k = self.quantizer.nearest(z)
+        e = straight_through(self.quantizer.bound(z), self.quantizer.lookup(k))
+        distortion = self._distortion(e, x, y)
+        exponential, usage = perplexity(k, self.latent.levels, self.training)
+        terms = {"distortion": distortion.detach(), "perplexity": exponential, "usage": usage}
+        return Loss(distortion / self.dim, terms, {"k": k})
+
+    @torch.no_grad()
+    def after_step(
+        self, aux: Mapping[str, Tensor], batch_size: int, *, rng: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        self.quantizer.update(aux["k"])
+        return {}

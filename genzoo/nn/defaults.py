@@ -14,6 +14,7 @@ from genzoo.conditions import Condition
 from genzoo.nn.causal import CausalNetwork
 from genzoo.nn.classifier import TimeConvNet
 from genzoo.nn.dcgan import DCGANCritic, DCGANGenerator
+from genzoo.nn.embeddings import embedding
 from genzoo.nn.grid import GridDecoder, GridEncoder
 from genzoo.nn.mlp import MLP, TimeMLP
 from genzoo.nn.pixelcnn import PixelCNN
@@ -53,6 +54,11 @@ def denoiser(in_shape: Shape, out_shape: Shape, condition: Condition | None = No
     if _is_image(in_shape):
         return UNet(in_shape, out_shape, condition, channels=32, multipliers=(1, 2))
     return TimeMLP(in_shape, out_shape, condition)
+
+
+def text_encoder(condition: Condition, features: int) -> nn.Module:
+    """Build the encoder of conditions of a contrastive network."""
+    return embedding(condition, features, False, None)
 
 
 def noisy_classifier(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> nn.Module:

@@ -122,7 +122,9 @@ class JointEmbedding(Embedding):
         super().__init__()
         self.split = condition.split
         self.parts = nn.ModuleList(
-            embedding(part, features, null, None if constant is None else 0.0 if i else constant)
+            embedding(
+                part, features, null and i >= condition.fixed, None if constant is None else 0.0 if i else constant
+            )
             for i, part in enumerate(condition.parts)
         )
 
@@ -179,14 +181,17 @@ class ImageChannels(nn.Module):
         self.is_image = [isinstance(part, Image) for part in parts]
         self.channels = sum(part.shape[0] for part in parts if isinstance(part, Image))
         rest = [part for part in parts if not isinstance(part, Image)]
-        self.rest: Condition | None = (Joint(tuple(rest)) if len(rest) > 1 else rest[0]) if rest else None
+        fixed = (
+            sum(not is_image for is_image in self.is_image[: condition.fixed]) if isinstance(condition, Joint) else 0
+        )
+        self.rest: Condition | None = (Joint(tuple(rest), fixed) if len(rest) > 1 else rest[0]) if rest else None
 
     def forward(self, x_BCHW: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the input with the images as further channels, and the other conditions."""
         if not self.channels or self.condition is None:
             return x_BCHW, y
         if y is None:
-            y = self.condition.null(self.condition.empty(len(x_BCHW), x_BCHW.device, x_BCHW.dtype))
+            y = self.condition.missing(len(x_BCHW), x_BCHW.device, x_BCHW.dtype)
         values = self.condition.split(y) if isinstance(self.condition, Joint) else (y,)
         h, rest = [x_BCHW], []
         for value, is_image in zip(values, self.is_image, strict=True):

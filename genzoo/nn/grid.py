@@ -31,6 +31,27 @@ def num_downsamplings(image: Sequence[int], grid: Sequence[int]) -> int:
     return count
 
 
+def latent_grid(sides: Sequence[int], downsampling: int, tokens: int) -> tuple[int, int]:
+    """Return the sides of the latent grid, (h, w), of an image, or of a vector as (tokens, 1).
+
+    Args:
+        sides: (H, W) of images, () of vectors.
+        downsampling: for images, H/h = W/w.
+        tokens: for vectors, the number of latents.
+
+    Raises:
+        ValueError: for images whose sides ``downsampling`` does not divide.
+    """
+    if downsampling < 1 or tokens < 1:
+        raise ValueError(f"downsampling and tokens must be at least 1, not {downsampling} and {tokens}")
+    if not sides:
+        return tokens, 1
+    height, width = sides
+    if height % downsampling or width % downsampling:
+        raise ValueError(f"downsampling={downsampling} does not divide the sides of {height}x{width} pixels")
+    return height // downsampling, width // downsampling
+
+
 class ResidualStack(nn.Module):
     """Layers ``h <- h + conv1x1 relu conv3x3 relu h``, and a final ReLU."""
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from genzoo.conditions import Condition
+from genzoo.nn.attention import attend
 from genzoo.nn.embeddings import embed
 from genzoo.numerics import distributed
 
@@ -145,7 +146,7 @@ class NullableCondition(nn.Module):
         if self.spec is None or self.embed_y is None:
             return h_BE
         if y is None:
-            y = self.spec.null(self.spec.empty(len(h_BE), h_BE.device, h_BE.dtype))
+            y = self.spec.missing(len(h_BE), h_BE.device, h_BE.dtype)
         return h_BE + self.embed_y(y)
 
 
@@ -207,15 +208,6 @@ class UpsampleConv2d(nn.Conv2d):
         # Sums of 2x2 weights.
         weight = F.avg_pool2d(self.weight.flip(2, 3), 2, stride=1, padding=1, divisor_override=1).transpose(0, 1)
         return F.conv_transpose2d(x_BCHW, weight, self.bias, stride=2, padding=1)
-
-
-def attend(q_BHNC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor) -> Tensor:
-    """Scaled dot-product attention, softmax(q k^T / sqrt(C)) v."""
-    one_of_many = q_BHNC.shape[2] == 1 and k_BHNC.shape[2] >= 16
-    if q_BHNC.device.type == "cpu" and (q_BHNC.dtype == torch.bfloat16 or one_of_many):
-        # torch's fused kernel takes up to twice as long here, mostly in the bfloat16 backward pass.
-        return (q_BHNC * q_BHNC.shape[-1] ** -0.5 @ k_BHNC.mT).softmax(dim=-1) @ v_BHNC
-    return F.scaled_dot_product_attention(q_BHNC, k_BHNC, v_BHNC)
 
 
 class Attention(nn.Module):

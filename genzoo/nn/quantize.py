@@ -1,7 +1,7 @@
-r"""Vector quantisation with an EMA codebook. Shapes: B batch, D embedding, H height, W width, N tokens, K codes.
+r"""Quantisation of vectors. Shapes: B batch, D embedding, H height, W width, N tokens, K codes.
 
-A vector is replaced by the nearest of K codes, ``k = argmin_j |z - e_j|``. A code is the mean of the vectors assigned to it, by
-exponential moving averages of their count and sum,
+**Vector quantisation.** A vector is replaced by the nearest of K codes, ``k = argmin_j |z - e_j|``. A code is the mean of the
+vectors assigned to it, by exponential moving averages of their count and sum,
 
     N_k <- d N_k + (1 - d) n_k,      m_k <- d m_k + (1 - d) sum_{z -> k} z,      e_k = m_k / N_k
 
@@ -11,6 +11,13 @@ which is online k-means, without gradients. The counts in ``e_k`` are smoothed, 
 Unused codes would never move again. Codes used less than a fraction ``revival`` of the mean are therefore replaced by vectors
 of the current batch; the first batch replaces all of them, which initialises the codebook by data.
 
+**Finite scalar quantisation.** Each of a few dimensions is bounded and rounded to one of L_d integers,
+
+    f(z) = (L_d - 1)/2 tanh(z + s) - o,      o = 0 for odd L_d, 1/2 for even L_d,      tanh(s) (L_d - 1)/2 = o
+
+so that f(0) = 0; the grid of all K = prod L_d integer vectors replaces the codebook. Codes are divided by floor(L_d/2), which
+maps them to [-1, 1].
+
 Gradients pass to the vector by the straight-through estimator.
 
 References:
@@ -18,17 +25,22 @@ References:
     (section 3.2, appendix A.1).
     Razavi, van den Oord, Vinyals, "Generating Diverse High-Fidelity Images with VQ-VAE-2", 2019,
     https://arxiv.org/abs/1906.00446 (section 2.1).
+    Mentzer, Minnen, Agustsson, Tschannen, "Finite Scalar Quantization: VQ-VAE Made Simple", 2023,
+    https://arxiv.org/abs/2309.15505 (section 3.1, appendix A.1).
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genzoo.numerics import distributed
+from genzoo.numerics.constants import Constant
 from genzoo.numerics.random import randint_shared
 
 
@@ -45,7 +57,46 @@ def _argmin(x_NK: Tensor) -> Tensor:
     return torch.from_numpy(x_NK.numpy().argmin(1))
 
 
-class VectorQuantizer(nn.Module):
+class Quantizer(nn.Module, ABC):
+    """A map from vectors to K codes in D dimensions, with moving averages of their frequencies.
+
+    Args:
+        codebook_size: K.
+        decay: of the moving averages.
+
+    Raises:
+        ValueError: for a decay outside [0, 1).
+    """
+
+    counts: Tensor
+
+    def __init__(self, codebook_size: int, decay: float):
+        super().__init__()
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), not {decay}")
+        self.codebook_size, self.decay = codebook_size, decay
+        self.register_buffer("counts", torch.ones(codebook_size))
+
+    @property
+    def probs(self) -> Tensor:
+        """Empirical distribution of the codes, (K,)."""
+        return self.counts / self.counts.sum()
+
+    @abstractmethod
+    def nearest(self, z_BDHW: Tensor) -> Tensor:
+        """Return the index of the code at each position, (B, H, W) int64."""
+
+    @abstractmethod
+    def lookup(self, k_BHW: Tensor) -> Tensor:
+        """Return the code of each index, (B, D, H, W)."""
+
+    def _count(self, k_N: Tensor) -> None:
+        """Update the moving averages of the frequencies, by the codes of all ranks."""
+        counts = torch.zeros_like(self.counts).index_add_(0, k_N, torch.ones_like(k_N, dtype=self.counts.dtype))
+        self.counts.lerp_(distributed.all_reduce_sum(counts), 1 - self.decay)
+
+
+class VectorQuantizer(Quantizer):
     """An EMA codebook of K codes in D dimensions.
 
     Args:
@@ -57,36 +108,27 @@ class VectorQuantizer(nn.Module):
     """
 
     codes: Tensor
-    counts: Tensor
     sums: Tensor
     placed: Tensor
 
     def __init__(
         self, codebook_size: int, embedding_dim: int, decay: float = 0.99, eps: float = 1e-5, revival: float = 0.1
     ):
-        super().__init__()
+        super().__init__(codebook_size, decay)
         if codebook_size < 2 or embedding_dim < 1:
             raise ValueError(
                 f"a codebook needs at least 2 codes of at least 1 dimension, not {codebook_size} of {embedding_dim}"
             )
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must be in [0, 1), not {decay}")
         if not 0 <= revival < 1:
             raise ValueError(f"revival must be in [0, 1), not {revival}")
         if eps <= 0:
             raise ValueError(f"eps must be positive, not {eps}")
-        self.codebook_size, self.decay, self.eps, self.revival = codebook_size, decay, eps, revival
+        self.eps, self.revival = eps, revival
         side = math.sqrt(3 / embedding_dim)  # codes of about unit norm
         codes = torch.empty(codebook_size, embedding_dim).uniform_(-side, side)
         self.register_buffer("codes", codes)
-        self.register_buffer("counts", torch.ones(codebook_size))
         self.register_buffer("sums", codes.clone())
         self.register_buffer("placed", torch.tensor(revival == 0))  # whether the codebook is initialised
-
-    @property
-    def probs(self) -> Tensor:
-        """Empirical distribution of the codes, (K,)."""
-        return self.counts / self.counts.sum()
 
     @torch.no_grad()
     def nearest(self, z_BDHW: Tensor) -> Tensor:
@@ -120,10 +162,8 @@ class VectorQuantizer(nn.Module):
             Number of dead codes, ().
         """
         z_ND, k_N = z_BDHW.movedim(1, -1).flatten(0, -2).to(self.codes.dtype), k_BHW.flatten()
-        counts, sums = torch.zeros_like(self.counts), torch.zeros_like(self.sums)
-        counts.index_add_(0, k_N, torch.ones_like(k_N, dtype=counts.dtype))
-        sums.index_add_(0, k_N, z_ND)
-        self.counts.lerp_(distributed.all_reduce_sum(counts), 1 - self.decay)
+        sums = torch.zeros_like(self.sums).index_add_(0, k_N, z_ND)
+        self._count(k_N)
         self.sums.lerp_(distributed.all_reduce_sum(sums), 1 - self.decay)
         dead = self._revive(z_ND, rng) if self.revival else k_N.new_zeros(())
         total = self.counts.sum()
@@ -152,6 +192,61 @@ class VectorQuantizer(nn.Module):
         )
         mine_K1 = (place_K // N == distributed.rank())[:, None]
         return distributed.all_reduce_sum(torch.where(mine_K1, z_ND.index_select(0, place_K % N), 0))
+
+
+class FiniteScalarQuantizer(Quantizer):
+    """A grid of K codes with L_d values in dimension d, which has no weights.
+
+    Args:
+        code_levels: L_1, ..., L_D.
+        decay: of the moving averages of the frequencies.
+
+    Raises:
+        ValueError: for less than 3 values in a dimension; with 2, the bound is nearly flat at 0.
+    """
+
+    MARGIN = 1e-3  # relative, of the bound: the outermost codes are reached
+
+    def __init__(self, code_levels: Sequence[int], decay: float = 0.99):
+        if not code_levels or min(code_levels) < 3:
+            raise ValueError(f"code_levels must be at least 3 in each dimension, not {list(code_levels)}")
+        super().__init__(math.prod(code_levels), decay)
+        levels = torch.tensor(code_levels)
+        self._levels = Constant(levels)
+        self._strides = Constant(levels.cumprod(0) // levels)  # the first dimension varies fastest
+        self._half = Constant(levels // 2)
+
+    def bound(self, z_BDHW: Tensor) -> Tensor:
+        """Map vectors into the grid, f(z)/floor(L_d/2), (B, D, H, W)."""
+        z = z_BDHW.movedim(1, -1)
+        levels = self._levels.on(z.device)
+        radius = (levels - 1).to(z.dtype) * (0.5 * (1 + self.MARGIN))
+        offset = torch.where(levels % 2 == 0, 0.5, 0.0).to(z.dtype)
+        bounded = radius * torch.tanh(z + torch.atanh(offset / radius)) - offset
+        return (bounded / self._half.on(z.device)).movedim(-1, 1)
+
+    @torch.no_grad()
+    def nearest(self, z_BDHW: Tensor) -> Tensor:
+        """Return the index of the code that each vector is rounded to, (B, H, W) int64."""
+        return self.index(self.bound(z_BDHW))
+
+    def index(self, e_BDHW: Tensor) -> Tensor:
+        """Return the index of the code next to each bounded vector, (B, H, W) int64; the inverse of ``lookup``."""
+        half = self._half.on(e_BDHW.device)
+        digits = (e_BDHW.movedim(1, -1) * half).round().long() + half
+        return (digits * self._strides.on(e_BDHW.device)).sum(-1)
+
+    def lookup(self, k_BHW: Tensor) -> Tensor:
+        """Return the code of each index on [-1, 1], (B, D, H, W)."""
+        device = k_BHW.device
+        half = self._half.on(device)
+        digits = k_BHW[..., None] // self._strides.on(device) % self._levels.on(device)
+        return ((digits - half).to(self.counts.dtype) / half).movedim(-1, 1).contiguous()
+
+    @torch.no_grad()
+    def update(self, k_BHW: Tensor) -> None:
+        """Update the moving averages of the frequencies, in training; in distributed training by the codes of all ranks."""
+        self._count(k_BHW.flatten())
 
 
 def perplexity(k: Tensor, codebook_size: int, all_ranks: bool = False) -> tuple[Tensor, Tensor]:

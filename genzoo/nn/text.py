@@ -15,8 +15,9 @@ References:
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from genzoo.nn.attention import attend
 
 PADDING = 0  # token
 
@@ -35,7 +36,7 @@ class EncoderBlock(nn.Module):
         """Apply to a sequence; the mask is true where tokens are attended to."""
         B, L, E = h_BLE.shape
         q, k, v = self.qkv(self.norm1(h_BLE)).view(B, L, 3, self.heads, E // self.heads).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_BL[:, None, None])
+        attended = attend(q, k, v, mask_BL)
         h = h_BLE + self.out(attended.transpose(1, 2).reshape(B, L, E))
         return h + self.mlp(self.norm2(h))
 

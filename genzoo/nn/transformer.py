@@ -18,17 +18,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genzoo.conditions import Condition
+from genzoo.nn.attention import attend
 from genzoo.nn.causal import CausalNetwork, IncrementalState
 from genzoo.nn.embeddings import embed
-from genzoo.nn.layers import Dropout, attend
+from genzoo.nn.layers import Dropout
 
 
 class KVCache:
-    """The key-value cache of a layer, which grows by a few tokens at a time.
+    """The key-value cache of a layer, which grows by a few tokens at a time after those of a first call.
 
     Preallocation for the full sequence would leave strided views, on which attention is slower.
     """
@@ -40,12 +40,13 @@ class KVCache:
         self.buffer: Tensor | None = None
 
     def extend(self, kv: Tensor) -> Tensor:
-        """Append the key and value of a token, (2, B, heads, 1, E/heads); return all, (2, B, heads, length, E/heads)."""
-        if self.buffer is None or self.length == self.buffer.shape[3]:
-            room = kv.new_empty(*kv.shape[:3], self.GROWTH, kv.shape[4])
+        """Append keys and values of n tokens, (2, B, heads, n, E/heads); return all, (2, B, heads, length, E/heads)."""
+        n = kv.shape[3]
+        if self.buffer is None or self.length + n > self.buffer.shape[3]:
+            room = kv.new_empty(*kv.shape[:3], n - 1 + self.GROWTH, kv.shape[4])
             self.buffer = room if self.buffer is None else torch.cat([self.buffer, room], dim=3)
-        self.buffer[..., self.length : self.length + 1, :] = kv
-        self.length += 1
+        self.buffer[..., self.length : self.length + n, :] = kv
+        self.length += n
         return self.buffer[..., : self.length, :]
 
 
@@ -61,13 +62,13 @@ class Block(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, h_BNE: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Apply to a sequence, or with a cache to the next token."""
+        """Apply to a sequence, or with a cache to its first tokens and then to one token at a time."""
         B, N, E = h_BNE.shape
         qkv = self.qkv(self.norm1(h_BNE)).view(B, N, 3, self.heads, E // self.heads).permute(2, 0, 3, 1, 4)
-        if cache is None:
-            attended = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], is_causal=True)
-        else:
-            attended = attend(qkv[0], *cache.extend(qkv[1:]))
+        kv = qkv[1:] if cache is None else cache.extend(qkv[1:])
+        first = kv.shape[3] == N
+        assert first or N == 1, "one token at a time follows the first ones"
+        attended = attend(qkv[0], kv[0], kv[1], causal=first)
         h = h_BNE + self.dropout(self.out(attended.transpose(1, 2).reshape(B, N, E)))
         return h + self.dropout(self.mlp(self.norm2(h)))
 

@@ -36,6 +36,8 @@ LEAST_SEEDS = 3  # of a tested mean
 
 # Columns shown by default, in this order; the page shows the rest on demand.
 HEADLINES = (
+    "text/attributes",
+    "text/held_out",
     "test/fid",
     "test/fd_*",
     "test/bpd",

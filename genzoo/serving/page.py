@@ -47,14 +47,17 @@ def _sampling(shelf: Shelf) -> None:
                 ),
                 gr.Slider(0, STEPS, 0, step=1, label="Steps, 0 as in training", elem_id="steps"),
                 gr.Slider(0, SCALE, 1, step=0.1, label="Guidance u + s (c - u), s = 1 for none", elem_id="guidance"),
+                gr.Textbox("", label="Text of models of captions", visible=shelf.has_captions, elem_id="text"),
             ]
             button = gr.Button("Draw", variant="primary", elem_id="draw")
         with gr.Column(scale=3):
             pictures = _pictures(shelf)
 
-    def draw(seed: float, n: float, label: str, sampler: str, steps: float, guidance: float) -> Iterator[list[Any]]:
+    def draw(
+        seed: float, n: float, label: str, sampler: str, steps: float, guidance: float, text: str
+    ) -> Iterator[list[Any]]:
         settings = _checked(
-            lambda: Settings(int(seed or 0), int(n), str(label), str(sampler), int(steps), float(guidance))
+            lambda: Settings(int(seed or 0), int(n), str(label), str(sampler), int(steps), float(guidance), str(text))
         )
         yield from _one_by_one(shelf, lambda index: shelf.draw(index, settings))
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from genzoo.conditions import ClassLabels
+from genzoo.conditions import ClassLabels, Tokens
 from genzoo.data import DataSet
 from genzoo.data.pictures import CHANNELS, as_bytes, grid, save_scatter
 from genzoo.devices import pick_device
@@ -33,6 +33,7 @@ from genzoo.model import GenerativeModel
 from genzoo.numerics.precision import full_float32
 from genzoo.numerics.random import SampleStreams
 from genzoo.runs import Run
+from genzoo.text import encode_texts
 
 OWN = "as in training"
 SAMPLERS: dict[str, type[Sampler]] = {
@@ -58,6 +59,7 @@ class Settings:
         sampler: "as in training", or a name of ``SAMPLERS``.
         steps: of the sampler; 0 for its own number.
         guidance: scale of classifier-free guidance, 1 for none.
+        text: caption of all samples; "" for captions of the training data.
     """
 
     seed: int = 0
@@ -66,6 +68,7 @@ class Settings:
     sampler: str = OWN
     steps: int = 0
     guidance: float = 1.0
+    text: str = ""
 
     def __post_init__(self) -> None:
         if not 1 <= self.n <= MOST:
@@ -196,7 +199,15 @@ class Shelf:
         text = f"{seconds / n:.3f} s and {drawn.nfe} evaluations a filling"
         return Drawn(shown(drawn.draws[0], model.levels), text)
 
+    @property
+    def has_captions(self) -> bool:
+        """Whether a model has captions as its condition."""
+        return any(isinstance(model.condition, Tokens) for model in self.models)
+
     def _conditions(self, index: int, settings: Settings) -> torch.Tensor | None:
+        if settings.text.strip():
+            y = encode_texts(Run(self.runs[index]), self.models[index].condition, [settings.text])
+            return y.expand(settings.n, -1).to(self.models[index].device)
         if settings.label == ANY:
             return None
         names = self.classes(index)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from genzoo.conditions import ClassLabels, Vector
-from genzoo.diffusion.guidance import ClassifierGuidance, NoisyClassifier
+from genzoo.diffusion.guidance import ClassifierGuidance, NoisyClassifier, NoisyCritic
 from genzoo.diffusion.path import PARAMETERIZATIONS, Prediction, expand
 from genzoo.diffusion.samplers import DDIM, Heun
 from genzoo.diffusion.schedules import CondOT, VPSchedule
@@ -113,6 +113,30 @@ def test_null_values_and_levels_beyond_an_interval_are_not_guided():
     without = ClassifierGuidance(denoiser, ExactClassifier(), 4.0)
     torch.testing.assert_close(without.predict(x_t, t, None).mean, u)
     assert without.evaluations == 1
+
+
+class ExactCritic(NoisyCritic):
+    """log p(y | x_t) up to a function of y, of data N(0, 1) and y = x + s eta: a condition that is no class."""
+
+    event, condition, s = EventSpec((2,)), Vector(2), 0.5
+
+    def log_likelihood(self, x_t: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor) -> Tensor:
+        total = (alpha.square() + sigma.square())[:, None]
+        gain, left = alpha[:, None] / total, sigma.square()[:, None] / total  # of E[x | x_t] and its variance
+        return -0.5 * ((y - gain * x_t).square() / (left + self.s**2)).sum(1)
+
+
+def test_a_critic_of_any_condition_guides_by_bayes_rule_and_null_values_are_not_guided():
+    denoiser = GaussianDenoiser(VPSchedule(), [0.0, 0.0], [1.0, 1.0], "x0")
+    t = torch.linspace(0.05, 0.95, 6, dtype=torch.float64)
+    x_t, y = states(denoiser.path, t), torch.randn(6, 2, generator=torch.Generator().manual_seed(1)).double()
+    y[2] = torch.nan
+    found = ClassifierGuidance(denoiser, ExactCritic(), 1.0).predict(x_t, t, y).mean
+    alpha, sigma, *_ = (v[:, None] for v in denoiser.path.schedule.at(t))
+    precision = 1 + (alpha / sigma) ** 2 + 1 / ExactCritic.s**2
+    posterior = (alpha / sigma**2 * x_t + y / ExactCritic.s**2) / precision
+    posterior[2] = denoiser.predict(x_t, t).mean[2]
+    torch.testing.assert_close(found, posterior, rtol=1e-8, atol=1e-10)
 
 
 def test_what_a_classifier_cannot_guide_is_refused():

@@ -1,4 +1,5 @@
 """The codebook of moving averages: against its recursion by hand, the optimal quantiser of a normal law, and its gradients.
+The finite scalar quantiser: all of its codes.
 
 References:
     Max, "Quantizing for minimum distortion", 1960, https://doi.org/10.1109/TIT.1960.1057548 (table I: the least distortions).
@@ -7,12 +8,13 @@ References:
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
 from torch import Tensor
 
-from genzoo.nn.quantize import VectorQuantizer, perplexity, straight_through
+from genzoo.nn.quantize import FiniteScalarQuantizer, VectorQuantizer, perplexity, straight_through
 from genzoo.numerics.random import generator, randn
 
 
@@ -179,3 +181,72 @@ def test_a_copy_of_the_state_goes_on_alike():
 def test_impossible_codebooks_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         VectorQuantizer(**{"codebook_size": 4, "embedding_dim": 4, **settings})
+
+
+# Finite scalar quantisation
+
+LEVELS = [[3], [8], [5, 4], [8, 5, 5], [7, 5, 5, 5]]
+every_grid = pytest.mark.parametrize("levels", LEVELS, ids=str)
+
+
+def all_codes(levels: list[int]) -> tuple[FiniteScalarQuantizer, Tensor, Tensor]:
+    """A quantiser, the indices of all of its codes, (K, 1, 1), and the codes."""
+    quantizer = FiniteScalarQuantizer(levels).double()
+    k = torch.arange(quantizer.codebook_size).view(-1, 1, 1)
+    return quantizer, k, quantizer.lookup(k)
+
+
+@every_grid
+def test_codes_and_indices_are_a_bijection(levels):
+    quantizer, k, e = all_codes(levels)
+    assert quantizer.codebook_size == math.prod(levels) == len(e.flatten(1).unique(dim=0))
+    assert torch.equal(quantizer.index(e), k)
+    for d, count in enumerate(levels):
+        values = torch.arange(count, dtype=torch.float64) - count // 2
+        torch.testing.assert_close(e[:, d].unique(), values / (count // 2), rtol=0, atol=1e-15)
+
+
+@every_grid
+def test_a_vector_that_is_bounded_to_a_code_is_quantised_to_it(levels):
+    """q(q(z)) = q(z), and every code is reached: the vectors f^-1(e) of all codes e, by the inverse in closed form."""
+    quantizer, k, e = all_codes(levels)
+    L = torch.tensor(levels, dtype=torch.float64).view(-1, 1, 1)
+    radius, offset = (L - 1) * 1.001 / 2, torch.where(L % 2 == 0, 0.5, 0.0)
+    z = torch.atanh((e * (L // 2) + offset) / radius) - torch.atanh(offset / radius)
+    torch.testing.assert_close(quantizer.bound(z), e, rtol=1e-9, atol=1e-12)
+    assert torch.equal(quantizer.nearest(z), k)
+    torch.testing.assert_close(quantizer.lookup(quantizer.nearest(z)), e, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("count", range(3, 10))
+def test_a_dimension_has_as_many_values_as_it_should_and_none_at_the_origin_moves(count):
+    quantizer = FiniteScalarQuantizer([count]).double()
+    z = torch.linspace(-20, 20, 10_001, dtype=torch.float64).view(-1, 1, 1, 1)
+    k = quantizer.nearest(z).flatten()
+    assert k.tolist() == sorted(k.tolist()) and k.unique().tolist() == list(range(count))
+    assert float(quantizer.bound(torch.zeros(1, 1, 1, 1).double()).abs().max()) < 1e-15
+    error = (quantizer.bound(z) - quantizer.lookup(quantizer.nearest(z))).abs().max()
+    assert float(error) <= 0.5 / (count // 2) + 1e-12, "the nearest code"
+
+
+def test_a_grid_of_codes_needs_no_gradient_and_its_frequencies_are_moving_averages():
+    quantizer, z = FiniteScalarQuantizer([5, 4], decay=0.9).double(), grid(8, 2)
+    assert not list(quantizer.parameters())
+    k = quantizer.nearest(z)
+    counts = torch.ones(20).double()
+    for _ in range(3):
+        quantizer.update(k)
+        counts = 0.9 * counts + 0.1 * torch.bincount(k.flatten(), minlength=20)
+    torch.testing.assert_close(quantizer.probs, counts / counts.sum())
+
+
+def test_the_grid_is_found_in_float32_under_autocast():
+    quantizer, z = FiniteScalarQuantizer([8, 8]), grid(50, 2).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(quantizer.nearest(z), quantizer.nearest(z.double()))
+
+
+@pytest.mark.parametrize("levels", [[], [2, 5]])
+def test_grids_without_values_are_refused(levels):
+    with pytest.raises(ValueError, match="code_levels must be at least 3"):
+        FiniteScalarQuantizer(levels)

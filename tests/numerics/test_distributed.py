@@ -48,6 +48,9 @@ OPTIONS = {
     "score_sde-ncsnpp-dropout": ("score_sde", "image", "network@model.network=ncsnpp_image"),
     "autoregressive-dropout": ("autoregressive", "plane"),
     "autoregressive-pixelcnn-dropout": ("autoregressive", "image", "network@model.network=pixelcnn_image"),
+    "noisy_classifier-conditional": ("noisy_classifier", "image"),
+    "clip-conditional": ("clip", "image"),
+    "noisy_clip-conditional": ("noisy_clip", "plane"),
     "ddpm-importance": ("ddpm", "image", "model.variance=learned", "model.objective=hybrid", "model.importance=true"),
 }  # fmt: skip
 

@@ -1,11 +1,11 @@
-"""The vector quantiser against lucidrains' vector-quantize-pytorch: codes, codebook, counts and the commitment's gradient."""
+"""The quantisers against lucidrains' vector-quantize-pytorch: codes, codebook, counts and gradients."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from genzoo.nn.quantize import VectorQuantizer, straight_through
+from genzoo.nn.quantize import FiniteScalarQuantizer, VectorQuantizer, straight_through
 from genzoo.numerics.random import generator
 
 reference = pytest.importorskip("vector_quantize_pytorch")
@@ -42,3 +42,20 @@ def test_the_codebook_is_the_reference_s_over_many_batches():
         ours.update(z, k)
         torch.testing.assert_close(ours.counts, codebook.cluster_size[0], rtol=0, atol=1e-6)
         torch.testing.assert_close(ours.codes, codebook.embed[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("levels", [[8, 5, 5, 5], [8, 8, 8], [7, 5], [3]], ids=str)
+def test_the_grid_of_codes_is_the_reference_s(levels):
+    theirs, ours = reference.FSQ(levels), FiniteScalarQuantizer(levels)
+    z = 2 * torch.randn(16, len(levels), 6, 6, generator=generator("parity", len(levels)))
+    mine, other = z.clone().requires_grad_(), z.clone().requires_grad_()
+    expected, indices = theirs(other)
+    k = ours.nearest(mine)
+    assert torch.equal(k, indices.long())
+    out = straight_through(ours.bound(mine), ours.lookup(k))
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-6)
+    out.sin().sum().backward()
+    expected.sin().sum().backward()
+    torch.testing.assert_close(mine.grad, other.grad, rtol=1e-5, atol=1e-6)
+    everything = torch.arange(ours.codebook_size)
+    torch.testing.assert_close(ours.lookup(everything[:, None, None])[:, :, 0, 0], theirs.indices_to_codes(everything))

@@ -21,9 +21,11 @@ from genzoo.numerics.random import generator
 from genzoo.training.budget import Budget
 from genzoo.training.compilation import compile_networks
 from genzoo.training.module import GenerativeModule
+from tests.captions import SQUARES
+from tests.conftest import CAPTIONED
 from tests.conftest import FAMILIES as ALL
 from tests.shares import examine
-from tests.test_interface import Case
+from tests.test_interface import Case, conditions
 from tests.toys import Mean
 
 # With a U-Net, a chain of invertible steps, a second derivative, and a network that is called by its methods.
@@ -31,7 +33,8 @@ FAMILIES = ("ddpm", "glow", "wgan_gp", "hvae")
 
 
 def model_of(family: str) -> GenerativeModel:
-    return copy.deepcopy(Case(family, "image", ("data=digits",), False).model()).train()
+    captioned = family in CAPTIONED
+    return copy.deepcopy(Case(family, "image", SQUARES if captioned else ("data=digits",), captioned).model()).train()
 
 
 def batch() -> Tensor:
@@ -78,7 +81,7 @@ def test_every_weight_of_a_network_is_compiled_where_it_is_called(family, monkey
     called: set[nn.Module] = set()
     for part in compiled:
         part.register_forward_pre_hook(lambda part, _: called.add(part))
-    examine(model, batch(), None)
+    examine(model, batch(), conditions(model, 4))
     covered = {id(p) for part in called for p in part.parameters()}
     owners = [part for part in model.modules() if isinstance(part, GenerativeModel)]
     uncompiled = {id(p) for owner in owners for name in owner.eager for p in getattr(owner, name).parameters()}

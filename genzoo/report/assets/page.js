@@ -17,7 +17,7 @@
   const short = (value) => value == null ? "n/a" : typeof value === "number" ? +value.toPrecision(5) : typeof value === "object" ? JSON.stringify(value) : String(value);
 
   // Colours: one a family, in the order of the table.
-  const palette = ["#2f7ed8", "#d9541e", "#2a9d5c", "#b0428f", "#c99a06", "#6a51c7", "#0d9aa8", "#a8512b", "#7a8b1f", "#d64571", "#4a6b8a", "#8f7a5e", "#5aa02c"];
+  const palette = ["#2f7ed8", "#d9541e", "#2a9d5c", "#b0428f", "#c99a06", "#6a51c7", "#0d9aa8", "#a8512b", "#7a8b1f", "#d64571", "#4a6b8a", "#8f7a5e", "#5aa02c", "#9c2f2f", "#1f5fa0", "#c77cff", "#00735c", "#e0a0a0", "#555555", "#b5651d", "#3a86b7"];
   const families = [...new Set(data.tables.flatMap((table) => table.rows.map((row) => row.model)))];
   const colour = (model) => palette[Math.max(0, families.indexOf(model)) % palette.length];
   const swatch = (model) => { const s = element("span", { class: "swatch", "aria-hidden": "true" }); s.style.background = colour(model); return s; };
@@ -159,21 +159,30 @@
     const redraw = () => draw();
     const columns = (cost) => { const all = new Map(); for (const t of data.tables) for (const c of t.columns) if (c.cost === cost && c.better) all.set(c.name, c); return [...all.values()]; };
     const costs = columns(true), qualities = columns(false);
+    // Speed as seconds per sample, by the delta method.
+    const speed = costs.find((c) => c.name === "sampling/samples_per_second");
+    if (speed) costs.push({ ...speed, name: "seconds per sample", label: "seconds per sample", unit: "s", better: "lower", inverse: speed.name });
+    const cell = (row, column) => {
+      const found = row.cells[column.inverse || column.name];
+      if (!column.inverse || !(found?.mean > 0)) return column.inverse ? null : found;
+      return { mean: 1 / found.mean, stderr: (found.stderr || 0) / found.mean ** 2, text: short(1 / found.mean) };
+    };
     if (!costs.length || !qualities.length) { section.hidden = true; return; }
-    const start = costs.find((c) => c.name === "sampling/samples_per_second") || costs[0];
+    const firstQuality = qualities.find((c) => c.headline) || qualities[0];
+    const start = costs.find((c) => c.name === (firstQuality.name.startsWith("text/") ? "seconds per sample" : "sampling/samples_per_second")) || costs[0];
     const [tableLabel, table] = select("Table", data.tables.map((t, i) => [String(i), `${t.data} (${i + 1})`]), "0", redraw);
-    const [yLabel, y] = select("Quality", qualities.map((c) => [c.name, c.label]), (qualities.find((c) => c.headline) || qualities[0]).name, redraw);
+    const [yLabel, y] = select("Quality", qualities.map((c) => [c.name, c.label]), firstQuality.name, redraw);
     const [xLabel, x] = select("Cost", costs.map((c) => [c.name, c.label]), start.name, redraw);
-    const [logXLabel, logX] = tick("log x", true, redraw), [logYLabel, logY] = tick("log y", true, redraw);
+    const [logXLabel, logX] = tick("log x", true, redraw), [logYLabel, logY] = tick("log y", firstQuality.unit !== "share", redraw);
     tools.append(...(data.tables.length > 1 ? [tableLabel] : []), yLabel, xLabel, logXLabel, logYLabel);
     draw = plot(node, () => {
-      const chosen = data.tables[+table.value], q = chosen.columns.find((c) => c.name === y.value), c = chosen.columns.find((d) => d.name === x.value);
-      const points = !q || !c ? [] : chosen.rows.filter((row) => row.cells[q.name]?.mean != null && row.cells[c.name]?.mean != null)
-        .map((row) => ({ row, x: row.cells[c.name].mean, y: row.cells[q.name].mean, ex: row.cells[c.name].stderr || 0, ey: row.cells[q.name].stderr || 0 }));
+      const chosen = data.tables[+table.value], q = chosen.columns.find((c) => c.name === y.value), c = costs.find((d) => d.name === x.value);
+      const points = !q || !c ? [] : chosen.rows.filter((row) => row.cells[q.name]?.mean != null && cell(row, c)?.mean != null)
+        .map((row) => ({ row, x: cell(row, c).mean, y: row.cells[q.name].mean, ex: cell(row, c).stderr || 0, ey: row.cells[q.name].stderr || 0 }));
       const better = (column, a, b) => column.better === "higher" ? a >= b : a <= b;
       const beats = (a, b) => better(c, a.x, b.x) && better(q, a.y, b.y) && (a.x !== b.x || a.y !== b.y);
       const front = points.filter((p) => !points.some((other) => beats(other, p))).sort((a, b) => a.x - b.x);
-      const text = (p) => `${plain(p.row.label)}<br>${plain(q.label)} ${plain(p.row.cells[q.name].text)}<br>${plain(c.label)} ${plain(p.row.cells[c.name].text)}`;
+      const text = (p) => `${plain(p.row.label)}<br>${plain(q.label)} ${plain(p.row.cells[q.name].text)}<br>${plain(c.label)} ${plain(cell(p.row, c).text)}`;
       const traces = [];
       const nets = new Map();
       for (const p of points) { const id = JSON.stringify([p.row.trained, p.row.setting["sampler.name"]]); nets.set(id, [...(nets.get(id) || []), p]); }
