@@ -33,7 +33,7 @@ from genzoo.data.scenes import (
 from genzoo.data.shape_reader import ShapeReader
 from genzoo.data.shapes import Pictures, arrange, pictures
 
-SEED = 904_117_233
+SEED = 550_771_039
 VALUES = {"size": SIZES, "fill": FILLS, "colour": COLOURS, "shape": SHAPES}
 
 
