@@ -556,7 +556,7 @@ FAULTS = [
     Fault(
         "a small classifier stays in training mode",
         "metrics/features.py",
-        "        self.network.load_state_dict(load(content))\n        self.network.eval()",
+        "        self.network.load_state_dict(weights)\n        self.network.eval()",
         "        self.network.load_state_dict(load(content))\n        self.network",
         "tests/metrics/test_features.py",
     ),

@@ -20,7 +20,11 @@ from tests.conftest import CAPTIONED, FAMILIES, IMAGES_ONLY
 from tests.test_interface import Case, batch, objectives
 
 # Couplings cut a vector in two.
-REFUSED = {("realnvp", 1): "two", ("glow", 1): "two", **{(family, D): "images" for family in IMAGES_ONLY for D in (1, 5)}}
+REFUSED = {
+    ("realnvp", 1): "two",
+    ("glow", 1): "two",
+    **{(family, D): "images" for family in IMAGES_ONLY for D in (1, 5)},
+}
 
 
 @pytest.mark.parametrize("D", [1, 5])
