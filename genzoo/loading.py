@@ -113,7 +113,15 @@ def guided(model: GenerativeModel, config: dict[str, Any]) -> GenerativeModel:
     Raises:
         UsageError: for a guidance that does not fit the model.
     """
-    guidance = build(config, "guidance")
+    return guided_by(model, build(config, "guidance"))
+
+
+def guided_by(model: GenerativeModel, guidance: Callable[..., Any]) -> GenerativeModel:
+    """Return a model whose samples are guided, see ``genzoo.diffusion.guidance.guide``.
+
+    Raises:
+        UsageError: for a guidance that does not fit the model.
+    """
     try:
         return guide(model, guidance)
     except BUILD_ERRORS as error:

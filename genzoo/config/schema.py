@@ -463,6 +463,7 @@ class Edit(Section):
     task: Node
     method: Node | None = None
     sampler: Node | None = None
+    guidance: Node | None = None
     run: Place
     image: Place | None
     split: Literal["test"] | None
@@ -472,6 +473,7 @@ class Edit(Section):
     out: Place
     seed: Seed
     label: Annotated[int | str | None, PlainValidator(_is_class)]
+    text: Caption | None = None
     ema: bool
     batch_size: Count
     device: Device

@@ -139,7 +139,8 @@ def divided(held_out: float) -> tuple[Numbers, Numbers]:
         held_out: fraction of held-out scenes, in (0, 1).
 
     Raises:
-        ValueError: if a combination of colour and shape would not occur in training.
+        ValueError: if a value of an attribute, or a combination of colour and shape, would not occur in training, or nothing in
+            the test.
     """
     key = seed_of("shapes", "held out")
     sides = []
@@ -147,11 +148,21 @@ def divided(held_out: float) -> tuple[Numbers, Numbers]:
         code, zero = np.arange(count), np.zeros(1, np.int64)
         word = philox([code, zero + kind, zero, zero], (key & 0xFFFFFFFF, key >> 32))[0]
         sides.append(word / 2**32 < held_out)
-    seen = Numbers(*(np.flatnonzero(~side) for side in sides))
-    kept = {(figure.colour, figure.shape) for figure in {figure_of(int(c) // 15) for c in seen.one}}
-    if not 0 < held_out < 1 or len(kept) < len(COLOURS) * len(SHAPES):
-        raise ValueError(f"held_out={held_out}: must be positive, and leave each colour of each shape for training")
-    return seen, Numbers(*map(np.flatnonzero, sides))
+    seen, unseen = Numbers(*(np.flatnonzero(~side) for side in sides)), Numbers(*map(np.flatnonzero, sides))
+    known = {value for code in seen.one.tolist() for value in _values(one_of(code))}
+    everything = {value for code in range(ONE) for value in _values(one_of(code))}
+    if known != everything or not all(map(len, (*seen, *unseen))):
+        raise ValueError(
+            f"held_out={held_out}: must leave scenes of one and of two figures for the test, and for training each value of "
+            "each attribute and each colour of each shape"
+        )
+    return seen, unseen
+
+
+def _values(scene: Scene) -> tuple[str | tuple[str | None, str] | None, ...]:
+    """Return the values of a scene of one figure that must occur in training."""
+    (figure,) = scene.figures
+    return figure.size, figure.fill, scene.place, scene.background, (figure.colour, figure.shape)
 
 
 class Scenes(NamedTuple):

@@ -7,17 +7,9 @@ variations that the caption does not name, so that no two pictures are equal and
     position      uniform within the place, or within the freedom that the relation leaves
     brightness    of each figure times U[0.92, 1.08], of the background +- 8 levels
 
-Lengths are in units of the side of the picture. Small and large radii differ by a factor of at least 1.34. Two figures are at
-least 0.07 apart, a pixel of 16, and no figure is nearer than 0.02 to the border (one alone 0.05).
-
-    circle    radius r                        ring   radii 0.52 r and r
-    square    side 1.77 r, of equal area      cross  length 2 r, width 0.72 r
-    triangle  base 2 r, height 1.9 r
-
-Stripes are diagonal, of period 1/8, and have half the brightness, so that they leave the shape its outline at 16 pixels.
-
-A pixel is the mean of 8x8 samples (4x4 for 64 pixels) in integer arithmetic; positions use correctly rounded operations alone.
-The pictures are therefore the same bytes on every machine.
+Lengths are in units of the side of the picture; the shapes are those of ``genzoo.data.figures``. Small and large radii differ
+by a factor of at least 1.34. Two figures are at least 0.07 apart, a pixel of 16, and no figure is nearer than 0.02 to the
+border (one alone 0.05).
 
 **Split.** The test pictures are of held-out scenes alone, 30 % of all combinations of attributes: 534 of 1,800 with one figure
 and 25,752 of 85,680 with two. Each colour of each shape occurs in training.
@@ -25,7 +17,6 @@ and 25,752 of 85,680 with two. Each colour of each shape occurs in training.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -34,32 +25,15 @@ import torch
 
 from genzoo.data.captions import captioned
 from genzoo.data.dataset import DataError, DataSet
+from genzoo.data.figures import LEVELS_OF, RADII, RESOLUTIONS, SPREAD, Drawn, draw
 from genzoo.data.scenes import SHAPES, Scene, caption, divided, one_of, two_of, wordings
+from genzoo.data.shape_reader import ShapeReader
 from genzoo.numerics.random import SampleStreams, seed_of
 
-LEVELS_OF = {  # RGB
-    "red": (220, 45, 45),
-    "yellow": (232, 196, 40),
-    "green": (40, 168, 80),
-    "cyan": (70, 196, 215),
-    "blue": (52, 92, 226),
-    "pink": (232, 92, 186),
-    "white": (247, 247, 247),
-    "grey": (128, 128, 128),
-    "black": (8, 8, 8),
-}
-RADII = {"small": 0.13, "large": 0.205}
-SPREAD = 0.08  # relative half widths of radius and brightness
 GROUND_SPREAD = 8  # levels of the background
 GAP = 0.07  # between two figures
 MARGIN, ALONE = 0.02, 0.05  # to the border, of two figures and of one
-INNER = 0.52  # radius of the hole of a ring
-HALF_SIDE = 0.886  # of a square, sqrt(pi) / 2
-HALF_HEIGHT = 0.95  # of a triangle
-HALF_WIDTH = 0.36  # of the arms of a cross
-PERIOD, SHADE = 0.125, 0.5  # of stripes, and their brightness
-RESOLUTIONS = (16, 32, 64)
-CHUNK = 256  # figures drawn at once
+CHUNK = 256  # pictures drawn at once
 
 
 def shapes(
@@ -97,122 +71,9 @@ def shapes(
         (test.x, test.captions),
         vocabulary=vocabulary,
         length=text_length,
+        checker=ShapeReader(size),
         notes=[note],
     )
-
-
-class Drawn(NamedTuple):
-    """Figures to be drawn, (M,) each, in units of the side of the picture.
-
-    Attributes:
-        shape: index into ``SHAPES``.
-        striped: whether the figure has stripes.
-        radius: r.
-        x, y: centre, from the upper left corner.
-    """
-
-    shape: np.ndarray
-    striped: np.ndarray
-    radius: np.ndarray
-    x: np.ndarray
-    y: np.ndarray
-
-
-class Coverage(NamedTuple):
-    """Fractions of pixels that figures cover, in a window of w x w pixels around each.
-
-    Attributes:
-        bright: samples of the colour of the figure, (M, w, w) int64, of ``samples`` in a pixel.
-        dark: samples of its dark stripes.
-        left, top: first pixel of the window, (M,); may lie outside of the picture.
-        samples: number of samples of a pixel.
-    """
-
-    bright: np.ndarray
-    dark: np.ndarray
-    left: np.ndarray
-    top: np.ndarray
-    samples: int
-
-
-def coverage(figures: Drawn, size: int) -> Coverage:
-    """Compute which fraction of each pixel figures cover.
-
-    Args:
-        figures: M figures.
-        size: side of the picture in pixels.
-    """
-    side = 8 if size <= 32 else 4  # samples of a pixel in each direction
-    reach = max(float(figures.radius.max(initial=0)), RADII["large"] * (1 + SPREAD)) * size
-    width = int(np.ceil(2 * reach)) + 2
-    left, top = (np.floor(centre * size - reach).astype(np.int64) for centre in (figures.x, figures.y))
-    bright = np.zeros((len(left), width, width), np.int64)
-    dark = np.zeros_like(bright)
-    steps = (np.arange(width * side) + 0.5) / side
-    for shape in range(len(SHAPES)):
-        for striped in (False, True):
-            chosen = np.flatnonzero((figures.shape == shape) & (figures.striped == striped))
-            for start in range(0, len(chosen), CHUNK):
-                part = chosen[start : start + CHUNK]
-                r = (figures.radius[part] * size)[:, None, None]
-                x = (steps + (left[part] - figures.x[part] * size)[:, None])[:, None, :]
-                y = (steps + (top[part] - figures.y[part] * size)[:, None])[:, :, None]
-                inside = _inside(SHAPES[shape], x, y, r)
-                if striped:
-                    phase = np.floor((x + y) * (math.sqrt(2) / (PERIOD * size)) + 0.5).astype(np.int8)
-                    odd = (phase & 1).view(bool)
-                    dark[part] = _counts(inside & odd, width, side)
-                    inside &= ~odd
-                bright[part] = _counts(inside, width, side)
-    return Coverage(bright, dark, left, top, side**2)
-
-
-def _inside(shape: str, x: np.ndarray, y: np.ndarray, r: np.ndarray) -> np.ndarray:
-    """Whether points, relative to the centre, are inside of a figure, (M, W, W) for x (M, 1, W) and y (M, W, 1), downwards."""
-    if shape == "circle":
-        return x**2 + y**2 <= r**2
-    if shape == "ring":
-        square = x**2 + y**2
-        return (square <= r**2) & (square >= (INNER * r) ** 2)
-    if shape == "square":
-        return (abs(x) <= HALF_SIDE * r) & (abs(y) <= HALF_SIDE * r)
-    if shape == "triangle":
-        h = HALF_HEIGHT * r
-        return abs(x) <= np.where(y <= h, (y + h) / (2 * HALF_HEIGHT), -1.0)
-    a = HALF_WIDTH * r
-    return ((abs(x) <= a) & (abs(y) <= r)) | ((abs(x) <= r) & (abs(y) <= a))
-
-
-def _counts(inside: np.ndarray, width: int, side: int) -> np.ndarray:
-    """Count the samples of each pixel, (M, width * side, width * side) -> (M, width, width)."""
-    rows = np.bitwise_count(inside.view(np.uint64 if side == 8 else np.uint32))  # bytes of 0 and 1
-    return rows.reshape(len(inside), width, side, width).sum(axis=2, dtype=np.int64)
-
-
-def draw(figures: Drawn, owner: np.ndarray, colours: np.ndarray, grounds: np.ndarray, size: int) -> np.ndarray:
-    """Draw pictures, uint8 (N, 3, size, size).
-
-    Args:
-        figures: M figures that do not overlap.
-        owner: picture of each, (M,).
-        colours: levels of each, int (M, 3).
-        grounds: levels of the backgrounds, int (N, 3).
-        size: side of the pictures in pixels.
-    """
-    cover = coverage(figures, size)
-    width = cover.bright.shape[1]
-    shades = np.floor(colours * SHADE).astype(np.int64)
-    canvas = np.zeros((len(grounds), 3, size + 2 * width, size + 2 * width), np.int32)
-    rows = (cover.top + width)[:, None] + np.arange(width)
-    columns = (cover.left + width)[:, None] + np.arange(width)
-    for channel in range(3):
-        above = (colours[:, channel] - grounds[owner, channel])[:, None, None]
-        shade = (shades[:, channel] - grounds[owner, channel])[:, None, None]
-        added = cover.bright * above + cover.dark * shade
-        np.add.at(canvas[:, channel], (owner[:, None, None], rows[:, :, None], columns[:, None, :]), added)
-    canvas = canvas[:, :, width:-width, width:-width]
-    canvas = canvas + (cover.samples * grounds)[:, :, None, None]
-    return ((canvas + cover.samples // 2) // cover.samples).astype(np.uint8)
 
 
 def arrange(scene: Scene, u: Sequence[float]) -> list[tuple[float, float, float]]:
