@@ -91,29 +91,41 @@ def _path(config: dict[str, Any], model: ImageEmbedding, e: Tensor) -> Tensor:
         if is_animated(Path(config["out"])):
             raise UsageError(f"out={config['out']}: variations have no order to be animated in: use a .png or an .npz")
         return e
-    before, after = (model.embed_text(_condition(config, model, config[key])) for key in ("from_text", "text"))
+    before, after = (model.embed_text(_condition(config, key, model)) for key in ("from_text", "text"))
     try:
         return variations.text_path(e, before, after, steps, config["strength"])[:, 0]
     except ValueError as error:
         raise UsageError(f"from_text, text: {error}") from error
 
 
-def _condition(config: dict[str, Any], model: ImageEmbedding, text: str) -> Tensor:
-    """Encode a text for a model of captions, or the name of a class, (1, *condition.shape)."""
+def _condition(config: dict[str, Any], key: str, model: ImageEmbedding) -> Tensor:
+    """Encode the text of a key for a model of captions, or the name of a class, (1, *condition.shape).
+
+    Raises:
+        UsageError: for a text that is empty or too long, and an unknown class.
+    """
     import torch
 
     from genzoo.conditions import ClassLabels
     from genzoo.labels import class_names, class_number
 
-    if isinstance(model.condition, ClassLabels):
-        label = class_number(text, model.condition.n, class_names(config["run"]))
-        return torch.tensor([label], device=model.device)
-    return text_conditions(Path(config["run"]), model, [text]).y.to(model.device)
+    text = str(config[key])
+    if not isinstance(model.condition, ClassLabels):
+        return text_conditions(Path(config["run"]), model, [text]).y.to(model.device)
+    try:
+        label = class_number(int(text) if text.isdigit() else text, model.condition.n, class_names(config["run"]))
+    except UsageError as error:
+        raise UsageError(str(error).replace("label=", f"{key}=", 1)) from error
+    return torch.tensor([label], device=model.device)
 
 
 def _said(config: dict[str, Any], rows: int, columns: int) -> str:
     if config["to"] is not None:
-        return f"{rows} paths of {columns} points on the great circle from {config['image']} to {config['to']}"
+        return f"{_paths(rows)} of {columns} points on the great circle from {config['image']} to {config['to']}"
     if config["text"] is not None:
-        return f"{rows} paths of {columns} points from {config['from_text']!r} to {config['text']!r}"
+        return f"{_paths(rows)} of {columns} points from {config['from_text']!r} to {config['text']!r}"
     return f"{rows * columns} variations of {config['image']}"
+
+
+def _paths(rows: int) -> str:
+    return "1 path" if rows == 1 else f"{rows} paths"
