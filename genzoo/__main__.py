@@ -26,7 +26,9 @@ BAD_INPUT, INTERRUPTED = 2, 130
 EXPLAIN = """python -m genzoo explain [command] [key=value ...] key ...
 
 Prints the file and line that set each key, such as: python -m genzoo explain model=ddpm data=digits optimizer.lr"""
-OWN_FILES = ("sample", "edit", "encode", "decode", "reconstruct", "interpolate", "traverse", "attribute", "trajectory")
+OWN_FILES = (
+    "sample", "edit", "vary", "encode", "decode", "reconstruct", "interpolate", "traverse", "attribute", "trajectory",
+)  # fmt: skip
 LONGEST = 2000  # characters of a line on stderr
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genzoo.conditions import ClassLabels
+from genzoo.conditions import ClassLabels, Tokens
 from genzoo.config.check import check_section
 from genzoo.config.compose import preflight
 from genzoo.config.instantiate import build
@@ -45,7 +45,7 @@ from genzoo.event import EventSpec
 from genzoo.jobs.run_data import build_data, data_section, has_changed
 from genzoo.jobs.train import train as train_config
 from genzoo.labels import check_trained, class_names, class_numbers
-from genzoo.loading import guided, load, load_trained, with_augmentation
+from genzoo.loading import guided, guided_by, load, load_trained, with_augmentation
 from genzoo.model import GenerativeModel, TrainableModel
 from genzoo.numerics.precision import full_float32
 from genzoo.numerics.random import SampleStreams
@@ -255,9 +255,11 @@ def edit(
     method: str | None = None,
     n: int = 8,
     label: int | str | None = None,
+    text: str | None = None,
     seed: int = 0,
     batch_size: int = 64,
     sampler: Mapping[str, Any] | None = None,
+    guidance: float | Mapping[str, Any] | None = None,
     ema: bool = True,
     device: str = "auto",
     overrides: Sequence[str] = (),
@@ -277,9 +279,11 @@ def edit(
         method: a file of ``conf/method``; by default chosen by the family.
         n: draws of each observation.
         label: class of a conditional model, by number or by name.
+        text: caption, of a model trained with captions.
         seed: of all noise.
         batch_size: samples drawn at once; does not change the samples.
         sampler: configuration of the sampler of a denoiser's prior.
+        guidance: of a denoiser's prior, as in ``sample``.
         ema, device: as in ``sample``.
         overrides: further overrides, ``["task.sigma=0.1", "method.iterations=5"]``.
 
@@ -299,18 +303,30 @@ def edit(
         unknown = unknown[None]  # of all channels
     operator, sigma = build_task(job.config["task"], model.event, unknown)
     value = _observed(image, operator, model)
-    y = None
-    if model.condition is not None and label is None:
-        raise UsageError("label is missing: the model is conditional")
+    guide_by = None if guidance is None else build(_guidance_config(guidance), "guidance")
+    guided_model = model if guide_by is None else guided_by(model, guide_by)
+    if label is not None and text is not None:
+        raise UsageError("label, text: pass only one of them")
+    given = None
     if label is not None:
-        labels = _classes(run, model, label)
-        if len(labels) > 1:
-            raise UsageError(f"label={label}: must be one class, that of all observations")
-        y = torch.tensor(labels).expand(len(value))
+        given = torch.tensor(_classes(run, guided_model, label))
+    elif text is not None:
+        given = _texts(run, guided_model, text)
+    elif guided_model.condition is not None:
+        key = "text" if isinstance(guided_model.condition, Tokens) else "label"
+        raise UsageError(f"{key} is missing: the model is conditional")
+    if given is not None and len(given) > 1:
+        raise UsageError(f"label={label}, text={text}: must be one condition, that of all observations")
+    y = None if given is None else given.repeat_interleave(len(value), dim=0)
     node = job.config.get("method")
     denoiser: Any = sampling_denoiser(model) if sampler is not None else None
     build_sampler = choose(
-        model, operator, sigma, None if node is None else build(node, "method"), denoiser and denoiser.sampler
+        model,
+        operator,
+        sigma,
+        None if node is None else build(node, "method"),
+        denoiser and denoiser.sampler,
+        guide_by,
     )
     return draw_posterior(model, build_sampler, operator, value, sigma, n, y=y, seed=seed, batch_size=batch_size)
 

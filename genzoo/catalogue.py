@@ -61,6 +61,7 @@ MMD = "Gretton et al. 2012, https://jmlr.org/papers/v13/gretton12a.html"
 AUTHENTIC = "Alaa et al. 2022, https://arxiv.org/abs/2102.08921"
 COPIED = "Yoon et al. 2023, https://openreview.net/forum?id=shciCbSk9h"
 CONTRASTIVE = "Radford et al. 2021, https://arxiv.org/abs/2103.00020"
+CLIP_SCORE = "Hessel et al. 2021, https://arxiv.org/abs/2104.08718"
 SSIM = "Wang et al. 2004, https://doi.org/10.1109/TIP.2003.819861"
 ATTRIBUTES = "Cho, Zala, Bansal 2023, https://arxiv.org/abs/2202.04053"
 LIKELIHOOD = "Theis, van den Oord, Bethge 2016, https://arxiv.org/abs/1511.01844"
@@ -201,6 +202,10 @@ METRICS = (
     Metric(
         "classifier/cross_entropy_noisy", "cross-entropy on noisy data", "nats", "lower",
         "mean of -log p(y | x_t) over noisy test examples, at uniform angles of signal and noise", GUIDED,
+    ),
+    Metric(
+        "text/clip_score_{network}", "CLIP score ({network})", "2.5 max(cos, 0)", "higher",
+        "agreement of samples with their captions in the space of a contrastive network", CLIP_SCORE,
     ),
     Metric(
         "retrieval/loss", "contrastive loss", "nats", "lower",

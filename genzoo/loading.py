@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,8 +17,10 @@ from genzoo.devices import pick_device
 from genzoo.diffusion.denoiser import replaced, sampling_denoisers
 from genzoo.diffusion.guidance import AutoGuidance, ClassifierGuidance, NoisyCritic, guide
 from genzoo.errors import BUILD_ERRORS, UsageError, misfit
-from genzoo.model import Augmented, GenerativeModel, TrainableModel, frozen
+from genzoo.metrics.features import CONTRASTIVE, EMBEDDED, EmbeddedContrastive, embedded
+from genzoo.model import Augmented, GenerativeModel, ImageEmbedding, SharedEmbedding, TrainableModel, frozen
 from genzoo.runs import Run
+from genzoo.text import Tokenizer, run_tokenizer
 from genzoo.training.checkpoints import latest, load_file, load_weights
 
 PARENTS = "parents"  # folder of a run with the weights of finished models used in its training
@@ -50,6 +53,7 @@ def load(
     sampler: dict[str, Any] | None = None,
     guidance: dict[str, Any] | None = None,
     augmentation: float | None = None,
+    prior_guidance: float | None = None,
     trust: Sequence[str] = (),
 ) -> GenerativeModel:
     """Load the model of a run directory, ready to sample from.
@@ -67,6 +71,7 @@ def load(
         sampler: configuration that replaces the run's sampler, for a ``Denoiser``.
         guidance: configuration of the guidance of its samples, a file of ``conf/guidance``; the guided model only samples.
         augmentation: noise level of the smaller images of a cascade; None for that of training's evaluation.
+        prior_guidance: scale of the guidance of the embeddings of ``ImageEmbedding``; None for that of training's evaluation.
         trust: allowed classes outside genzoo.
 
     Returns:
@@ -75,7 +80,8 @@ def load(
     Raises:
         ValueError: with a one-line message, for an invalid run, damaged files, or untrusted classes.
     """
-    return sampled_by(load_trained(run, ema=ema, device=device, trust=trust), sampler, guidance, augmentation)
+    model = load_trained(run, ema=ema, device=device, trust=trust)
+    return sampled_by(model, sampler, guidance, augmentation, prior_guidance)
 
 
 def sampled_by(
@@ -83,6 +89,7 @@ def sampled_by(
     sampler: dict[str, Any] | None,
     guidance: dict[str, Any] | None,
     augmentation: float | None = None,
+    prior_guidance: float | None = None,
 ) -> GenerativeModel:
     """Return a model with the sampler, guidance and noise level of a configuration, if any; arguments as in ``load``.
 
@@ -95,6 +102,8 @@ def sampled_by(
         set_sampler(model, sampler)
     if augmentation is not None:
         model = with_augmentation(model, augmentation)
+    if prior_guidance is not None:
+        model = with_prior_guidance(model, prior_guidance)
     return model if guidance is None else guided(model, guidance)
 
 
@@ -104,7 +113,15 @@ def guided(model: GenerativeModel, config: dict[str, Any]) -> GenerativeModel:
     Raises:
         UsageError: for a guidance that does not fit the model.
     """
-    guidance = build(config, "guidance")
+    return guided_by(model, build(config, "guidance"))
+
+
+def guided_by(model: GenerativeModel, guidance: Callable[..., Any]) -> GenerativeModel:
+    """Return a model whose samples are guided, see ``genzoo.diffusion.guidance.guide``.
+
+    Raises:
+        UsageError: for a guidance that does not fit the model.
+    """
     try:
         return guide(model, guidance)
     except BUILD_ERRORS as error:
@@ -133,7 +150,80 @@ def classifier_guidance(run: str | os.PathLike[str], scale: float, interval: tup
     return functools.partial(ClassifierGuidance, classifier=classifier, scale=scale, interval=interval)
 
 
+def load_encoder(run: str | os.PathLike[str]) -> SharedEmbedding:
+    """Load the contrastive network of a run, on the CPU.
+
+    Raises:
+        UsageError: for a run of another model.
+    """
+    model = load_trained(run, device="cpu")
+    if not isinstance(model, SharedEmbedding):
+        raise UsageError(f"encoder.run={run}: {type(model).__name__} is no contrastive network: train model=clip")
+    return model
+
+
+def shipped_encoder(name: str) -> SharedEmbedding:
+    """Load a contrastive network that is included in genzoo, such as clip_shapes, on the CPU.
+
+    Raises:
+        UsageError: for an unknown name.
+    """
+    names = [name for name in embedded() if name.startswith(CONTRASTIVE)]
+    if name not in names:
+        raise UsageError(f"encoder.name={name}: is not among {', '.join(names)}: use encoder=clip or encoder=run")
+    model = build(_shipped_config(name), "encoder")
+    model.encoders.load_state_dict(EmbeddedContrastive(name).network.state_dict())
+    return model.eval().requires_grad_(False)
+
+
+def _shipped_config(name: str) -> dict[str, Any]:
+    """Return the configuration of the model of a contrastive network that is included in genzoo."""
+    card = json.loads((EMBEDDED / "networks.json").read_text())[name]
+    return {
+        "_target_": "genzoo.families.clip.Contrastive",
+        "event": {"_target_": "genzoo.event.EventSpec", "shape": [3, card["side"], card["side"]], "levels": 256},
+        "condition": {
+            "_target_": "genzoo.conditions.Tokens",
+            "length": card["length"],
+            "vocabulary": card["vocabulary"],
+        },
+        "network": {"_target_": "genzoo.nn.resnet.ConvEncoder", "_partial_": True, **card["image"]},
+        "dim": card["dim"],
+        "text_width": card["text_width"],
+    }
+
+
 LOAD, FROZEN = f"{load.__module__}.{load.__name__}", f"{frozen.__module__}.{frozen.__name__}"
+LOAD_ENCODER, SHIPPED = (f"{function.__module__}.{function.__name__}" for function in (load_encoder, shipped_encoder))
+LOADERS = (LOAD, LOAD_ENCODER, SHIPPED)
+
+
+def check_tokenizers(node: Any, tokenizer: Tokenizer | None) -> None:
+    """Check that the tokens of finished models in the configuration of a new run are those of its data.
+
+    Args:
+        node: plain types.
+        tokenizer: of the data; None for data without captions.
+
+    Raises:
+        UsageError: for models of other tokens.
+    """
+    if isinstance(node, list):
+        for item in node:
+            check_tokenizers(item, tokenizer)
+    if not isinstance(node, dict):
+        return
+    target, found = node.get("_target_"), None
+    if target in (LOAD, LOAD_ENCODER) and (run := Run(node["run"])).status.get("tokenizer_sha256"):
+        found, source = run_tokenizer(run).sha256, f"run={node['run']}"
+    elif target == SHIPPED:
+        found, source = EmbeddedContrastive(node["name"]).tokenizer.sha256, f"name={node['name']}"
+    if found is not None and (tokenizer is None or tokenizer.sha256 != found):
+        raise UsageError(
+            f"{source}: has another tokenizer than the data; set data.n, data.vocabulary as in its training"
+        )
+    for item in node.values():
+        check_tokenizers(item, tokenizer)
 
 
 def inline_runs(node: Any) -> Any:
@@ -146,14 +236,18 @@ def inline_runs(node: Any) -> Any:
         return [inline_runs(item) for item in node]
     if not isinstance(node, dict):
         return node
-    if node.get("_target_") == LOAD:
-        return {"_target_": FROZEN, "model": Run(node["run"]).config["model"]}
+    if node.get("_target_") in LOADERS:
+        shipped = node["_target_"] == SHIPPED
+        return {
+            "_target_": FROZEN,
+            "model": _shipped_config(node["name"]) if shipped else Run(node["run"]).config["model"],
+        }
     return {key: inline_runs(value) for key, value in node.items()}
 
 
 def with_parents(
     node: Any, key: str, make: Callable[[Any, str], Any], folder: Path | None = None
-) -> tuple[Any, dict[str, GenerativeModel]]:
+) -> tuple[Any, dict[str, TrainableModel]]:
     """Build the models of finished runs in the configuration of a model.
 
     Args:
@@ -172,10 +266,10 @@ def with_parents(
         items = {str(i): (item, f"{key}[{i}]") for i, item in enumerate(node)}
     elif not isinstance(node, dict):
         return node, {}
-    elif node.get("_target_") == (FROZEN if folder else LOAD):
+    elif node.get("_target_") in ((FROZEN,) if folder else LOADERS):
         parent = make(node, key)
-        if not isinstance(parent, GenerativeModel):
-            raise UsageError(f"{key}: {type(parent).__name__} is not a GenerativeModel")
+        if not isinstance(parent, TrainableModel):
+            raise UsageError(f"{key}: {type(parent).__name__} is not a TrainableModel")
         if folder and folder.is_dir():
             load_file(folder, f"{key}.safetensors", parent)
         return parent, {key: parent}
@@ -232,6 +326,21 @@ def with_augmentation(model: GenerativeModel, augmentation: float) -> Generative
     except ValueError as error:
         raise UsageError(str(error)) from error
     return replaced(model, augmentation=augmentation)
+
+
+def with_prior_guidance(model: GenerativeModel, scale: float) -> GenerativeModel:
+    """Return a model with another scale of the guidance of its embeddings, sharing the weights of the given one.
+
+    Raises:
+        UsageError: for a model without it, and a prior that cannot be guided.
+    """
+    if not isinstance(model, ImageEmbedding):
+        raise UsageError(f"prior_guidance: {type(model).__name__} has no prior over embeddings; omit it")
+    try:
+        model.check_prior_guidance(scale)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return replaced(model, prior_guidance=scale)
 
 
 def check_sampler(model: GenerativeModel) -> None:

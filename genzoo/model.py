@@ -675,7 +675,7 @@ class LogitGuided(GenerativeModel):
         """
 
 
-def frozen(model: GenerativeModel) -> GenerativeModel:
+def frozen(model: TrainableModel) -> TrainableModel:
     """Freeze the weights of a pretrained model."""
     return model.requires_grad_(False)
 

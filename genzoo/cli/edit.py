@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genzoo.cli.output import check_format, check_out
-from genzoo.cli.trained import class_indices, open_model
+from genzoo.cli.trained import chosen_conditions, open_model
 from genzoo.errors import UsageError
 from genzoo.jobs.resources import resources
 
@@ -32,7 +32,7 @@ class Subject:
         value: (B, *operator.shape).
         kept: bytes of the pictures, uint8 (B, C, H, W), whose known pixels are copied into the output; None otherwise.
         truth: levels of images, (B, C, H, W), or vectors, (B, D); None for observations.
-        y: classes, (B,); None without.
+        y: conditions, (B, *condition.shape); None without.
     """
 
     value: Tensor
@@ -57,21 +57,24 @@ def _edit(config: dict[str, Any]) -> None:
     from genzoo.diffusion.denoiser import Denoiser
     from genzoo.editing.posterior import choose, draw_posterior
     from genzoo.editing.task import build_task, read_mask
+    from genzoo.loading import guided_by
 
     out = Path(config["out"])
     check_out(out, (".png", ".npz"))
     scores_path = out.with_suffix(".json")
     if scores_path.is_dir():
         raise UsageError(f"out={out}: the scores go to {scores_path}, which is a folder")
-    model = open_model(config)
+    model = open_model({**config, "guidance": None})
     check_format(out, model.event)
+    guidance = build(config["guidance"], "guidance") if config.get("guidance") else None
+    guided = model if guidance is None else guided_by(model, guidance)  # whose condition may be that of a classifier
     mask = None if config["mask"] is None else read_mask(config["mask"], model.event)
     operator, sigma = build_task(config["task"], model.event, mask)
     node = config.get("method")
     method = None if node is None else build(node, "method")
     sampler: Any = model.sampler if isinstance(model, Denoiser) and config.get("sampler") else None
-    chosen = choose(model, operator, sigma, method, sampler)
-    subject = find_subject(config, model, operator, sigma)
+    chosen = choose(model, operator, sigma, method, sampler, guidance)
+    subject = find_subject(config, guided, operator, sigma)
     drawn = draw_posterior(
         model,
         chosen,
@@ -98,13 +101,14 @@ def find_subject(config: dict[str, Any], model: GenerativeModel, operator: Linea
     Raises:
         UsageError: naming the file and the cause.
     """
-    import torch
-
+    from genzoo.conditions import Tokens
     from genzoo.editing.posterior import degrade
     from genzoo.editing.task import read_observation
 
-    labels = class_indices(config, model)
-    if model.condition is not None and labels is None and config["split"] is None:
+    asked = chosen_conditions(config, model)
+    if model.condition is not None and asked is None and config["split"] is None:
+        if isinstance(model.condition, Tokens):
+            raise UsageError("text is missing: the model is conditional; set text=..., the caption of the image")
         raise UsageError("label is missing: the model is conditional; set label=..., the class of the image")
     if config["split"] is not None or Path(config["image"]).is_dir():
         x, truth, y = whole_events(config, model)
@@ -112,9 +116,7 @@ def find_subject(config: dict[str, Any], model: GenerativeModel, operator: Linea
     else:
         value, kept = read_observation(Path(config["image"]), operator, model.event)
         subject = Subject(value, None if sigma else kept)
-    if labels is None:
-        return subject
-    return replace(subject, y=torch.full((len(subject.value),), labels[0]))
+    return subject if asked is None else replace(subject, y=asked.y[:1].repeat_interleave(len(subject.value), dim=0))
 
 
 def whole_events(config: dict[str, Any], model: GenerativeModel) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -246,7 +248,9 @@ def score(
             "task": {**config["task"], "mask": config["mask"], "sigma": sigma},
             "method": config.get("method"),
             "sampler": config.get("sampler"),
+            "guidance": config.get("guidance"),
             "label": config["label"],
+            "text": config.get("text"),
             "seed": config["seed"],
             "weights": "ema" if config["ema"] else "raw",
         },

@@ -75,7 +75,8 @@ def score_run(config: dict[str, Any]) -> None:
     sampler = config.get("sampler")
     model = load_trained(run.path, ema=config["ema"], device=device, trust=config["trust"])
     if isinstance(model, GenerativeModel) or sampler or config.get("guidance"):
-        model = sampled_by(model, sampler, config.get("guidance"), config.get("augmentation"))
+        scales = config.get("augmentation"), config.get("prior_guidance")
+        model = sampled_by(model, sampler, config.get("guidance"), *scales)
     options = EvalSettings(**settings if isinstance(model, GenerativeModel) else {**settings, "n": 0})
     check_settings(model, options)
     network = pick_network(options, section["name"], EventSpec(section["shape"], section["levels"]), needed=True)

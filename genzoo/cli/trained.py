@@ -37,6 +37,7 @@ def open_model(config: dict[str, Any]) -> GenerativeModel:
         sampler=config.get("sampler"),
         guidance=config.get("guidance"),
         augmentation=config.get("augmentation"),
+        prior_guidance=config.get("prior_guidance"),
         trust=config["trust"],
     )
 

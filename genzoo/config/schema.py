@@ -269,12 +269,14 @@ class Train(Section):
 
 
 Augmentation = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None
+Scale = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] | None
 
 
 class Sample(Section):
     sampler: Node | None = None
     guidance: Node | None = None
     augmentation: Augmentation = None
+    prior_guidance: Scale = None
     run: Place
     n: Annotated[int, Field(gt=0, le=2**24)] | None
     out: Place
@@ -294,6 +296,7 @@ class Evaluate(Section):
     sampler: Node | None = None
     guidance: Node | None = None
     augmentation: Augmentation = None
+    prior_guidance: Scale = None
     metrics: Metrics
     run: Place | None
     samples: Place | None
@@ -319,7 +322,7 @@ class Evaluate(Section):
         if self.samples is not None:
             if self.data is None:
                 raise ValueError("data is missing: set data=..., the reference of the samples")
-            for part in ("sampler", "guidance", "augmentation"):
+            for part in ("sampler", "guidance", "augmentation", "prior_guidance"):
                 if getattr(self, part) is not None:
                     raise ValueError(f"{part}: the samples are already drawn; omit it")
         elif self.data is not None or self.out is not None:
@@ -434,10 +437,34 @@ class Trajectory(OnRun):
     texts: Place | None = None
 
 
+class Vary(OnRun):
+    sampler: Node | None = None
+    guidance: Node | None = None
+    image: Place
+    to: Place | None
+    from_text: Caption | None
+    text: Caption | None
+    strength: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+    n: Annotated[int, Field(gt=0, le=2**12)] | None
+    steps: Animated | None
+    invert: bool
+    seed: Seed
+
+    @model_validator(mode="after")
+    def has_one_end(self) -> Vary:
+        if (self.from_text is None) != (self.text is None):
+            missing = "from_text" if self.from_text is None else "text"
+            raise ValueError(f"{missing} is missing: a change is from a text to another, from_text=... text=...")
+        if self.text is not None and self.to is not None:
+            raise ValueError("to, text: set only one of them")
+        return self
+
+
 class Edit(Section):
     task: Node
     method: Node | None = None
     sampler: Node | None = None
+    guidance: Node | None = None
     run: Place
     image: Place | None
     split: Literal["test"] | None
@@ -447,6 +474,7 @@ class Edit(Section):
     out: Place
     seed: Seed
     label: Annotated[int | str | None, PlainValidator(_is_class)]
+    text: Caption | None = None
     ema: bool
     batch_size: Count
     device: Device
@@ -477,4 +505,5 @@ SCHEMAS: dict[str, type[Section]] = {
     "traverse": Traverse,
     "attribute": Attribute,
     "trajectory": Trajectory,
+    "vary": Vary,
 }

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from genzoo.diffusion.denoiser import Denoiser
+from genzoo.diffusion.guidance import Guidance, GuidedSampler
 from genzoo.diffusion.inverse import Inpainting, InverseSampler, LinearOperator, MomentMatching, Observation
 from genzoo.diffusion.samplers import Ancestral, Sampler
 from genzoo.diffusion.schedules import DiscreteSchedule
@@ -84,18 +85,27 @@ class Continuation:
 
 
 def choose(
-    model: GenerativeModel, operator: LinearOperator, sigma: float, method: Method | None, sampler: Sampler | None
+    model: GenerativeModel,
+    operator: LinearOperator,
+    sigma: float,
+    method: Method | None,
+    sampler: Sampler | None,
+    guidance: Callable[[Denoiser], Guidance] | None = None,
 ) -> Callable[[Observation], Callable[..., Samples]]:
     """Return the sampler of posteriors, as a function of an observation.
+
+    With guidance the method takes the guided denoiser for E[x | x_t]. Its draws are no posterior samples, since no distribution
+    has the guided score: they trade diversity for the likelihood of the condition, as guided samples do.
 
     Args:
         model: any family.
         operator, sigma: of the observations.
         method: a subclass of ``InverseSampler`` or ``Langevin``, or a partial one; None for the family's default.
         sampler: of a denoiser's prior; None for a default.
+        guidance: of a denoiser's prior, which fits the model.
 
     Raises:
-        UsageError: for a family without the ability, and a method or sampler that does not fit it or the task.
+        UsageError: for a family without the ability, and a method, sampler or guidance that does not fit it or the task.
     """
     family = type(model).__name__
     kind: Any = method.func if isinstance(method, functools.partial) else method
@@ -109,7 +119,12 @@ def choose(
                 f"method={_name(kind)}: {family} is a denoiser: choose moment_matching, pigdm, dps or repaint"
             )
         prior = default_sampler(model) if sampler is None else sampler
-        build = lambda observation: chosen(observation, prior)  # noqa: E731
+        if guidance is None:
+            build = lambda observation: chosen(observation, prior)  # noqa: E731
+        else:
+            build = lambda observation: GuidedSampler(chosen(observation, prior), guidance)  # noqa: E731
+    elif guidance is not None:
+        raise UsageError(f"guidance: {family} is no denoiser, and its posterior is not guided; omit it")
     elif isinstance(model, Causal):
         if method is not None:
             raise UsageError(f"method={_name(kind)}: {family} continues pixels in raster order, exactly; omit it")

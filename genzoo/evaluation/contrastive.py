@@ -45,7 +45,7 @@ def candidate_sets(y: Tensor, size: int) -> Tensor:
 
 
 @torch.no_grad()
-def contrastive(model: SharedEmbedding, data: Any, settings: EvalSettings, setting: dict[str, Any]) -> dict[str, Any]:
+def retrieval(model: SharedEmbedding, data: Any, settings: EvalSettings, setting: dict[str, Any]) -> dict[str, Any]:
     """Compute the loss, and the accuracy of finding the text of an image and the image of a text among candidates.
 
     Args:

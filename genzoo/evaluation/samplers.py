@@ -15,7 +15,7 @@ from genzoo.diffusion.denoiser import sampling_denoisers
 from genzoo.diffusion.guidance import GuidedModel, GuidedSampler
 from genzoo.diffusion.samplers import Heun
 from genzoo.evaluation.describe import describe
-from genzoo.model import Augmented, Composite, GenerativeModel, LogitGuided
+from genzoo.model import Augmented, Composite, GenerativeModel, ImageEmbedding, LogitGuided
 from genzoo.numerics.random import SampleStreams
 
 HEUN_STEPS = 25  # two evaluations each but the last; shared by the denoisers of a composite model
@@ -99,6 +99,15 @@ def augmentation_of(model: GenerativeModel) -> float | None:
     while isinstance(model, Composite):
         if isinstance(model, Augmented):
             return model.augmentation
+        model = model.prior
+    return None
+
+
+def prior_guidance_of(model: GenerativeModel) -> float | None:
+    """Return the scale of the guidance of embeddings; None for models without them."""
+    while isinstance(model, Composite):
+        if isinstance(model, ImageEmbedding):
+            return model.prior_guidance
         model = model.prior
     return None
 

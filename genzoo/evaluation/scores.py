@@ -18,13 +18,20 @@ from genzoo.distributions.discretization import to_bytes
 from genzoo.errors import UsageError
 from genzoo.evaluation import samples
 from genzoo.evaluation.classification import classification
-from genzoo.evaluation.contrastive import contrastive
+from genzoo.evaluation.contrastive import retrieval
 from genzoo.evaluation.cost import announce, cost, estimate, training_cost
 from genzoo.evaluation.density import likelihood, reconstruction
 from genzoo.evaluation.records import saving, to_record
-from genzoo.evaluation.samplers import augmentation_of, guidance_card, sampler_card, sampler_label, within_evaluations
+from genzoo.evaluation.samplers import (
+    augmentation_of,
+    guidance_card,
+    prior_guidance_of,
+    sampler_card,
+    sampler_label,
+    within_evaluations,
+)
 from genzoo.evaluation.settings import EvalData, EvalSettings
-from genzoo.evaluation.text import attribute_scores, held_out_captions
+from genzoo.evaluation.text import attribute_scores, clip_scores, contrastive_network, held_out_captions
 from genzoo.event import EventSpec
 from genzoo.metrics.features import (
     FeatureError,
@@ -107,7 +114,7 @@ def evaluate_model(
     if not isinstance(model, GenerativeModel):
         with full_float32():
             if isinstance(model, SharedEmbedding):
-                metrics = contrastive(model, eval_data.data, settings, setting)
+                metrics = retrieval(model, eval_data.data, settings, setting)
             else:
                 metrics = classification(model, eval_data.data, settings, setting)
             metrics |= training_cost(model, trained.costs)
@@ -135,6 +142,8 @@ def evaluate_model(
                 setting |= {"guidance": guidance}
             if (augmentation := augmentation_of(model)) is not None:
                 setting |= {"augmentation": augmentation}
+            if (scale := prior_guidance_of(model)) is not None:
+                setting |= {"prior_guidance": scale}
             costs = cost(model, settings, setting, trained.costs)
             metrics |= costs
             if settings.n:
@@ -204,7 +213,7 @@ def quality(
         found, warnings = compare(x, y, eval_data, settings, setting, network, model.device)
     except NonFiniteError as error:  # features of samples that are finite
         return {}, [str(error)]
-    of_text, of_captions = faithfulness(model, x, y, eval_data, settings, setting)
+    of_text, of_captions = faithfulness(model, x, y, eval_data, settings, setting, network)
     return found | of_text, warnings + of_captions
 
 
@@ -215,12 +224,21 @@ def faithfulness(
     eval_data: EvalData,
     settings: EvalSettings,
     setting: dict[str, Any],
+    network: FeatureNetwork | None,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Compare samples with their captions, and others with captions of the test split, where a program can read them."""
+    """Compare samples with their captions, and others with captions of the test split.
+
+    A program reads the captions where there is one, and a contrastive network.
+    """
     data = eval_data.data
-    if y is None or data.tokenizer is None or data.checker is None:
+    if y is None or data.tokenizer is None:
         return {}, []
-    scores = attribute_scores(x, data.tokenizer.decode(y), data.checker, "text/attributes", f"{eval_data.name}/train")
+    captions, reference = data.tokenizer.decode(y), f"{eval_data.name}/train"
+    scorer = contrastive_network(eval_data.name, network)
+    scores = {} if scorer is None else clip_scores(x, captions, scorer, model, reference)
+    if data.checker is None:
+        return _records(scores, setting), []
+    scores |= attribute_scores(x, captions, data.checker, "text/attributes", reference)
     warnings = []
     held_out = held_out_captions(data, settings.n, setting["seed"])
     x, y, broken = draw(model, settings.n, settings.batch_size, setting["seed"], held_out)
@@ -229,8 +247,11 @@ def faithfulness(
     else:
         captions = data.tokenizer.decode(y)
         scores |= attribute_scores(x, captions, data.checker, "text/held_out", f"{eval_data.name}/test")
-    records = {name: to_record(name, m.value, m.stderr, m.protocol, setting, m.detail) for name, m in scores.items()}
-    return records, warnings
+    return _records(scores, setting), warnings
+
+
+def _records(scores: dict[str, samples.MetricResult], setting: dict[str, Any]) -> dict[str, Any]:
+    return {name: to_record(name, m.value, m.stderr, m.protocol, setting, m.detail) for name, m in scores.items()}
 
 
 def compare(
@@ -291,10 +312,7 @@ def compare(
         )
         found |= {f"memorisation/{name}": measured for name, measured in copies.items()}
         warnings += [warning] if warning else []
-    return (
-        {name: to_record(name, m.value, m.stderr, m.protocol, setting, m.detail) for name, m in found.items()},
-        warnings,
-    )
+    return _records(found, setting), warnings
 
 
 def _progress(split: str, n: int, done: int) -> None:

@@ -90,6 +90,7 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
     from genzoo.evaluation.scores import pick_network
     from genzoo.evaluation.settings import EvalData, EvalSettings
     from genzoo.event import EventSpec
+    from genzoo.loading import check_tokenizers
     from genzoo.training.budget import Budget
 
     make = functools.partial(build, trusted=old is None, trust=trust)
@@ -108,6 +109,8 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
     check_optimizer(optimizer, step=False)
     data = make(config["data"]["source"], "data") if data is None else data
     check_data(config["data"], data, model)
+    if old is None:
+        check_tokenizers(config["model"], data.tokenizer)
     if rank_of(settings.devices) == 0:
         for line in [*data.notes, *unseen_classes(data)]:
             note(line)

@@ -5,6 +5,8 @@
     dinov2           any image, resized to 224 pixels         1024                ViT-L/14, as in Stein et al. 2023
     fashion_mnist    any image, grey, resized to 28 pixels    64         10       embedded
     digits           any image, grey, resized to 8 pixels     64         10       embedded
+    clip_shapes      any image, resized to 32 pixels          64                  embedded; of images and captions
+    clip_emoji       any image, resized to 32 pixels          64                  embedded; of images and captions
     identity         vectors                                  D
 
 Inputs are bytes, (N, C, H, W) uint8, as in an image file; resizing and scaling are part of the network. Only a Frechet distance
@@ -33,6 +35,7 @@ import json
 import os
 import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.request import Request, urlopen
@@ -41,12 +44,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genzoo.conditions import Tokens
 from genzoo.console import log_stderr
 from genzoo.environment import home
+from genzoo.nn.contrastive import DualEncoder
+from genzoo.nn.embeddings import embedding
+from genzoo.nn.resnet import ConvEncoder
 from genzoo.numerics.precision import full_float32
 from genzoo.runs import ResourceError, write_atomically
+from genzoo.text import Tokenizer
 
 EMBEDDED = Path(__file__).parent / "networks"
+CONTRASTIVE = "clip_"  # prefix of the names of embedded contrastive networks
 INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 )
@@ -178,6 +187,27 @@ class SmallConvNet(nn.Module):
         return features, self.head(F.silu(features))
 
 
+def _packaged(name: str) -> tuple[dict[str, Any], dict[str, Tensor], str]:
+    """Read a packaged network: its record in ``networks.json``, its weights, and their SHA-256.
+
+    Raises:
+        FeatureError: for a file with another SHA-256.
+    """
+    from safetensors.torch import load
+
+    record = json.loads((EMBEDDED / "networks.json").read_text())[name]
+    content = _verified(EMBEDDED / f"{name}.safetensors", record["sha256"])
+    return record, load(content), record["sha256"]
+
+
+def _verified(file: Path, expected: str) -> bytes:
+    content = file.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected:
+        raise FeatureError(f"{file}: its SHA-256 is {found}, not {expected}: install genzoo again")
+    return content
+
+
 class Embedded(FeatureNetwork):
     """A small classifier packaged with genzoo, trained on the training split of its data set.
 
@@ -191,16 +221,10 @@ class Embedded(FeatureNetwork):
     """
 
     def __init__(self, name: str):
-        from safetensors.torch import load
-
-        config = json.loads((EMBEDDED / "networks.json").read_text())[name]
-        file = EMBEDDED / f"{name}.safetensors"
-        content = file.read_bytes()
-        self.name, self.sha256 = name, hashlib.sha256(content).hexdigest()
-        if self.sha256 != config["sha256"]:
-            raise FeatureError(f"{file}: its SHA-256 is {self.sha256}, not {config['sha256']}: install genzoo again")
+        config, weights, self.sha256 = _packaged(name)
+        self.name = name
         self.network = SmallConvNet(config["side"], config["num_classes"], config["width"], config["dim"])
-        self.network.load_state_dict(load(content))
+        self.network.load_state_dict(weights)
         self.network.eval().requires_grad_(False)
         self.dim, self.classes = config["dim"], name
         self.resize = f"grey, bilinear with antialiasing to {self.network.side}x{self.network.side}"
@@ -210,6 +234,53 @@ class Embedded(FeatureNetwork):
         if x.shape[-2:] != (side, side):
             x = F.interpolate(x, (side, side), mode="bilinear", antialias=True)
         return Features(*self.network(x / 127.5 - 1))
+
+
+class EmbeddedContrastive(FeatureNetwork):
+    """A small contrastive network of images and captions packaged with genzoo, trained on the training split of its data set.
+
+    The features of an image are its embedding times the square root of their number, so that their mean square is 1. The
+    hyperparameters, held-out retrieval accuracies and SHA-256 of weights and tokenizer are in ``networks.json``.
+
+    Args:
+        name: of a file in ``genzoo/metrics/networks``.
+
+    Attributes:
+        tokenizer: of captions.
+
+    Raises:
+        FeatureError: for a file with another SHA-256.
+    """
+
+    network: DualEncoder
+
+    def __init__(self, name: str):
+        config, weights, self.sha256 = _packaged(name)
+        tokenizer = _verified(EMBEDDED / f"{name}.tokenizer.json", config["tokenizer_sha256"])
+        self.name, self.dim, self.side = name, config["dim"], config["side"]
+        self.tokenizer = Tokenizer.from_json(tokenizer.decode())
+        image = ConvEncoder((3, self.side, self.side), (self.dim,), None, **config["image"])
+        condition = Tokens(self.tokenizer.length, self.tokenizer.vocabulary)
+        text = embedding(condition, config["text_width"], False, None)
+        self.network = DualEncoder(image, text, config["text_width"], self.dim)
+        self.network.load_state_dict({key: value.float() for key, value in weights.items()})
+        self.network.eval().requires_grad_(False)
+        self.resize = f"colour, bilinear with antialiasing to {self.side}x{self.side}"
+
+    def forward(self, images: Tensor) -> Features:
+        return Features(self.dim**0.5 * self._embed(images), None)
+
+    def _embed(self, images: Tensor) -> Tensor:
+        x = _colour(images).float()
+        if x.shape[-2:] != (self.side, self.side):
+            x = F.interpolate(x, (self.side, self.side), mode="bilinear", antialias=True)
+        return self.network.embed_image((x + 0.5) / 128 - 1, None)
+
+    def embed_text(self, captions: Sequence[str]) -> Tensor:
+        """Embed captions, of which long ones are cut, -> (N, D) of norm 1, on the CPU."""
+        tokens = self.tokenizer.encode(captions, truncate=True).split(500)
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), full_float32():
+            return torch.cat([self.network.embed_text(part.to(self.device)).cpu() for part in tokens])
 
 
 class Inception(FeatureNetwork):
@@ -304,8 +375,9 @@ def default_feature_network(data: str, shape: tuple[int, ...], levels: int | Non
     """Default feature network of a data set: an embedded one trained on it or on images of its shape, else Inception."""
     if levels is None:
         return "identity"
-    if data in embedded():
-        return data
+    for name in (data, f"clip_{data}"):
+        if name in embedded():
+            return name
     return "fashion_mnist" if shape == (1, 28, 28) else "inception"
 
 
@@ -325,7 +397,7 @@ def feature_network(
     if name == "dinov2":
         return DINOv2(dinov2_weights)
     if name in embedded():
-        return Embedded(name)
+        return (EmbeddedContrastive if name.startswith(CONTRASTIVE) else Embedded)(name)
     known = ", ".join(["inception", "dinov2", *embedded(), "identity"])
     raise FeatureError(f"metrics.features={name}: choose from {known}")
 

@@ -55,23 +55,23 @@ class TimeAndText(nn.Module):
         parts = list(condition.parts if isinstance(condition, Joint) else [condition] if condition else [])
         places = [i for i, part in enumerate(parts) if isinstance(part, Tokens)]
         if condition is None or not places:
-            raise ValueError(
-                "cross_attention needs captions: set data=shapes data.conditional=true, or other such data"
-            )
+            raise ValueError("cross_attention: the data have no captions: set data=shapes data.conditional=true")
         if len(places) > 1:
             raise ValueError(f"cross_attention is to one text, and the condition has {len(places)}")
         self.spec, self.place = condition, places[0]
         text = parts.pop(self.place)
         assert isinstance(text, Tokens)
-        self.rest: Condition | None = Joint(tuple(parts)) if parts else None
+        fixed = condition.fixed if isinstance(condition, Joint) else 0
+        is_fixed = self.place < fixed
+        self.rest: Condition | None = Joint(tuple(parts), fixed - is_fixed) if parts else None
         self.time = TimeAndCondition(features, self.rest, frequencies)
-        self.encoder = TextEncoder(text.length, text.vocabulary + 1, width, layers)
+        self.encoder = TextEncoder(text.length, text.vocabulary + (not is_fixed), width, layers)
         self.pooled = nn.Linear(width, features)
 
     def forward(self, t_B: Tensor, y: Tensor | None) -> tuple[Tensor, Text]:
         """Embed times, (B,), and conditions, (B, *condition.shape); None for the null value -> (B, E), and the text."""
         if y is None:
-            y = self.spec.null(self.spec.empty(len(t_B), t_B.device, self.pooled.weight.dtype))
+            y = self.spec.missing(len(t_B), t_B.device, self.pooled.weight.dtype)
         rest = None
         if isinstance(self.spec, Joint):
             values = list(self.spec.split(y))

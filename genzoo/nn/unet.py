@@ -42,7 +42,7 @@ class UNet(nn.Module):
         text_layers: its layers.
 
     Raises:
-        ValueError: if ``patch`` does not divide the sides, and for cross-attention without one text as condition.
+        ValueError: if ``patch`` does not divide the sides, for vectors, and for cross-attention without one text as condition.
     """
 
     def __init__(
@@ -72,6 +72,8 @@ class UNet(nn.Module):
             self.embedding = TimeAndText(embedding, embedded, channels, text_width, text_layers)
         else:
             self.embedding = TimeAndCondition(embedding, embedded, frequencies=channels)
+        if len(in_shape) != 3:
+            raise ValueError(f"a U-Net is for images (C, H, W), not {tuple(in_shape)}")
         in_channels, height, width = in_shape
         if height % patch or width % patch:
             raise ValueError(f"patch={patch} does not divide the {height}x{width} image")

@@ -36,6 +36,10 @@ SMALL = {
     "realnvp": ["model=realnvp", "model.network.width=4", "model.couplings=1", "model.scales=1"],
     "ddpm": ["model=ddpm", "model.network.channels=8", "model.network.multipliers=[1]", "model.schedule.num_steps=20",
              "sampler.steps=20"],
+    "clip": ["model=clip", "model.network.width=4", "model.dim=8", "model.text_width=8"],
+    "unclip": ["model=unclip", "data.conditional=true", "encoder.network.width=4", "encoder.dim=8", "encoder.text_width=8",
+               "prior.network.width=8", "prior.network.depth=1", "prior.sampler.steps=2", "sampler.steps=2",
+               "model.decoder.network.channels=8", "model.decoder.network.multipliers=[1]"],
     "wgan_gp": ["model=wgan_gp", "model.generator.width=4", "model.critic.width=4", "model.latent_dim=4"],
 }  # fmt: skip
 

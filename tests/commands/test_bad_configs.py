@@ -171,6 +171,21 @@ PAIRS = """
     model=ddpm teacher=run teacher.run=x|teacher
     model=flow_matching teacher=run|teacher.run
     model=flow_matching teacher=run teacher.run=/nowhere|/nowhere
+    model=unclip data=digits|data.conditional=true
+    model=unclip data=digits data.conditional=true encoder=run|encoder.run
+    model=unclip data=digits data.conditional=true encoder=run encoder.run=/nowhere|/nowhere
+    model=unclip data=digits data.conditional=true encoder=shipped|encoder.name=clip_digits
+    model=unclip data=digits data.conditional=true model.candidates=0|candidates
+    model=unclip data=digits data.conditional=true model.decoder.condition_dropout=[0.1]|condition_dropout
+    model=ddpm encoder=clip|encoder
+    model=clip data=digits data.conditional=false|data.conditional=true
+    vary|run
+    vary run=.|image
+    vary run=. image=x text=x|from_text
+    vary run=. image=x from_text=x text=y to=z|to, text
+    vary run=. image=x strength=2|strength
+    vary run=. image=x steps=1|steps
+    vary run=/nowhere image=x|/nowhere
     model=latent codec=run|codec.run
     model=latent codec=run codec.run=/nowhere|/nowhere
     model=latent prior=pixelcnn|prior

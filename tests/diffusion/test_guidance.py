@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -11,13 +12,16 @@ from torch import Tensor
 from genzoo.conditions import ClassLabels
 from genzoo.diffusion.denoiser import Denoiser, DenoiserWrapper
 from genzoo.diffusion.guidance import AutoGuidance, ClassifierFreeGuidance
+from genzoo.diffusion.inverse import DPS, Inpainting, Observation, PiGDM, RePaint
 from genzoo.diffusion.path import PARAMETERIZATIONS, Parameterization, Prediction
 from genzoo.diffusion.samplers import DDIM, AdaptiveODE, Ancestral, EulerMaruyama, Heun
 from genzoo.diffusion.schedules import EDMSchedule, VPSchedule
+from genzoo.editing.posterior import choose
 from genzoo.families.ddpm import DDPM
 from genzoo.families.flow_matching import FlowMatching
+from genzoo.model import Samples
 from tests.exact import ExactDenoiser, GaussianDenoiser, moments
-from tests.test_interface import every
+from tests.test_interface import conditions, every
 
 EDM = EDMSchedule()
 T = float(EDM.at(torch.ones(())).sigma) ** 2  # variance of the noise at the end of the path
@@ -163,7 +167,7 @@ def test_what_cannot_be_guided_is_refused():
 @every(Denoiser, conditional=True)
 def test_every_conditional_denoiser_is_guided_on_points_and_images(case):
     model = case.model()
-    y, rng = torch.arange(4) % model.condition.n, torch.Generator()
+    y, rng = conditions(model, 4), torch.Generator()
     sampler = Heun(steps=3)
     plain = sampler(model, 4, y, rng.manual_seed(0))
     same = sampler(ClassifierFreeGuidance(model, 1.0), 4, y, rng.manual_seed(0))
@@ -173,3 +177,46 @@ def test_every_conditional_denoiser_is_guided_on_points_and_images(case):
     t = torch.full((4,), 0.5)
     c, u = (model.predict(plain.x, t, condition).mean for condition in (y, None))
     torch.testing.assert_close(ClassifierFreeGuidance(model, 3.0).predict(plain.x, t, y).mean, 3 * c - 2 * u)
+
+
+# Posteriors
+
+
+def filled(method, sampler, scale: float):
+    """Draw the second of two independent coordinates of class 0, given the first one, with guidance."""
+    operator = Inpainting((2,), torch.tensor([False, True]))
+    guidance = functools.partial(ClassifierFreeGuidance, scale=scale)
+
+    def draw(denoiser: Denoiser, n: int) -> Samples:
+        build = choose(denoiser, operator, 0.0, method, sampler, guidance)
+        observation = Observation(operator, torch.full((n, 1), 0.7, dtype=torch.float64))
+        return build(observation)(denoiser, n, torch.zeros(n, dtype=torch.long))
+
+    return draw
+
+
+def two(variance: float, mean: float = 0.0, schedule=EDM) -> GaussianDenoiser:
+    return GaussianDenoiser(schedule, [mean, mean], [variance, variance])
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize("method", [None, PiGDM])
+def test_an_independent_coordinate_is_filled_from_its_guided_distribution(method, scale, monkeypatch):
+    mean, covariance = moments(filled(method, Heun(400), scale), OfAClass(two(C), two(U)), monkeypatch)
+    expected = torch.tensor([[0, 0], [0, C**scale * U ** (1 - scale)]], dtype=torch.float64)
+    torch.testing.assert_close(covariance, expected, rtol=2e-3, atol=1e-9)
+    torch.testing.assert_close(mean, torch.tensor([0.7, 0.0], dtype=torch.float64), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", [functools.partial(RePaint, resamplings=2), functools.partial(DPS, normalize=False)])
+def test_chains_fill_about_the_guided_mean(method, monkeypatch):
+    both = OfAClass(two(1.0, 0.5, VPSchedule()), two(1.0, 0.0, VPSchedule()))
+    means = [moments(filled(method, DDIM(200), scale), both, monkeypatch)[0].tolist() for scale in (0.0, 1.0, 3.0)]
+    assert [first for first, _ in means] == pytest.approx([0.7, 0.7, 0.7], abs=1e-9)
+    assert [second for _, second in means] == pytest.approx([0.0, 0.5, 1.5], abs=0.03)
+
+
+def test_evaluations_of_guided_posteriors_are_counted():
+    denoiser, n = OfAClass(two(C), two(U)), 2
+    for method, each in ((PiGDM, 2 * (1 + 1)), (DPS, 2 + 2), (functools.partial(RePaint, resamplings=1), 2)):
+        assert filled(method, DDIM(4, eta=1.0), 3.0)(denoiser, n).nfe == 4 * each

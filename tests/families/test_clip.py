@@ -16,7 +16,7 @@ from genzoo.data.dataset import DataSet, Split
 from genzoo.data.loader import Batches
 from genzoo.diffusion.noisy import at_angle
 from genzoo.distributions.discretization import bin_center
-from genzoo.evaluation.contrastive import CANDIDATES, candidate_sets, contrastive
+from genzoo.evaluation.contrastive import CANDIDATES, candidate_sets, retrieval
 from genzoo.evaluation.settings import EvalSettings
 from genzoo.event import EventSpec
 from genzoo.families.clip import Contrastive, NoiseConditionalContrastive, cross_entropies
@@ -253,7 +253,7 @@ def test_retrieval_counts_what_has_the_largest_cosine(n, right):
     x[right:, 0] = 1.0
     data = DataSet(Split(x, torch.arange(n)), Split(x, torch.arange(n)), None, tuple(map(str, range(n))))
     model = Known(right, n).eval()
-    found = contrastive(model, data, EvalSettings(events=None), {"seed": 0})
+    found = retrieval(model, data, EvalSettings(events=None), {"seed": 0})
     assert found["retrieval/image_to_text"]["value"] == pytest.approx(right / n)
     by_hand = [float(x[:, j].argmax() == j) for j in range(n)]
     assert found["retrieval/text_to_image"]["value"] == pytest.approx(sum(by_hand) / n)
