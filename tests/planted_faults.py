@@ -2379,8 +2379,8 @@ FAULTS = [
     Fault(
         "variations: texts are exchanged",
         "cli/vary.py",
-        'for key in ("from_text", "text"))\n',
-        'for key in ("text", "from_text"))\n',
+        '_condition(config, "from_text", model), _condition(config, "text", model)',
+        '_condition(config, "text", model), _condition(config, "from_text", model)',
         "tests/commands/test_vary.py",
     ),
 ]
