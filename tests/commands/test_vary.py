@@ -13,7 +13,7 @@ from torch import Tensor
 
 import genzoo as package
 from genzoo.data import digits
-from genzoo.distributions.discretization import bin_center, to_bytes
+from genzoo.distributions.discretization import to_bytes
 from genzoo.editing.task import from_bytes
 from genzoo.evaluation.samples import stored
 from genzoo.numerics.random import SampleStreams
@@ -40,7 +40,7 @@ def here(monkeypatch, tmp_path) -> Path:
 
 
 def pictures() -> Tensor:
-    return bin_center(digits().test.x[:2], 17)
+    return from_bytes(stored(digits().test.x[:2], 17), 17)
 
 
 def vary(run: Path, *words: str) -> np.ndarray:
@@ -105,7 +105,7 @@ def test_guidance_and_animations(run):
     assert not np.array_equal(vary(run, "n=2", "guidance=3"), vary(run, "n=2"))
     assert genzoo("vary", f"run={run}", "image=a.png", "to=b.png", "out=x.gif", "n=2").code == 0
     with Image.open("x.gif") as animation:
-        assert animation.n_frames > 5
+        assert animation.n_frames > 1
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_guidance_and_animations(run):
         (["image=a.png", "to=c.png"], "to=c.png: there is no such file"),
         (["image=a.png", "text=3"], "from_text is missing"),
         (["image=a.png", "from_text=3"], "text is missing"),
-        (["image=a.png", "from_text=3", "text=3"], "the same embedding"),
+        (["image=a.png", "from_text=3", "text=3"], "are equal, and have no difference"),
         (["image=a.png", "from_text=3", "text=11"], "text=11"),
         (["image=a.png", "from_text=3", "text=4", "to=b.png"], "to, text: set only one"),
         (["image=a.png", "strength=0"], "strength"),
