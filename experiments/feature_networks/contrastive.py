@@ -1,8 +1,8 @@
-"""Train the contrastive networks that travel with genzoo: `python experiments/feature_networks/contrastive.py [shapes] [emoji]`.
+"""Train the packaged contrastive networks: `python experiments/feature_networks/contrastive.py [shapes] [emoji]`.
 
 Each is trained on the training split alone; the accuracies of retrieval are those on the test split, whose captions describe
-combinations that do not occur in training. The tokenizer is that of the data set as it is by default, so that the network is also
-the encoder of ``model=unclip encoder=shipped``. Weights are kept in half precision.
+combinations that do not occur in training. The tokenizer is that of the data set as it is by default, so that the network is
+also the encoder of ``model=unclip encoder=shipped``. Weights are kept in half precision.
 """
 
 from __future__ import annotations

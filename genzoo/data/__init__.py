@@ -1,4 +1,4 @@
-"""Data sets: 2-D toy densities, images, and images with captions."""
+"""Data sets: 2-D toy densities and images."""
 
 from genzoo.data.dataset import DataError, DataSet, Split
 from genzoo.data.densities import (
@@ -11,7 +11,6 @@ from genzoo.data.densities import (
     plane_dataset,
 )
 from genzoo.data.images import cifar10, digits, fashion_mnist, folder, mnist
-from genzoo.data.shapes import shapes
 
 __all__ = [
     "Checkerboard",
@@ -29,5 +28,4 @@ __all__ = [
     "folder",
     "mnist",
     "plane_dataset",
-    "shapes",
 ]

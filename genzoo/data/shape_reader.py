@@ -592,12 +592,14 @@ def _matched(away: np.ndarray, small: np.ndarray, ground: np.ndarray, regions: S
         place = (column + 0.5 + dx) / grid, (row + 0.5 + dy) / grid + _above(shape, radius)
         fits.append(_fit(y, ground, Drawn(shape, striped, radius, *place), size, windows))
     best = functools.reduce(_better, fits)
-    return _better(best, _fit(y, ground, _improved(y, best, size, windows), size, windows)), windows
+    for _ in range(k):
+        best = _better(best, _fit(y, ground, _improved(y, best, size, windows), size, windows))
+    return best, windows
 
 
 def _improved(y: np.ndarray, fit: Fit, size: int, windows: Windows) -> Drawn:
     """Take a Gauss-Newton step of radius and position, with derivatives of the template by finite differences."""
-    step, theta = 0.1 / size, [fit.radius, fit.x, fit.y]
+    step, theta = max(size // 32, 1) / 4 / size, [fit.radius, fit.x, fit.y]  # two samples of the drawing
     columns = []
     for k in range(3):
         moved = [value + step * (k == i) for i, value in enumerate(theta)]

@@ -8,12 +8,18 @@ initialisation, so that every layer starts as the identity:
     h <- h + CrossAttention(LayerNorm(h), text)                     if there is cross-attention
     h <- h + g_2 * MLP((1 + a_2) * LayerNorm(h) + b_2)
 
-with norms without weights. The last layer is zero at initialisation, and so is the output.
+with norms without weights. The last layer is zero at initialisation, and so is the output. With ``convolution`` the hidden
+layer of the MLP is a map of patches, to which its depthwise 3x3 convolution is added: patches then see their neighbours from
+the first step on, which attention has to learn.
 
 References:
     Peebles, Xie, "Scalable Diffusion Models with Transformers", 2023, https://arxiv.org/abs/2212.09748 (section 3.2).
     Chen et al., "PixArt-alpha: Fast Training of Diffusion Transformer for Photorealistic Text-to-Image Synthesis", 2023,
     https://arxiv.org/abs/2310.00426 (section 2.3: cross-attention between self-attention and MLP, zero-initialised).
+    Xie et al., "SegFormer: Simple and Efficient Design for Semantic Segmentation with Transformers", 2021,
+    https://arxiv.org/abs/2105.15203 (eq. 3: the convolution in the MLP).
+    Xie et al., "SANA: Efficient High-Resolution Image Synthesis with Linear Diffusion Transformers", 2024,
+    https://arxiv.org/abs/2410.10629 (section 2.2: the same in a diffusion transformer).
 """
 
 from __future__ import annotations
@@ -75,9 +81,18 @@ class DiTBlock(nn.Module):
         mlp_ratio: width of the MLP in units of E.
         dropout: after the attention and the MLP.
         text_width: width of the text that is attended to; None without cross-attention.
+        grid: rows and columns of patches, for a convolution in the MLP; None without it.
     """
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, dropout: float, text_width: int | None):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float,
+        dropout: float,
+        text_width: int | None = None,
+        grid: tuple[int, int] | None = None,
+    ):
         super().__init__()
         self.heads = heads
         hidden = round(mlp_ratio * width)
@@ -87,6 +102,8 @@ class DiTBlock(nn.Module):
         self.text = None if text_width is None else CrossAttention(width, text_width, width // heads)
         # The paper's approximation by a tanh takes three times as long on a CPU.
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        if grid is not None:
+            self.mlp.insert(1, GridConvolution(hidden, grid))
         self.dropout = Dropout(dropout)
         for layer in (self.qkv, self.out, *self.mlp):
             if isinstance(layer, nn.Linear):
@@ -113,6 +130,24 @@ class DiTBlock(nn.Module):
         return self.out(attend(q, k, v).transpose(1, 2).reshape(B, N, E))
 
 
+class GridConvolution(nn.Module):
+    """Add a depthwise 3x3 convolution over the grid of patches, (B, N, C) -> (B, N, C).
+
+    Args:
+        channels: C.
+        grid: rows and columns.
+    """
+
+    def __init__(self, channels: int, grid: tuple[int, int]):
+        super().__init__()
+        self.grid = grid
+        self.convolution = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+
+    def forward(self, h_BNC: Tensor) -> Tensor:
+        h_BCHW = h_BNC.unflatten(1, self.grid).permute(0, 3, 1, 2)
+        return h_BNC + self.convolution(h_BCHW).permute(0, 2, 3, 1).flatten(1, 2)
+
+
 def _xavier(layer: nn.Linear) -> nn.Linear:
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -136,6 +171,7 @@ class DiT(nn.Module):
         heads: attention heads per layer.
         mlp_ratio: width of the MLPs in units of E.
         dropout: after the attention and the MLP of each layer.
+        convolution: whether the MLPs have a depthwise 3x3 convolution over the patches.
         concat: whether image conditions are further channels of the input, as in super-resolution, or embedded.
         cross_attention: whether each layer attends to the tokens of a text.
         text_width: width of the encoder of the text.
@@ -159,6 +195,7 @@ class DiT(nn.Module):
         heads: int = 4,
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
+        convolution: bool = False,
         concat: bool = False,
         cross_attention: bool = False,
         text_width: int = 128,
@@ -183,12 +220,10 @@ class DiT(nn.Module):
             raise ValueError(f"layers must be at least 1, not {layers}")
         self.patch = patch
         self.stem = _xavier(nn.Linear((channels + self.images.channels) * patch**2, width))
-        self.register_buffer(
-            "positions", positions(self.height // patch, self.breadth // patch, width), persistent=False
-        )
-        self.blocks = nn.ModuleList(
-            DiTBlock(width, heads, mlp_ratio, dropout, text_width if cross_attention else None) for _ in range(layers)
-        )
+        grid = self.height // patch, self.breadth // patch
+        self.register_buffer("positions", positions(*grid, width), persistent=False)
+        read, mixed = text_width if cross_attention else None, grid if convolution else None
+        self.blocks = nn.ModuleList(DiTBlock(width, heads, mlp_ratio, dropout, read, mixed) for _ in range(layers))
         self.modulation = zero_(nn.Linear(width, 2 * width))
         self.head = zero_(nn.Linear(width, out_shape[0] * patch**2))
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from genzoo.data import DataError, shapes
+from genzoo.data import DataError
 from genzoo.data.figures import (
     HALF_HEIGHT,
     HALF_SIDE,
@@ -27,7 +27,7 @@ from genzoo.data.figures import (
 )
 from genzoo.data.scenes import BACKGROUNDS, COLOURS, SHAPES, parse, scenes
 from genzoo.data.shape_reader import ShapeReader
-from genzoo.data.shapes import GAP, MARGIN, arrange, pictures
+from genzoo.data.shapes import GAP, MARGIN, arrange, pictures, shapes
 
 SHA256 = {
     16: "cc1e94b7992f7dadb8a151d9ae3cfd80ef2c6932761e47a850d3cfb035f8d7f2",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from genzoo.conditions import ClassLabels, Tokens
 from genzoo.families.ddpm import DDPM
@@ -68,10 +69,11 @@ def test_the_output_is_zero_and_layers_are_the_identity_at_initialisation(condit
         assert torch.equal(block(h, e, text), h)
 
 
+@pytest.mark.parametrize("grid", [None, (2, 3)])
 @pytest.mark.parametrize("text_width", [None, 6])
-def test_a_layer_is_its_formula(text_width):
-    E, heads, B, N = 8, 2, 3, 5
-    block = DiTBlock(E, heads, 2.0, 0.0, text_width).double()
+def test_a_layer_is_its_formula(text_width, grid):
+    E, heads, B, N = 8, 2, 3, 6
+    block = DiTBlock(E, heads, 2.0, 0.0, text_width, grid).double()
     with torch.no_grad():
         for parameter in block.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
@@ -92,9 +94,23 @@ def test_a_layer_is_its_formula(text_width):
     if block.text is not None:
         weight, bias = block.text_norm.weight, block.text_norm.bias
         expected = expected + block.text(F.layer_norm(expected, (E,), weight, bias), text)
-    hidden = F.gelu(F.linear((1 + a2) * norm(expected) + b2, block.mlp[0].weight, block.mlp[0].bias))
-    expected = expected + g2 * F.linear(hidden, block.mlp[2].weight, block.mlp[2].bias)
+    hidden = F.linear((1 + a2) * norm(expected) + b2, block.mlp[0].weight, block.mlp[0].bias)
+    if grid is not None:
+        hidden = hidden + neighbours(hidden, grid, block.mlp[1].convolution)
+    expected = expected + g2 * F.linear(F.gelu(hidden), block.mlp[-1].weight, block.mlp[-1].bias)
     torch.testing.assert_close(block(h, e, text), expected, rtol=1e-10, atol=1e-10)
+
+
+def neighbours(h: Tensor, grid: tuple[int, int], layer: nn.Conv2d) -> Tensor:
+    """Weighted sums of the 3x3 patches around each, channel by channel."""
+    rows, columns = grid
+    out = layer.bias.expand_as(h).clone()
+    for i in range(rows):
+        for j in range(columns):
+            for k, m in itertools.product((-1, 0, 1), repeat=2):
+                if 0 <= i + k < rows and 0 <= j + m < columns:
+                    out[:, i * columns + j] += layer.weight[:, 0, k + 1, m + 1] * h[:, (i + k) * columns + j + m]
+    return out
 
 
 def test_variances_are_channels_after_the_means():

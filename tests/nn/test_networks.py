@@ -47,6 +47,7 @@ NETWORKS = {
     "UNet": (functools.partial(UNet, channels=8, multipliers=(1, 2), attention=(8,)), (1, 8, 8), (1, 8, 8), True),
     "UNet-patch": (functools.partial(UNet, channels=8, multipliers=(1, 2), patch=2), (1, 8, 8), (1, 8, 8), True),
     "DiT": (functools.partial(DiT, patch=4, width=8, layers=2, heads=2), (1, 8, 8), (1, 8, 8), True),
+    "DiT-convolution": (functools.partial(DiT, width=8, layers=2, convolution=True), (1, 8, 8), (1, 8, 8), True),
 }
 every = pytest.mark.parametrize("name", NETWORKS)
 classes = pytest.mark.parametrize("condition", [None, CONDITION], ids=["unconditional", "conditional"])
@@ -115,7 +116,16 @@ def test_the_time_changes_the_output_and_no_class_is_the_null_class(name):
 @every
 def test_what_should_start_as_zero_does_and_the_rest_does_not(name):
     out = built(name, moved=False)(*inputs(name, 4))
-    starts_as_zero = name in ("MLP-zero", "TimeMLP", "ConvNet", "GlowNet", "UNet", "UNet-patch", "DiT")
+    starts_as_zero = name in (
+        "MLP-zero",
+        "TimeMLP",
+        "ConvNet",
+        "GlowNet",
+        "UNet",
+        "UNet-patch",
+        "DiT",
+        "DiT-convolution",
+    )
     assert bool((out == 0).all()) == starts_as_zero
 
 
