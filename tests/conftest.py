@@ -27,7 +27,7 @@ compositions.remember()
 CLASSIFIERS = ("noisy_classifier", "clip", "noisy_clip")  # files of conf/model without samples
 IMAGES_ONLY = ("cascade",)  # files of conf/model that refuse vectors
 FAMILIES = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem not in CLASSIFIERS)
-CAPTIONED = ("glide",)  # families whose data must have captions
+CAPTIONED = ("dalle", "glide")  # families whose data must have captions
 
 # The files that take longest, the slowest first: processes that share the files then end together.
 SLOW_FILES = (

@@ -34,7 +34,7 @@ SIZES = {
 
 
 PARTS = ("model", "sampler", "codec", "prior")  # of a configuration, which others refer to
-CAPTIONED = ("glide",)  # families whose data must have captions
+CAPTIONED = ("dalle", "glide")  # families whose data must have captions
 SHAPES = ("data=shapes", "data.size=16", "data.n=64", "data.n_test=16")
 SHORT = [
     "budget.images=384", "trainer.batch_size=32", "trainer.threads=1", "trainer.accelerator=cuda",
