@@ -38,10 +38,11 @@ def examine(model: GenerativeModel, x: Tensor, y: Tensor | None) -> list[dict[st
                 for p in own.values():
                     p.requires_grad_(True)
                 reseed(torch.default_generator, "layers", repetition)
+                conditions = y if part.condition else None
                 if repetition == 0 and turn in (None, "critic"):
-                    part.initialize(x, y, rng=batch_generator("noise", repetition))
+                    part.initialize(x, conditions, rng=batch_generator("noise", repetition))
                 rng, of_turn = batch_generator("noise", repetition), {} if turn is None else {"turn": turn}
-                total, terms, aux = part.loss(x, y, rng=rng, **of_turn)
+                total, terms, aux = part.loss(x, conditions, rng=rng, **of_turn)
                 total.backward()
                 terms = {**terms, **part.after_step(aux, distributed.world_size() * len(x), rng=rng)}
                 gradients = {name: p.grad for name, p in own.items()}

@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genzoo.conditions import Condition, Tokens
@@ -81,11 +82,10 @@ class TextImageTransformer(nn.Module):
         self.tokens = nn.Embedding(condition.vocabulary + 1, width)  # with the null value
         self.places = nn.Parameter(0.02 * torch.randn(self.length, width))
         self.padding = nn.Parameter(0.02 * torch.randn(self.length, width))
-        self.codes = nn.Embedding(out_shape[0], width)
+        self.codes = nn.Parameter(0.02 * torch.randn(out_shape[0], width))
         self.rows = nn.Parameter(0.02 * torch.randn(self.sides[0], 1, width))
         self.columns = nn.Parameter(0.02 * torch.randn(self.sides[1], width))
-        for table in (self.tokens, self.codes):
-            nn.init.normal_(table.weight, std=0.02)
+        nn.init.normal_(self.tokens.weight, std=0.02)
         self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
@@ -104,7 +104,7 @@ class TextImageTransformer(nn.Module):
 
     def forward(self, text_BL: Tensor, codes_BHW: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits of all text tokens and codes, each given those before it."""
-        codes_BNE = (self.codes(codes_BHW.flatten(1)) + self._positions())[:, :-1]
+        codes_BNE = (F.embedding(codes_BHW.flatten(1), self.codes) + self._positions())[:, :-1]
         h = self.dropout(torch.cat([self._prefix(text_BL), codes_BNE], dim=1))
         for block in self.blocks:
             h = block(h)
@@ -131,7 +131,7 @@ class _State(IncrementalState):
         if pixel_BC is None:
             h = network._prefix(self.text)
         else:
-            h = network.codes(pixel_BC) + self.positions[self.number]
+            h = F.embedding(pixel_BC, network.codes) + self.positions[self.number]
             self.number += 1
         h = network.dropout(h)
         for block, cache in zip(network.blocks, self.caches, strict=True):

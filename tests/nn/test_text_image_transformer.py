@@ -66,7 +66,7 @@ def test_it_is_torchs_encoder_with_a_causal_mask(heads):
                 for i in range(L)
             ]
             row += [
-                network.codes.weight[x[i][j]] + network.rows[i, 0] + network.columns[j]
+                network.codes[x[i][j]] + network.rows[i, 0] + network.columns[j]
                 for i in range(H) for j in range(W)
             ]  # fmt: skip
             rows.append(torch.stack(row))
