@@ -2443,8 +2443,8 @@ FAULTS = [
     Fault(
         "several conditions are dropped together",
         "conditions.py",
-        "rand((len(y), len(self.dropout)), rng=rng, device=y.device) < probs",
-        "rand((len(y), 1), rng=rng, device=y.device) < probs",
+        "column < p for column, p in zip(u.unbind(1), self.dropout, strict=True)",
+        "u[:, 0] < p for p in self.dropout",
         "tests/test_conditions.py tests/families/test_unclip.py",
     ),
     Fault(

@@ -12,7 +12,7 @@ from genzoo.latents import can_encode
 from genzoo.model import Codec, Decoder, GenerativeModel
 from tests.captions import SQUARES
 from tests.commands import described
-from tests.conftest import CAPTIONED, FAMILIES
+from tests.conftest import CAPTIONED, FAMILIES, suitable
 from tests.test_docs import README
 
 TABLE = README.partition("### What each family can do\n\n")[2].partition("\n\n")[0]
@@ -20,7 +20,7 @@ TABLE = README.partition("### What each family can do\n\n")[2].partition("\n\n")
 
 @functools.cache
 def model(family: str) -> GenerativeModel:
-    config = described(f"model={family}", *(SQUARES if family in CAPTIONED else ["data=digits"]))
+    config = described(*([f"model={family}", *SQUARES] if family in CAPTIONED else suitable(family, "digits")))
     return build(config["model"], "model")
 
 

@@ -18,8 +18,8 @@ from genzoo.evaluation.records import to_record
 from genzoo.evaluation.samples import class_scores, named, stored
 from genzoo.evaluation.scores import Trained, evaluate_model, pick_network
 from genzoo.evaluation.settings import EvalData, EvalSettings
-from genzoo.evaluation.text import attribute_scores
-from genzoo.metrics.features import Embedded, FeatureNetwork
+from genzoo.evaluation.text import attribute_scores, clip_scores
+from genzoo.metrics.features import Embedded, EmbeddedContrastive, FeatureNetwork
 from genzoo.metrics.reference import reference
 from genzoo.model import GenerativeModel
 from genzoo.report import leaderboard, texts, wandb_view
@@ -66,6 +66,8 @@ def test_every_family_writes_declared_metrics_and_every_declared_metric_is_writt
     written |= {*scores, *(name.replace("attributes", "held_out") for name in scores)}
     large = Split(torch.zeros(2, 1, 16, 16, dtype=torch.uint8), None)
     vae = Case("vae", "image", ("data=digits", "data.shape=[1,16,16]"), False).fresh().eval()
+    shipped = EmbeddedContrastive("clip_shapes")
+    written |= clip_scores(text.train.x, text.tokenizer.decode(text.train.y), shipped, vae, "shapes/train").keys()
     written |= reconstruction(vae, DataSet(large, large, levels=17), SETTINGS, {}).keys()
     assert not [name for name in written if declared(name) is None]
     assert [metric.name for metric in METRICS if metric not in {lookup(name) for name in written}] == []
@@ -123,7 +125,7 @@ def test_every_metric_of_a_network_has_a_name_on_inception():
     network = Embedded("digits")
     for metric in METRICS:
         if "{network}" in metric.name:
-            assert f"{{split}}/{named(metric.base, network)}" == metric.name.replace("{network}", "digits")
+            assert named(metric.base, network) == metric.name.replace("{network}", "digits").removeprefix("{split}/")
             assert metric.on(None) == metric.variants[1][0].removeprefix("{split}/")
 
 

@@ -53,7 +53,7 @@ from genzoo.numerics.random import SampleStreams, generator
 from genzoo.training.budget import Budget
 from genzoo.training.module import GenerativeModule
 from tests.captions import SQUARES, squares
-from tests.conftest import FAMILIES, composed
+from tests.conftest import CAPTIONED, FAMILIES, composed
 from tests.toys import Relay
 
 # The largest value that a size may keep; a key that a family does not have is not asked for.
@@ -88,6 +88,11 @@ class Case:
     kind: str
     overrides: tuple[str, ...]
     conditional: bool
+
+    @property
+    def captioned(self) -> bool:
+        """Whether its conditions are captions, in place of classes."""
+        return self.family in CAPTIONED
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:

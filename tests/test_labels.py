@@ -79,7 +79,7 @@ def check(say, per_example: bool = True) -> None:
         assert gap > 1e-8, "classes make no difference"
 
 
-@every(conditional=True)
+@every(conditional=True, captioned=False)
 def test_the_loss_is_one_of_pairs(case):
     model = case.model().double().train()
     x = pairs(model)
@@ -93,7 +93,7 @@ def test_the_loss_is_one_of_pairs(case):
             check(say, per_example=False)
 
 
-@every(Density, conditional=True)
+@every(Density, conditional=True, captioned=False)
 def test_the_density_of_a_pair_is_its_own(case):
     model = case.model().double()
     x = pairs(model)
@@ -102,7 +102,7 @@ def test_the_density_of_a_pair_is_its_own(case):
         check(lambda rows, y, settings=settings: model.log_prob(x[rows], y, rng=streams(rows), **settings).value)
 
 
-@every(conditional=True)
+@every(conditional=True, captioned=False)
 def test_a_sample_is_one_of_the_class_that_was_asked_for_it(case):
     model = case.model().double()
     if model.levels is not None and not isinstance(model, Denoiser):
@@ -115,7 +115,7 @@ def test_a_sample_is_one_of_the_class_that_was_asked_for_it(case):
     check(lambda rows, y: model.sample(5, y, rng=streams(rows)).x)
 
 
-@every(Codec, conditional=True)
+@every(Codec, conditional=True, captioned=False)
 def test_a_codec_encodes_and_decodes_pairs(case):
     model = case.model().double()
     x = pairs(model)

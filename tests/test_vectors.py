@@ -16,7 +16,7 @@ from genzoo.metrics.sliced_wasserstein import sliced_wasserstein
 from genzoo.model import Bijective, Density, GenerativeModel
 from genzoo.numerics.random import generator
 from tests.commands import genzoo
-from tests.conftest import CAPTIONED, FAMILIES, IMAGES_ONLY
+from tests.conftest import CAPTIONED, CONDITIONED, FAMILIES, IMAGES_ONLY
 from tests.test_interface import Case, batch, objectives
 
 # Couplings cut a vector in two.
@@ -28,7 +28,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("D", [1, 5])
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in CAPTIONED])
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in (*CAPTIONED, *CONDITIONED)])
 def test_a_family_takes_vectors_of_any_dimension_or_refuses_in_one_line(family, D):
     case = Case(family, "plane", ("data=moons", f"data.shape=[{D}]"), False)
     if (family, D) in REFUSED:

@@ -36,7 +36,7 @@ SETTINGS = {
         "image": {"width": 24, "max_width": 64, "blocks": 1, "norm": True, "hidden": 0},
         "pictures": 100_000,
         "batch": 1024,
-        "steps": 1500,
+        "steps": 500,
         "lr": 4e-3,
     },
 }

@@ -22,7 +22,7 @@ from genzoo.training.budget import Budget
 from genzoo.training.compilation import compile_networks
 from genzoo.training.module import GenerativeModule
 from tests.captions import SQUARES
-from tests.conftest import CAPTIONED
+from tests.conftest import CAPTIONED, CONDITIONED
 from tests.conftest import FAMILIES as ALL
 from tests.shares import examine
 from tests.test_interface import Case, conditions
@@ -32,9 +32,14 @@ from tests.toys import Mean
 FAMILIES = ("ddpm", "glow", "wgan_gp", "hvae")
 
 
-def model_of(family: str) -> GenerativeModel:
+def case_of(family: str) -> Case:
+    """A family on digits, or on pictures with captions; conditional only if it must be."""
     captioned = family in CAPTIONED
-    return copy.deepcopy(Case(family, "image", SQUARES if captioned else ("data=digits",), captioned).model()).train()
+    return Case(family, "image", SQUARES if captioned else ("data=digits",), captioned or family in CONDITIONED)
+
+
+def model_of(family: str) -> GenerativeModel:
+    return copy.deepcopy(case_of(family).model()).train()
 
 
 def batch() -> Tensor:
@@ -116,7 +121,8 @@ def test_pixels_side_by_side_change_roundings_alone():
 @pytest.mark.parametrize("family", ALL)
 def test_no_loss_waits_for_the_device(family, monkeypatch):
     # On tensors that have a device but no values, any look at a value is an error.
-    model = Case(family, "image", ("data=digits",), False).fresh()
+    model = case_of(family).fresh()
+    y = conditions(model, 4)
     parts = [stage.module for stage in model.stages()] if isinstance(model, Staged) else [model]
     turns = [
         (part, {"turn": turn} if turn else {})
@@ -124,13 +130,14 @@ def test_no_loss_waits_for_the_device(family, monkeypatch):
         for turn in (part.networks() if isinstance(part, Adversarial) else [None])
     ]
     for part, _ in turns:  # what happens once, on the first batch, may wait
-        part.initialize(batch(), rng=torch.Generator())
+        part.initialize(batch(), y if part.condition else None, rng=torch.Generator())
     # Gradients are torch's own, and want a driver.
     monkeypatch.setattr(torch.autograd, "grad", lambda _, x, **__: (torch.zeros_like(x),))
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
         model.to("cuda")
+        y = None if y is None else y.to("cuda")
         for part, turn in turns:
-            terms = part.loss(batch().to("cuda"), rng=torch.Generator(), **turn)
+            terms = part.loss(batch().to("cuda"), y if part.condition else None, rng=torch.Generator(), **turn)
             assert terms.total.device.type == "cuda"
             with pytest.raises(DataDependentOutputException):
                 float(terms.total)
