@@ -91,7 +91,7 @@ def clip_scores(
         "n_fake": len(x),
         "trained_against": trained_against(model, network),
     }
-    return {named("clip_score", network): MetricResult(score.value, score.stderr, protocol)}
+    return {named("text/clip_score", network): MetricResult(score.value, score.stderr, protocol)}
 
 
 def trained_against(model: GenerativeModel, network: EmbeddedContrastive) -> bool:
