@@ -119,7 +119,7 @@ def bad_lines() -> Iterator[tuple[str, str]]:
     yield "evaluate run=. data=digits", "a run has its own data"
     yield "evaluate samples=/nowhere data=digits", "samples=/nowhere|no such folder"
     yield "evaluate samples=x.npz data=digits out=/nowhere/scores.json", "out=/nowhere/scores.json|no directory"
-    yield "metrics.features=incepton", "metrics.features=incepton|inception, dinov2, digits"
+    yield "metrics.features=incepton", "metrics.features=incepton|inception, dinov2, clip_shapes, digits"
     yield "metrics.features=inception", "weights-inception|metrics.inception_weights=FILE|metrics.features="
     yield "metrics.features=inception metrics.inception_weights=/nowhere", "metrics.inception_weights=/nowhere"
     yield "metrics.features=dinov2", "metrics.dinov2_weights=FILE"
