@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from genzoo.api import evaluate as evaluate
     from genzoo.api import sample as sample
     from genzoo.api import train as train
+    from genzoo.api import vary as vary
     from genzoo.conditions import ClassLabels as ClassLabels
     from genzoo.conditions import Image as Image
     from genzoo.conditions import Tokens as Tokens
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from genzoo.explore import trajectory as trajectory
     from genzoo.explore import traverse as traverse
     from genzoo.families.autoregressive import Autoregressive as Autoregressive
+    from genzoo.families.clip import Contrastive as Contrastive
     from genzoo.families.ddpm import DDPM as DDPM
     from genzoo.families.flow_matching import FlowMatching as FlowMatching
     from genzoo.families.gan import GAN as GAN
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from genzoo.families.latent import latent as latent
     from genzoo.families.realnvp import RealNVP as RealNVP
     from genzoo.families.score_sde import ScoreSDE as ScoreSDE
+    from genzoo.families.unclip import UnCLIP as UnCLIP
     from genzoo.families.vae import VAE as VAE
     from genzoo.families.vqvae import VQVAE as VQVAE
     from genzoo.loading import load as load
@@ -58,6 +61,7 @@ _HOME = {
     "add_direction": "genzoo.explore",
     "trajectory": "genzoo.explore",
     "edit": "genzoo.api",
+    "vary": "genzoo.api",
     "EventSpec": "genzoo.event",
     "ClassLabels": "genzoo.conditions",
     "Image": "genzoo.conditions",
@@ -65,6 +69,7 @@ _HOME = {
     "Vector": "genzoo.conditions",
     "load": "genzoo.loading",
     "Autoregressive": "genzoo.families.autoregressive",
+    "Contrastive": "genzoo.families.clip",
     "DDPM": "genzoo.families.ddpm",
     "FlowMatching": "genzoo.families.flow_matching",
     "Glow": "genzoo.families.glow",
@@ -74,6 +79,7 @@ _HOME = {
     "LatentModel": "genzoo.families.latent",
     "RealNVP": "genzoo.families.realnvp",
     "ScoreSDE": "genzoo.families.score_sde",
+    "UnCLIP": "genzoo.families.unclip",
     "VAE": "genzoo.families.vae",
     "VQVAE": "genzoo.families.vqvae",
     "WGAN": "genzoo.families.gan",
@@ -94,12 +100,14 @@ __all__ = [
     "add_direction",
     "trajectory",
     "edit",
+    "vary",
     "EventSpec",
     "ClassLabels",
     "Vector",
     "Tokens",
     "Image",
     "Autoregressive",
+    "Contrastive",
     "DDPM",
     "FlowMatching",
     "GAN",
@@ -109,6 +117,7 @@ __all__ = [
     "LatentModel",
     "RealNVP",
     "ScoreSDE",
+    "UnCLIP",
     "VAE",
     "VQVAE",
     "WGAN",

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genzoo import variations
 from genzoo.conditions import ClassLabels, Tokens
 from genzoo.config.check import check_section
 from genzoo.config.compose import preflight
@@ -33,8 +34,8 @@ from genzoo.data import DataSet
 from genzoo.data.from_arrays import as_dataset, as_examples
 from genzoo.devices import pick_device
 from genzoo.diffusion.denoiser import sampling_denoiser
-from genzoo.diffusion.guidance import ClassifierFreeGuidance
-from genzoo.diffusion.inverse import Inpainting, LinearOperator
+from genzoo.diffusion.guidance import ClassifierFreeGuidance, GuidedModel
+from genzoo.diffusion.inverse import Identity, Inpainting, LinearOperator
 from genzoo.editing.posterior import Posterior, choose, draw_posterior
 from genzoo.editing.task import build_task, read_mask, read_observation
 from genzoo.errors import UsageError
@@ -45,7 +46,7 @@ from genzoo.event import EventSpec
 from genzoo.jobs.run_data import build_data, data_section, has_changed
 from genzoo.jobs.train import train as train_config
 from genzoo.labels import check_trained, class_names, class_numbers
-from genzoo.loading import guided, guided_by, load, load_trained, with_augmentation
+from genzoo.loading import guided, guided_by, load, load_trained, with_augmentation, with_prior_guidance
 from genzoo.model import GenerativeModel, TrainableModel
 from genzoo.numerics.precision import full_float32
 from genzoo.numerics.random import SampleStreams
@@ -121,6 +122,7 @@ def sample(
     sampler: Mapping[str, Any] | None = None,
     guidance: float | Mapping[str, Any] | None = None,
     augmentation: float | None = None,
+    prior_guidance: float | None = None,
     ema: bool = True,
     device: str = "auto",
 ) -> Tensor:
@@ -140,6 +142,7 @@ def sample(
         sampler: configuration of another sampler; runs only.
         guidance: scale s of classifier-free guidance, u + s (c - u), or the configuration of another guidance.
         augmentation: noise level of the smaller images of a cascade.
+        prior_guidance: scale of the guidance of unclip's prior, as ``guidance`` is of its decoder.
         ema: whether to use the EMA weights; runs only.
         device: "cpu", "cuda" or "auto"; runs only.
 
@@ -154,7 +157,15 @@ def sample(
             raise UsageError(f"{name}={value!r}: must be an integer")
     if n < 0 or batch_size < 1:
         raise UsageError(f"n={n}, batch_size={batch_size}: there are at least 0 samples, and 1 is drawn at once")
-    model = _model(run, ema=ema, device=device, sampler=sampler, guidance=guidance, augmentation=augmentation)
+    model = _model(
+        run,
+        ema=ema,
+        device=device,
+        sampler=sampler,
+        guidance=guidance,
+        augmentation=augmentation,
+        prior_guidance=prior_guidance,
+    )
     if sum(value is not None for value in (label, text, y)) > 1:
         raise UsageError("label, text, y: pass only one of them")
     given = _classes(run, model, label) if label is not None else _texts(run, model, text) if text is not None else None
@@ -331,6 +342,77 @@ def edit(
     return draw_posterior(model, build_sampler, operator, value, sigma, n, y=y, seed=seed, batch_size=batch_size)
 
 
+def vary(
+    run: Run | str | os.PathLike[str],
+    image: Any,
+    *,
+    to: Any = None,
+    from_text: str | None = None,
+    text: str | None = None,
+    n: int | None = None,
+    steps: int = variations.STEPS,
+    strength: float = 0.5,
+    invert: bool = False,
+    seed: int = 0,
+    batch_size: int = 64,
+    sampler: Mapping[str, Any] | None = None,
+    guidance: float | Mapping[str, Any] | None = None,
+    ema: bool = True,
+    device: str = "auto",
+) -> Tensor:
+    """Draw variations of an image, or paths from it, to another image or as two texts describe.
+
+        >>> vary("run-of-unclip", "ring.png", from_text="a red ring", text="a blue ring").shape     # doctest: +SKIP
+        torch.Size([3, 8, 3, 32, 32])
+
+    Args:
+        run: a run directory of unclip.
+        image, to: pictures, or values on the scale of the data, (*shape).
+        from_text, text: captions, of a model trained with captions.
+        n: number of variations, or of rows of a path; None for 8 variations or 3 rows.
+        steps: points of a path.
+        strength: part of the great circle towards the difference of the texts, in (0, 1].
+        invert: whether the noise is that of the image itself, so that the first point is its reconstruction.
+        seed: of the noise; that of row i is a function of the seed and i.
+        batch_size, sampler, guidance, ema, device: as in ``sample``.
+
+    Returns:
+        (rows, columns, *shape), of variations in one row.
+
+    Raises:
+        ValueError: with a one-line message, for invalid arguments.
+    """
+    opened = _model(run, ema=ema, device=device, sampler=sampler, guidance=guidance)
+    model = variations.varied_model(opened.prior if isinstance(opened, GuidedModel) else opened)
+    if (from_text is None) != (text is None):
+        raise UsageError("from_text, text: a change is from a text to another; set both")
+    if invert and opened is not model:
+        raise UsageError("invert: the noise of an image is that of the model without guidance; omit guidance")
+    ends = [None if x is None else _observed(x, Identity(model.shape), model) for x in (image, to)]
+    if any(x is not None and len(x) != 1 for x in ends):
+        raise UsageError("image, to: one image each")
+    first, second = (None if x is None else x[0].to(model.device, model.dtype) for x in ends)
+    if first is None:
+        raise UsageError("image is missing")
+    texts = None
+    if from_text is not None and text is not None:
+        before, after = _texts(run, model, [from_text, text]).to(model.device)
+        texts = before, after
+    with full_float32():
+        return variations.vary(
+            model,
+            first,
+            to=second,
+            texts=texts,
+            n=n,
+            steps=steps,
+            strength=strength,
+            invert=invert,
+            seed=seed,
+            batch_size=batch_size,
+        ).x
+
+
 def compare(
     runs: Iterable[Run | str | os.PathLike[str]] | Run | str | os.PathLike[str],
     out: str | os.PathLike[str] = "comparison",
@@ -392,18 +474,26 @@ def _model(
     sampler: Mapping[str, Any] | None,
     guidance: float | Mapping[str, Any] | None,
     augmentation: float | None = None,
+    prior_guidance: float | None = None,
 ) -> GenerativeModel:
     config = None if guidance is None else _guidance_config(guidance)
     if isinstance(run, GenerativeModel):
         if sampler is not None:
             raise UsageError("sampler: for a model, set model.sampler")
         model = run.eval() if augmentation is None else with_augmentation(run.eval(), augmentation)
+        model = model if prior_guidance is None else with_prior_guidance(model, prior_guidance)
         return model if config is None else guided(model, config)
     if sampler is not None and not isinstance(sampler, Mapping):
         raise UsageError(f"sampler={sampler}: a configuration such as {{'_target_': 'genzoo.diffusion.samplers.Heun'}}")
     own = None if sampler is None else dict(sampler)
     return load(
-        _path(run), ema=ema, device=pick_device(device), sampler=own, guidance=config, augmentation=augmentation
+        _path(run),
+        ema=ema,
+        device=pick_device(device),
+        sampler=own,
+        guidance=config,
+        augmentation=augmentation,
+        prior_guidance=prior_guidance,
     )
 
 

@@ -217,10 +217,10 @@ class Joint(Condition):
 
     def where(self, chosen: Tensor, y: Tensor, other: Tensor) -> Tensor:
         """Take parts of y where they are chosen, and of ``other`` elsewhere, (B, parts that are not fixed) bool."""
-        sizes = torch.tensor(self.sizes[self.fixed :], device=chosen.device)
-        columns = chosen.repeat_interleave(sizes, dim=1, output_size=sum(self.sizes[self.fixed :]))
-        kept = other[:, : sum(self.sizes[: self.fixed])]
-        return torch.cat([kept, torch.where(columns, y[:, kept.shape[1] :], other[:, kept.shape[1] :])], dim=1)
+        pairs = list(zip(y.split(self.sizes, dim=1), other.split(self.sizes, dim=1), strict=True))
+        kept = [old for _, old in pairs[: self.fixed]]
+        columns = zip(chosen.split(1, dim=1), pairs[self.fixed :], strict=True)
+        return torch.cat([*kept, *(torch.where(column, new, old) for column, (new, old) in columns)], dim=1)
 
     def null(self, like: Tensor) -> Tensor:
         pairs = enumerate(zip(self.parts, self.split(like), strict=True))
@@ -357,8 +357,8 @@ class Conditioner(nn.Module):
             return y
         null = self.condition.null(y)
         if isinstance(self.dropout, Sequence):
-            probs = torch.tensor(self.dropout, device=y.device)
-            dropped = rand((len(y), len(self.dropout)), rng=rng, device=y.device) < probs
+            u = rand((len(y), len(self.dropout)), rng=rng, device=y.device)
+            dropped = torch.stack([column < p for column, p in zip(u.unbind(1), self.dropout, strict=True)], dim=1)
             if isinstance(self.condition, Joint):
                 return self.condition.where(dropped, null, y)
         else:

@@ -31,7 +31,7 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
     if close:
         return f"did you mean '{close[0]}'?"
-    return f"choose from {', '.join(choices)}" if 0 < len(choices) <= 20 else "see --help"
+    return f"choose from {', '.join(choices)}" if 0 < len(choices) <= 40 else "see --help"
 
 
 def misfit(key: str, error: BaseException) -> UsageError:

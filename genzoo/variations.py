@@ -16,6 +16,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from torch import Tensor
 from genzoo.latents import spherical
 from genzoo.model import AbilityError, GenerativeModel, ImageEmbedding
 from genzoo.numerics.random import SampleStreams
+
+VARIATIONS, ROWS, STEPS = 8, 3, 8  # default numbers: of variations, of rows of a path, and of its points
 
 
 def varied_model(model: GenerativeModel) -> ImageEmbedding:
@@ -68,6 +71,66 @@ def text_path(e: Tensor, before: Tensor, after: Tensor, steps: int, strength: fl
     if bool((norm < 1e-4).any()):
         raise ValueError("the texts have the same embedding, and no difference to follow")
     return torch.stack([spherical(e, difference / norm, strength * i / (steps - 1)) for i in range(steps)])
+
+
+class Varied(NamedTuple):
+    """Images in rows of one noise each, or variations in one row."""
+
+    x: Tensor  # (rows, columns, *shape), on the CPU
+    nfe: int  # network evaluations of each image; 0 where an ODE was solved to a tolerance
+
+
+@torch.no_grad()
+def vary(
+    model: ImageEmbedding,
+    x: Tensor,
+    *,
+    to: Tensor | None = None,
+    texts: tuple[Tensor, Tensor] | None = None,
+    n: int | None = None,
+    steps: int = STEPS,
+    strength: float = 0.5,
+    invert: bool = False,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> Varied:
+    """Draw variations of an image, or paths from it, to another image or as texts describe.
+
+    Args:
+        model: in evaluation mode.
+        x: the image, (*shape).
+        to: the other end of the paths, (*shape).
+        texts: conditions before and after, (*condition.shape) each.
+        n: number of variations, or of rows; None for 8 variations or 3 rows.
+        steps: points of a path, both ends included.
+        strength: part of the great circle towards the difference of the texts, in (0, 1].
+        invert: whether the noise is that of the image, and of the other end, so that there is one row.
+        seed: of the noise; that of row i is a function of the seed and i.
+        batch_size: images drawn at once; does not change them.
+
+    Raises:
+        AbilityError: for ``invert`` of a model without a deterministic map from noise to images.
+        ValueError: for two kinds of paths, equal texts, and values outside their range.
+    """
+    if to is not None and texts is not None:
+        raise ValueError("a path leads to an image or follows texts, not both")
+    x = x[None] if to is None else torch.stack([x, to])
+    e, noise = model.embed_image(x), None
+    path = e
+    if to is not None:
+        path = image_path(e[:1], e[1:], steps)[:, 0]
+    elif texts is not None:
+        before, after = (model.embed_text(y[None]) for y in texts)
+        path = text_path(e, before, after, steps, strength)[:, 0]
+    if invert:
+        noise = model.invert(x, e)
+        noise = (
+            image_path(noise[:1], noise[1:], steps)[:, 0] if to is not None else noise.repeat_interleave(len(path), 0)
+        )
+    rows = 1 if invert else n or (ROWS if len(path) > 1 else VARIATIONS)
+    numbers = [row for row in range(rows) for _ in range(len(path))]
+    drawn, nfe = draw(model, path.repeat(rows, 1), numbers, noise=noise, seed=seed, batch_size=batch_size)
+    return Varied(drawn.unflatten(0, (rows, -1) if len(path) > 1 else (1, -1)), nfe)
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ compositions.remember()
 
 CLASSIFIERS = ("noisy_classifier", "clip", "noisy_clip")  # files of conf/model without samples
 IMAGES_ONLY = ("cascade",)  # files of conf/model that refuse vectors
+CONDITIONED = ("unclip",)  # files of conf/model that need conditions
 FAMILIES = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem not in CLASSIFIERS)
 CAPTIONED = ("dalle", "glide")  # families whose data must have captions
 
@@ -95,6 +96,15 @@ def restored_randomness() -> Iterator[None]:
     torch.set_rng_state(states[0])
     np.random.set_state(states[1])  # noqa: NPY002
     random.setstate(states[2])
+
+
+def suitable(model: str, data: str) -> list[str]:
+    """Choose a family and data, or other data that it does not refuse."""
+    if model in CAPTIONED:
+        data = "shapes"
+    elif model in IMAGES_ONLY and data == "moons":
+        data = "digits"
+    return [f"model={model}", f"data={data}", *(["data.conditional=true"] if model in CONDITIONED else [])]
 
 
 def composed(*overrides: str, verb: str = "train", config_dir: str | os.PathLike[str] | None = None) -> dict[str, Any]:

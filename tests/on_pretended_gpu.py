@@ -33,8 +33,9 @@ SIZES = {
 }  # fmt: skip
 
 
-PARTS = ("model", "sampler", "codec", "prior")  # of a configuration, which others refer to
+PARTS = ("model", "sampler", "codec", "prior", "encoder")  # of a configuration, which others refer to
 CAPTIONED = ("dalle", "glide")  # families whose data must have captions
+CONDITIONED = ("unclip",)  # families that need conditions
 SHAPES = ("data=shapes", "data.size=16", "data.n=64", "data.n_test=16")
 SHORT = [
     "budget.images=384", "trainer.batch_size=32", "trainer.threads=1", "trainer.accelerator=cuda",
@@ -62,7 +63,8 @@ def steps() -> dict[str, Steps]:
         if family in CAPTIONED:
             found[f"{family}-captions"] = Steps((f"model={family}", *SHAPES), used=True)
             continue
-        found[family] = Steps((f"model={family}",))
+        if family not in CONDITIONED:
+            found[family] = Steps((f"model={family}",))
         found[f"{family}-conditional"] = Steps((f"model={family}", classes), used=True)
         found[f"{family}-ranks"] = Steps((f"model={family}", classes), ranks=2)
     ddpm = {
@@ -87,8 +89,11 @@ def steps() -> dict[str, Steps]:
     found["vae-warmup"] = Steps(("model=vae", "model.warmup=400", "model.free_bits=0.1", "model.beta=0.5"))
     found["hvae-warmup-ranks"] = Steps(("model=hvae", "model.warmup=400", "model.free_bits=0.1"), ranks=2)
     for prior in sorted(path.stem for path in (CONF / "prior").glob("*.yaml")):
-        # A sequence of classes needs codes, which a VAE does not have.
-        for codec in ("vqvae",) if prior in ("pixelcnn", "transformer") else ("vae", "vqvae"):
+        if prior == "dalle":  # over captions
+            continue
+        # A sequence of classes needs codes, which a VAE does not have, and a mixture of Gaussians real numbers.
+        of_prior = {"pixelcnn": ("vqvae",), "transformer": ("vqvae",), "autoregressive": ("vae",)}
+        for codec in of_prior.get(prior, ("vae", "vqvae")):
             found[f"latent-{codec}-{prior}"] = Steps(("model=latent", f"codec={codec}", f"prior={prior}", classes))
     found["gan-hinge"] = Steps(("model=gan", "model.loss=hinge"))
     found["realnvp-batch_norm-ranks"] = Steps(("model=realnvp", "model.batch_norm=true"), ranks=2)
@@ -189,7 +194,7 @@ def use(model: Any, x: Any, y: Any, rng: Any) -> None:
     """Call every ability of a model on the device."""
     import torch
 
-    from genzoo.conditions import ClassLabels
+    from genzoo.conditions import ClassLabels, Tokens
     from genzoo.diffusion.denoiser import Denoiser
     from genzoo.diffusion.guidance import (
         AutoGuidance,
@@ -217,11 +222,9 @@ def use(model: Any, x: Any, y: Any, rng: Any) -> None:
             results += [guided.sample(2, y[:2], rng=torch.Generator(x.device)).x]
         if isinstance(model, Denoiser) and model.path.independent:
             classifier = NoiseConditionalClassifier(model.event, ClassLabels(3)).eval()
-            for guidance in (
-                ClassifierGuidance(model, classifier, 2.0, (0.1, 10.0)),
-                AutoGuidance(model, copy.deepcopy(model).cpu(), 2.0),
-            ):
-                results.append(guidance.predict(x, t, y % 3).mean)
+            if not isinstance(model.condition, Tokens):
+                results.append(ClassifierGuidance(model, classifier, 2.0, (0.1, 10.0)).predict(x, t, y % 3).mean)
+            results.append(AutoGuidance(model, copy.deepcopy(model).cpu(), 2.0).predict(x, t, y).mean)
         if isinstance(model, ProbabilityFlow):
             model.rtol = model.atol = 1.0
         if isinstance(model, Density):

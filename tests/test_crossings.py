@@ -60,6 +60,7 @@ from tests.test_interface import SIZES, TINY_EVENT, Case, bounded_mass, draws, o
 
 CONDITIONS: dict[str, Condition | None] = {"unconditional": None, "classes": ClassLabels(3), "vectors": Vector(3)}
 CAPTIONS = {"captions": Tokens(5, 9)}  # of the families that need them
+CONDITIONED = ("unclip",)  # families that need a condition
 KINDS = {
     "points": ("data=moons", "data.shape=[3]"),
     "grey": ("data=digits", "data.shape=[1,4,4]"),
@@ -131,6 +132,11 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "latent-vqvae": ("latent", IMAGES, ("codec=vqvae", "prior=pixelcnn")),
     "latent-dvae": ("latent", IMAGES, ("codec=dvae", "codec.annealing=60", "codec.warmup=40", "prior=transformer")),
     "vqvae": ("vqvae", ALL, ()),
+    "unclip": ("unclip", ALL, ()),
+    "unclip-others": (
+        "unclip", ALL, ("prior=flow_matching", "denoiser@model.decoder=score_sde", "model.decoder.condition_dropout=0.2"),
+    ),
+    "unclip-autoregressive": ("unclip", POINTS, ("prior=autoregressive", "encoder.dim=4")),
     "vqvae-fsq": ("vqvae", ALL, ("codec=fsq", "codec.code_levels=[12,9]")),
     "dvae": ("dvae", ALL, ("model.annealing=60", "model.warmup=40")),
     "dalle": ("dalle", IMAGES, ("codec.annealing=60",)),
@@ -236,7 +242,9 @@ def crossing(option: str, kind: str, condition: str) -> Crossing:
 
 def of_option(option: str) -> list[str]:
     """Name the conditions of an option."""
-    return list(CAPTIONS if OPTIONS[option][0] in CAPTIONED else CONDITIONS)
+    family = OPTIONS[option][0]
+    every = CAPTIONS if family in CAPTIONED else {**CONDITIONS, **CAPTIONS} if family in CONDITIONED else CONDITIONS
+    return [name for name in every if family not in CONDITIONED or name != "unconditional"]
 
 
 LEFT_OUT = {("grey", "vectors"), ("colour", "unconditional")}

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 
     from genzoo.model import ImageEmbedding
 
-VARIATIONS, ROWS = 8, 3  # default numbers: of variations, and of rows of a path
-STEPS, ANIMATED_STEPS = 8, 25
+ANIMATED_STEPS = 25
 
 
 @on_run
@@ -32,36 +31,40 @@ def vary(config: dict[str, Any]) -> None:
     from genzoo.diffusion.guidance import GuidedModel
     from genzoo.numerics.precision import full_float32
 
-    out, size = Path(config["out"]), config["batch_size"]
+    out = Path(config["out"])
     opened = open_model(config)
     model = variations.varied_model(opened.prior if isinstance(opened, GuidedModel) else opened)
     check_sheet(out, model.event)
     if config["invert"] and isinstance(opened, GuidedModel):
         raise UsageError("invert: the noise of an image is that of the model without guidance; omit guidance")
-    pictures = [read(config, key, model) for key in ("image", "to") if config[key] is not None]
-    with torch.no_grad(), full_float32():
-        x = torch.stack(pictures).to(model.device)
-        e = model.embed_image(x)
-        path = _path(config, model, e)
-        noise = None
-        if config["invert"]:
-            noise = model.invert(x, e)
-            between = (
-                [noise[:1]] * len(path) if len(noise) == 1 else variations.image_path(noise[:1], noise[1:], len(path))
-            )
-            noise = torch.cat(list(between))
-        rows = 1 if config["invert"] else config["n"] or (ROWS if len(path) > 1 else VARIATIONS)
-        numbers = [row for row in range(rows) for _ in range(len(path))]
-        drawn, nfe = variations.draw(
-            model, path.repeat(rows, 1), numbers, noise=noise, seed=config["seed"], batch_size=size
+    if is_animated(out) and config["to"] is None and config["text"] is None:
+        raise UsageError(f"out={out}: variations have no order to be animated in: use a .png or an .npz")
+    given = [read(config, key, model).to(model.device) for key in ("image", "to") if config[key] is not None]
+    texts = None
+    if config["text"] is not None:
+        texts = _condition(config, "from_text", model), _condition(config, "text", model)
+        if torch.equal(*texts):
+            raise UsageError("from_text, text: are equal, and have no difference to follow")
+    with full_float32():
+        drawn, nfe = variations.vary(
+            model,
+            *given[:1],
+            to=given[1] if len(given) > 1 else None,
+            texts=texts,
+            n=config["n"],
+            steps=config["steps"] or (ANIMATED_STEPS if is_animated(out) else variations.STEPS),
+            strength=config["strength"],
+            invert=config["invert"],
+            seed=config["seed"],
+            batch_size=config["batch_size"],
         )
-    columns = len(path) if len(path) > 1 else rows
-    drawn = drawn.unflatten(0, (-1, columns))
-    given = x.float().cpu()[None].expand(len(drawn), *[-1] * (1 + len(model.shape)))
-    shown = drawn if is_animated(out) else torch.cat([given[:, :1], drawn, given[:, 1:]], dim=1)
+    shown = drawn
+    if not is_animated(out):
+        ends = [x.float().cpu().expand(len(drawn), 1, *model.shape) for x in given]
+        shown = torch.cat([ends[0], drawn, *ends[1:]], dim=1)
     write_sheet(out, Sheet(shown, model.levels, shown.flatten(0, 1) if model.levels is None else None))
     work = f"{nfe} evaluations each" if nfe else "by the ODE from its own noise"
-    print(f"{_said(config, len(drawn), columns)}, {work}: {out}")
+    print(f"{_said(config, *drawn.shape[:2])}, {work}: {out}")
 
 
 def read(config: dict[str, Any], key: str, model: ImageEmbedding) -> Tensor:
@@ -80,26 +83,8 @@ def read(config: dict[str, Any], key: str, model: ImageEmbedding) -> Tensor:
     return value[0].to(model.dtype)
 
 
-def _path(config: dict[str, Any], model: ImageEmbedding, e: Tensor) -> Tensor:
-    """Return the embeddings of a row, (steps, d), of which there is one for variations."""
-    from genzoo import variations
-
-    steps = config["steps"] or (ANIMATED_STEPS if is_animated(Path(config["out"])) else STEPS)
-    if config["to"] is not None:
-        return variations.image_path(e[:1], e[1:], steps)[:, 0]
-    if config["text"] is None:
-        if is_animated(Path(config["out"])):
-            raise UsageError(f"out={config['out']}: variations have no order to be animated in: use a .png or an .npz")
-        return e
-    before, after = (model.embed_text(_condition(config, key, model)) for key in ("from_text", "text"))
-    try:
-        return variations.text_path(e, before, after, steps, config["strength"])[:, 0]
-    except ValueError as error:
-        raise UsageError(f"from_text, text: {error}") from error
-
-
 def _condition(config: dict[str, Any], key: str, model: ImageEmbedding) -> Tensor:
-    """Encode the text of a key for a model of captions, or the name of a class, (1, *condition.shape).
+    """Encode the text of a key for a model of captions, or the name of a class, (*condition.shape).
 
     Raises:
         UsageError: for a text that is empty or too long, and an unknown class.
@@ -111,12 +96,12 @@ def _condition(config: dict[str, Any], key: str, model: ImageEmbedding) -> Tenso
 
     text = str(config[key])
     if not isinstance(model.condition, ClassLabels):
-        return text_conditions(Path(config["run"]), model, [text]).y.to(model.device)
+        return text_conditions(Path(config["run"]), model, [text]).y[0].to(model.device)
     try:
         label = class_number(int(text) if text.isdigit() else text, model.condition.n, class_names(config["run"]))
     except UsageError as error:
         raise UsageError(str(error).replace("label=", f"{key}=", 1)) from error
-    return torch.tensor([label], device=model.device)
+    return torch.tensor(label, device=model.device)
 
 
 def _said(config: dict[str, Any], rows: int, columns: int) -> str:

@@ -195,6 +195,7 @@ class Data(Section):
     size: Side | None = None
     channels: Literal[1, 3] | None = None
     test_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None
+    captions: Literal["auto", "required", "none"] | None = None
     font: Place | None = None
     vocabulary: Annotated[int, Field(ge=258, le=2**16)] | None = None
     text_length: Annotated[int, Field(ge=2, le=2**10)] | None = None

@@ -14,7 +14,7 @@ import sys
 import threading
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -46,6 +46,7 @@ SUFFIXES: tuple[str, ...] = (
     ".pnm",
 )
 SUFFIXES += (".apng", ".dib", ".jfif", ".jpe")
+TEXTS = (".txt", ".jsonl", ".csv")  # of files that may hold captions
 # Pillow's decoders that are enabled, whatever the suffix.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
 BITS = {1, 2, 4, 8, 16}  # per sample of a TIFF; the range of others is unknown
@@ -91,6 +92,7 @@ class Listing(NamedTuple):
 
     names: list[PurePosixPath]  # relative to the folder, sorted
     skipped: Counter[str]  # counts of files or folders by kind
+    texts: list[PurePosixPath]  # skipped files that may hold captions, likewise
 
     @property
     def others(self) -> str:
@@ -101,6 +103,12 @@ class Listing(NamedTuple):
         kinds = [f"{n} {kind}" for kind, n in sorted(self.skipped.items(), key=lambda item: (-item[1], item[0]))]
         more = [f"{len(kinds) - SHOWN} other kinds"] if len(kinds) > SHOWN else []
         return f"{count} {'file' if count == 1 else 'files'} skipped: {', '.join(kinds[:SHOWN] + more)}"
+
+    def used(self, texts: Sequence[Path]) -> None:
+        """No longer count text files as skipped."""
+        self.skipped.subtract(path.suffix.lower() for path in texts)
+        for kind in [kind for kind, count in self.skipped.items() if not count]:
+            del self.skipped[kind]
 
 
 def list_pictures(root: Path) -> Listing:
@@ -118,7 +126,7 @@ def list_pictures(root: Path) -> Listing:
             f"{error.filename} cannot be listed ({error.strerror}): make it readable or remove it"
         ) from error
 
-    names, skipped, above = [], Counter[str](), os.path.realpath(root)
+    names, texts, skipped, above = [], [], Counter[str](), os.path.realpath(root)
     visited: set[tuple[int, int]] = set()
     pending, first = [Path(root)], True
     while pending:  # folders first, then the targets of links
@@ -147,9 +155,11 @@ def list_pictures(root: Path) -> Listing:
                         skipped[f"broken link ({shown(path.relative_to(root).as_posix())})"] += 1
                     else:
                         skipped[shown(suffix)[:20] if suffix else "without a suffix"] += 1
+                        if suffix in TEXTS:
+                            texts.append(PurePosixPath(path.relative_to(root).as_posix()))
         pending, first = links, False
     skipped += Counter()  # drops zero counts
-    return Listing(sorted(names), skipped)
+    return Listing(sorted(names), skipped, sorted(texts))
 
 
 def shown(name: str) -> str:

@@ -37,15 +37,16 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, get_args
 from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
 
+from genzoo.data.captions import captioned
 from genzoo.data.dataset import DataError, DataSet, Split
 from genzoo.data.decoding import FORMATS, decoded, upright
-from genzoo.data.layout import arrange
+from genzoo.data.layout import CaptionMode, arrange
 from genzoo.environment import usable_cores
 from genzoo.numerics.random import seed_of
 
@@ -380,12 +381,16 @@ def folder(
     channels: int = 3,
     test_fraction: float | None = TEST_FRACTION,
     test_root: str | Path | None = None,
+    captions: CaptionMode = "auto",
+    vocabulary: int = 1024,
+    text_length: int | None = 128,
 ) -> DataSet:
     """Load all image files below a folder, cropped and resized to squares of ``size`` pixels.
 
     Folders named train, test and val are splits, other sub-folders are classes, sorted by name, unless there are images beside
     them; without a test split, test images are chosen by a hash of the name, class by class (``genzoo.data.layout``).
-    ``DataSet.notes`` lists the files read and skipped.
+    Captions beside the images (``genzoo.data.caption_files``) take the place of classes. ``DataSet.notes`` lists the files read
+    and skipped.
 
     Each image is rotated by its EXIF orientation, blended with white where transparent, converted to grey or RGB (16 bits are
     scaled to 8, colour profiles ignored), resized by a Lanczos filter until its short side is ``size``, and cropped to its
@@ -398,10 +403,13 @@ def folder(
         test_fraction: expected fraction of test images, in [0, 1), without a test folder; None for 0.1. With 0 all images are
             in ``train``.
         test_root: another folder, used as the test split.
+        captions: "auto" to read captions where at least half of the images have one, "required" or "none". Images without a
+            caption are then omitted.
+        vocabulary, text_length: of the captions' tokens, as in ``genzoo.data.captions.captioned``.
 
     Raises:
         DataError: if a folder is missing or has no images, an image is unreadable, truncated or larger than 50 million pixels,
-            or a split would be empty.
+            captions are damaged or missing, or a split would be empty.
     """
     from PIL import Image
 
@@ -411,7 +419,9 @@ def folder(
             f"{root} cannot be read with size={size}, channels={channels}, test_fraction={test_fraction}: "
             "size must be positive, channels 1 or 3, test_fraction at least 0 and below 1"
         )
-    layout = arrange(root, test_fraction, None if test_root is None else Path(test_root).expanduser())
+    if captions not in get_args(CaptionMode):
+        raise DataError(f"data.captions={captions}: must be auto, required or none")
+    layout = arrange(root, test_fraction, None if test_root is None else Path(test_root).expanduser(), captions)
     numbers = {name: number for number, name in enumerate(layout.classes)}
 
     def read(paths: Sequence[Path]) -> Split:
@@ -425,6 +435,15 @@ def folder(
         warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         train, test = read(layout.train), read(layout.test)
+    if layout.captions:
+        texts = [[layout.captions[path] for path in paths] for paths in (layout.train, layout.test)]
+        return captioned(
+            (train.x, texts[0]),
+            (test.x, texts[1]),
+            vocabulary=vocabulary,
+            length=text_length,
+            notes=layout.notes,
+        )
     return DataSet(train, test, levels=256, classes=layout.classes, notes=tuple(layout.notes))
 
 

@@ -12,6 +12,8 @@ The names of splits are train, training, test, testing, val, valid and validatio
 Without a test folder, an image is a test image if the hash of its path below the wrappers is below ``test_fraction``,
 independently of other files, except that each class (or the set, without classes) has at least one training image, and at
 least one test image if the expected number is at least one. The split is a function of the file names.
+
+Images with captions (``genzoo.data.caption_files``) are one set without classes; images without a caption are omitted.
 """
 
 from __future__ import annotations
@@ -22,12 +24,14 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+from genzoo.data.caption_files import read_captions
 from genzoo.data.dataset import DataError
 from genzoo.data.decoding import SUFFIXES, list_pictures, shown
 
 ACCEPTED = ", ".join(SUFFIXES)
+CaptionMode = Literal["auto", "required", "none"]
 NAMED = 10  # classes or folders listed in a message
 
 _SPLIT = re.compile(
@@ -50,6 +54,7 @@ class Layout(NamedTuple):
         test: test images.
         classes: sorted class names; empty if unlabelled.
         labels: class of each image, by path.
+        captions: caption of each image, by path; empty for data without captions.
         notes: summary of files read and skipped, one line each.
     """
 
@@ -57,6 +62,7 @@ class Layout(NamedTuple):
     test: list[Path]
     classes: tuple[str, ...]
     labels: dict[Path, str]
+    captions: dict[Path, str]
     notes: list[str]
 
 
@@ -66,28 +72,34 @@ def split_of(name: str) -> str | None:
     return found[1].lower() if found else None
 
 
-def arrange(root: Path, test_fraction: float, test_root: Path | None = None) -> Layout:
-    """Assign the images of a folder to splits and classes.
+def arrange(root: Path, test_fraction: float, test_root: Path | None = None, captions: CaptionMode = "none") -> Layout:
+    """Assign the images of a folder to splits, and to classes or captions.
 
     Args:
         root: the folder.
         test_fraction: expected fraction of test images of a split by hash; 0 for no such split.
         test_root: another folder, used as the test split and excluded from training.
+        captions: "auto" to read captions where at least half of the images have one, "required" or "none". Images without a
+            caption are then omitted, and classes ignored.
 
     Raises:
-        DataError: if a split would be empty, or folders contradict each other.
+        DataError: if a split would be empty, folders contradict each other, or captions are damaged or missing.
     """
-    found = _pictures(root, "data.root", without=test_root)
     notes: list[str] = []
+    found = _pictures(root, "data.root", notes, captions, without=test_root)
+    texts = found.captions
     splits = _by_name(root, found.pictures, notes)
-    train, classes, labels = _classes(_strip_wrappers(splits["train"]))
+    train = _strip_wrappers(splits["train"])
+    classes, labels = ((), {}) if texts else _classes(train)
     if not train:
         beside = _names(splits) or str(test_root)
         raise DataError(f"{root} has no training images beside {beside}: put some into a folder named train")
     test, source = splits["test"], "the folder test"
     if test_root is not None:
-        other = _pictures(test_root, "data.test_root", keep=classes)
-        notes.append(f"{test_root}: {_count(other.pictures, 'image')}; {other.others}")
+        theirs_notes: list[str] = []
+        other = _pictures(test_root, "data.test_root", theirs_notes, "required" if texts else "none", keep=classes)
+        texts = texts | other.captions
+        notes += [f"{test_root}: {_count(other.pictures, 'image')}; {other.others}", *theirs_notes]
         theirs = _by_name(test_root, other.pictures, notes)
         chosen = next(name for name in ("test", "val", "train") if theirs[name])
         test, source = theirs[chosen], str(test_root)
@@ -100,25 +112,25 @@ def arrange(root: Path, test_fraction: float, test_root: Path | None = None) -> 
         notes.append(f"{_count(splits['val'], 'image')} of the folder val left out")
     elif splits["val"]:
         test, source = splits["val"], "the folder val"
+    split = f"test split from {source}"
     if test:
         test, classes = _match_classes(test, classes, labels, source, notes)
     elif test_fraction == 0:
-        summary = f"{root}: {_count(train, 'image')}, {_listed(classes)}; no test split; {found.others}"
-        return Layout([picture.path for picture in train], [], classes, labels, [summary, *notes])
+        split = "no test split"
     else:
         is_test = hash_split([p.place for p in train], [labels.get(p.path) for p in train], test_fraction)
         held_out = {picture.path for picture, is_so in zip(train, is_test, strict=True) if is_so}
         train, test = ([p for p in train if (p.path in held_out) is side] for side in (False, True))
-        source = f"a hash of each name (test_fraction={test_fraction:g})"
+        split = f"test split from a hash of each name (test_fraction={test_fraction:g})"
         if not test:
             raise DataError(
                 f"{root} has {_count(found.pictures, 'image')}, of which the split by hash selects no test image: "
                 f"add images or change test_fraction={test_fraction:g}"
             )
-    sizes = f"{len(train)} training and {_count(test, 'test image')}"
-    summary = f"{root}: {sizes}, {_listed(classes)}; test split from {source}; {found.others}"
+    sizes = f"{len(train)} training and {_count(test, 'test image')}" if test else _count(train, "image")
+    summary = f"{root}: {sizes}, {'captions' if texts else _listed(classes)}; {split}; {found.others}"
     labels = labels if classes else {}
-    return Layout([p.path for p in train], [p.path for p in test], classes, labels, [summary, *notes])
+    return Layout([p.path for p in train], [p.path for p in test], classes, labels, texts, [summary, *notes])
 
 
 def hash_split(places: Sequence[PurePosixPath], labels: Sequence[str | None], fraction: float) -> list[bool]:
@@ -152,14 +164,24 @@ def unit_hash(name: PurePosixPath) -> float:
 class _Found(NamedTuple):
     pictures: list[Picture]
     others: str
+    captions: dict[Path, str]
 
 
-def _pictures(root: Path, key: str, without: Path | None = None, keep: Sequence[str] = ()) -> _Found:
-    """List the images of a folder, with paths relative to its wrappers.
+def _pictures(
+    root: Path,
+    key: str,
+    notes: list[str],
+    mode: CaptionMode,
+    without: Path | None = None,
+    keep: Sequence[str] = (),
+) -> _Found:
+    """List the images of a folder, with paths relative to its wrappers, and their captions.
 
     Args:
         root: the folder.
         key: its configuration key, for messages.
+        notes: list to which decisions are appended.
+        mode: whether captions are read; if so, images without one are omitted.
         without: folder whose images are excluded.
         keep: names of folders that are not wrappers.
     """
@@ -176,12 +198,44 @@ def _pictures(root: Path, key: str, without: Path | None = None, keep: Sequence[
             f"{root} contains no images ({listing.others}): put {ACCEPTED} files in it or in its sub-folders"
         )
     pictures = [Picture(root / name, name) for name in listing.names]
+    texts = [root / name for name in listing.texts]
     if without is not None:
         inside: dict[Path, bool] = {}  # by folder
-        for picture in pictures:
-            inside.setdefault(picture.path.parent, _within(picture.path.parent, without))
+        for path in (*(picture.path for picture in pictures), *texts):
+            inside.setdefault(path.parent, _within(path.parent, without))
         pictures = [picture for picture in pictures if not inside[picture.path.parent]]
-    return _Found(_strip_wrappers(pictures, keep), listing.others)
+        texts = [path for path in texts if not inside[path.parent]]
+    captions: dict[Path, str] = {}
+    if mode != "none":
+        captions, sources = _captions(root, [picture.path for picture in pictures], texts, mode, notes)
+        listing.used(sources)
+    if captions:
+        pictures = [picture for picture in pictures if picture.path in captions]
+    return _Found(_strip_wrappers(pictures, keep), listing.others, captions)
+
+
+def _captions(
+    root: Path, images: list[Path], texts: list[Path], mode: CaptionMode, notes: list[str]
+) -> tuple[dict[Path, str], list[Path]]:
+    """Read the captions of images, and list the files that hold them; none if too few images have one."""
+    found = read_captions(images, texts)
+    of, lacking = len(found.of), len(images) - len(found.of)
+    if mode == "required" and not of:
+        raise DataError(
+            f"{root}: no image has a caption: write captions.jsonl with lines "
+            '{"file": "a.png", "caption": "..."}, captions.csv, or a.txt beside a.png, or omit data.captions=required'
+        )
+    if mode == "auto" and of < lacking:
+        if of:
+            notes.append(
+                f"captions of {of} of {_count(images, 'image')} not used, fewer than half: data.captions=required trains "
+                "on these alone"
+            )
+        return {}, []
+    notes += found.notes
+    if lacking:
+        notes.append(f"{lacking} image{'s' * (lacking > 1)} without a caption left out")
+    return found.of, found.sources
 
 
 def _within(path: Path, folder: Path) -> bool:
@@ -278,12 +332,12 @@ def _parted(pictures: list[Picture], notes: list[str], wrapped: bool = False) ->
     return splits
 
 
-def _classes(pictures: list[Picture]) -> tuple[list[Picture], tuple[str, ...], dict[Path, str]]:
+def _classes(pictures: list[Picture]) -> tuple[tuple[str, ...], dict[Path, str]]:
     """Classes from the top-level folders; none if an image is outside of them."""
     tops = {picture.path: picture.place.parts[0] for picture in pictures if len(picture.place.parts) > 1}
     if len(tops) < len(pictures):
-        return pictures, (), {}
-    return pictures, tuple(sorted(set(tops.values()))), tops
+        return (), {}
+    return tuple(sorted(set(tops.values()))), tops
 
 
 def _match_classes(

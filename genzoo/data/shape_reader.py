@@ -15,7 +15,16 @@ the data or not uniform, a size between small and large, a shape that leaves a r
 background of another colour or with noise. Whatever else the scene does not explain counts as a further object. Noise of a
 standard deviation of 8 levels and a blur by a fifth of a 3x3 mean are within these tolerances.
 
-Measured on pictures of a seed that is not used elsewhere, by ``python -m genzoo.data.shape_reader``:
+Fractions measured by ``python -m tests.data.shape_accuracy``, of 5,000 true pictures and of 1,000 with each error, of a seed
+that is not used elsewhere; damaged are erased, added, halved and recoloured figures, noise, and means of two pictures:
+
+    side    right, true    with noise and blur    found, one wrong attribute alone    damaged
+    16      1.0000         0.9926                 1.000 to 1.000                      0.999 to 1.000
+    32      1.0000         1.0000                 1.000 to 1.000                      1.000 to 1.000
+    64      0.9996         0.9992                 0.998 to 1.000                      1.000 to 1.000
+
+The largest errors are of mixtures that resemble a scene: of the means of two shapes at the same place 92 % are found at 16
+pixels, and of half transparent figures 98 % at 64, where cyan on grey is a darker cyan.
 """
 
 from __future__ import annotations
@@ -43,7 +52,7 @@ NOISE = 8.0  # levels, standard deviation that a colour is weighed against
 CHUNK = 64  # pictures read at once
 
 ATTRIBUTES = ("objects", "background", "size", "fill", "colour", "shape", "place", "relation")
-ACCURACY = {16: 0.9998, 32: 1.0, 64: 1.0}  # of 5,000 true pictures each, see above
+ACCURACY = {16: 1.0, 32: 1.0, 64: 0.9996}  # of 5,000 true pictures each, see above
 
 # Tolerances
 SMALL, LARGE = 0.152, 0.178  # largest small radius, smallest large one
@@ -592,12 +601,14 @@ def _matched(away: np.ndarray, small: np.ndarray, ground: np.ndarray, regions: S
         place = (column + 0.5 + dx) / grid, (row + 0.5 + dy) / grid + _above(shape, radius)
         fits.append(_fit(y, ground, Drawn(shape, striped, radius, *place), size, windows))
     best = functools.reduce(_better, fits)
-    return _better(best, _fit(y, ground, _improved(y, best, size, windows), size, windows)), windows
+    for _ in range(k):
+        best = _better(best, _fit(y, ground, _improved(y, best, size, windows), size, windows))
+    return best, windows
 
 
 def _improved(y: np.ndarray, fit: Fit, size: int, windows: Windows) -> Drawn:
     """Take a Gauss-Newton step of radius and position, with derivatives of the template by finite differences."""
-    step, theta = 0.1 / size, [fit.radius, fit.x, fit.y]
+    step, theta = max(size // 32, 1) / 4 / size, [fit.radius, fit.x, fit.y]  # two samples of the drawing
     columns = []
     for k in range(3):
         moved = [value + step * (k == i) for i, value in enumerate(theta)]

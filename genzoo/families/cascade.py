@@ -27,10 +27,8 @@ References:
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -214,7 +212,9 @@ class CascadeDensity(_Cascade, Density):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        self.bound = functools.reduce(operator.or_, (part.bound for part in self._densities()), Bound.LOWER)
+        self.bound = Bound.LOWER
+        for part in self._densities():
+            self.bound |= part.bound
         self.num_samples = max(part.num_samples for part in self._densities())
 
     def _densities(self) -> list[Density]:

@@ -22,7 +22,7 @@ import genzoo as package
 from genzoo.config.paths import CONF, VERBS
 from genzoo.training import fit as fitting
 from tests.commands import genzoo
-from tests.conftest import composed
+from tests.conftest import composed, suitable
 
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 DATA = ("digits", "moons")
@@ -72,8 +72,9 @@ def misspelt(word: str, rng: random.Random) -> str:
 
 
 def start(rng: random.Random) -> tuple[str, str, tuple[str, ...]]:
-    model, data = rng.choice(MODELS), rng.choice(DATA)
-    return model, data, (f"model={model}", f"data={data}")
+    words = suitable(rng.choice(MODELS), rng.choice(DATA))
+    model, data = (word.partition("=")[2] for word in words[:2])
+    return model, data, tuple(words)
 
 
 def a_key_misspelt(rng: random.Random) -> Bad:

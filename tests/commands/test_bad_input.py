@@ -35,7 +35,7 @@ def bad_lines() -> Iterator[tuple[str, str]]:
     yield "+model.encoder.widht=1", "'model.encoder.widht'|did you mean 'width'?"
     yield "model=ddpm model.schedule.beta_start=1e-3", "num_steps|+model.schedule.beta_start"
     yield "logger=wandb logger.projekt=x", "did you mean 'logger.project'?"
-    yield "sample model=vae run=x", "'model'|choose from batch_size"
+    yield "sample model=vae run=x", "'model'|choose from augmentation"
     yield "--cfg job modle=ddpm", "did you mean 'model'?"
     # Choices that do not exist.
     yield "model=ddpn", "model 'ddpn'|did you mean 'ddpm'?"

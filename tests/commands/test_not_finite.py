@@ -16,6 +16,7 @@ from genzoo.runs import Run
 from genzoo.training import checkpoints
 from genzoo.training.loop import TrainingLoop
 from tests.commands import TINY, genzoo
+from tests.conftest import suitable
 from tests.survival import FAMILIES
 
 ALL = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
@@ -48,7 +49,8 @@ def test_a_number_that_is_not_finite_ends_the_run_in_that_step(tmp_path, monkeyp
         return loss, noise
 
     said: list[str] = []
-    small = {**FAMILIES, **MORE}.get(family, [f"model={family}"])
+    small = {**FAMILIES, **MORE}.get(family) or suitable(family, "digits")
+    small += ["data.size=16", "data.n=64", "data.n_test=16"] if "data=shapes" in small else []
     with mock.patch.object(TrainingLoop, "_backward", broken):
         code, _, err = genzoo(*TINY, *small, "trainer.batch_size=16", "budget.images=128", "trainer.saves=4")
     assert code == 3, err

@@ -1,6 +1,6 @@
 """Measures the reader of shapes: on true pictures, on captions with one wrong attribute, and on damaged pictures.
 
-    python -m tests.data.shape_accuracy            5,000 pictures of each size, some minutes
+    python -m tests.data.shape_accuracy            5,000 pictures of each size, and 1,000 of each error; some minutes
     python -m tests.data.shape_accuracy 500        fewer
 
 The pictures are of seeds that nothing else uses. ``genzoo.data.shape_reader.ACCURACY`` is what this prints.
@@ -33,7 +33,7 @@ from genzoo.data.scenes import (
 from genzoo.data.shape_reader import ShapeReader
 from genzoo.data.shapes import Pictures, arrange, pictures
 
-SEED = 904_117_233
+SEED = 550_771_039
 VALUES = {"size": SIZES, "fill": FILLS, "colour": COLOURS, "shape": SHAPES}
 
 
@@ -178,9 +178,13 @@ def damages(scenes: list[Scene], size: int, rng: np.random.Generator) -> dict[st
 
 def accuracy(n: int, size: int, noise: float = 0.0, blur: float = 0.0) -> float:
     """Fraction of true pictures that are right."""
-    found, rng = fresh(n, size), np.random.default_rng(SEED)
-    x = disturbed(found.x, rng, noise, blur) if noise or blur else found.x
-    return float(right(ShapeReader(size).check(x, found.captions)).double().mean())
+    found, rng, reader = fresh(n, size), np.random.default_rng(SEED), ShapeReader(size)
+    total = 0
+    for i in range(0, len(found.x), 200):
+        x, captions = found.x[i : i + 200], found.captions[i : i + 200]
+        x = disturbed(x, rng, noise, blur) if noise or blur else x
+        total += int(right(reader.check(x, captions)).sum())
+    return total / len(found.captions)
 
 
 def exactness(n: int, size: int) -> dict[str, float]:
@@ -215,7 +219,7 @@ def main(n: int) -> None:
         print(
             f"  true {accuracy(n, size):.4f}, with noise of 8 levels and a blur of 0.2 {accuracy(n, size, 8.0, 0.2):.4f}"
         )
-        for title, table in (("one wrong attribute", exactness(n, size)), ("damaged", rejection(n, size))):
+        for title, table in (("one wrong attribute", exactness(n // 5, size)), ("damaged", rejection(n // 5, size))):
             print(f"  {title}: " + ", ".join(f"{name} {value:.4f}" for name, value in table.items()))
 
 

@@ -39,7 +39,7 @@ from genzoo.runs import Run, RunError
 from genzoo.training import checkpoints
 from tests import children
 from tests.commands import SMALL, described, genzoo, untrained
-from tests.conftest import composed
+from tests.conftest import composed, suitable
 from tests.toys import Mean
 
 VAE = "genzoo.families.vae.VAE"
@@ -229,7 +229,7 @@ def test_every_name_of_our_own_configurations_may_be_named_but_for_commands():
 @pytest.mark.parametrize("model", sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
 def test_whatever_a_run_of_ours_says_can_be_made_again_without_trust(model):
     for data in ("digits", "moons"):
-        config = described(f"model={model}", f"data={data}")
+        config = described(*suitable(model, data))
         build(config["model"], "model", trusted=False)
         for section, node in [
             ("optimizer", config["optimizer"]),
