@@ -1,6 +1,7 @@
 """The encoder and decoder of VQ-VAE, between images and feature grids.
 
-Strided convolutions on the side of the image, a stack of residual layers on the side of the grid.
+Strided convolutions on the side of the image, a stack of residual layers on the side of the grid. With ``patch`` a block of
+pixels is one position of many channels, in which the convolutions are as cheap as on the grid.
 
 References:
     van den Oord, Vinyals, Kavukcuoglu, "Neural Discrete Representation Learning", 2017, https://arxiv.org/abs/1711.00937
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from genzoo.conditions import Condition
 from genzoo.nn.embeddings import embed
+from genzoo.nn.layers import group_norm
 
 
 def num_downsamplings(image: Sequence[int], grid: Sequence[int]) -> int:
@@ -52,18 +54,33 @@ def latent_grid(sides: Sequence[int], downsampling: int, tokens: int) -> tuple[i
     return height // downsampling, width // downsampling
 
 
-class ResidualStack(nn.Module):
-    """Layers ``h <- h + conv1x1 relu conv3x3 relu h``, and a final ReLU."""
+def patched(image: Sequence[int], patch: int) -> tuple[int, int, int]:
+    """Return the shape of an image whose blocks are positions, (C, H, W) -> (C patch^2, H/patch, W/patch).
 
-    def __init__(self, width: int, residual_width: int, blocks: int):
+    Raises:
+        ValueError: if ``patch`` does not divide the sides.
+    """
+    channels, height, width = image
+    if patch < 1 or height % patch or width % patch:
+        raise ValueError(f"patch={patch} does not divide the sides of {height}x{width} pixels")
+    return channels * patch**2, height // patch, width // patch
+
+
+class ResidualStack(nn.Module):
+    """Layers ``h <- h + conv1x1 relu conv3x3 relu h``, and a final ReLU; with ``norm`` after group norms."""
+
+    def __init__(self, width: int, residual_width: int, blocks: int, norm: bool = False):
         super().__init__()
         self.narrow = nn.ModuleList(nn.Conv2d(width, residual_width, 3, padding=1) for _ in range(blocks))
         self.widen = nn.ModuleList(nn.Conv2d(residual_width, width, 1) for _ in range(blocks))
+        self.norms = nn.ModuleList(group_norm(width) if norm else nn.Identity() for _ in range(blocks + 1))
+        self.inner = nn.ModuleList(group_norm(residual_width) if norm else nn.Identity() for _ in range(blocks))
 
     def forward(self, h: Tensor) -> Tensor:
-        for narrow, widen in zip(self.narrow, self.widen, strict=True):
-            h = h + widen(F.relu(narrow(F.relu(h))))
-        return F.relu(h)
+        *norms, last = self.norms
+        for norm, narrow, inner, widen in zip(norms, self.narrow, self.inner, self.widen, strict=True):
+            h = h + widen(F.relu(inner(narrow(F.relu(norm(h))))))
+        return F.relu(last(h))
 
 
 class GridEncoder(nn.Module):
@@ -76,9 +93,11 @@ class GridEncoder(nn.Module):
         width: channels of the hidden layers, half of it in the first.
         residual_width: channels inside residual layers.
         blocks: number of residual layers.
+        norm: whether to use group norm in residual layers.
+        patch: side of the blocks of pixels that are one position.
 
     Raises:
-        ValueError: if the downsampling factor is not a power of two.
+        ValueError: if the downsampling factor, beyond that of the blocks, is not a power of two.
     """
 
     def __init__(
@@ -89,8 +108,12 @@ class GridEncoder(nn.Module):
         width: int = 128,
         residual_width: int = 32,
         blocks: int = 2,
+        norm: bool = False,
+        patch: int = 1,
     ):
         super().__init__()
+        self.patch = patch
+        in_shape = patched(in_shape, patch)
         channels, layers = in_shape[0], []
         for i in range(num_downsamplings(in_shape, out_shape)):
             wider = width // 2 if i == 0 else width
@@ -98,11 +121,11 @@ class GridEncoder(nn.Module):
             channels = wider
         self.down = nn.Sequential(*layers, nn.Conv2d(channels, width, 3, padding=1))
         self.embed_y = embed(condition, width)
-        self.stack = ResidualStack(width, residual_width, blocks)
+        self.stack = ResidualStack(width, residual_width, blocks, norm)
         self.head = nn.Conv2d(width, out_shape[0], 1)
 
     def forward(self, x_BCHW: Tensor, y: Tensor | None = None) -> Tensor:
-        h = self.down(x_BCHW)
+        h = self.down(F.pixel_unshuffle(x_BCHW, self.patch))
         if self.embed_y is not None:
             h = h + self.embed_y(y)[:, :, None, None]
         return self.head(self.stack(F.relu(h)))
@@ -119,11 +142,15 @@ class GridDecoder(nn.Module):
         width: int = 128,
         residual_width: int = 32,
         blocks: int = 2,
+        norm: bool = False,
+        patch: int = 1,
     ):
         super().__init__()
+        self.patch = patch
+        out_shape = patched(out_shape, patch)
         self.stem = nn.Conv2d(in_shape[0], width, 3, padding=1)
         self.embed_y = embed(condition, width)
-        self.stack = ResidualStack(width, residual_width, blocks)
+        self.stack = ResidualStack(width, residual_width, blocks, norm)
         count = num_downsamplings(out_shape, in_shape)
         layers: list[nn.Module] = []
         for i in range(count - 1):
@@ -138,4 +165,4 @@ class GridDecoder(nn.Module):
         h = self.stem(z_BDHW)
         if self.embed_y is not None:
             h = h + self.embed_y(y)[:, :, None, None]
-        return self.up(self.stack(h))
+        return F.pixel_shuffle(self.up(self.stack(h)), self.patch)

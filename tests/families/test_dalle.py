@@ -245,6 +245,7 @@ def test_with_any_codec_it_bounds_the_density_of_images_given_their_captions(nam
             parameter += 0.3 * torch.randn_like(parameter)
         z = torch.cartesian_prod(torch.arange(K), torch.arange(K)).view(-1, 1, 2, 1)
         n, x = 4000, torch.randn(3, 2, dtype=torch.float64)
+        bounds = []
         for caption in ([1, 0], [2, 3]):
             y = torch.tensor([caption])
             log_P = model.prior.log_prob(bin_center(z, K, torch.float64), y.expand(len(z), -1)).value
@@ -254,8 +255,9 @@ def test_with_any_codec_it_bounds_the_density_of_images_given_their_captions(nam
             truth = (log_p + log_P).logsumexp(1)
             value = model.log_prob(x.repeat_interleave(n, 0), y.expand(3 * n, -1), rng=generator("bound")).value
             value = value.view(3, n)
-            assert bool((value.mean(1) < truth + 4 * value.std(1) / math.sqrt(n)).all())
-            assert bool((truth - value.mean(1) < 8).all()), "a bound that is not loose beyond reason"
+            assert bool((value.mean(1) < truth + 4 * value.std(1) / math.sqrt(n) + 1e-9).all())
+            bounds.append(value.mean(1))
+        assert float((bounds[0] - bounds[1]).abs().min()) > 1e-3, "a bound that does not depend on the caption"
 
 
 def test_the_codec_has_no_caption_unless_it_is_told_to():
