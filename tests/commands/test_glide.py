@@ -27,8 +27,12 @@ from tests.commands import SMALL, TINY, described, genzoo, untrained
 
 SHAPES = ["data=shapes", "data.size=16", "data.n=40", "data.n_test=8"]
 NETWORK = [
-    "model.network.channels=8", "model.network.multipliers=[1]", "model.network.head_channels=8",
-    "model.network.text_width=8", "model.network.text_layers=1",
+    "model.network.width=8", "model.network.layers=1", "model.network.heads=2", "model.network.text_width=8",
+    "model.network.text_layers=1",
+]  # fmt: skip
+UNET = [
+    "network@model.network=glide_image", "model.network.channels=8", "model.network.multipliers=[1]",
+    "model.network.head_channels=8", "model.network.text_width=8", "model.network.text_layers=1",
 ]  # fmt: skip
 GLIDE = ["model=glide", *SHAPES, *NETWORK]
 TEXT, OTHER = "a small red ring on the left", "a large blue cross on a black background"
@@ -49,6 +53,7 @@ def run(tmp_path_factory) -> Path:
         *TINY,
         "model.schedule.num_steps=20",
         "sampler.steps=4",
+        "optimizer.lr=0.05",  # so that captions count after four steps
         f"outputs={tmp_path_factory.mktemp('glide')}",
     ]
     code, out, err = genzoo(*words, "trainer.grids=0", "metrics.features=null")
@@ -78,7 +83,7 @@ def tokens(run: Path, text: str, n: int) -> torch.Tensor:
         ["data=moons"],
         ["data=moons", "data.conditional=true"],
         ["data=shapes", "data.size=16", "data.conditional=false"],
-        ["data=moons", "process=flow_matching", "network@model.network=glide_dit_image"],
+        ["data=moons", "process=flow_matching", "network@model.network=glide_image"],
     ],
 )
 def test_data_without_captions_are_refused_before_anything_is_made(here, words):
@@ -88,10 +93,10 @@ def test_data_without_captions_are_refused_before_anything_is_made(here, words):
 
 
 def test_glide_is_diffusion_or_flow_matching_by_one_word():
-    network = {"channels": 8, "multipliers": [1]}
+    network = {"width": 8, "cross_attention": True}
     diffusion = described(*GLIDE)["model"]
     flow = described(*GLIDE, "process=flow_matching")["model"]
-    assert diffusion["_target_"] == f"{DDPM.__module__}.DDPM" and diffusion["prediction"] == "v"
+    assert diffusion["_target_"] == f"{DDPM.__module__}.DDPM" and diffusion["prediction"] == "x0"
     assert flow["_target_"] == f"{FlowMatching.__module__}.FlowMatching"
     assert diffusion["network"] == flow["network"] and network.items() <= flow["network"].items()
     assert diffusion["condition_dropout"] == flow["condition_dropout"] > 0
@@ -100,12 +105,9 @@ def test_glide_is_diffusion_or_flow_matching_by_one_word():
     assert code == 2 and "unknown key 'process'" in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    "words", [["process=flow_matching"], ["network@model.network=glide_dit_image", "model.network.width=8"]]
-)
+@pytest.mark.parametrize("words", [[*NETWORK, "process=flow_matching"], [*UNET, "model.prediction=v"]])
 def test_other_processes_and_networks_are_trained_and_sampled_by_text(here, words):
-    small = [word for word in NETWORK if "text" in word] if "flow" not in words[0] else NETWORK
-    code, out, err = genzoo("model=glide", *SHAPES, *small, *words, *TINY, "budget.images=64", "trainer.batch_size=32",
+    code, out, err = genzoo("model=glide", *SHAPES, *words, *TINY, "budget.images=64", "trainer.batch_size=32",
                             "trainer.grids=0", "metrics.features=null", "metrics.events=2")  # fmt: skip
     assert code == 0, err
     trained = out.rpartition("run: ")[2].strip()
