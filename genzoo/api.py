@@ -46,7 +46,7 @@ from genzoo.event import EventSpec
 from genzoo.jobs.run_data import build_data, data_section, has_changed
 from genzoo.jobs.train import train as train_config
 from genzoo.labels import check_trained, class_names, class_numbers
-from genzoo.loading import guided, guided_by, load, load_trained, with_augmentation, with_prior_guidance
+from genzoo.loading import guided, guided_by, load, load_trained, reranked, with_augmentation, with_prior_guidance
 from genzoo.model import GenerativeModel, TrainableModel
 from genzoo.numerics.precision import full_float32
 from genzoo.numerics.random import SampleStreams
@@ -123,6 +123,8 @@ def sample(
     guidance: float | Mapping[str, Any] | None = None,
     augmentation: float | None = None,
     prior_guidance: float | None = None,
+    candidates: int = 1,
+    ranker: Run | str | os.PathLike[str] | None = None,
     ema: bool = True,
     device: str = "auto",
 ) -> Tensor:
@@ -143,6 +145,8 @@ def sample(
         guidance: scale s of classifier-free guidance, u + s (c - u), or the configuration of another guidance.
         augmentation: noise level of the smaller images of a cascade.
         prior_guidance: scale of the guidance of unclip's prior, as ``guidance`` is of its decoder.
+        candidates: samples drawn for each one that is kept, the one that ``ranker`` finds closest to its caption.
+        ranker: a run of a contrastive network, or the name of one included in genzoo, such as "clip_shapes".
         ema: whether to use the EMA weights; runs only.
         device: "cpu", "cuda" or "auto"; runs only.
 
@@ -152,9 +156,11 @@ def sample(
     Raises:
         ValueError: with a one-line message, for invalid arguments.
     """
-    for name, value in (("n", n), ("seed", seed), ("batch_size", batch_size)):
+    for name, value in (("n", n), ("seed", seed), ("batch_size", batch_size), ("candidates", candidates)):
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise UsageError(f"{name}={value!r}: must be an integer")
+    if candidates < 1:
+        raise UsageError(f"candidates={candidates}: must be at least 1")
     if n < 0 or batch_size < 1:
         raise UsageError(f"n={n}, batch_size={batch_size}: there are at least 0 samples, and 1 is drawn at once")
     model = _model(
@@ -166,6 +172,8 @@ def sample(
         augmentation=augmentation,
         prior_guidance=prior_guidance,
     )
+    opened = None if isinstance(run, GenerativeModel) else run if isinstance(run, Run) else Run(run)
+    model = reranked(model, ranker.path if isinstance(ranker, Run) else ranker, candidates, opened)
     if sum(value is not None for value in (label, text, y)) > 1:
         raise UsageError("label, text, y: pass only one of them")
     given = _classes(run, model, label) if label is not None else _texts(run, model, text) if text is not None else None

@@ -12,13 +12,15 @@ from typing import Any
 
 import torch
 
+from genzoo.conditions import Tokens
 from genzoo.config.instantiate import build
 from genzoo.devices import pick_device
 from genzoo.diffusion.denoiser import replaced, sampling_denoisers
 from genzoo.diffusion.guidance import AutoGuidance, ClassifierGuidance, NoisyCritic, guide
-from genzoo.errors import BUILD_ERRORS, UsageError, misfit
+from genzoo.errors import BUILD_ERRORS, UsageError, misfit, one_line
 from genzoo.metrics.features import CONTRASTIVE, EMBEDDED, EmbeddedContrastive, embedded
 from genzoo.model import Augmented, GenerativeModel, ImageEmbedding, SharedEmbedding, TrainableModel, frozen
+from genzoo.reranking import Reranked
 from genzoo.runs import Run
 from genzoo.text import Tokenizer, run_tokenizer
 from genzoo.training.checkpoints import latest, load_file, load_weights
@@ -341,6 +343,53 @@ def with_prior_guidance(model: GenerativeModel, scale: float) -> GenerativeModel
     except ValueError as error:
         raise UsageError(str(error)) from error
     return replaced(model, prior_guidance=scale)
+
+
+def reranked(
+    model: GenerativeModel, ranker: str | os.PathLike[str] | None, candidates: int, run: Run | None
+) -> GenerativeModel:
+    """Return a model that keeps the best of several samples by a contrastive network, see ``genzoo.reranking``.
+
+    Args:
+        model: draws the candidates.
+        ranker: a run of the contrastive network, or the name of one included in genzoo, such as "clip_shapes".
+        candidates: number of samples for each that is kept; 1 for the model itself.
+        run: of the model, whose captions are translated to the tokens of the network; None for a model without a run.
+
+    Raises:
+        UsageError: without a network, or for one that does not fit the model.
+    """
+    included = [name for name in embedded() if name.startswith(CONTRASTIVE)]
+    if candidates == 1 and ranker is None:
+        return model
+    if candidates == 1:
+        raise UsageError(f"ranker={ranker}: ranks several samples: set candidates=8, too")
+    if ranker is None:
+        raise UsageError(f"candidates={candidates}: set ranker=DIR, a run of model=clip, or {', '.join(included)}")
+    network: TrainableModel
+    theirs: Tokenizer | None
+    if str(ranker) in included:
+        network, theirs = shipped_encoder(str(ranker)), EmbeddedContrastive(str(ranker)).tokenizer
+    else:
+        opened = Run(ranker)
+        network = load_trained(opened, device="cpu")
+        theirs = run_tokenizer(opened) if isinstance(network.condition, Tokens) else None
+    if not isinstance(network, SharedEmbedding):
+        raise UsageError(f"ranker={ranker}: {type(network).__name__} is no contrastive network: train model=clip")
+    translate = None
+    if isinstance(model.condition, Tokens) and theirs is not None and run is not None:
+        own = run_tokenizer(run)
+        if own.sha256 != theirs.sha256:
+            translate = functools.partial(_translated, own=own, theirs=theirs)
+    try:
+        return Reranked(model, network, candidates, translate)
+    except ValueError as error:
+        raise UsageError(one_line(error)) from error
+
+
+def _translated(y: torch.Tensor, own: Tokenizer, theirs: Tokenizer) -> torch.Tensor:
+    """Encode captions by another tokenizer, (n, L) -> (n, L')."""
+    return theirs.encode(own.decode(y.cpu()), truncate=True).to(y.device)
 
 
 def check_sampler(model: GenerativeModel) -> None:

@@ -26,13 +26,16 @@ def sample(config: dict[str, Any]) -> None:
 def _sample(config: dict[str, Any]) -> None:
     import torch
 
+    from genzoo.loading import reranked
     from genzoo.numerics.precision import full_float32
     from genzoo.numerics.random import SampleStreams
+    from genzoo.runs import Run
     from genzoo.training.compilation import compile_networks
 
     out = Path(config["out"])
     check_out(out)
     model = open_model(config)
+    model = reranked(model, config["ranker"], config["candidates"], Run(config["run"]))
     check_format(out, model.event)
     chosen = chosen_conditions(config, model)
     several = chosen is not None and len(chosen.y) > 1

@@ -285,6 +285,8 @@ class Sample(Section):
     label: Classes
     text: Caption | None = None
     texts: Place | None = None
+    candidates: Annotated[int, Field(gt=0, le=2**16)] = 1
+    ranker: Place | None = None
     ema: bool
     batch_size: Count
     precision: Literal["32-true", "bf16-mixed"]

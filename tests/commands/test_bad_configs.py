@@ -167,6 +167,8 @@ PAIRS = """
     model=ddpm sampler.steps=1001|sampler
     model=score_sde sampler.steps=-1|sampler
     model=vae codec=vae|codec
+    model=dalle data=digits|data
+    model=dalle data=shapes data.n=20 data.n_test=4 data.conditional=false|data
     model=ddpm codec=vqvae|codec
     model=gan prior=ddpm|prior
     model=ddpm teacher=run teacher.run=x|teacher
