@@ -41,7 +41,9 @@ FREQUENCIES = 256  # of the sinusoidal embedding of time
 
 def patchify(x_BCHW: Tensor, p: int) -> Tensor:
     """Cut images into patches, (B, C, H, W) -> (B, H W / p^2, C p^2), in raster order."""
-    return F.pixel_unshuffle(x_BCHW, p).flatten(2).transpose(1, 2)
+    B, C, H, W = x_BCHW.shape
+    blocks = x_BCHW.reshape(B, C, H // p, p, W // p, p).permute(0, 2, 4, 1, 3, 5)
+    return blocks.reshape(B, (H // p) * (W // p), C * p**2)
 
 
 def unpatchify(h_BNP: Tensor, p: int, height: int, width: int) -> Tensor:
