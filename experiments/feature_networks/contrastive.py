@@ -15,10 +15,12 @@ import sys
 import time
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
 from genzoo.data import DataSet
+from genzoo.data.emoji import emoji
 from genzoo.data.shapes import pictures, shapes
 from genzoo.evaluation.contrastive import retrieval
 from genzoo.evaluation.settings import EvalSettings
@@ -38,16 +40,39 @@ SETTINGS = {
         "batch": 1024,
         "steps": 500,
         "lr": 4e-3,
+        "shift": 0,
+    },
+    "emoji": {
+        "side": 32,
+        "dim": 64,
+        "text_width": 64,
+        "image": {"width": 24, "max_width": 64, "blocks": 1, "norm": True, "hidden": 0},
+        "batch": 512,
+        "steps": 600,
+        "lr": 4e-3,
+        "shift": 3,
     },
 }
 
 
 def load(name: str, settings: dict) -> tuple[DataSet, Tensor, Tensor]:
     """Return the data set, and training pictures with their tokens: of shapes more than there are by default."""
+    if name == "emoji":
+        data = emoji(size=settings["side"])
+        assert data.train.y is not None
+        return data, data.train.x, data.train.y
     data = shapes(settings["side"])
     assert data.tokenizer is not None
     more = pictures(settings["pictures"], settings["side"])
     return data, more.x, data.tokenizer.encode(more.captions, truncate=True)
+
+
+def shifted(x: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
+    """Move each picture by up to a number of pixels in each direction; its border is repeated."""
+    padded, side = F.pad(x, [pixels] * 4, mode="replicate"), x.shape[-1]
+    rows, columns = torch.randint(2 * pixels + 1, (2, len(x), 1), generator=generator) + torch.arange(side)
+    images, channels = torch.arange(len(x))[:, None, None, None], torch.arange(x.shape[1])[None, :, None, None]
+    return padded[images, channels, rows[:, None, :, None], columns[:, None, None, :]]
 
 
 def train(data: DataSet, x: Tensor, y: Tensor, settings: dict) -> Contrastive:
@@ -62,13 +87,14 @@ def train(data: DataSet, x: Tensor, y: Tensor, settings: dict) -> Contrastive:
     )
     steps, batch, start = settings["steps"], settings["batch"], time.process_time()
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings["lr"], weight_decay=0.01, fused=True)
+    generator = torch.Generator().manual_seed(0)
     rows = torch.cat([torch.randperm(len(x)) for _ in range(-(-steps * batch // len(x)))])
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = settings["lr"] * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
         some = rows[step * batch : (step + 1) * batch]
         with torch.autocast("cpu", torch.bfloat16):
-            loss = model.loss((x[some].float() + 0.5) / 128 - 1, y[some])
+            loss = model.loss(shifted((x[some].float() + 0.5) / 128 - 1, settings["shift"], generator), y[some])
         optimizer.zero_grad()
         loss.total.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -118,7 +144,8 @@ def main() -> None:
             "test_pairs": protocol["n"],
             "test_clip_score": round(float(of_test.mean()), 4),
             "cpu_seconds": round(seconds),
-            **{key: settings[key] for key in ("pictures", "batch", "steps", "lr")},
+            "pictures": len(x),
+            **{key: settings[key] for key in ("batch", "steps", "lr", "shift")},
         }
         card.write_text(json.dumps(known, indent=1) + "\n")
         print(name, known[name])

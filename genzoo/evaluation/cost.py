@@ -14,6 +14,7 @@ from genzoo.diffusion.denoiser import sampling_denoiser
 from genzoo.distributions.discretization import bin_center
 from genzoo.evaluation.records import to_record
 from genzoo.evaluation.settings import EvalSettings
+from genzoo.evaluation.text import scores_held_out
 from genzoo.model import Density, GenerativeModel, TrainableModel
 from genzoo.numerics.random import SampleStreams
 from genzoo.training.flops import COUNTED
@@ -24,6 +25,7 @@ class Estimate(NamedTuple):
 
     density: float
     samples: float
+    drawn: int  # number of the samples
     shorter: str  # settings that reduce them
 
 
@@ -65,23 +67,24 @@ def estimate(model: GenerativeModel, data: Any, settings: EvalSettings) -> Estim
         model.sample(n, rng=rng)
 
     density, words = 0.0, []
+    drawn = settings.n * (2 if scores_held_out(model, data) else 1) + settings.throughput
     with torch.no_grad():
-        samples = measured(draw_samples, settings.n + settings.throughput)
+        samples = measured(draw_samples, drawn)
         if isinstance(model, Density):
             events = len(data.scored[1].x)
             density = measured(score_events, min(settings.events or events, events))
             words.append("metrics.events=")
     words += ["metrics.n="] if settings.n else []
     words += ["sampler.steps="] if sampling_denoiser(model) else []
-    return Estimate(density, samples, ", ".join(words))
+    return Estimate(density, samples, drawn, ", ".join(words))
 
 
-def announce(expected: Estimate, settings: EvalSettings, train_seconds: Any) -> None:
+def announce(expected: Estimate, train_seconds: Any) -> None:
     """Log the estimate if it exceeds a minute or the training time."""
     whole = expected.density + expected.samples
     trained = train_seconds if type(train_seconds) in (int, float) else 0.0
     if whole > min(60, max(trained, 10)):
-        parts = [f"{settings.n + settings.throughput:,} samples {expected.samples:.0f} s"]
+        parts = [f"{expected.drawn:,} samples {expected.samples:.0f} s"]
         parts += [f"density {expected.density:.0f} s"] if expected.density else []
         log_stderr(
             f"scoring will take about {whole:.0f} s ({', '.join(parts)}), after {trained:.0f} s of training; "

@@ -124,7 +124,7 @@ def evaluate_model(
         limit = None if chosen else settings.max_nfe
         with within_evaluations(model, limit):
             seconds = trained.costs.get("train_seconds")
-            announce(estimate(model, eval_data.data, settings), settings, seconds)
+            announce(estimate(model, eval_data.data, settings), seconds)
         metrics = likelihood(model, eval_data.data, settings, setting) if isinstance(model, Density) else {}
         if isinstance(model, Codec):
             metrics |= reconstruction(model, eval_data.data, settings, setting)

@@ -28,6 +28,11 @@ def held_out_captions(data: DataSet, n: int, seed: int) -> Tensor:
     return data.test.y[order[torch.arange(n) % len(order)]]
 
 
+def scores_held_out(model: GenerativeModel, data: DataSet) -> bool:
+    """Whether as many samples again are drawn, for captions of the test split."""
+    return model.condition is not None and data.tokenizer is not None and data.checker is not None
+
+
 def attribute_scores(
     x: Tensor, captions: Sequence[str], checker: CaptionChecker, name: str, reference: str
 ) -> dict[str, MetricResult]:

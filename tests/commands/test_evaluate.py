@@ -440,9 +440,15 @@ def test_samples_without_neighbours_are_refused_before_anything_is_drawn(here, f
     assert code == 2 and err == "genzoo: metrics.n=5: at least 6 samples are needed (0 skips sample metrics)\n"
 
 
+@pytest.mark.parametrize("held_out", [False, True])
 @pytest.mark.parametrize("batch, said", [(1.5, True), (0.0, False)])
-def test_a_scoring_that_takes_longer_than_training_is_announced_with_what_shortens_it(batch, said, monkeypatch, capsys):
-    """A batch of n samples takes ``batch`` seconds times 1 + n/10: 36 batches of 16 and 564 samples, by a set clock."""
+def test_a_scoring_that_takes_longer_than_training_is_announced_with_what_shortens_it(
+    batch, said, held_out, monkeypatch, capsys
+):
+    """A batch of n samples takes ``batch`` seconds times 1 + n/10, by a set clock: 36 batches of 16 and 564 samples.
+
+    Held-out captions are 500 samples more.
+    """
     model, now = build(described(*SMALL["ddpm"])["model"], "model").eval(), [0.0]
     draw = model.sample
 
@@ -454,12 +460,14 @@ def test_a_scoring_that_takes_longer_than_training_is_announced_with_what_shorte
     monkeypatch.setattr(model, "log_prob", lambda *_, **__: None)
     monkeypatch.setattr(cost.time, "perf_counter", lambda: now[0])
     data = types.SimpleNamespace(scored=("test", Split(torch.zeros(40, 1, 8, 8, dtype=torch.uint8), None)))
+    monkeypatch.setattr(cost, "scores_held_out", lambda *_: held_out)
     settings = EvalSettings(n=500, throughput=64, events=20, num_samples=1, batch_size=16)
     expected = cost.estimate(model, data, settings)
-    assert (expected.samples, expected.density) == pytest.approx((batch * (36 + 56.4), 0.0))
-    cost.announce(expected, settings, 15.0)
-    err = capsys.readouterr().err
-    assert ("scoring will take about 139 s (564 samples 139 s), after 15 s of training" in err) == said
+    drawn, batches = (1064, 67) if held_out else (564, 36)
+    assert (expected.samples, expected.density) == pytest.approx((batch * (batches + drawn / 10), 0.0))
+    cost.announce(expected, 15.0)
+    err, seconds = capsys.readouterr().err, 260 if held_out else 139
+    assert (f"scoring will take about {seconds} s ({drawn:,} samples {seconds} s), after 15 s of training" in err) == said
     assert all((word in err) == said for word in ("metrics.n=", "metrics.events=", "sampler.steps="))
 
 
