@@ -20,7 +20,7 @@ from genzoo.runs import Run
 HERE = Path(__file__).parent
 FAMILIES = ("dalle", "glide", "unclip")
 TRAINING = ["budget.seconds=1800", "trainer.threads=1", "trainer.grids=4", "trainer.scores=0", "resume=auto"]
-SCORES = ["metrics.n=1000", "metrics.events=200", "metrics.throughput=64"]
+SCORES = ["metrics.n=500", "metrics.events=50", "metrics.throughput=64"]
 GUIDANCE = {"dalle": "1.5", "glide": "2.0", "unclip": "2.0"}
 # Chosen before any training: eight scenes of figures, of which the last three are held out from training, and ten emoji.
 CAPTIONS = {"shapes": HERE / "captions-shapes.txt", "emoji": HERE / "captions-emoji.txt"}
@@ -49,7 +49,7 @@ def score(run: Path, family: str) -> dict[str, dict]:
     for scale in ("1", GUIDANCE[family]):
         kept = [entry for _, entry in Run(run).named_results() if _scale(entry) == float(scale)]
         if not kept or scale != "1":
-            genzoo("evaluate", f"run={run}", f"guidance={scale}", "metrics.n=1000", "metrics.events=200")
+            genzoo("evaluate", f"run={run}", f"guidance={scale}", *SCORES)
             kept = [entry for _, entry in Run(run).named_results() if _scale(entry) == float(scale)]
         metrics = kept[-1]["metrics"]
         found[scale] = {

@@ -57,10 +57,11 @@ def check_optimizer(optimizer: Any, *, step: bool = True) -> None:
     """
     import torch
 
-    weight = torch.nn.Parameter(torch.zeros(1))
-    weight.grad = torch.zeros(1)
+    weights = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((1,), (1, 1))]
+    for weight in weights:
+        weight.grad = torch.zeros_like(weight)
     try:
-        made = optimizer([weight])
+        made = optimizer(weights)
         if step:
             made.step()
     except BUILD_ERRORS as error:

@@ -250,8 +250,8 @@ class TrainingLoop:
             bad = self.finite.check(self.steps, loss, norm)
             batch = self.batches.batch_size
             factor = self.learning_rate(number * batch, planned * batch)
-            for group in player.optimizer.param_groups:
-                group["lr"] = player.base_lr * factor
+            for group, base in zip(player.optimizer.param_groups, player.base_lrs, strict=True):
+                group["lr"] = base * factor
             take = self._stepper(player)
             if bad is None:
                 take()

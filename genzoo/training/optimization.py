@@ -21,7 +21,7 @@ class Player:
     name: str
     parameters: list[nn.Parameter]
     optimizer: torch.optim.Optimizer
-    base_lr: float
+    base_lrs: list[float]  # of the groups of weights
 
 
 def stages_of(model: TrainableModel) -> list[Stage]:
@@ -40,7 +40,7 @@ def players_of(module: TrainableModel, make_optimizer: OptimizerFactory) -> dict
     for name, part in parts_of(module).items():
         parameters = [p for p in part.parameters() if p.requires_grad]
         optimizer = make_optimizer(parameters)
-        players[name] = Player(name, parameters, optimizer, optimizer.param_groups[0]["lr"])
+        players[name] = Player(name, parameters, optimizer, [group["lr"] for group in optimizer.param_groups])
     return players
 
 
