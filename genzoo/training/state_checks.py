@@ -143,7 +143,7 @@ def check_optimizer_state(found: Any, optimizer: torch.optim.Optimizer, make: Ma
     for number, entries in state.items():
         where = f"{name}.state[{_shown(number)}]"
         weight = weights[whole(number, where, 0, len(weights) - 1)]
-        _check_entries(entries, weight, like(weight.ndim, weight.dtype), where)
+        _check_entries(entries, weight, like(tuple(side == 1 for side in weight.shape), weight.dtype), where)
     return {"state": dict(state), "param_groups": groups}
 
 
@@ -162,9 +162,10 @@ def _settings(own: dict[str, Any], theirs: Any, optimizer: torch.optim.Optimizer
     return kept
 
 
-def _like(make: Make, ndim: int, dtype: torch.dtype) -> tuple[tuple[int, ...], dict[str, Any]] | None:
-    """Step once on a small weight, each of whose sides has another length; None for an optimiser that cannot."""
-    weight = nn.Parameter(torch.zeros((2, 3, 5, 7, 11, 13)[:ndim], dtype=dtype))
+def _like(make: Make, single: tuple[bool, ...], dtype: torch.dtype) -> tuple[tuple[int, ...], dict[str, Any]] | None:
+    """Step once on a small weight, each of whose sides has another length, or 1; None for an optimiser that cannot."""
+    sides = [1 if one else side for side, one in zip((2, 3, 5, 7, 11, 13), single, strict=False)]
+    weight = nn.Parameter(torch.zeros(sides, dtype=dtype))
     weight.grad = torch.zeros_like(weight)
     try:
         optimizer = make([weight])

@@ -21,30 +21,41 @@ from tests.commands import SMALL, TINY, genzoo
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 8), nn.GELU(), nn.Linear(8, 3))
+    depthwise = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), depthwise, nn.ConvTranspose2d(4, 2, 1), nn.Flatten(), nn.Linear(8, 6), nn.GELU(), nn.Linear(6, 3)
+    )
 
 
-def trained(module: nn.Module, optimizers: list[torch.optim.Optimizer], steps: int = 4) -> list[torch.Tensor]:
+def is_matrix(p: torch.Tensor) -> bool:
+    return p.ndim == 2 or tuple(p.shape) == (4, 2, 1, 1)
+
+
+def trained(module: nn.Module, optimizers: list[torch.optim.Optimizer], steps: int = 4, flat=()) -> list[torch.Tensor]:
+    matrices = [p for p in module.parameters() if is_matrix(p)]
     rng = torch.Generator().manual_seed(1)
     for _ in range(steps):
         module(torch.randn(8, 1, 4, 4, generator=rng)).square().mean().backward()
+        for p, view in zip(matrices, flat, strict=False):
+            view.grad = p.grad.flatten(1)
         for optimizer in optimizers:
             optimizer.step()
-            optimizer.zero_grad()
+        module.zero_grad()
     return list(module.parameters())
 
 
 def test_matrices_are_those_of_torchs_muon_and_the_rest_those_of_adam():
     ours, theirs = network(), network()
-    matrices = [p for p in theirs.parameters() if p.ndim == 2]
-    others = [p for p in theirs.parameters() if p.ndim != 2]
+    flat = [nn.Parameter(p.detach().flatten(1)) for p in theirs.parameters() if is_matrix(p)]  # on the same memory
+    others = [p for p in theirs.parameters() if not is_matrix(p)]
+    assert len(flat) == 3 and len(others) == 7
     separate = [
         torch.optim.Adam(others, lr=3e-3, betas=(0.8, 0.9), fused=True),
-        torch.optim.Muon(matrices, lr=0.03, momentum=0.9, weight_decay=0.1),
+        torch.optim.Muon(flat, lr=0.03, momentum=0.9, weight_decay=0.1),
     ]
     one = Muon(ours.parameters(), lr=3e-3, matrix_lr=0.03, momentum=0.9, betas=(0.8, 0.9), weight_decay=0.1)
     assert [group["lr"] for group in one.param_groups] == [3e-3, 0.03]
-    for a, b in zip(trained(ours, [one]), trained(theirs, separate), strict=True):
+    for a, b in zip(trained(ours, [one]), trained(theirs, separate, flat=flat), strict=True):
         assert torch.equal(a, b)
 
 
@@ -62,7 +73,7 @@ def test_a_first_step_has_singular_values_of_about_the_learning_rate():
 
 @pytest.mark.parametrize("keep", [0, 1])
 def test_weights_of_one_kind_alone_are_optimised(keep):
-    weights = [p for p in network().parameters() if (p.ndim == 2) == bool(keep)]
+    weights = [p for p in network().parameters() if is_matrix(p) == bool(keep)]
     for p in weights:
         p.grad = torch.ones_like(p)
     before = [p.clone() for p in weights]
