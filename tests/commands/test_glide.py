@@ -35,7 +35,7 @@ UNET = [
     "network@model.network=glide_image", "model.network.channels=8", "model.network.multipliers=[1]",
     "model.network.head_channels=8", "model.network.text_width=8", "model.network.text_layers=1",
 ]  # fmt: skip
-GLIDE = ["model=glide", *SHAPES, *NETWORK]
+GLIDE = ["model=glide", "process=ddpm", *SHAPES, *NETWORK]
 TEXT, OTHER = "a small red ring on the left", "a large blue cross on a black background"
 QUICK = ["sampler=ddim", "sampler.steps=4", "sampler.eta=1"]
 DDIM4 = {"_target_": "genzoo.diffusion.samplers.DDIM", "steps": 4, "eta": 1.0}
@@ -83,7 +83,7 @@ def tokens(run: Path, text: str, n: int) -> torch.Tensor:
         ["data=moons"],
         ["data=moons", "data.conditional=true"],
         ["data=shapes", "data.size=16", "data.conditional=false"],
-        ["data=moons", "process=flow_matching", "network@model.network=glide_image"],
+        ["data=moons", "process=ddpm", "network@model.network=glide_image"],
     ],
 )
 def test_data_without_captions_are_refused_before_anything_is_made(here, words):
@@ -95,7 +95,7 @@ def test_data_without_captions_are_refused_before_anything_is_made(here, words):
 def test_glide_is_diffusion_or_flow_matching_by_one_word():
     network = {"width": 8, "cross_attention": True}
     diffusion = described(*GLIDE)["model"]
-    flow = described(*GLIDE, "process=flow_matching")["model"]
+    flow = described("model=glide", *SHAPES, *NETWORK)["model"]
     assert diffusion["_target_"] == f"{DDPM.__module__}.DDPM" and diffusion["prediction"] == "x0"
     assert flow["_target_"] == f"{FlowMatching.__module__}.FlowMatching"
     assert diffusion["network"] == flow["network"] and network.items() <= flow["network"].items()
@@ -105,7 +105,7 @@ def test_glide_is_diffusion_or_flow_matching_by_one_word():
     assert code == 2 and "unknown key 'process'" in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("words", [[*NETWORK, "process=flow_matching"], [*UNET, "model.prediction=v"]])
+@pytest.mark.parametrize("words", [NETWORK, [*UNET, "process=ddpm", "model.prediction=v"]])
 def test_other_processes_and_networks_are_trained_and_sampled_by_text(here, words):
     code, out, err = genzoo("model=glide", *SHAPES, *words, *TINY, "budget.images=64", "trainer.batch_size=32",
                             "trainer.grids=0", "metrics.features=null", "metrics.events=2")  # fmt: skip
