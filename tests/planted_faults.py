@@ -2157,6 +2157,28 @@ FAULTS = [
         'found = found.take(permutation(len(found.x), config["seed"] + n))',
         "tests/commands/test_latent_commands.py::test_the_choice_of_examples_is_a_function_of_the_seed_and_the_index",
     ),
+    # Muon
+    Fault(
+        "Muon's update is that of the plain momentum",
+        "training/muon.py",
+        "update = orthogonalized(p.grad.lerp(mean, momentum).flatten(1))",
+        "update = orthogonalized(mean.flatten(1))",
+        "tests/training/test_muon.py",
+    ),
+    Fault(
+        "Muon does not enlarge updates of tall matrices",
+        "training/muon.py",
+        "math.sqrt(max(1, rows / columns))",
+        "math.sqrt(max(1, columns / rows))",
+        "tests/training/test_muon.py",
+    ),
+    Fault(
+        "all groups of weights follow the first learning rate",
+        "training/loop.py",
+        'group["lr"] = base * factor',
+        'group["lr"] = player.base_lrs[0] * factor',
+        "tests/training/test_muon.py",
+    ),
     # Text and cascades
     Fault(
         "a cascade tells its network another noise level than that of the small image",

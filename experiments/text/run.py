@@ -21,6 +21,7 @@ HERE = Path(__file__).parent
 FAMILIES = ("dalle", "glide", "unclip")
 TRAINING = ["budget.seconds=1800", "trainer.threads=1", "trainer.grids=4", "trainer.scores=0", "resume=auto"]
 SCORES = ["metrics.n=500", "metrics.events=50", "metrics.throughput=64"]
+WORDS = {"dalle": ["codec=fsq", "likelihood@codec.likelihood=gaussian", "codec.likelihood.log_var=-4"]}
 GUIDANCE = {"dalle": "1.5", "glide": "2.0", "unclip": "2.0"}
 # Chosen before any training: eight scenes of figures, of which the last three are held out from training, and ten emoji.
 CAPTIONS = {"shapes": HERE / "captions-shapes.txt", "emoji": HERE / "captions-emoji.txt"}
@@ -37,7 +38,8 @@ def genzoo(*words: str) -> str:
 def train(runs: Path, family: str, data: str, seed: int) -> Path:
     """Train a family, or find its finished run."""
     place = runs / f"{data}-{seed}"
-    words = [f"model={family}", f"data={data}", f"seed={seed}", f"outputs={place}", *TRAINING, *SCORES]
+    words = [f"model={family}", f"data={data}", f"seed={seed}", *WORDS.get(family, []), f"outputs={place}"]
+    words += [*TRAINING, *SCORES]
     out = genzoo(*words)
     marks = ("run: ", "already done: ")
     return Path(next(line for line in out.splitlines() if line.startswith(marks)).partition(": ")[2])
