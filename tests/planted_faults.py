@@ -238,8 +238,8 @@ FAULTS = [
     Fault(
         "a coupling's log-determinant has the wrong sign",
         "families/realnvp.py",
-        "b, log_det = b * log_scale.exp() + shift, log_scale.flatten(1).sum(1)",
-        "b, log_det = b * log_scale.exp() + shift, -log_scale.flatten(1).sum(1)",
+        "return b * log_scale.exp() + shift, log_scale.flatten(1).sum(1)",
+        "return b * log_scale.exp() + shift, -log_scale.flatten(1).sum(1)",
         "tests/families/test_realnvp.py",
     ),
     Fault(

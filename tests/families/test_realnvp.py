@@ -14,10 +14,15 @@ from torch import Tensor, nn
 from genzoo.conditions import ClassLabels
 from genzoo.distributions.discretization import bits_per_dim, dequantize
 from genzoo.distributions.transforms import BatchNorm
-from genzoo.families.realnvp import Coupling, RealNVP, Scale
+from genzoo.families.coupling_flow import Coupling
+from genzoo.families.coupling_flow import Scale as CouplingScale
+from genzoo.families.realnvp import AdditiveCoupling, AffineCoupling, RealNVP
 from genzoo.nn.coupling import FullResolution, NormalizedConv, RealNVPNet
 from genzoo.nn.embeddings import embed
 from genzoo.nn.mlp import MLP
+
+
+Scale = functools.partial(CouplingScale, AffineCoupling)
 
 
 class Conv(nn.Module):
@@ -186,7 +191,7 @@ def test_a_fresh_flow_of_points_is_the_normal_law():
 # Which elements move.
 
 
-def pixels_moved(scale: Scale, coupling: Coupling, shape: tuple[int, ...]) -> Tensor:
+def pixels_moved(scale: CouplingScale, coupling: Coupling, shape: tuple[int, ...]) -> Tensor:
     """Which pixels of the scale's input a coupling moves, (C, H, W), seen by moving them."""
     x = torch.randn(1, *shape, dtype=torch.float64)
     blocks = F.pixel_unshuffle(x, 2)
@@ -214,7 +219,7 @@ def test_the_last_couplings_of_a_scale_alternate_between_the_halves_of_the_chann
 
 
 def test_a_coupling_scales_what_it_moves_and_reads_only_what_it_keeps():
-    coupling = Coupling(small, (5,), [0, 3], None).double()
+    coupling = AffineCoupling(small, (5,), [0, 3], None).double()
     x = torch.randn(5, dtype=torch.float64)
     jacobian = torch.func.jacfwd(lambda one: coupling(one[None], None)[0][0])(x)
     moved, kept = [0, 3], [1, 2, 4]
@@ -227,7 +232,7 @@ def test_a_coupling_scales_what_it_moves_and_reads_only_what_it_keeps():
 
 @torch.no_grad()
 def test_the_log_scale_is_bounded_by_a_learned_factor():
-    coupling = Coupling(lambda i, o, c: nn.Linear(1, 2), (2,), [1], None).double()
+    coupling = AffineCoupling(lambda i, o, c: nn.Linear(1, 2), (2,), [1], None).double()
     coupling.net.forward = lambda a, y: torch.tensor([[1e9, 0.0]]).double().expand(len(a), 2)
     assert float(coupling(torch.ones(1, 2).double(), None)[1]) == 1.0
     coupling.bound.data.fill_(0.25)
