@@ -4,7 +4,7 @@ An invertible map ``f`` from data to noise, ``z = f(x)``, has the exact density,
 
     log p(x) = log N(f(x); 0, I) + log |det df/dx|.
 
-``f`` is a composition of couplings. Each splits its input into ``a`` and ``b`` and transforms every element of ``b`` by a spline
+``f`` is a composition of couplings. Each splits its input into ``a`` and ``b`` and transforms each element of ``b`` by a spline
 whose K bins and slopes are the output of a network of ``a``:
 
     b <- spline(b; theta(a)),        log |det| = sum log spline'(b; theta(a))
@@ -90,6 +90,4 @@ class NSF(CouplingFlow):
         bound: float = 5.0,
     ):
         coupling = functools.partial(SplineCoupling, spline=RationalQuadraticSpline(bins, bound))
-        super().__init__(
-            event, condition, coupling=coupling, network=network, scales=scales, couplings=couplings
-        )
+        super().__init__(event, condition, coupling=coupling, network=network, scales=scales, couplings=couplings)

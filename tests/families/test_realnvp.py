@@ -21,7 +21,6 @@ from genzoo.nn.coupling import FullResolution, NormalizedConv, RealNVPNet
 from genzoo.nn.embeddings import embed
 from genzoo.nn.mlp import MLP
 
-
 Scale = functools.partial(CouplingScale, AffineCoupling)
 
 
@@ -56,7 +55,7 @@ def small(in_shape, out_shape, condition) -> nn.Module:
 
 def randomised(model: RealNVP, gain: float = 1.5) -> RealNVP:
     for name, parameter in model.named_parameters():
-        if name.endswith("bound"):
+        if name.endswith(("bound", "log_scale")):
             nn.init.uniform_(parameter, 0.3, 0.8)
         elif parameter.ndim > 1:
             parameter.data.mul_(gain)
@@ -83,6 +82,11 @@ CASES = {
     "plane": lambda: RealNVP((2,), network=small, couplings=4),
     "normalised plane": lambda: settled(RealNVP((2,), network=small, couplings=4, batch_norm=True)),
     "odd vector": lambda: RealNVP((5,), network=small, couplings=3),
+    "additive": lambda: RealNVP((5,), network=small, couplings=4, coupling="additive"),
+    "additive image": lambda: RealNVP((1, 8, 8), network=Conv, levels=17, coupling="additive"),
+    "additive, full resolution": lambda: RealNVP(
+        (3, 4, 8), network=Conv, levels=256, coupling="additive", full_resolution=True
+    ),
 }
 every = pytest.mark.parametrize("name", CASES)
 
@@ -413,3 +417,42 @@ def test_a_class_is_undone_by_the_same_class():
 def test_shapes_that_cannot_be_split_are_refused(shape, message):
     with pytest.raises(ValueError, match=message):
         RealNVP(shape, network=Conv)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Additive couplings.
+
+
+@torch.no_grad()
+def test_additive_couplings_preserve_volume_and_the_final_scaling_alone_changes_it():
+    model = randomised(RealNVP((5,), network=small, couplings=4, coupling="additive"))
+    x = torch.randn(3, 5, dtype=torch.float64)
+    assert all(isinstance(coupling, AdditiveCoupling) for coupling in model.blocks)
+    for i in range(3):
+        jacobian = torch.func.jacfwd(lambda one: model.encode(one[None])[0])(x[i])
+        assert float(torch.linalg.slogdet(jacobian).logabsdet) == pytest.approx(float(model.log_scale.sum()), abs=1e-10)
+    torch.testing.assert_close(model.forward_and_log_det(x)[1], model.log_scale.sum().expand(3), atol=0, rtol=1e-12)
+
+
+def test_the_final_scaling_learns_the_scale_of_the_data():
+    model = RealNVP((2,), network=zero, couplings=2, coupling="additive").double()
+    x = torch.randn(4000, 2, dtype=torch.float64) * torch.tensor([0.1, 3.0])
+    optimizer = torch.optim.Adam([model.log_scale], lr=0.1)
+    for _ in range(200):
+        optimizer.zero_grad()
+        model.loss(x).total.backward()
+        optimizer.step()
+    torch.testing.assert_close(torch.exp(-model.log_scale), x.square().mean(0).sqrt(), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"coupling": "cubic"}, "affine or additive, not 'cubic'"),
+        ({"coupling": "additive", "scale_penalty": 0.1}, "no log scales"),
+        ({"scale_penalty": -1.0}, "scale_penalty must not be negative"),
+    ],
+)
+def test_impossible_couplings_are_rejected(words, message):
+    with pytest.raises(ValueError, match=message):
+        RealNVP((2,), network=small, **words)
