@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from genzoo.families.latent import LatentDensity as LatentDensity
     from genzoo.families.latent import LatentModel as LatentModel
     from genzoo.families.latent import latent as latent
+    from genzoo.families.maf import MAF as MAF
+    from genzoo.families.nsf import NSF as NSF
     from genzoo.families.realnvp import RealNVP as RealNVP
     from genzoo.families.score_sde import ScoreSDE as ScoreSDE
     from genzoo.families.unclip import UnCLIP as UnCLIP
@@ -77,6 +79,8 @@ _HOME = {
     "HVAE": "genzoo.families.hvae",
     "LatentDensity": "genzoo.families.latent",
     "LatentModel": "genzoo.families.latent",
+    "MAF": "genzoo.families.maf",
+    "NSF": "genzoo.families.nsf",
     "RealNVP": "genzoo.families.realnvp",
     "ScoreSDE": "genzoo.families.score_sde",
     "UnCLIP": "genzoo.families.unclip",
@@ -115,6 +119,8 @@ __all__ = [
     "HVAE",
     "LatentDensity",
     "LatentModel",
+    "MAF",
+    "NSF",
     "RealNVP",
     "ScoreSDE",
     "UnCLIP",

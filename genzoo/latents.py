@@ -56,7 +56,7 @@ def latent_space(model: Model) -> Continuous | Discrete:
     if isinstance(model, Denoiser):
         return Continuous(model.event.shape)
     raise AbilityError(
-        f"{type(model).__name__} has no latents: choose a codec (vae, hvae, vqvae, latent), a flow (realnvp, glow), "
+        f"{type(model).__name__} has no latents: choose a codec (vae, hvae, vqvae, latent), a flow (realnvp, glow, nsf, maf), "
         "a denoiser (ddpm, score_sde, flow_matching), or a GAN to decode alone"
     )
 
@@ -75,8 +75,8 @@ def check_encoder(model: Model) -> None:
     latent_space(model)  # raises for models without latents
     if not can_encode(model):
         raise AbilityError(
-            f"{type(model).__name__} has no encoder: choose a codec (vae, hvae, vqvae, latent), a flow (realnvp, glow) "
-            "or a denoiser (ddpm, score_sde, flow_matching)"
+            f"{type(model).__name__} has no encoder: choose a codec (vae, hvae, vqvae, latent), a flow "
+            "(realnvp, glow, nsf, maf) or a denoiser (ddpm, score_sde, flow_matching)"
         )
 
 

@@ -21,6 +21,8 @@ from genzoo.families.gan import GAN, WGAN, WGANGP
 from genzoo.families.glow import Glow
 from genzoo.families.hvae import HVAE
 from genzoo.families.latent import latent
+from genzoo.families.maf import MAF
+from genzoo.families.nsf import NSF
 from genzoo.families.realnvp import RealNVP
 from genzoo.families.score_sde import ScoreSDE
 from genzoo.families.vae import VAE
@@ -475,6 +477,8 @@ FAMILIES = {
     "gan": GAN,
     "glow": Glow,
     "hvae": HVAE,
+    "maf": MAF,
+    "nsf": NSF,
     "realnvp": RealNVP,
     "score_sde": ScoreSDE,
     "vae": VAE,

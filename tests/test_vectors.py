@@ -23,6 +23,7 @@ from tests.test_interface import Case, batch, objectives
 REFUSED = {
     ("realnvp", 1): "two",
     ("glow", 1): "two",
+    ("nsf", 1): "two",
     **{(family, D): "images" for family in IMAGES_ONLY for D in (1, 5)},
 }
 

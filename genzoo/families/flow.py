@@ -22,9 +22,14 @@ from genzoo.numerics.random import randn
 
 
 class Flow(Density, Bijective):
-    """A normalising flow with a standard normal prior; subclasses define the map and its inverse."""
+    """A normalising flow with a standard normal prior; subclasses define the map and its inverse.
+
+    Attributes:
+        nfe: passes through the networks of the flow for a sample.
+    """
 
     bound = Bound.EXACT
+    nfe: int = 1
 
     def _log_prob(self, x: Tensor, y: Tensor | None, num_samples: int, rng: torch.Generator | None) -> LogProb:
         return LogProb(self._change_of_variables(*self._forward_and_log_det(x, y)))
@@ -53,4 +58,4 @@ class Flow(Density, Bijective):
 
     def _sample(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
         z = randn((n, self.dim), rng=rng, device=self.device, dtype=self.dtype)
-        return Samples(self._decode(z, y), nfe=1)
+        return Samples(self._decode(z, y), nfe=self.nfe)

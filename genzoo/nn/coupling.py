@@ -235,13 +235,13 @@ class RealNVPNet(nn.Module):
 class FullResolution(nn.Module):
     """The network of a checkerboard coupling at full resolution, with the masked image and the mask as inputs.
 
-    For the coupling it maps channels of 2x2 blocks, (B, 2 C, H/2, W/2) -> (B, 4 C, H/2, W/2).
+    For a coupling with P parameters of an element it maps channels of 2x2 blocks, (B, 2 C, H/2, W/2) -> (B, 2 P C, H/2, W/2).
 
     Args:
-        network: factory of the full-resolution network, from (C + 1, H, W) to (2 C, H, W).
+        network: factory of the full-resolution network, from (C + 1, H, W) to (P C, H, W).
         shape: of the image, (C, H, W).
         moved: indices of the transformed elements of a block, of 4 C.
-        in_shape, out_shape: shapes at the coupling, redundant.
+        in_shape, out_shape: shapes at the coupling; the latter has P channels for each transformed element.
         condition: of the network.
     """
 
@@ -262,10 +262,12 @@ class FullResolution(nn.Module):
         C, H, W = shape
         kept = torch.tensor([i for i in range(4 * C) if i not in set(moved)])
         self.register_buffer("kept", kept, persistent=False)
-        self.register_buffer("outputs", torch.tensor([*moved, *(4 * C + i for i in moved)]), persistent=False)
+        P = out_shape[0] // len(moved)
+        outputs = torch.tensor([4 * C * p + i for p in range(P) for i in moved])
+        self.register_buffer("outputs", outputs, persistent=False)
         colours = torch.zeros(1, 4 * C, H // 2, W // 2).index_fill_(1, kept, 1.0)
         self.register_buffer("mask", F.pixel_shuffle(colours, 2)[:, :1], persistent=False)
-        self.net = network((C + 1, H, W), (2 * C, H, W), condition)
+        self.net = network((C + 1, H, W), (P * C, H, W), condition)
 
     def forward(self, a: Tensor, y: Tensor | None) -> Tensor:
         blank = a.new_zeros(len(a), 2 * a.shape[1], *a.shape[2:])

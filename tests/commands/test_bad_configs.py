@@ -201,6 +201,15 @@ PAIRS = """
     model=ddpm network@model.network=encoder_image|model
     model=ddpm schedule@model.schedule=edm|model
     model=realnvp network@model.network=denoiser_image|model
+    model=realnvp model.coupling=cubic|coupling
+    model=realnvp model.coupling=additive model.scale_penalty=0.1|scale_penalty
+    model=nsf model.bins=0|bins
+    model=nsf model.bound=-1|bound
+    model=nsf data=moons data.shape=[1]|two dimensions
+    model=maf model.transform=cubic|transform
+    model=maf model.order=sorted|order
+    model=maf model.layers=0|layers
+    model=maf data=moons network@model.network=coupling_plane|masked network
     model=vae likelihood@model.likelihood=bernoulli|model.likelihood
     data=moons model=vae likelihood@model.likelihood=bernoulli|model.likelihood
     data=moons model=vqvae likelihood@model.likelihood=categorical|model

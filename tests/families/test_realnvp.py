@@ -14,10 +14,14 @@ from torch import Tensor, nn
 from genzoo.conditions import ClassLabels
 from genzoo.distributions.discretization import bits_per_dim, dequantize
 from genzoo.distributions.transforms import BatchNorm
-from genzoo.families.realnvp import Coupling, RealNVP, Scale
+from genzoo.families.coupling_flow import Coupling
+from genzoo.families.coupling_flow import Scale as CouplingScale
+from genzoo.families.realnvp import AdditiveCoupling, AffineCoupling, RealNVP
 from genzoo.nn.coupling import FullResolution, NormalizedConv, RealNVPNet
 from genzoo.nn.embeddings import embed
 from genzoo.nn.mlp import MLP
+
+Scale = functools.partial(CouplingScale, AffineCoupling)
 
 
 class Conv(nn.Module):
@@ -51,7 +55,7 @@ def small(in_shape, out_shape, condition) -> nn.Module:
 
 def randomised(model: RealNVP, gain: float = 1.5) -> RealNVP:
     for name, parameter in model.named_parameters():
-        if name.endswith("bound"):
+        if name.endswith(("bound", "log_scale")):
             nn.init.uniform_(parameter, 0.3, 0.8)
         elif parameter.ndim > 1:
             parameter.data.mul_(gain)
@@ -78,6 +82,11 @@ CASES = {
     "plane": lambda: RealNVP((2,), network=small, couplings=4),
     "normalised plane": lambda: settled(RealNVP((2,), network=small, couplings=4, batch_norm=True)),
     "odd vector": lambda: RealNVP((5,), network=small, couplings=3),
+    "additive": lambda: RealNVP((5,), network=small, couplings=4, coupling="additive"),
+    "additive image": lambda: RealNVP((1, 8, 8), network=Conv, levels=17, coupling="additive"),
+    "additive, full resolution": lambda: RealNVP(
+        (3, 4, 8), network=Conv, levels=256, coupling="additive", full_resolution=True
+    ),
 }
 every = pytest.mark.parametrize("name", CASES)
 
@@ -186,7 +195,7 @@ def test_a_fresh_flow_of_points_is_the_normal_law():
 # Which elements move.
 
 
-def pixels_moved(scale: Scale, coupling: Coupling, shape: tuple[int, ...]) -> Tensor:
+def pixels_moved(scale: CouplingScale, coupling: Coupling, shape: tuple[int, ...]) -> Tensor:
     """Which pixels of the scale's input a coupling moves, (C, H, W), seen by moving them."""
     x = torch.randn(1, *shape, dtype=torch.float64)
     blocks = F.pixel_unshuffle(x, 2)
@@ -214,7 +223,7 @@ def test_the_last_couplings_of_a_scale_alternate_between_the_halves_of_the_chann
 
 
 def test_a_coupling_scales_what_it_moves_and_reads_only_what_it_keeps():
-    coupling = Coupling(small, (5,), [0, 3], None).double()
+    coupling = AffineCoupling(small, (5,), [0, 3], None).double()
     x = torch.randn(5, dtype=torch.float64)
     jacobian = torch.func.jacfwd(lambda one: coupling(one[None], None)[0][0])(x)
     moved, kept = [0, 3], [1, 2, 4]
@@ -227,7 +236,7 @@ def test_a_coupling_scales_what_it_moves_and_reads_only_what_it_keeps():
 
 @torch.no_grad()
 def test_the_log_scale_is_bounded_by_a_learned_factor():
-    coupling = Coupling(lambda i, o, c: nn.Linear(1, 2), (2,), [1], None).double()
+    coupling = AffineCoupling(lambda i, o, c: nn.Linear(1, 2), (2,), [1], None).double()
     coupling.net.forward = lambda a, y: torch.tensor([[1e9, 0.0]]).double().expand(len(a), 2)
     assert float(coupling(torch.ones(1, 2).double(), None)[1]) == 1.0
     coupling.bound.data.fill_(0.25)
@@ -408,3 +417,42 @@ def test_a_class_is_undone_by_the_same_class():
 def test_shapes_that_cannot_be_split_are_refused(shape, message):
     with pytest.raises(ValueError, match=message):
         RealNVP(shape, network=Conv)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Additive couplings.
+
+
+@torch.no_grad()
+def test_additive_couplings_preserve_volume_and_the_final_scaling_alone_changes_it():
+    model = randomised(RealNVP((5,), network=small, couplings=4, coupling="additive"))
+    x = torch.randn(3, 5, dtype=torch.float64)
+    assert all(isinstance(coupling, AdditiveCoupling) for coupling in model.blocks)
+    for i in range(3):
+        jacobian = torch.func.jacfwd(lambda one: model.encode(one[None])[0])(x[i])
+        assert float(torch.linalg.slogdet(jacobian).logabsdet) == pytest.approx(float(model.log_scale.sum()), abs=1e-10)
+    torch.testing.assert_close(model.forward_and_log_det(x)[1], model.log_scale.sum().expand(3), atol=0, rtol=1e-12)
+
+
+def test_the_final_scaling_learns_the_scale_of_the_data():
+    model = RealNVP((2,), network=zero, couplings=2, coupling="additive").double()
+    x = torch.randn(4000, 2, dtype=torch.float64) * torch.tensor([0.1, 3.0])
+    optimizer = torch.optim.Adam([model.log_scale], lr=0.1)
+    for _ in range(200):
+        optimizer.zero_grad()
+        model.loss(x).total.backward()
+        optimizer.step()
+    torch.testing.assert_close(torch.exp(-model.log_scale), x.square().mean(0).sqrt(), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"coupling": "cubic"}, "affine or additive, not 'cubic'"),
+        ({"coupling": "additive", "scale_penalty": 0.1}, "no log scales"),
+        ({"scale_penalty": -1.0}, "scale_penalty must not be negative"),
+    ],
+)
+def test_impossible_couplings_are_rejected(words, message):
+    with pytest.raises(ValueError, match=message):
+        RealNVP((2,), network=small, **words)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from genzoo.distributions.transforms import BatchNorm, Logit
 from genzoo.families.glow import FlowStep, InvertibleConv
-from genzoo.families.realnvp import Coupling
+from genzoo.families.realnvp import AffineCoupling
 from genzoo.nn.coupling import ActNorm, data_dependent_init
 from genzoo.nn.mlp import MLP
 
@@ -48,7 +48,7 @@ def same(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> None:
 
 @torch.no_grad()
 def test_realnvp_s_coupling_is_that_of_nflows(nflows):
-    coupling = Coupling(small, (5,), [0, 3], None).double()
+    coupling = AffineCoupling(small, (5,), [0, 3], None).double()
     coupling.bound.uniform_(0.3, 0.8)
 
     def parameters(a: Tensor) -> Tensor:  # nflows: what is moved by sigmoid(r + 2) + 1e-3, first shifts, then r
@@ -69,7 +69,7 @@ def test_realnvp_s_coupling_is_that_of_nflows(nflows):
 @torch.no_grad()
 def test_realnvp_s_coupling_is_that_of_zuko():
     zuko = pytest.importorskip("zuko")
-    coupling = Coupling(small, (5,), [0, 3], None).double()
+    coupling = AffineCoupling(small, (5,), [0, 3], None).double()
 
     def meta(a: Tensor):
         log_scale, shift = coupling.net(a, None).chunk(2, dim=1)
