@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from genzoo.families.latent import LatentDensity as LatentDensity
     from genzoo.families.latent import LatentModel as LatentModel
     from genzoo.families.latent import latent as latent
+    from genzoo.families.masked_diffusion import MaskedDiffusion as MaskedDiffusion
     from genzoo.families.realnvp import RealNVP as RealNVP
     from genzoo.families.score_sde import ScoreSDE as ScoreSDE
     from genzoo.families.unclip import UnCLIP as UnCLIP
@@ -77,6 +78,7 @@ _HOME = {
     "HVAE": "genzoo.families.hvae",
     "LatentDensity": "genzoo.families.latent",
     "LatentModel": "genzoo.families.latent",
+    "MaskedDiffusion": "genzoo.families.masked_diffusion",
     "RealNVP": "genzoo.families.realnvp",
     "ScoreSDE": "genzoo.families.score_sde",
     "UnCLIP": "genzoo.families.unclip",
@@ -115,6 +117,7 @@ __all__ = [
     "HVAE",
     "LatentDensity",
     "LatentModel",
+    "MaskedDiffusion",
     "RealNVP",
     "ScoreSDE",
     "UnCLIP",

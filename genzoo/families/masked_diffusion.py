@@ -39,14 +39,13 @@ positions of the largest mu are unmasked first, as in MaskGIT: these are not sam
 References:
     Austin et al., "Structured Denoising Diffusion Models in Discrete State-Spaces", 2021, https://arxiv.org/abs/2107.03006
     (section 3.1: absorbing and uniform noise).
-    Sahoo et al., "Simple and Effective Masked Diffusion Language Models", 2024, https://arxiv.org/abs/2406.07524 (eq. 7, 10).
+    Sahoo et al., "Simple and Effective Masked Diffusion Language Models", 2024, https://arxiv.org/abs/2406.07524 (section 3).
     Shi et al., "Simplified and Generalized Masked Diffusion for Discrete Data", 2024, https://arxiv.org/abs/2406.04329
-    (eq. 5; table 4: the schedules).
+    (sections 2 and 3).
     Schiff et al., "Simple Guidance Mechanisms for Discrete Diffusion Models", 2024, https://arxiv.org/abs/2412.10193
-    (section 4: the continuous-time bound of uniform noise).
-    Hoogeboom et al., "Autoregressive Diffusion Models", 2022, https://arxiv.org/abs/2110.02037 (eq. 3: the sum over n).
-    Kingma, Salimans, Poole, Ho, "Variational Diffusion Models", 2021, https://arxiv.org/abs/2107.00630 (appendix I.1: times of
-    a batch).
+    (uniform noise in continuous time).
+    Hoogeboom et al., "Autoregressive Diffusion Models", 2022, https://arxiv.org/abs/2110.02037 (the sum over n).
+    Kingma, Salimans, Poole, Ho, "Variational Diffusion Models", 2021, https://arxiv.org/abs/2107.00630 (times of a batch).
     Chang et al., "MaskGIT: Masked Generative Image Transformer", 2022, https://arxiv.org/abs/2202.04200 (section 3.2).
 """
 
@@ -208,15 +207,15 @@ class MaskNoise(Noise):
 
     Args:
         levels, dim, schedule: as in ``Noise``.
-        one_by_one: whether a step of sampling unmasks a planned number of positions, and not a random one.
+        fixed_counts: whether a step of sampling unmasks a planned number of positions, and not a random one.
         confidence: factor of Gumbel noise on log mu in the order of MaskGIT; None for a random order.
     """
 
     def __init__(
-        self, levels: int, dim: int, schedule: SurvivalSchedule, one_by_one: bool, confidence: float | None = None
+        self, levels: int, dim: int, schedule: SurvivalSchedule, fixed_counts: bool, confidence: float | None = None
     ):
         super().__init__(levels, dim, schedule)
-        self.states, self.one_by_one, self.confidence = levels + 1, one_by_one, confidence
+        self.states, self.fixed_counts, self.confidence = levels + 1, fixed_counts, confidence
         edges = schedule.time(torch.linspace(0, 1, dim + 1, dtype=torch.float64))
         edges[0], edges[-1] = 0, 1
         self._edges = Constant(edges[1:-1])
@@ -250,7 +249,7 @@ class MaskNoise(Noise):
         masked = (k_t == self.levels).flatten(1)
         u = rand((len(k_t), 2, self.dim), rng=rng, device=k_t.device)
         k = draw_index(log_mu, u[:, 0].reshape(k_t.shape)[:, None])
-        if not self.one_by_one:
+        if not self.fixed_counts:
             chosen = masked & (u[:, 1] * before < before - after)
         else:
             scores = u[:, 1]
@@ -385,8 +384,8 @@ class MaskedDiffusion(Density, LogitGuided):
         self.noise: Noise = UniformNoise(levels, self.dim, survival)
         if noise == "mask":
             confidence = temperature if order == "confidence" else None
-            one_by_one = steps is None or order == "confidence"
-            self.noise = MaskNoise(levels, self.dim, survival, one_by_one, confidence)
+            fixed_counts = steps is None or order == "confidence"
+            self.noise = MaskNoise(levels, self.dim, survival, fixed_counts, confidence)
         channels, *sides = self.raster
         encoded = self.noise.states if inputs == "classes" else 1 + (noise == "mask")
         out_channels = channels * self.likelihood.num_params(1)

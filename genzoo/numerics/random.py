@@ -321,9 +321,7 @@ def randint_shared(
     return (torch.rand(n, generator=rng, device=source).to(device) * high).long().clamp_(max=high - 1)
 
 
-def rand_systematic(
-    n: int, *, rng: torch.Generator | None = None, device: torch.device | str | None = None
-) -> Tensor:
+def rand_systematic(n: int, *, rng: torch.Generator | None = None, device: torch.device | str | None = None) -> Tensor:
     """Draw ``n`` equidistant numbers with a common random shift, ``(i/N + u) mod 1``, float64, in (0, 1).
 
     Each number is uniform, and i = 0..N-1 is the index in the global batch.

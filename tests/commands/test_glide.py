@@ -49,7 +49,14 @@ def here(monkeypatch, tmp_path) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    words = [*GLIDE, *TINY, "model.schedule.num_steps=20", "sampler.steps=4", "trainer.grids=0", "metrics.features=null"]
+    words = [
+        *GLIDE,
+        *TINY,
+        "model.schedule.num_steps=20",
+        "sampler.steps=4",
+        "trainer.grids=0",
+        "metrics.features=null",
+    ]
     code, out, err = genzoo(*words, f"outputs={tmp_path_factory.mktemp('glide')}")
     assert code == 0, err
     trained = Path(out.rpartition("run: ")[2].strip())
