@@ -1,12 +1,12 @@
 r"""Masked and uniform diffusion of integers: discrete diffusion over levels of pixels and over codes.
 
-An event is D integers in 0..K-1, a position for each pixel and channel. Independently at each position, the forward process keeps
-the value with probability alpha_t, decreasing from alpha_0 = 1 to alpha_1 = 0, and otherwise draws it from pi,
+An event is D integers in 0..K-1, a position for each pixel and channel. Independently at each position, the forward process
+keeps the value with probability alpha_t, decreasing from alpha_0 = 1 to alpha_1 = 0, and otherwise draws it from pi,
 
     q(x_t | x) = alpha_t delta_x + (1 - alpha_t) pi,
 
-where pi is a further state, the mask (absorbing diffusion), or uniform on 0..K-1. A network predicts mu, the distribution of each
-position given the others, and Bayes' rule gives the reverse process, independent over positions for s < t,
+where pi is a further state, the mask (absorbing diffusion), or uniform on 0..K-1. A network predicts mu, the distribution of
+each position given the others, and Bayes' rule gives the reverse process, independent over positions for s < t,
 
     p(x_s | x_t) ~ q(x_t | x_s) (alpha_s mu(x_s) + (1 - alpha_s) pi(x_s)).
 
@@ -51,6 +51,7 @@ References:
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -484,7 +485,7 @@ class MaskedDiffusion(Density, LogitGuided):
         assert self.levels is not None
         levels = self.noise.levels_of_steps(self.steps)
         k = self.noise.initial((n, *self.raster), rng, self.device)
-        for before, after in zip(levels[:-1], levels[1:], strict=True):
+        for before, after in itertools.pairwise(levels):
             log_mu = self._log_mu(k, self.noise.level(k, before), y)
             k = self.noise.step(k, log_mu, before, after, rng)
         nfe = (len(levels) - 1) * (1 if self.guidance_scale == 1 else 2)

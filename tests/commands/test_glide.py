@@ -22,8 +22,8 @@ from genzoo.families.ddpm import DDPM
 from genzoo.families.flow_matching import FlowMatching
 from genzoo.numerics.random import SampleStreams
 from genzoo.runs import Run
-from genzoo.training import checkpoints
 from genzoo.text import run_tokenizer
+from genzoo.training import checkpoints
 from tests.commands import SMALL, TINY, described, genzoo, untrained
 
 SHAPES = ["data=shapes", "data.size=16", "data.n=40", "data.n_test=8"]
