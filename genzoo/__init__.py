@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from genzoo.families.latent import latent as latent
     from genzoo.families.maf import MAF as MAF
     from genzoo.families.nsf import NSF as NSF
+    from genzoo.families.masked_diffusion import MaskedDiffusion as MaskedDiffusion
     from genzoo.families.realnvp import RealNVP as RealNVP
     from genzoo.families.score_sde import ScoreSDE as ScoreSDE
     from genzoo.families.unclip import UnCLIP as UnCLIP
@@ -81,6 +82,7 @@ _HOME = {
     "LatentModel": "genzoo.families.latent",
     "MAF": "genzoo.families.maf",
     "NSF": "genzoo.families.nsf",
+    "MaskedDiffusion": "genzoo.families.masked_diffusion",
     "RealNVP": "genzoo.families.realnvp",
     "ScoreSDE": "genzoo.families.score_sde",
     "UnCLIP": "genzoo.families.unclip",
@@ -121,6 +123,7 @@ __all__ = [
     "LatentModel",
     "MAF",
     "NSF",
+    "MaskedDiffusion",
     "RealNVP",
     "ScoreSDE",
     "UnCLIP",

@@ -656,7 +656,7 @@ class ImageEmbedding(GenerativeModel):
 
 
 class LogitGuided(GenerativeModel):
-    """A model that draws values one by one from predicted probabilities, which guidance can sharpen.
+    """A model that draws values step by step from predicted probabilities, which guidance can sharpen.
 
     Conditional log probabilities c and unconditional ones u are combined to ``u + s (c - u)``, and normalised.
 

@@ -25,7 +25,7 @@ torch.set_num_threads(1)
 compositions.remember()
 
 CLASSIFIERS = ("noisy_classifier", "clip", "noisy_clip")  # files of conf/model without samples
-IMAGES_ONLY = ("cascade",)  # files of conf/model that refuse vectors
+IMAGES_ONLY = ("cascade", "masked_diffusion")  # files of conf/model that refuse vectors
 CONDITIONED = ("unclip",)  # files of conf/model that need conditions
 FAMILIES = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem not in CLASSIFIERS)
 CAPTIONED = ("dalle", "glide")  # families whose data must have captions

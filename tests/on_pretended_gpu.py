@@ -93,6 +93,7 @@ def steps() -> dict[str, Steps]:
             continue
         # A sequence of classes needs codes, which a VAE does not have, and a mixture of Gaussians real numbers.
         of_prior = {"pixelcnn": ("vqvae",), "transformer": ("vqvae",), "autoregressive": ("vae",)}
+        of_prior["masked_diffusion"] = ("vqvae",)
         for codec in of_prior.get(prior, ("vae", "vqvae")):
             found[f"latent-{codec}-{prior}"] = Steps(("model=latent", f"codec={codec}", f"prior={prior}", classes))
     found["gan-hinge"] = Steps(("model=gan", "model.loss=hinge"))

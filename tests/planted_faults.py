@@ -2645,6 +2645,70 @@ FAULTS = [
         '_condition(config, "text", model), _condition(config, "from_text", model)',
         "tests/commands/test_vary.py",
     ),
+    # Discrete diffusion
+    Fault(
+        "masked diffusion: every number of masks has the same weight",
+        "families/masked_diffusion.py",
+        "return n / self.dim, 1 / (n * self._probs.on(t.device)[index])",
+        "return n / self.dim, 2 / ((self.dim + 1) * self._probs.on(t.device)[index])",
+        "tests/families/test_masked_diffusion.py",
+    ),
+    Fault(
+        "masked diffusion: the bound depends on the schedule",
+        "families/masked_diffusion.py",
+        "return n / self.dim, 1 / (n * self._probs.on(t.device)[index])",
+        "return n / self.dim, self.dim / n",
+        "tests/families/test_masked_diffusion.py",
+    ),
+    Fault(
+        "masked diffusion: unmasked positions are part of the loss",
+        "families/masked_diffusion.py",
+        "-torch.where(k_t == self.levels, mu.log_prob(k), 0.0)",
+        "-mu.log_prob(k)",
+        "tests/families/test_masked_diffusion.py",
+    ),
+    Fault(
+        "masked diffusion: positions are unmasked with the difference of noise levels, not its fraction of the masked",
+        "families/masked_diffusion.py",
+        "(u[:, 1] * before < before - after)",
+        "(u[:, 1] < before - after)",
+        "tests/families/test_masked_diffusion.py",
+    ),
+    Fault(
+        "masked diffusion: positions that are unmasked change again",
+        "families/masked_diffusion.py",
+        "chosen = masked & (u[:, 1] * before < before - after)",
+        "chosen = u[:, 1] * before < before - after",
+        "tests/families/test_masked_diffusion.py",
+    ),
+    Fault(
+        "masked diffusion: the first positions are masked",
+        "families/masked_diffusion.py",
+        "u = rand((len(k), self.dim), rng=rng, device=k.device)",
+        "u = torch.arange(self.dim, device=k.device).expand(len(k), -1)",
+        "tests/families/test_masked_diffusion.py",
+    ),
+    Fault(
+        "uniform diffusion: the reverse step ignores the present value",
+        "families/masked_diffusion.py",
+        "probs = forward * ((1 - after)",
+        "probs = ((1 - after)",
+        "tests/families/test_masked_diffusion.py",
+    ),
+    Fault(
+        "uniform diffusion: the bound lacks the difference of the rates",
+        "families/masked_diffusion.py",
+        "(torch.expm1(gap) - gap)",
+        "(-gap)",
+        "tests/families/test_masked_diffusion.py",
+    ),
+    Fault(
+        "uniform diffusion: the weight of the bound lacks 1/alpha",
+        "families/masked_diffusion.py",
+        "slope / (self.levels * (1 - level).clamp(min=1e-30))",
+        "slope / self.levels",
+        "tests/families/test_masked_diffusion.py",
+    ),
 ]
 
 

@@ -116,6 +116,14 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     ),
     "glow": ("glow", ALL, ()),
     "glow-additive": ("glow", ALL, ("model.affine=false", "model.logit=false")),
+    "masked_diffusion": ("masked_diffusion", IMAGES, ()),
+    "masked_diffusion-uniform": (
+        "masked_diffusion", IMAGES, ("model.noise=uniform", "model.steps=5", "model.schedule=cosine"),
+    ),
+    "masked_diffusion-values": (
+        "masked_diffusion", IMAGES, ("model.inputs=values", f"{LIKELIHOOD}logistic_mixture", "model.schedule=geometric"),
+    ),
+    "masked_diffusion-confidence": ("masked_diffusion", IMAGES, ("model.order=confidence", "model.time=false")),
     "realnvp": ("realnvp", ALL, ()),
     "realnvp-additive": ("realnvp", ALL, ("model.coupling=additive",)),
     "nsf": ("nsf", ALL, ("model.bound=3.0",)),
@@ -140,6 +148,7 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "latent-glow": ("latent", POINTS, ("prior=glow",)),
     "latent-vqvae": ("latent", IMAGES, ("codec=vqvae", "prior=pixelcnn")),
     "latent-dvae": ("latent", IMAGES, ("codec=dvae", "codec.annealing=60", "codec.warmup=40", "prior=transformer")),
+    "latent-masked_diffusion": ("latent", ALL, ("codec=vqvae", "prior=masked_diffusion")),
     "vqvae": ("vqvae", ALL, ()),
     "unclip": ("unclip", ALL, ()),
     "unclip-others": (
@@ -732,6 +741,7 @@ def test_samples_have_the_law_of_the_condition_that_is_asked_for(option, kind):
     [
         *("autoregressive", "autoregressive-classes", "ddpm-vlb", "ddpm-vlb-learned", "ddpm-hybrid-importance"),
         *("vae-categorical", "vae-logistic_mixture", "vae-bernoulli", "hvae-categorical", "latent-vqvae", "vqvae"),
+        *("masked_diffusion", "masked_diffusion-uniform", "latent-masked_diffusion"),
     ],
 )
 def test_the_probabilities_of_all_images_of_a_class_add_up_to_one_or_a_bound_to_less(option):

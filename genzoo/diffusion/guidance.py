@@ -394,9 +394,9 @@ def _logit_scale(guidance: Any) -> float:
     """Return the scale of classifier-free guidance, the only kind for logits."""
     keywords = guidance.keywords if isinstance(guidance, functools.partial) else {}
     if not isinstance(guidance, functools.partial) or guidance.func is not ClassifierFreeGuidance:
-        raise ValueError("guidance: autoregressive models are guided away from their own unconditional logits alone")
+        raise ValueError("guidance: models of integers are guided away from their own unconditional logits alone")
     if keywords.get("interval") is not None:
-        raise ValueError("guidance.interval: an autoregressive model has no noise levels; omit it")
+        raise ValueError("guidance.interval: guidance of logits has no noise levels; omit it")
     if not keywords["scale"] >= 0:
         raise ValueError(f"scale must be at least 0, not {keywords['scale']}")
     return float(keywords["scale"])

@@ -14,6 +14,7 @@ from genzoo.conditions import Condition
 from genzoo.nn.causal import CausalNetwork
 from genzoo.nn.classifier import TimeConvNet
 from genzoo.nn.dcgan import DCGANCritic, DCGANGenerator
+from genzoo.nn.dit import DiT
 from genzoo.nn.embeddings import embedding
 from genzoo.nn.grid import GridDecoder, GridEncoder
 from genzoo.nn.mlp import MLP, TimeMLP
@@ -86,6 +87,11 @@ def critic_without_norm(in_shape: Shape, out_shape: Shape, condition: Condition 
 def causal(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> CausalNetwork:
     """Build the network of an autoregressive model; a vector is an image of one column."""
     return (Transformer if in_shape[2] == 1 else PixelCNN)(in_shape, out_shape, condition)
+
+
+def masked(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> nn.Module:
+    """Build the network of a discrete diffusion model, a transformer of all positions."""
+    return DiT(in_shape, out_shape, condition, patch=1)
 
 
 def coupling(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> nn.Module:

@@ -69,7 +69,9 @@ class Muon(torch.optim.Optimizer):
     ):
         for name, value in (("matrix_lr", matrix_lr), ("momentum", momentum), ("weight_decay", weight_decay)):
             if not 0 <= value < (1 if name == "momentum" else math.inf):
-                raise ValueError(f"{name} must be at least 0{' and below 1' if name == 'momentum' else ''}, not {value}")
+                raise ValueError(
+                    f"{name} must be at least 0{' and below 1' if name == 'momentum' else ''}, not {value}"
+                )
         weights = list(params)
         matrices = [p for p in weights if p.ndim >= 2 and min(p.shape[:2]) > 1]
         of_matrices = {id(p) for p in matrices}

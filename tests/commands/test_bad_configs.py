@@ -159,6 +159,11 @@ PAIRS = """
     model=gan sampler=heun|sampler
     model=glow sampler=ancestral|sampler
     model=autoregressive sampler=ode|sampler
+    model=masked_diffusion sampler=heun|sampler
+    model=masked_diffusion data=moons|levels
+    model=masked_diffusion model.noise=uniform model.steps=null|noise=uniform
+    model=masked_diffusion model.steps=0|steps
+    model=latent codec=vae prior=masked_diffusion|prior
     model=ddpm sampler=predictor_corrector sampler.steps=100000|sampler
     model=flow_matching sampler=ancestral|sampler
     model=flow_matching sampler=ddim sampler.eta=-1|sampler

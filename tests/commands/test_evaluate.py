@@ -467,7 +467,9 @@ def test_a_scoring_that_takes_longer_than_training_is_announced_with_what_shorte
     assert (expected.samples, expected.density) == pytest.approx((batch * (batches + drawn / 10), 0.0))
     cost.announce(expected, 15.0)
     err, seconds = capsys.readouterr().err, 260 if held_out else 139
-    assert (f"scoring will take about {seconds} s ({drawn:,} samples {seconds} s), after 15 s of training" in err) == said
+    assert (
+        f"scoring will take about {seconds} s ({drawn:,} samples {seconds} s), after 15 s of training" in err
+    ) == said
     assert all((word in err) == said for word in ("metrics.n=", "metrics.events=", "sampler.steps="))
 
 

@@ -22,8 +22,8 @@ from genzoo.families.ddpm import DDPM
 from genzoo.families.flow_matching import FlowMatching
 from genzoo.numerics.random import SampleStreams
 from genzoo.runs import Run
-from genzoo.training import checkpoints
 from genzoo.text import run_tokenizer
+from genzoo.training import checkpoints
 from tests.commands import SMALL, TINY, described, genzoo, untrained
 
 SHAPES = ["data=shapes", "data.size=16", "data.n=40", "data.n_test=8"]
@@ -49,7 +49,14 @@ def here(monkeypatch, tmp_path) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    words = [*GLIDE, *TINY, "model.schedule.num_steps=20", "sampler.steps=4", "trainer.grids=0", "metrics.features=null"]
+    words = [
+        *GLIDE,
+        *TINY,
+        "model.schedule.num_steps=20",
+        "sampler.steps=4",
+        "trainer.grids=0",
+        "metrics.features=null",
+    ]
     code, out, err = genzoo(*words, f"outputs={tmp_path_factory.mktemp('glide')}")
     assert code == 0, err
     trained = Path(out.rpartition("run: ")[2].strip())

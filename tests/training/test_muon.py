@@ -13,17 +13,22 @@ from torch import nn
 from genzoo.runs import Run
 from genzoo.training import checkpoints
 from genzoo.training.muon import Muon
-from genzoo.training.optimization import players_of
 from genzoo.training.precision import step_unless
 from genzoo.training.state_checks import check_optimizer_state
-from tests.commands import SMALL, TINY, genzoo
+from tests.commands import TINY, genzoo
 
 
 def network() -> nn.Module:
     torch.manual_seed(0)
     depthwise = nn.Conv2d(4, 4, 3, padding=1, groups=4)
     return nn.Sequential(
-        nn.Conv2d(1, 4, 3), depthwise, nn.ConvTranspose2d(4, 2, 1), nn.Flatten(), nn.Linear(8, 6), nn.GELU(), nn.Linear(6, 3)
+        nn.Conv2d(1, 4, 3),
+        depthwise,
+        nn.ConvTranspose2d(4, 2, 1),
+        nn.Flatten(),
+        nn.Linear(8, 6),
+        nn.GELU(),
+        nn.Linear(6, 3),
     )
 
 
@@ -111,7 +116,9 @@ def test_a_step_that_is_not_finite_leaves_all_weights(bad):
 
 
 def test_each_group_has_its_own_learning_rate_along_the_schedule(tmp_path):
-    code, out, err = genzoo("model=vae", "data=moons", *TINY, "optimizer=muon", "trainer.grids=0", f"outputs={tmp_path}")
+    code, out, err = genzoo(
+        "model=vae", "data=moons", *TINY, "optimizer=muon", "trainer.grids=0", f"outputs={tmp_path}"
+    )
     assert code == 0, err
     run = Path(out.rpartition("run: ")[2].strip())
     groups = checkpoints.load(checkpoints.latest(run)).state["optimizers"][0]["param_groups"]
