@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from genzoo.families.latent import LatentModel as LatentModel
     from genzoo.families.latent import latent as latent
     from genzoo.families.maf import MAF as MAF
-    from genzoo.families.nsf import NSF as NSF
     from genzoo.families.masked_diffusion import MaskedDiffusion as MaskedDiffusion
+    from genzoo.families.nsf import NSF as NSF
     from genzoo.families.realnvp import RealNVP as RealNVP
     from genzoo.families.score_sde import ScoreSDE as ScoreSDE
     from genzoo.families.unclip import UnCLIP as UnCLIP

@@ -107,12 +107,10 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "wgan": ("wgan", ALL, ()),
     "wgan_gp": ("wgan_gp", ALL, ()),
     "glide": ("glide", IMAGES, ("model.network.patch=2",)),
-    "glide-flow_matching": (
-        "glide", IMAGES, ("process=flow_matching", "model.network.patch=2", "model.network.convolution=false"),
-    ),
+    "glide-ddpm": ("glide", IMAGES, ("process=ddpm", "model.network.patch=2", "model.network.convolution=false")),
     "glide-unet": (
-        "glide", IMAGES, (f"{NETWORK}glide_image", "model.network.cross_attention=[4]", "model.network.attention=[4]",
-                          "model.objective=hybrid", "model.variance=learned", "model.prediction=v"),
+        "glide", IMAGES, ("process=ddpm", f"{NETWORK}glide_image", "model.network.cross_attention=[4]",
+                          "model.network.attention=[4]", "model.objective=hybrid", "model.variance=learned", "model.prediction=v"),
     ),
     "glow": ("glow", ALL, ()),
     "glow-additive": ("glow", ALL, ("model.affine=false", "model.logit=false")),
