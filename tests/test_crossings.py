@@ -110,7 +110,8 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "glide-ddpm": ("glide", IMAGES, ("process=ddpm", "model.network.patch=2", "model.network.convolution=false")),
     "glide-unet": (
         "glide", IMAGES, ("process=ddpm", f"{NETWORK}glide_image", "model.network.cross_attention=[4]",
-                          "model.network.attention=[4]", "model.objective=hybrid", "model.variance=learned", "model.prediction=v"),
+                          "model.network.attention=[4]", "model.objective=hybrid", "model.variance=learned",
+                          "model.prediction=v"),
     ),
     "glow": ("glow", ALL, ()),
     "glow-additive": ("glow", ALL, ("model.affine=false", "model.logit=false")),
