@@ -86,7 +86,7 @@ def allowed(section: str) -> frozenset[str]:
     if section == "model":
         return frozenset({FROZEN, *_parts(), *named_in(CONF / "model")})
     if section == "optimizer":
-        return _optimizers()
+        return _optimizers().union(named_in(CONF / section))
     return frozenset(named_in(CONF / section))
 
 
