@@ -29,7 +29,8 @@ reverse to forward rates, the bound is
 
     -log p(x) <= int_0^1 -alpha_t'/(K alpha_t) E sum_i sum_y [r_mu - r + r log(r/r_mu)](y) dt.
 
-Both bounds are equal to -log p(x) if mu is exact. The times of a reported bound are stratified.
+Both bounds are equal to -log p(x) if mu is exact. Times of a batch are equidistant with a common random shift, those of a
+reported bound stratified.
 
 **Sampling** in S steps draws the positions of one step independently of each other, which is exact as S -> infinity. For masks
 this limit is reached in D evaluations, one position at a time in random order (``steps=None``). With ``order="confidence"`` the
@@ -44,6 +45,7 @@ References:
     Schiff et al., "Simple Guidance Mechanisms for Discrete Diffusion Models", 2024, https://arxiv.org/abs/2412.10193
     (uniform noise in continuous time).
     Hoogeboom et al., "Autoregressive Diffusion Models", 2022, https://arxiv.org/abs/2110.02037 (the sum over n).
+    Kingma, Salimans, Poole, Ho, "Variational Diffusion Models", 2021, https://arxiv.org/abs/2107.00630 (times of a batch).
     Chang et al., "MaskGIT: Masked Generative Image Transformer", 2022, https://arxiv.org/abs/2202.04200 (section 3.2).
 """
 
@@ -67,7 +69,7 @@ from genzoo.event import EventSpec
 from genzoo.model import Bound, Density, Diagnostic, LogitGuided, LogProb, Loss, Samples
 from genzoo.nn import defaults
 from genzoo.numerics.constants import Constant
-from genzoo.numerics.random import rand, randint
+from genzoo.numerics.random import rand, rand_systematic, randint
 
 
 class SurvivalSchedule(ABC):
@@ -310,11 +312,6 @@ class UniformNoise(Noise):
         return draw_index(probs.log(), u)[:, 0]
 
 
-def _times(n: int, rng: torch.Generator | None, device: torch.device) -> Tensor:
-    """Draw uniform times in (0, 1), (n,) float64."""
-    return rand((n,), rng=rng, device=device).double() + 2.0**-25
-
-
 def _levels_of_times(schedule: SurvivalSchedule, steps: int) -> list[float]:
     """Return the noise levels at equidistant times, from 1 to 0."""
     levels = schedule.noise(torch.linspace(1, 0, steps + 1, dtype=torch.float64))[0].tolist()
@@ -431,7 +428,7 @@ class MaskedDiffusion(Density, LogitGuided):
         return quantize(x.view(-1, *self.raster), self.levels)
 
     def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
-        t = _times(len(x), rng, x.device)
+        t = rand_systematic(len(x), rng=rng, device=x.device)
         value = self._negative_bound(self._quantize(x), self.conditioner.drop(y, rng), t, rng).mean() / self.dim
         return Loss(value, {"vlb": value.detach()})
 
@@ -456,7 +453,7 @@ class MaskedDiffusion(Density, LogitGuided):
         for j in range(strata):
             pair = []
             for _ in range(2):
-                u = _times(len(x), rng, x.device)
+                u = rand((len(x),), rng=rng, device=x.device).double() + 2.0**-25  # never 0
                 pair.append(self._negative_bound(k, y, (j + u) / strata, rng).to(x.dtype) / strata)
             value = value - (pair[0] + pair[1]) / 2
             variance = variance + (pair[0] - pair[1]).square() / 4

@@ -321,6 +321,18 @@ def randint_shared(
     return (torch.rand(n, generator=rng, device=source).to(device) * high).long().clamp_(max=high - 1)
 
 
+def rand_systematic(n: int, *, rng: torch.Generator | None = None, device: torch.device | str | None = None) -> Tensor:
+    """Draw ``n`` equidistant numbers with a common random shift, ``(i/N + u) mod 1``, float64, in (0, 1).
+
+    Each number is uniform, and i = 0..N-1 is the index in the global batch.
+    """
+    shard = rng if isinstance(rng, ShardGenerator) else None
+    count = n if shard is None else shard.world * n
+    shift = (randint_shared(2**24, 1, rng=rng, device=device).double() + 0.5) * 2.0**-24
+    drawn = (torch.arange(count, device=device).double() / max(count, 1) + shift) % 1.0
+    return drawn if shard is None else shard.local_rows(drawn)
+
+
 def categorical(probs: Tensor, n: int, *, rng: torch.Generator | None = None) -> Tensor:
     """Sample a categorical distribution by inversion of its CDF, (n,) int64."""
     cdf = cumulative_sum(probs.double(), 0)

@@ -231,12 +231,18 @@ def test_loss_and_log_prob_are_unbiased_estimates_of_the_bound(noise, schedule):
     assert float(stderr.square().mean()) == pytest.approx(float(value.var()), rel=0.25)
 
 
-def test_the_times_of_a_reported_bound_are_stratified():
+def test_times_of_a_batch_are_equidistant_and_reported_ones_stratified():
     """With the numbers of masks as strata, the variance between them is removed."""
     model = built(exact_conditionals(table(), "mask"))
-    many = events((1, 1, 3)).repeat(20, 1, 1, 1)
+    x = events((1, 1, 3))
+    many = x.repeat(20, 1, 1, 1)
     few, stratified = (model.log_prob(many, num_samples=s, rng=generator(s)).stderr.square().mean() for s in (2, 24))
     assert float(stratified) < 0.8 * float(few) / 12
+    seen = []
+    model.noise.at, at = lambda t: (seen.append(t), at(t))[1], model.noise.at
+    model.loss(x, rng=generator("times"))
+    gaps = seen[0].sort().values.diff()
+    torch.testing.assert_close(gaps, torch.full_like(gaps, 1 / len(x)), rtol=0, atol=1e-12)
 
 
 def test_unmasked_positions_have_no_weight():

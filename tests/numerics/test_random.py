@@ -23,6 +23,7 @@ from genzoo.numerics.random import (
     generator,
     philox,
     rand,
+    rand_systematic,
     randint,
     randint_shared,
     randn,
@@ -388,6 +389,28 @@ def test_integers_of_no_sample_are_those_of_an_ordinary_generator_however_many_s
         "the first sample names the stream"
     )
     assert not torch.equal(randint_shared(9, 50, rng=SampleStreams(3, range(1, 4))), places)
+
+
+def test_systematic_numbers_are_equidistant_and_each_is_uniform():
+    rng = generator("times")
+    drawn = torch.stack([rand_systematic(6, rng=rng) for _ in range(3000)])
+    assert drawn.dtype == torch.float64 and bool(((drawn > 0) & (drawn < 1)).all())
+    gaps = drawn.sort(1).values.diff(dim=1)
+    torch.testing.assert_close(gaps, torch.full_like(gaps, 1 / 6), rtol=0, atol=1e-12)
+    for i in range(6):
+        assert scipy.stats.kstest(drawn[:, i].numpy(), "uniform").pvalue > 1e-4
+    assert rand_systematic(0, rng=rng).shape == (0,)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_systematic_numbers(monkeypatch, world):
+    alone = rand_systematic(6, rng=batch_generator("times", 1))
+    monkeypatch.setattr(distributed, "world_size", lambda: world)
+    rows = []
+    for rank in range(world):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        rows.append(rand_systematic(6 // world, rng=batch_generator("times", 1)))
+    assert torch.equal(torch.cat(rows), alone)
 
 
 def test_classes_are_drawn_as_often_as_asked():
