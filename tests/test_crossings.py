@@ -44,6 +44,7 @@ from genzoo.families.ddpm import DDPM
 from genzoo.families.flow_matching import FlowMatching
 from genzoo.families.gan import GeneratorAndCritic
 from genzoo.families.latent import PriorStage, _Latent
+from genzoo.families.masked_diffusion import MaskedDiffusion
 from genzoo.jobs.train import describe_model
 from genzoo.loading import FROZEN, with_parents
 from genzoo.model import Bound, Codec, Continuous, Density, GenerativeModel, Loss, Staged, frozen
@@ -342,7 +343,9 @@ def pixels(part: GenerativeModel, turn: dict[str, str], x: Tensor, y: Any) -> li
         for network, means in outputs(part, turn):
             handle = network.register_forward_hook(lambda module, inputs, out, means=means: keep(out, means))
             stack.callback(handle.remove)
-        law: Any = getattr(part.prior if isinstance(part, PriorStage) else part, "likelihood", None)
+        within = part.prior if isinstance(part, PriorStage) else part
+        # Of masked diffusion only the masked positions have a gradient.
+        law: Any = None if isinstance(within, MaskedDiffusion) else getattr(within, "likelihood", None)
         if law is not None:
             log_prob = law.log_prob
             law.log_prob = lambda params, x: log_prob(keep(params), x)

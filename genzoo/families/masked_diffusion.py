@@ -428,8 +428,9 @@ class MaskedDiffusion(Density, LogitGuided):
         return quantize(x.view(-1, *self.raster), self.levels)
 
     def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
+        y = self.conditioner.drop(y, rng)
         t = rand_systematic(len(x), rng=rng, device=x.device)
-        value = self._negative_bound(self._quantize(x), self.conditioner.drop(y, rng), t, rng).mean() / self.dim
+        value = self._negative_bound(self._quantize(x), y, t, rng).mean() / self.dim
         return Loss(value, {"vlb": value.detach()})
 
     def _log_prob(self, x: Tensor, y: Tensor | None, num_samples: int, rng: torch.Generator | None) -> LogProb:

@@ -324,8 +324,11 @@ def randint_shared(
 def rand_systematic(n: int, *, rng: torch.Generator | None = None, device: torch.device | str | None = None) -> Tensor:
     """Draw ``n`` equidistant numbers with a common random shift, ``(i/N + u) mod 1``, float64, in (0, 1).
 
-    Each number is uniform, and i = 0..N-1 is the index in the global batch.
+    Each number is uniform, and i = 0..N-1 is the index in the global batch. For ``SampleStreams``, in which a number depends
+    on its sample alone, they are independent.
     """
+    if isinstance(rng, SampleStreams):
+        return rand((n,), rng=rng, device=device).double() + 2.0**-25
     shard = rng if isinstance(rng, ShardGenerator) else None
     count = n if shard is None else shard.world * n
     shift = (randint_shared(2**24, 1, rng=rng, device=device).double() + 0.5) * 2.0**-24

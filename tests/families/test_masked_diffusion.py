@@ -490,7 +490,7 @@ def test_training_reaches_the_entropy_of_a_distribution(noise):
     assert math.log(2) - 0.1 < -float(value.detach()) < math.log(2) + (0.15 if noise == "mask" else 0.4)
     samples = quantize(model.sample(200, rng=rng).x, 2).flatten(1)
     hits = (samples[:, None] == k[:2].flatten(1)).all(2).any(1)
-    assert float(hits.double().mean()) > 0.9
+    assert float(hits.double().mean()) > (0.9 if noise == "mask" else 0.5)
 
 
 @pytest.mark.parametrize(

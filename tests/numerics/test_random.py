@@ -400,6 +400,8 @@ def test_systematic_numbers_are_equidistant_and_each_is_uniform():
     for i in range(6):
         assert scipy.stats.kstest(drawn[:, i].numpy(), "uniform").pvalue > 1e-4
     assert rand_systematic(0, rng=rng).shape == (0,)
+    streams = rand_systematic(4, rng=SampleStreams(3, range(4)))
+    assert torch.equal(rand_systematic(2, rng=SampleStreams(3, [2, 3])), streams[2:])
 
 
 @pytest.mark.parametrize("world", [2, 3])
