@@ -61,7 +61,7 @@ def score(run: Path, family: str) -> dict[str, dict]:
         }
         for name in COLUMNS[:2]:
             if name in metrics:
-                found[scale][name]["per_attribute"] = metrics[name]["card"]["setting"].get("per_attribute")
+                found[scale][name]["per_attribute"] = metrics[name]["detail"]["per_attribute"]
     return found
 
 

@@ -35,11 +35,10 @@ LONGER = [
     *("trainer.saves=4", "trainer.grids=3", "trainer.scores=2", "trainer.score_samples=8"),
     *("metrics.n=8", "metrics.force=true"),
 ]
+# One of each kind of training; test_crossings.py interrupts the training of every family, without the command around it.
 FAMILIES = {
-    **SMALL,
+    **{name: words for name, words in SMALL.items() if name not in ("realnvp", "wgan_gp")},
     "vqvae": ["model=vqvae", "codec.encoder.width=4", "codec.decoder.width=4"],
-    "hvae": ["model=hvae", "model.network.width=8", "model.network.up=1", "model.network.down=1"],
-    "glow": ["model=glow", "model.network.width=4", "model.steps=1"],
     "gan": ["model=gan", "model.generator.width=4", "model.critic.width=4"],
 }
 
