@@ -307,7 +307,7 @@ class ProgressBar(pl.Callback):
         self.progress.start()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: GenerativeModule, *_: Any) -> None:
-        detail = f"{self.describe(pl_module)}  {self.left(pl_module):.0f} s left"
+        detail = "  ".join([*self.describe(pl_module), f"{self.left(pl_module):.0f} s left"])
         total = self.total(pl_module)
         self.progress.update(self.task, completed=pl_module.steps, total=total, detail=detail)
         current = time.monotonic()
@@ -332,12 +332,12 @@ class ProgressBar(pl.Callback):
         return max(left, 0.0) if math.isfinite(left) else 0.0
 
     @staticmethod
-    def describe(pl_module: GenerativeModule) -> str:
-        """Say the latest terms of the loss and the speed."""
+    def describe(pl_module: GenerativeModule) -> list[str]:
+        """Say the latest terms of the loss and the speed, nothing before they are measured."""
         latest = pl_module.latest
         shown = [name for name in latest["values"] if not name.endswith(("grad_norm", "/lr"))]
-        terms = "  ".join(f"{name.removeprefix('train/')} {latest['values'][name]:.4g}" for name in shown)
-        return f"{terms}  {latest['images_per_second']:,.0f} images/s"
+        terms = [f"{name.removeprefix('train/')} {latest['values'][name]:.4g}" for name in shown]
+        return [*terms, f"{latest['images_per_second']:,.0f} images/s"] if shown else []
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: GenerativeModule) -> None:
         self.progress.stop()
