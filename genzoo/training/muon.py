@@ -9,10 +9,10 @@ gradients seldom have. It is a Newton-Schulz iteration of X = M/|M|, (A, B) with
 
     X <- a X + (b G + c G^2) X,      G = X X^T,      (a, b, c) = (3.4445, -4.7750, 2.0315)
 
-five times in bfloat16, after which the singular values are between 0.7 and 1.2. It magnifies differences of rounding: after ten
-steps the weights of one and of two processes differ by 0.5 % of the largest, those of Adam by 0.01 %. Matrices are all weights
-with at least two indices whose first two sides are longer than 1: kernels of convolutions, (A, C, k, k), as (A, C k k), embeddings
-included. Biases, gains and depthwise kernels are left to Adam.
+five times in bfloat16, after which the singular values are between 0.7 and 1.2. It magnifies differences of rounding: after
+ten steps the weights of one and of two processes differ by 0.5 % of the largest, those of Adam by 0.01 %. Matrices are all
+weights with at least two indices whose first two sides are longer than 1: kernels of convolutions, (A, C, k, k), as (A, C k
+k), embeddings included. Biases, gains and depthwise kernels are left to Adam.
 
 References:
     Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024, https://kellerjordan.github.io/posts/muon/.
