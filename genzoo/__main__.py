@@ -132,7 +132,7 @@ def run_hydra(verb: str, options: list[str], overrides: list[str], config_dir: s
     from genzoo.config.loader import COMPOSING
     from genzoo.config.paths import CONF
     from genzoo.errors import UsageError, one_line
-    from genzoo.jobs.sweep import JobResult, finish, name_of, objective, run_job, run_jobs
+    from genzoo.jobs.sweep import JobResult, chooses_on_validation, finish, name_of, objective, run_job, run_jobs
     from genzoo.runs import claims
 
     typed, sweep_name = sys.argv, name_of(verb, overrides)
@@ -155,6 +155,9 @@ def run_hydra(verb: str, options: list[str], overrides: list[str], config_dir: s
         def one(config: DictConfig) -> float | None:
             hydra_config = HydraConfig.get()
             words, searches = list(hydra_config.overrides.task), not _is_basic(hydra_config.sweeper)
+            if searches and verb == "train":
+                words.append(chooses_on_validation(words))
+                OmegaConf.update(config, *words[-1].split("="))
             for cleared in clearing_overrides(verb, words, config_dir):
                 OmegaConf.update(config, cleared.partition("=")[0], None)
             ended: JobResult | None

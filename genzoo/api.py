@@ -43,6 +43,7 @@ from genzoo.evaluation.density import check_settings
 from genzoo.evaluation.scores import Trained, evaluate_model, pick_network
 from genzoo.evaluation.settings import EvalData, EvalSettings
 from genzoo.event import EventSpec
+from genzoo.jobs.building import make_data
 from genzoo.jobs.run_data import build_data, data_section, has_changed
 from genzoo.jobs.train import train as train_config
 from genzoo.labels import check_trained, class_names, class_numbers
@@ -596,7 +597,7 @@ def _dataset(data: Data, y: Any, event: EventSpec) -> EvalData:
         job = preflight("train", words)
         assert job is not None
         section = job.config["data"]
-        return EvalData(build(section["source"], "data"), section["name"], bool(section["flip"]))
+        return EvalData(make_data(section, build), section["name"], bool(section["flip"]))
     found = as_dataset(as_examples(data, y), test_fraction=0)
     EventSpec(found.shape, found.levels)
     return EvalData(found, "data", False)

@@ -1,7 +1,7 @@
 """Catalogue of all metrics: name, unit, direction and definition.
 
-A name may contain ``{split}``, the reference split, and ``{network}``, the feature network. On Inception-v3 the part
-``_{network}`` is omitted, and some metrics have another name.
+A name may contain ``{split}``, the reference split, ``{scored}``, the split of densities, and ``{network}``, the feature
+network. On Inception-v3 the part ``_{network}`` is omitted, and some metrics have another name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Metric:
     @property
     def base(self) -> str:
         """Name without split and network."""
-        return self.name.removeprefix("{split}/").replace("_{network}", "")
+        return self.name.removeprefix("{split}/").removeprefix("{scored}/").replace("_{network}", "")
 
     @property
     def variants(self) -> tuple[tuple[str, str], ...]:
@@ -66,7 +66,11 @@ SSIM = "Wang et al. 2004, https://doi.org/10.1109/TIP.2003.819861"
 ATTRIBUTES = "Cho, Zala, Bansal 2023, https://arxiv.org/abs/2202.04053"
 LIKELIHOOD = "Theis, van den Oord, Bethge 2016, https://arxiv.org/abs/1511.01844"
 
-SPLITS = {"test": " to test", "train": " to train"}  # suffixes of labels
+COSTS = ("sampling/", "model/", "training/")  # metrics of cost, not of quality
+
+# Suffixes of labels
+SPLITS = {"test": " to test", "train": " to train", "validation": " to validation"}
+SCORED = {"validation": " of validation"}
 
 # Suffixes of the names of likelihood metrics, with their kind and meaning.
 BOUNDS = {
@@ -81,15 +85,17 @@ BOUNDS = {
 
 METRICS = (
     *(
-        Metric(f"test/bpd{end}", f"bits/dim ({kind})", "bits/dim", "lower", f"{meaning} of dequantised images", LIKELIHOOD)
+        Metric(
+            f"{{scored}}/bpd{end}", f"bits/dim ({kind})", "bits/dim", "lower", f"{meaning} of dequantised images", LIKELIHOOD,
+        )
         for end, (kind, meaning) in BOUNDS.items()
     ),
     *(
-        Metric(f"test/nll{end}", f"nats ({kind})", "nats", "lower", f"{meaning} of vectors", LIKELIHOOD)
+        Metric(f"{{scored}}/nll{end}", f"nats ({kind})", "nats", "lower", f"{meaning} of vectors", LIKELIHOOD)
         for end, (kind, meaning) in BOUNDS.items()
     ),
     Metric(
-        "test/nll_truth", "nats (data distribution)", "nats", "lower",
+        "{scored}/nll_truth", "nats (data distribution)", "nats", "lower",
         "negative log density of the data distribution: an estimate of the entropy, the lower bound of all models", LIKELIHOOD,
     ),
     Metric(
@@ -173,15 +179,15 @@ METRICS = (
     ),
     Metric(
         "reconstruction/mse", "MSE of reconstructions", "on [0, 1]", "lower",
-        "mean squared error of reconstructed test images", "",
+        "mean squared error of reconstructed images", "",
     ),
     Metric(
         "reconstruction/psnr", "PSNR of reconstructions", "dB", "higher",
-        "peak signal-to-noise ratio of reconstructed test images", "",
+        "peak signal-to-noise ratio of reconstructed images", "",
     ),
     Metric(
         "reconstruction/ssim", "SSIM of reconstructions", "1 is alike", "higher",
-        "structural similarity of reconstructed test images", SSIM,
+        "structural similarity of reconstructed images", SSIM,
     ),
     Metric(
         "text/attributes", "attributes right", "share", "higher",
@@ -245,7 +251,11 @@ def _patterns() -> list[tuple[re.Pattern[str], Metric, str]]:
     """Patterns of all names, the longest fixed part first, since ``fd_{network}`` matches other names too."""
     found = [(name, metric, label) for metric in METRICS for name, label in metric.variants]
     found.sort(key=lambda entry: -len(re.sub(r"\{\w+\}", "", entry[0])))
-    variables = {"{split}": "(?P<split>train|test|all)", "{network}": r"(?P<network>\w+)"}
+    variables = {
+        "{split}": "(?P<split>train|validation|test|all)",
+        "{scored}": "(?P<scored>validation|test)",
+        "{network}": r"(?P<network>\w+)",
+    }
     return [
         (
             re.compile("".join(variables.get(part) or re.escape(part) for part in re.split(r"(\{\w+\})", name))),
@@ -260,10 +270,9 @@ def _patterns() -> list[tuple[re.Pattern[str], Metric, str]]:
 def _find(name: str) -> tuple[Metric, str] | None:
     for pattern, metric, label in _patterns():
         if match := pattern.fullmatch(name):
-            parts = match.groupdict()
-            return metric, label.replace("{network}", parts.get("network") or "") + SPLITS.get(
-                parts.get("split") or "", ""
-            )
+            parts = match.groupdict(default="")
+            of = SPLITS.get(parts.get("split", ""), "") + SCORED.get(parts.get("scored", ""), "")
+            return metric, label.replace("{network}", parts.get("network", "")) + of
     return None
 
 
@@ -300,3 +309,8 @@ def direction(name: str, recorded: Any = None) -> Literal["lower", "higher"] | N
     metric = declared(name)
     better = metric.better if metric else recorded
     return better if better in ("lower", "higher") else None
+
+
+def is_cost(name: str) -> bool:
+    """Whether a metric measures cost, not quality."""
+    return name.startswith(COSTS)

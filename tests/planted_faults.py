@@ -824,8 +824,8 @@ FAULTS = [
     Fault(
         "folders of samples are compared with a tenth of the other folder",
         "cli/evaluate.py",
-        'source = {**source, "test_fraction": 0}',
-        'source = {**source, "test_fraction": 0.1}',
+        '{**section["source"], "test_fraction": 0}',
+        '{**section["source"], "test_fraction": 0.1}',
         "tests/commands/test_evaluate.py::test_two_folders_have_a_plain_distance",
     ),
     Fault(
@@ -993,8 +993,8 @@ FAULTS = [
     Fault(
         "captioned: captions of a folder are those of other images",
         "data/images.py",
-        "texts = [[layout.captions[path] for path in paths] for paths in (layout.train, layout.test)]",
-        "texts = [[layout.captions[path] for path in paths[::-1]] for paths in (layout.train, layout.test)]",
+        "(split.x, [layout.captions[path] for path in paths])",
+        "(split.x, [layout.captions[path] for path in paths[::-1]])",
         "tests/data/test_caption_files.py::test_every_picture_has_its_caption",
     ),
     Fault(

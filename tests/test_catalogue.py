@@ -83,7 +83,8 @@ def test_names_of_metrics_are_unlike_and_complete():
         assert metric.label and metric.unit and metric.meaning and "\n" not in metric.meaning
         assert not metric.source or "https://" in metric.source
         for name, _ in metric.variants:
-            assert lookup(name.replace("{split}", "train").replace("{network}", "fashion_mnist")) is metric
+            of_split = name.replace("{split}", "train").replace("{scored}", "validation")
+            assert lookup(of_split.replace("{network}", "fashion_mnist")) is metric
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,9 @@ def test_names_of_metrics_are_unlike_and_complete():
         ("test/precision", "precision", "share", "precision to test"),
         ("test/density_identity", "density", "share", "density (identity) to test"),
         ("reconstruction/psnr", "reconstruction/psnr", "dB", "PSNR of reconstructions"),
-        ("test/nll_upper", "test/nll_upper", "nats", "nats (upper bound)"),
+        ("test/nll_upper", "nll_upper", "nats", "nats (upper bound)"),
+        ("validation/nll_upper", "nll_upper", "nats", "nats (upper bound) of validation"),
+        ("validation/kd_digits", "kd", "squared MMD", "KD (digits) to validation"),
     ],
 )  # fmt: skip
 def test_names_have_their_metric_and_label(name, base, unit, said):

@@ -14,9 +14,10 @@ from genzoo.environment import usable_cores
 from genzoo.errors import UsageError
 from genzoo.evaluation.density import check_settings
 from genzoo.evaluation.records import ScoresNotSavedError, saving
-from genzoo.evaluation.scores import compare, evaluate_run, pick_network
+from genzoo.evaluation.scores import compare, evaluate_run, name_training_split, pick_network
 from genzoo.evaluation.settings import MAX_NFE, EvalData, EvalSettings
 from genzoo.event import EventSpec
+from genzoo.jobs.building import make_data
 from genzoo.jobs.notes import note
 from genzoo.jobs.resources import resources
 from genzoo.report.terminal import show
@@ -80,7 +81,7 @@ def score_run(config: dict[str, Any]) -> None:
     options = EvalSettings(**settings if isinstance(model, GenerativeModel) else {**settings, "n": 0})
     check_settings(model, options)
     network = pick_network(options, section["name"], EventSpec(section["shape"], section["levels"]), needed=True)
-    data = build_data(run, section, config["trust"])
+    data = build_data(run, section, config["trust"]).scored_on(options.split)
     for line in data.notes:
         note(line)
     if has_changed(run, data):
@@ -111,13 +112,12 @@ def score_samples(config: dict[str, Any]) -> None:
     from genzoo.runs import now, to_json, write_atomically
 
     section = config["data"]
-    source = section["source"]
-    if "test_fraction" in source and source["test_fraction"] is None:  # by default the reference is the whole folder
-        source = {**source, "test_fraction": 0}
+    if section["source"].get("test_fraction", 0) is None:  # by default the reference is the whole folder
+        section = {**section, "source": {**section["source"], "test_fraction": 0}}
     path = Path(config["samples"])
     out = Path(config["out"] or f"{path.with_suffix('') if path.is_file() else path}.scores.json")
     check_out(out)
-    data = build(source, "data")
+    data = make_data(section, build).scored_on(config["metrics"]["split"])
     for line in data.notes:
         note(line)
     x = read_samples(path, data.shape, data.levels, note)
@@ -135,6 +135,7 @@ def score_samples(config: dict[str, Any]) -> None:
     device = torch.device(pick_device(config["device"]))
     eval_data = EvalData(data, section["name"], bool(section["flip"]))
     metrics, warnings = compare(x, None, eval_data, settings, setting, network and network.to(device), device)
+    name_training_split(metrics, data)
     if mismatch:
         warnings = [f"samples={path}: {mismatch.text}", *warnings]
         note(f"warning: {warnings[0]}")

@@ -195,6 +195,7 @@ class Data(Section):
     size: Side | None = None
     channels: Literal[1, 3] | None = None
     test_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.0  # runs of earlier releases have no validation split
     captions: Literal["auto", "required", "none"] | None = None
     font: Place | None = None
     vocabulary: Annotated[int, Field(ge=258, le=2**16)] | None = None
@@ -218,6 +219,7 @@ class Data(Section):
 
 
 class Metrics(Section):
+    split: Literal["test", "validation"] = "test"
     n: Samples | None  # see also genzoo.metrics.sample_size.check_sample_size
     events: Positive | None
     num_samples: Count | None

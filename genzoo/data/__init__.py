@@ -11,6 +11,7 @@ from genzoo.data.densities import (
     plane_dataset,
 )
 from genzoo.data.images import cifar10, digits, fashion_mnist, folder, mnist
+from genzoo.data.validation import with_validation
 
 __all__ = [
     "Checkerboard",
@@ -28,4 +29,5 @@ __all__ = [
     "folder",
     "mnist",
     "plane_dataset",
+    "with_validation",
 ]

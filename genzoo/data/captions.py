@@ -14,6 +14,7 @@ from genzoo.text import Tokenizer
 def captioned(
     train: tuple[Tensor, Sequence[str]],
     test: tuple[Tensor, Sequence[str]],
+    validation: tuple[Tensor, Sequence[str]] | None = None,
     *,
     vocabulary: int = 1024,
     length: int | None = None,
@@ -23,7 +24,7 @@ def captioned(
     """Build a data set of images whose conditions are the tokens of their captions.
 
     Args:
-        train, test: images, uint8 (N, C, H, W), and their captions.
+        train, test, validation: images, uint8 (N, C, H, W), and their captions.
         vocabulary: largest number of tokens of the byte-pair encoding, which is learned from the training captions.
         length: tokens of a caption, the end included; None for those of the longest training caption. Longer captions are cut.
         checker: of images and captions.
@@ -35,19 +36,22 @@ def captioned(
     notes = list(notes)
     if not len(train[0]):
         raise DataError("data: no training images with captions")
-    for split in (train, test):
+    groups = {"training": train, "test": test, **({"validation": validation} if validation else {})}
+    for split in groups.values():
         assert len(split[0]) == len(split[1])
         if any(not caption.strip() for caption in split[1]):
             raise DataError("data: an empty caption")
     tokenizer = Tokenizer.train(train[1], vocabulary, length)
-    tokens = [tokenizer.encode(captions, truncate=True) for _, captions in (train, test)]
-    for name, y, (_, captions) in zip(("training", "test"), tokens, (train, test), strict=True):
+    splits = {}
+    for name, (x, captions) in groups.items():
+        splits[name] = Split(x, y := tokenizer.encode(captions, truncate=True))
         cut = sum(found != caption for found, caption in zip(tokenizer.decode(y), captions, strict=True))
         if cut:
             notes.append(f"{cut} {name} captions have more than {tokenizer.length - 1} tokens and were cut")
     return DataSet(
-        Split(train[0], tokens[0]),
-        Split(test[0], tokens[1]),
+        splits["training"],
+        splits["test"],
+        validation=splits.get("validation"),
         levels=256,
         notes=tuple(notes),
         conditions=Tokens(tokenizer.length, tokenizer.vocabulary),

@@ -1,4 +1,7 @@
-"""In-memory data sets: a training and a test split, their conditions and, for toy data, their density.
+"""In-memory data sets: training, validation and test splits, their conditions and, for toy data, their density.
+
+A model learns from the training split. Whatever is chosen (among settings, steps of a run or families) is chosen by scores on
+the validation split. The test split is for the final scores alone.
 
 Images are kept as integers, ``0..levels - 1`` in one byte each; ``genzoo.distributions.discretization`` maps them to [-1, 1]
 in each training step. Vectors are floats on their own scale.
@@ -6,16 +9,20 @@ in each training step. Vectors are floats on their own scale.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
 from genzoo.conditions import ClassLabels, Condition
 from genzoo.event import EventSpec
 from genzoo.text import Tokenizer
+
+HeldOut = Literal["test", "validation"]
 
 
 class DataError(ValueError):
@@ -71,10 +78,14 @@ class Split:
     x: Tensor
     y: Tensor | None
 
+    def select(self, chosen: Tensor) -> Split:
+        """Select examples by a mask or by indices."""
+        return Split(self.x[chosen], None if self.y is None else self.y[chosen])
+
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """A data set with a fixed training and test split.
+    """A data set with fixed splits.
 
     Attributes:
         train: the training split.
@@ -86,6 +97,8 @@ class DataSet:
         conditions: type of ``y`` if it is not a class index.
         tokenizer: of captions, whose tokens ``y`` are.
         checker: of images and captions, if there is one.
+        validation: the validation split; None if there is none. See ``genzoo.data.validation``.
+        held_out: the split that scores refer to, beside the training split; None for no other. See ``scored_on``.
     """
 
     train: Split
@@ -97,6 +110,24 @@ class DataSet:
     conditions: Condition | None = None
     tokenizer: Tokenizer | None = None
     checker: CaptionChecker | None = None
+    validation: Split | None = None
+    held_out: HeldOut | None = "test"
+
+    def scored_on(self, held_out: HeldOut) -> DataSet:
+        """Return the data with another split for scores.
+
+        Raises:
+            DataError: for a validation split that does not exist.
+        """
+        if held_out == "validation" and self.validation is None:
+            raise DataError(
+                "metrics.split=validation: the data have no validation split: train with data.validation=0.1"
+            )
+        return dataclasses.replace(self, held_out=held_out)
+
+    def for_choices(self) -> DataSet:
+        """Return the data whose scores are those on the validation split, or on the training split alone without one."""
+        return dataclasses.replace(self, held_out="validation" if self.validation else None)
 
     @property
     def event(self) -> EventSpec:
@@ -110,12 +141,17 @@ class DataSet:
 
     @property
     def splits(self) -> dict[str, Split]:
-        """The splits by name: "train" and "test", or "all" without a test split."""
-        return {"train": self.train, "test": self.test} if len(self.test.x) else {"all": self.train}
+        """The splits that samples are compared with, by name: "train" and ``held_out``, or "all" without a test split."""
+        if self.held_out is None:
+            return {"train": self.train}
+        name, scored = self.scored
+        return {"all": self.train} if name == "all" else {"train": self.train, name: scored}
 
     @property
     def scored(self) -> tuple[str, Split]:
-        """Name and examples of the split of densities and reconstructions: "test", or "all" without a test split."""
+        """Name and examples of the split of densities and reconstructions: ``held_out``, or "all" without a test split."""
+        if self.held_out == "validation" and self.validation is not None:
+            return "validation", self.validation
         return ("test", self.test) if len(self.test.x) else ("all", self.train)
 
     @property
@@ -128,13 +164,13 @@ class DataSet:
         """Number of classes, 0 for unlabelled data."""
         return len(self.classes)
 
-    @property
+    @functools.cached_property
     def sha256(self) -> str | None:
         """SHA-256 of all examples and conditions; None for toy densities, which are drawn anew each time."""
         if self.density is not None:
             return None
         digest = hashlib.sha256()
-        for split in (self.train, self.test):
+        for split in filter(None, (self.train, self.validation, self.test)):
             for tensor in (split.x, split.y):
                 if tensor is not None:
                     digest.update(tensor.contiguous().numpy().data)

@@ -434,17 +434,16 @@ def folder(
     with warnings.catch_warnings(), ThreadPoolExecutor(usable_cores()) as pool:
         warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        train, test = read(layout.train), read(layout.test)
+        groups = [layout.train, layout.test, *([layout.validation] if layout.validation else [])]
+        splits = [read(paths) for paths in groups]
     if layout.captions:
-        texts = [[layout.captions[path] for path in paths] for paths in (layout.train, layout.test)]
-        return captioned(
-            (train.x, texts[0]),
-            (test.x, texts[1]),
-            vocabulary=vocabulary,
-            length=text_length,
-            notes=layout.notes,
-        )
-    return DataSet(train, test, levels=256, classes=layout.classes, notes=tuple(layout.notes))
+        pairs = [
+            (split.x, [layout.captions[path] for path in paths]) for split, paths in zip(splits, groups, strict=True)
+        ]
+        return captioned(*pairs, vocabulary=vocabulary, length=text_length, notes=layout.notes)
+    train, test, *validation = splits
+    notes = tuple(layout.notes)
+    return DataSet(train, test, 256, layout.classes, notes=notes, validation=validation[0] if validation else None)
 
 
 def _read_picture(path: Path, size: int, channels: int) -> np.ndarray:

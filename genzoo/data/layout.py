@@ -7,7 +7,8 @@
     root/WRAPPER/...                   single sub-folders that contain all images are ignored
 
 The names of splits are train, training, test, testing, val, valid and validation, in any case and with endings as in
-``test_set``, ``val2017`` or ``trainA``. Validation images are never trained on, and are the test split if there is no other.
+``test_set``, ``val2017`` or ``trainA``. A folder of validation images is the validation split, or the test split if there is no
+other.
 
 Without a test folder, an image is a test image if the hash of its path below the wrappers is below ``test_fraction``,
 independently of other files, except that each class (or the set, without classes) has at least one training image, and at
@@ -52,6 +53,7 @@ class Layout(NamedTuple):
     Attributes:
         train: training images, or all images without a test split.
         test: test images.
+        validation: images of a folder of validation images beside a test split.
         classes: sorted class names; empty if unlabelled.
         labels: class of each image, by path.
         captions: caption of each image, by path; empty for data without captions.
@@ -60,6 +62,7 @@ class Layout(NamedTuple):
 
     train: list[Path]
     test: list[Path]
+    validation: list[Path]
     classes: tuple[str, ...]
     labels: dict[Path, str]
     captions: dict[Path, str]
@@ -94,7 +97,7 @@ def arrange(root: Path, test_fraction: float, test_root: Path | None = None, cap
     if not train:
         beside = _names(splits) or str(test_root)
         raise DataError(f"{root} has no training images beside {beside}: put some into a folder named train")
-    test, source = splits["test"], "the folder test"
+    test, validation, source = splits["test"], splits["val"], "the folder test"
     if test_root is not None:
         theirs_notes: list[str] = []
         other = _pictures(test_root, "data.test_root", theirs_notes, "required" if texts else "none", keep=classes)
@@ -103,18 +106,19 @@ def arrange(root: Path, test_fraction: float, test_root: Path | None = None, cap
         theirs = _by_name(test_root, other.pictures, notes)
         chosen = next(name for name in ("test", "val", "train") if theirs[name])
         test, source = theirs[chosen], str(test_root)
-        left = [(root, name, splits[name]) for name in ("test", "val")]
+        left = [(root, "test", splits["test"])]
         left += [(test_root, name, theirs[name]) for name in theirs if name != chosen]
         notes += [
             f"{_count(some, 'image')} of the folder {name} of {where} left out" for where, name, some in left if some
         ]
-    elif test and splits["val"]:
-        notes.append(f"{_count(splits['val'], 'image')} of the folder val left out")
-    elif splits["val"]:
-        test, source = splits["val"], "the folder val"
+    elif validation and not test:
+        test, validation, source = validation, [], "the folder val"
     split = f"test split from {source}"
     if test:
         test, classes = _match_classes(test, classes, labels, source, notes)
+        if validation:
+            validation, classes = _match_classes(validation, classes, labels, "the folder val", notes)
+            split += f", {_count(validation, 'validation image')} from the folder val"
     elif test_fraction == 0:
         split = "no test split"
     else:
@@ -130,7 +134,8 @@ def arrange(root: Path, test_fraction: float, test_root: Path | None = None, cap
     sizes = f"{len(train)} training and {_count(test, 'test image')}" if test else _count(train, "image")
     summary = f"{root}: {sizes}, {'captions' if texts else _listed(classes)}; {split}; {found.others}"
     labels = labels if classes else {}
-    return Layout([p.path for p in train], [p.path for p in test], classes, labels, texts, [summary, *notes])
+    paths = [[picture.path for picture in part] for part in (train, test, validation)]
+    return Layout(*paths, classes, labels, texts, [summary, *notes])
 
 
 def hash_split(places: Sequence[PurePosixPath], labels: Sequence[str | None], fraction: float) -> list[bool]:
@@ -343,27 +348,27 @@ def _classes(pictures: list[Picture]) -> tuple[tuple[str, ...], dict[Path, str]]
 def _match_classes(
     test: list[Picture], classes: tuple[str, ...], labels: dict[Path, str], source: str, notes: list[str]
 ) -> tuple[list[Picture], tuple[str, ...]]:
-    """Label test images with the classes of the training images; images of other classes are omitted with a note.
+    """Label held-out images with the classes of the training images; images of other classes are omitted with a note.
 
     Raises:
-        DataError: if no test image remains.
+        DataError: if no image remains.
     """
     if not classes:
         return test, ()
     test = _strip_wrappers(test, keep=classes)
     if any(len(picture.place.parts) == 1 for picture in test):
-        notes.append(f"no classes, since test images in {source} have none")
+        notes.append(f"no classes, since images in {source} have none")
         return test, ()
     unknown = Counter(picture.place.parts[0] for picture in test if picture.place.parts[0] not in classes)
     for name in sorted(unknown)[:NAMED]:
-        notes.append(f"{unknown[name]} test image{'s' * (unknown[name] > 1)} of {shown(name)} left out: "
+        notes.append(f"{unknown[name]} image{'s' * (unknown[name] > 1)} of {shown(name)} in {source} left out: "
                      "a class without training images")  # fmt: skip
     if len(unknown) > NAMED:
         notes.append(f"{len(unknown) - NAMED} more classes without training images left out")
     test = [picture for picture in test if picture.place.parts[0] in classes]
     if not test:
         raise DataError(
-            f"{source}: no test image has a class with training images, {_listed(classes)}: use the same folder names"
+            f"{source}: no image has a class with training images, {_listed(classes)}: use the same folder names"
         )
     labels |= {picture.path: picture.place.parts[0] for picture in test}
     return test, classes

@@ -1,4 +1,4 @@
-"""Accuracy and cross-entropy of classifiers of noisy data on the test split."""
+"""Accuracy and cross-entropy of classifiers of noisy data on the split of the scores."""
 
 from __future__ import annotations
 

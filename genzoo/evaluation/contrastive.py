@@ -1,4 +1,4 @@
-"""Retrieval accuracy and loss of contrastive networks on the test split."""
+"""Retrieval accuracy and loss of contrastive networks on the split of the scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Negative log-likelihood and reconstruction metrics on the test split."""
+"""Negative log-likelihood and reconstruction metrics on the split of the scores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from genzoo.model import Bijective, Bound, Codec, Density, TrainableModel, recon
 
 
 def likelihood(model: Density, data: Any, settings: EvalSettings, setting: dict[str, Any]) -> dict[str, Any]:
-    """Compute the negative log-likelihood of the test split, and that of the data distribution if known."""
+    """Compute the negative log-likelihood of the split, and that of the data distribution if known."""
     split, of = data.scored
     chosen = subset(len(of.x), settings.events)
     x, y = of.x[chosen], None if of.y is None else of.y[chosen]
@@ -44,12 +44,13 @@ def likelihood(model: Density, data: Any, settings: EvalSettings, setting: dict[
     draws = {"num_samples": settings.num_samples} if model.bound else {}
     # A lower bound increases with the number of draws, an unbiased estimate does not.
     of_bound = draws if Bound.LOWER in model.bound else {}
-    name = f"test/{name}"
+    prefix = data.held_out  # "test" also for data without a test split
+    name = f"{prefix}/{name}"
     metrics = {name: to_record(name, result.value, result.stderr, {**protocol, **of_bound}, {**setting, **draws})}
     if data.density is not None:
         truth = mean_and_stderr(-data.density.log_prob(x))
         protocol = {**protocol, "bound": "EXACT", "model": "the law that made the data"}
-        name = "test/nll_truth"
+        name = f"{prefix}/nll_truth"
         metrics[name] = to_record(name, truth.value, truth.stderr, protocol, {})
     return metrics
 
@@ -60,7 +61,7 @@ def split_sha256(x: Any) -> str:
 
 
 def reconstruction(model: Codec, data: Any, settings: EvalSettings, setting: dict[str, Any]) -> dict[str, Any]:
-    """Compute the reconstruction error of test images; skipped for bijections, which are lossless."""
+    """Compute the reconstruction error of images; skipped for bijections, which are lossless."""
     if isinstance(model, Bijective) or model.levels is None:
         return {}
     split, of = data.scored

@@ -13,14 +13,16 @@ from typing import Any, NamedTuple
 
 import torch
 
+from genzoo.catalogue import is_cost
 from genzoo.console import log_stderr, status_line
+from genzoo.data import DataSet
 from genzoo.distributions.discretization import to_bytes
 from genzoo.errors import UsageError
 from genzoo.evaluation import samples
 from genzoo.evaluation.classification import classification
 from genzoo.evaluation.contrastive import retrieval
 from genzoo.evaluation.cost import announce, cost, estimate, training_cost
-from genzoo.evaluation.density import likelihood, reconstruction
+from genzoo.evaluation.density import likelihood, reconstruction, split_sha256
 from genzoo.evaluation.records import saving, to_record
 from genzoo.evaluation.samplers import (
     augmentation_of,
@@ -31,7 +33,13 @@ from genzoo.evaluation.samplers import (
     within_evaluations,
 )
 from genzoo.evaluation.settings import EvalData, EvalSettings
-from genzoo.evaluation.text import attribute_scores, clip_scores, contrastive_network, held_out_captions
+from genzoo.evaluation.text import (
+    attribute_scores,
+    clip_scores,
+    contrastive_network,
+    held_out_captions,
+    scores_held_out,
+)
 from genzoo.event import EventSpec
 from genzoo.metrics.features import (
     FeatureError,
@@ -174,11 +182,21 @@ def evaluate_run(
     """
     trained = Trained.of_run(run, ema=ema)
     result = evaluate_model(model, eval_data, settings, network, seed=seed, trained=trained, chosen=chosen, note=note)
+    name_training_split(result["metrics"], eval_data.data)
     with saving(result, run.path):
         run.write_result(result)
         values = {name: measured["value"] for name, measured in result["metrics"].items()}
         run.log(event="scores", step=trained.step, values=values)
     return result
+
+
+def name_training_split(metrics: dict[str, Any], data: DataSet) -> None:
+    """Write the training split into the protocols of scores, which after training on other examples are not comparable."""
+    if data.density is None:  # else it is drawn anew each time
+        train_sha256 = split_sha256(data.train.x)
+        for name, record in metrics.items():
+            if not is_cost(name):
+                record["card"]["protocol"]["train_sha256"] = train_sha256
 
 
 def interim(
@@ -189,9 +207,13 @@ def interim(
     network: FeatureNetwork | None,
     seed: int,
 ) -> dict[str, float | None]:
-    """Compute sample-based metrics during training on few samples; values without errors or protocols."""
+    """Compute sample-based metrics during training on few samples; values without errors or protocols.
+
+    They never refer to the test split, since steps and settings are chosen by them.
+    """
     model.eval()
     settings = replace(settings, n=n, force=True)
+    eval_data = eval_data._replace(data=eval_data.data.for_choices())
     with full_float32(), within_evaluations(model, settings.max_nfe):
         found, _ = quality(model, eval_data, settings, {"seed": seed}, network and network.to(model.device))
     status_line("")
@@ -205,7 +227,7 @@ def quality(
     setting: dict[str, Any],
     network: FeatureNetwork | None,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Draw samples and compute the sample-based metrics on both splits."""
+    """Draw samples and compute the sample-based metrics on all splits."""
     x, y, broken = draw(model, settings.n, settings.batch_size, setting["seed"])
     if broken:
         return {}, [f"{broken} of {len(x)} samples are not finite: sample-based metrics are skipped"]
@@ -226,7 +248,7 @@ def faithfulness(
     setting: dict[str, Any],
     network: FeatureNetwork | None,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Compare samples with their captions, and others with captions of the test split.
+    """Compare samples with their captions, and where the test split is scored others with its captions.
 
     A program reads the captions where there is one, and a contrastive network.
     """
@@ -239,6 +261,8 @@ def faithfulness(
     if data.checker is None:
         return _records(scores, setting), []
     scores |= attribute_scores(x, captions, data.checker, "text/attributes", reference)
+    if not scores_held_out(model, data):
+        return _records(scores, setting), []
     warnings = []
     held_out = held_out_captions(data, settings.n, setting["seed"])
     x, y, broken = draw(model, settings.n, settings.batch_size, setting["seed"], held_out)
@@ -299,16 +323,16 @@ def compare(
                 data.levels,
             )
             scores = samples.feature_scores(fake, real, network, settings.force, device)
-            if split != "test":
+            if split in ("train", "all"):
                 scores |= samples.class_scores(fake, y, real, network, data.classes, device)
             found |= {f"{split}/{name}": measured for name, measured in scores.items()}
     if data.levels is None:
         for split, points in splits.items():
             scores = samples.point_scores(x, points, f"{eval_data.name}/{split}")
             found |= {f"{split}/{name}": measured for name, measured in scores.items()}
-    if "test" in splits:  # the baseline of memorization metrics
+    if data.held_out in splits:  # the baseline of memorization metrics
         copies, warning = samples.memorization_scores(
-            x, splits["train"], splits["test"], eval_data.flip, eval_data.name, cache, device, status_line
+            x, splits["train"], splits[data.held_out], eval_data.flip, eval_data.name, cache, device, status_line
         )
         found |= {f"memorisation/{name}": measured for name, measured in copies.items()}
         warnings += [warning] if warning else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from genzoo.data import DataSet
+from genzoo.data.dataset import DataSet, HeldOut
 
 MAX_NFE = 50  # default limit of network evaluations per sample
 
@@ -15,8 +15,9 @@ class EvalSettings:
     """Settings of an evaluation.
 
     Args:
+        split: that densities, reconstructions and samples are scored on: "test", or "validation" for choices.
         n: number of samples for sample-based metrics; 0 skips them.
-        events: number of test examples for density and reconstruction; None for all.
+        events: number of examples of the split for density and reconstruction; None for all.
         num_samples: draws per example of a bound or an estimate of the density.
         batch_size: of all computations.
         throughput: number of samples to measure the sampling speed.
@@ -28,6 +29,7 @@ class EvalSettings:
         dinov2_weights: checkpoint of timm's vit_large_patch14_dinov2.
     """
 
+    split: HeldOut = "test"
     n: int = 1000
     events: int | None = 1000
     num_samples: int = 20

@@ -30,7 +30,8 @@ def held_out_captions(data: DataSet, n: int, seed: int) -> Tensor:
 
 def scores_held_out(model: GenerativeModel, data: DataSet) -> bool:
     """Whether as many samples again are drawn, for captions of the test split."""
-    return model.condition is not None and data.tokenizer is not None and data.checker is not None
+    captioned = model.condition is not None and data.tokenizer is not None
+    return captioned and data.checker is not None and data.held_out == "test"
 
 
 def attribute_scores(

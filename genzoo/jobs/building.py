@@ -30,7 +30,7 @@ def describe_model(config: dict[str, Any], make: Callable[[Any, str], Any]) -> A
     if section.get("conditional"):
         classes = section["num_classes"]
         if not classes:
-            data = make(section["source"], "data")
+            data = make_data(section, make)
             found = getattr(data, "condition", None)
             if found is None:
                 raise UsageError("data.conditional=true: the data have no classes or conditions")
@@ -43,6 +43,22 @@ def describe_model(config: dict[str, Any], make: Callable[[Any, str], Any]) -> A
     event = {"_target_": "genzoo.event.EventSpec", "shape": list(section["shape"]), "levels": section["levels"]}
     config["model"] = {**config["model"], "event": event, "condition": condition}
     return data
+
+
+def make_data(section: dict[str, Any], make: Callable[[Any, str], Any]) -> Any:
+    """Load the data of a configuration, with their validation split.
+
+    Args:
+        section: ``data`` of the configuration.
+        make: instantiates a node, given the node and its key.
+
+    Returns:
+        The data set, or what else the source returns, which ``check_data`` refuses.
+    """
+    from genzoo.data import DataSet, with_validation
+
+    data = make(section["source"], "data")
+    return with_validation(data, section.get("validation", 0.0)) if isinstance(data, DataSet) else data
 
 
 def check_optimizer(optimizer: Any, *, step: bool = True) -> None:

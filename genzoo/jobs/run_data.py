@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from genzoo.config.check import check_section
 from genzoo.config.instantiate import build
 from genzoo.data import DataSet
 from genzoo.errors import UsageError
+from genzoo.jobs.building import make_data
 from genzoo.runs import Run
 
 
@@ -39,7 +41,7 @@ def build_data(run: Run, section: dict[str, Any], trust: Sequence[str] = ()) -> 
         UsageError: for a source that is not allowed, or that does not return a ``DataSet``.
         DataError: for missing or invalid files.
     """
-    data = build(section["source"], "data", trusted=False, trust=trust)
+    data = make_data(section, functools.partial(build, trusted=False, trust=trust))
     if not isinstance(data, DataSet):
         target = section["source"].get("_target_")
         raise UsageError(f"{run.path / 'config.yaml'}: data.source._target_={target}: does not return a DataSet")

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from genzoo.console import BROKEN_PIPE, log_stderr, stderr
+from genzoo.errors import UsageError
 from genzoo.runs import Run, RunError, claims, job_id, to_json, write_atomically
 from genzoo.runs.redact import redact_words
 from genzoo.training.stopping import HEARD, Stopped, is_ignored
@@ -176,6 +177,25 @@ def run_jobs(jobs: list[tuple[int, Callable[[], JobResult | None]]]) -> Iterator
         left = busy
 
 
+def chooses_on_validation(words: Sequence[str]) -> str:
+    """Return the override that scores a trial of a search on the validation split.
+
+    Args:
+        words: overrides of the trial.
+
+    Raises:
+        UsageError: if they choose by the test split.
+    """
+    for word in words:
+        key, _, value = word.lstrip("+").partition("=")
+        if (key, value) == ("metrics.split", "test") or (key == "objective" and value.startswith("test/")):
+            raise UsageError(
+                f"{word}: a search chooses on the validation split: "
+                + (f"objective={value.replace('test/', 'validation/')}" if key == "objective" else "omit it")
+            )
+    return "metrics.split=validation"
+
+
 def objective(ended: JobResult, name: str | None) -> float:
     """Objective of a sweeper, to be minimised: a score of the job's run, negated if higher is better; infinite if missing.
 
@@ -183,8 +203,8 @@ def objective(ended: JobResult, name: str | None) -> float:
         ended: the job.
         name: of the metric; None for the leaderboard's first.
     """
-    from genzoo.catalogue import direction
-    from genzoo.report.leaderboard import is_cost, order
+    from genzoo.catalogue import direction, is_cost
+    from genzoo.report.leaderboard import order
 
     metrics = Run(ended.run).result.get("metrics", {}) if ended.run and not ended.code else {}
     if name is None:

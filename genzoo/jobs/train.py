@@ -15,7 +15,7 @@ from genzoo.config.instantiate import build, targets
 from genzoo.devices import gpu_facts, pick_device, pick_precision
 from genzoo.errors import UsageError, one_line
 from genzoo.jobs.allocator import tune
-from genzoo.jobs.building import check_data, check_optimizer, class_names, describe_model, unseen_classes
+from genzoo.jobs.building import check_data, check_optimizer, class_names, describe_model, make_data, unseen_classes
 from genzoo.jobs.notes import note
 from genzoo.jobs.processes import check_processes, claimed, rank_of, threads_of_each
 from genzoo.jobs.resources import log_line, quiet, resources
@@ -107,7 +107,7 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
     budget = Budget(*(config["budget"][name] for name in ("images", "seconds", "flops")))
     optimizer = make(config["optimizer"], "optimizer")
     check_optimizer(optimizer, step=False)
-    data = make(config["data"]["source"], "data") if data is None else data
+    data = make_data(config["data"], make) if data is None else data
     check_data(config["data"], data, model)
     if old is None:
         check_tokenizers(config["model"], data.tokenizer)
@@ -116,7 +116,7 @@ def prepare(config: dict[str, Any], old: Run | None, trust: list[str]) -> Parts:
             note(line)
     network = network or pick()  # the default network is optional
     check_optimizer(optimizer)  # torch imports its compiler for the first step, which takes seconds
-    eval_data = EvalData(data, config["data"]["name"], config["data"]["flip"])
+    eval_data = EvalData(data.scored_on(metrics.split), config["data"]["name"], config["data"]["flip"])
     settings = TrainerSettings(**config["trainer"])  # with the precision of this machine
     module = _build_module(model, eval_data, optimizer, budget, learning_rate, settings, config["seed"], device)
     return Parts(module, eval_data, metrics, network, logger_factory, device, parents)

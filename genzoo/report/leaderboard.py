@@ -27,10 +27,10 @@ from typing import Any, Literal
 from scipy.special import stdtrit
 
 from genzoo import catalogue
+from genzoo.catalogue import is_cost
 from genzoo.report.records import OF_SEED, Record, flatten
 
 DIFFERENT = "different between seeds"  # key of a protocol that lists the differing parts
-COSTS = ("sampling/", "model/", "training/")  # metrics of cost, not of quality
 LIMITS = ("images", "seconds", "flops")
 LEAST_SEEDS = 3  # of a tested mean
 
@@ -143,7 +143,8 @@ class Table:
 
 
 def order(name: str) -> int:
-    """Index of a metric among the headlines; their number for other metrics."""
+    """Index of a metric among the headlines, alike on the validation and the test split; their number for other metrics."""
+    name = name.replace("validation/", "test/", 1)
     for i, headline in enumerate(HEADLINES):
         if name == headline or (headline.endswith("*") and name.startswith(headline[:-1]) and not _derived(name)):
             return i
@@ -152,11 +153,6 @@ def order(name: str) -> int:
 
 def _derived(name: str) -> bool:
     return name.endswith("_infinity") or "/class" in name.removeprefix("test")
-
-
-def is_cost(name: str) -> bool:
-    """Whether a metric measures cost, not quality."""
-    return name.startswith(COSTS)
 
 
 def is_partial(name: str) -> bool:
@@ -360,7 +356,7 @@ def ranked(table: Table, name: str) -> bool:
 
     Training cost, the likelihood of the data distribution and metrics in which noise may be best are not ranked.
     """
-    if name.startswith("training/") or name == "test/nll_truth" or is_partial(name):
+    if name.startswith("training/") or name.endswith("/nll_truth") or is_partial(name):
         return False
     cells = [row.cells[name] for row in table.rows if name in row.cells]
     return all(DIFFERENT not in c.protocol and c.protocol == cells[0].protocol and c.better for c in cells)

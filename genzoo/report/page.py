@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 
+from genzoo.catalogue import is_cost
 from genzoo.report import leaderboard, texts
 from genzoo.report.leaderboard import Cell, Row, Table
 from genzoo.report.records import POINTS, Record, flatten, thinned
@@ -114,7 +115,7 @@ def column(table: Table, name: str, headline: bool) -> dict[str, Any]:
         "label": texts.label(name),
         "unit": first.unit,
         "better": first.better,
-        "cost": leaderboard.is_cost(name),
+        "cost": is_cost(name),
         "headline": headline,
         "ranked": ranked,
         "note": None

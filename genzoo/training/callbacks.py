@@ -302,7 +302,7 @@ class ProgressBar(pl.Callback):
         )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: GenerativeModule) -> None:
-        self.start, self.begun = pl_module.clock.seconds, pl_module.steps
+        self.start, self.begun, self.stage = pl_module.clock.seconds, pl_module.steps, -1
         self.task = self.progress.add_task("training", total=self.total(pl_module), detail="")
         self.progress.start()
 
@@ -323,12 +323,15 @@ class ProgressBar(pl.Callback):
 
     def left(self, pl_module: GenerativeModule) -> float:
         """Return the seconds of training that are left; grids, scores and checkpoints are no part of them."""
-        limit = pl_module.plan.budget.seconds
-        left = math.inf if limit is None else limit - pl_module.progress.train_seconds
+        plan = pl_module.plan
+        left = math.inf if plan.budget.seconds is None else plan.budget.seconds - pl_module.progress.train_seconds
+        stage = sum(pl_module.steps >= stop for stop in plan.boundaries)
+        if stage != self.stage:  # whose steps may take longer than those of the one before it
+            self.stage, self.start, self.begun = stage, pl_module.clock.seconds, pl_module.steps
         done = pl_module.steps - self.begun
-        if pl_module.plan.known and pl_module.plan.planned_steps and done:
+        if plan.planned_by != "seconds" and plan.planned_steps and done:
             each = (pl_module.clock.seconds - self.start) / done
-            left = min(left, each * (pl_module.plan.planned_steps - pl_module.steps))
+            left = min(left, each * (plan.planned_steps - pl_module.steps))
         return max(left, 0.0) if math.isfinite(left) else 0.0
 
     @staticmethod

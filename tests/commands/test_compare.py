@@ -163,15 +163,31 @@ def test_a_launcher_runs_jobs_side_by_side(here):
     assert states == ["done"] and Path("outputs/comparison/index.html").is_file()
 
 
-def test_a_search_minimises_its_objective(here, forked_jobs):
+SEARCH = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1"]
+
+
+def test_a_search_minimises_its_objective_on_the_validation_split(here, forked_jobs):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    code, *_ = genzoo(
-        *["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1"],
-        *["objective=test/bpd_upper", *TINY, *SMALL["vae"], "optimizer.lr=interval(1e-4,1e-2)"],
-    )
-    assert code == 0
-    rates = [Run(path.parent).config["optimizer"]["lr"] for path in Path("outputs").glob("*/*/status.json")]
+    words = ["objective=validation/bpd_upper", *TINY, *SMALL["vae"], "optimizer.lr=interval(1e-4,1e-2)"]
+    assert genzoo(*SEARCH, *words).code == 0
+    runs = [Run(path.parent) for path in Path("outputs").glob("*/*/status.json")]
+    rates = [made.config["optimizer"]["lr"] for made in runs]
     assert len(set(rates)) == 2 and all(1e-4 <= rate <= 1e-2 for rate in rates)
+    for metrics in [made.result["metrics"] for made in runs]:
+        assert "validation/bpd_upper" in metrics and not [name for name in metrics if name.startswith("test/")]
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("objective=test/bpd_upper", "a search chooses on the validation split: objective=validation/bpd_upper"),
+        ("metrics.split=test", "a search chooses on the validation split: omit it"),
+    ],
+)
+def test_a_search_on_the_test_split_is_refused(here, word, said):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    code, _, err = genzoo(*SEARCH, word, *TINY, *SMALL["vae"], "optimizer.lr=interval(1e-4,1e-2)")
+    assert code == 2 and said in err and not list(Path("outputs").glob("*/*/status.json"))
 
 
 def test_the_objective_of_a_job_is_the_score_of_its_run(here):

@@ -21,11 +21,12 @@ from PIL import Image
 import genzoo as genzoo_package
 from genzoo import load, runs
 from genzoo.config.instantiate import build
-from genzoo.data import Moons, digits
+from genzoo.data import Moons, digits, with_validation
 from genzoo.data.dataset import Split
 from genzoo.data.pictures import read_samples
 from genzoo.distributions.discretization import to_bytes
 from genzoo.evaluation import cost
+from genzoo.evaluation.density import split_sha256
 from genzoo.evaluation.samples import stored, subset
 from genzoo.evaluation.scores import evaluate_run
 from genzoo.evaluation.settings import EvalData, EvalSettings
@@ -36,8 +37,9 @@ from genzoo.nn.layers import ResBlock
 from genzoo.numerics.random import SampleStreams
 from genzoo.runs import Run, storing
 from tests.children import Child
-from tests.commands import SMALL, described, genzoo, untrained
+from tests.commands import SMALL, described, genzoo, trained, untrained
 from tests.conftest import composed
+from tests.report.test_leaderboard import tables_of
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +77,7 @@ def test_bits_per_dimension_are_those_of_the_dequantised_test_split(here):
     sha256 = hashlib.sha256(digits().test.x.numpy().tobytes()).hexdigest()
     assert card["protocol"] == {
         "unit": "bits/dim", "bound": "EXACT", "split": "test", "split_sha256": sha256, "n": 360, "levels": 17,
-        "dequantization": "uniform, one draw",
+        "dequantization": "uniform, one draw", "train_sha256": split_sha256(with_validation(digits(), 0.1).train.x),
     }  # fmt: skip
     budget = {"images": 256, "seconds": 60, "flops": None, "samples": 1000}
     assert card["setting"] == {
@@ -177,7 +179,8 @@ def test_every_quality_is_measured_against_both_splits_with_its_protocol(here):
     run = untrained(here, *SMALL["vae"])[0]
     metrics = scores(run, "metrics.events=8", "metrics.n=100")
     per_split = ["fd", "kd", "precision", "recall", "density", "coverage"]
-    for split, n in {"train": 1437, "test": 360}.items():
+    train = with_validation(digits(), 0.1).train
+    for split, n in {"train": len(train.x), "test": 360}.items():
         for name in per_split:
             card = metrics[f"{split}/{name}_digits"]["card"]
             assert card["protocol"]["reference"] == f"digits/{split}"
@@ -189,7 +192,7 @@ def test_every_quality_is_measured_against_both_splits_with_its_protocol(here):
 
     fake = load(run).sample(100, rng=SampleStreams(0, range(100))).x
     features = Embedded("digits").extract(to_bytes(fake, 17)).features
-    real = Embedded("digits").extract(stored(digits().train.x, 17)).features
+    real = Embedded("digits").extract(stored(train.x, 17)).features
     expected = frechet_distance(moments(features), moments(real))
     assert metrics["train/fd_digits"]["value"] == pytest.approx(expected, rel=1e-6)
 
@@ -206,7 +209,7 @@ def test_samples_of_another_program_get_the_scores_that_a_run_would(here):
 
 
 def test_copies_of_the_training_split_are_called_so_and_the_test_split_is_not(here):
-    data = digits()
+    data = with_validation(digits(), 0.1)
     copies = drawn(here / "copies.npz", stored(data.train.x[:200], 17))
     code, out, _ = genzoo("evaluate", f"samples={copies}", "data=digits")
     assert code == 0 and "warning: memorised: 100.0% of the samples" in out
@@ -335,7 +338,7 @@ FOLDER = ["data=folder", "data.size=8", "data.channels=1", "metrics.features=dig
 def test_a_split_of_two_pictures_is_compared_by_what_two_can_say(here):
     pictures(here / "few", stored(digits().train.x, 17)[:40])
     path = drawn(here / "made.npz", stored(digits().test.x[:70], 17))
-    words = [f"samples={path}", *FOLDER, f"data.root={here / 'few'}", "data.test_fraction=0.06"]
+    words = [f"samples={path}", *FOLDER, f"data.root={here / 'few'}", "data.test_fraction=0.06", "data.validation=0"]
     code, out, err = genzoo("evaluate", *words)
     assert (code, out) == (2, "") and "train (3" in err and "test (" in err and "dimension 64" in err
     code, _, err = genzoo("evaluate", *words, "metrics.force=true")
@@ -365,7 +368,7 @@ def test_two_folders_have_a_plain_distance(here):
     assert {name.partition("/")[0] for name in found} == {"all"}
     # With a fraction for a test split there is one, and where folders are splits they are compared with one by one.
     words = [f"samples={a}", *FOLDER, f"data.root={b}", "metrics.force=true", f"out={here / 'x.json'}"]
-    assert genzoo("evaluate", *words, "data.test_fraction=0.5").code == 0
+    assert genzoo("evaluate", *words, "data.test_fraction=0.5", "data.validation=0").code == 0
     found = json.loads((here / "x.json").read_text())["metrics"]
     sizes = [found[f"{split}/fd_digits"]["card"]["protocol"]["n_real"] for split in ("train", "test")]
     assert sum(sizes) == 200 and min(sizes) > 70 and "memorisation/copied" in found
@@ -423,7 +426,7 @@ def test_an_npy_file_is_read_like_an_npz_file(here):
 def test_data_that_have_changed_since_the_training_are_said(here):
     for side, x in (("train", digits().train.x[:80]), ("test", digits().test.x[:9])):
         pictures(here / "b" / side, stored(x, 17))
-    words = [*FOLDER[:3], f"data.root={here / 'b'}"]
+    words = [*FOLDER[:3], f"data.root={here / 'b'}", "data.validation=0"]
     run = untrained(here, *SMALL["vae"], *words)[0]
     Run(run).update_status(data_sha256=build(composed(*words)["data"]["source"], "data").sha256)
     code, _, err = genzoo("evaluate", f"run={run}", *FAST)
@@ -498,3 +501,20 @@ def test_a_place_for_scores_is_tried_before_anything_is_scored(here, monkeypatch
     for words in (["evaluate", f"samples={samples}", "data=digits"], ["compare", "runs=nowhere", "out=there"]):
         code, out, err = genzoo(*words)
         assert (code, out) == (2, "") and err.startswith("genzoo: out=") and "cannot be written to: Read-only" in err
+
+
+SCORES = ["metrics.n=0", "metrics.events=16", "metrics.num_samples=4", "metrics.throughput=2"]
+
+
+def test_rows_that_were_trained_or_scored_on_other_splits_are_in_other_tables(here):
+    with_it = trained(*SMALL["realnvp"])
+    without = trained(*SMALL["realnvp"], "data.validation=0")
+    assert genzoo("evaluate", f"run={with_it}", "metrics.split=validation", *SCORES).code == 0
+    code, _, err = genzoo("evaluate", f"run={without}", "metrics.split=validation", *SCORES)
+    assert code == 2 and "train with data.validation=0.1" in err
+    found = tables_of(here / "outputs")
+    runs = {frozenset(record.path.name for row in table.rows for record, _ in row.runs) for table in found}
+    assert runs == {frozenset([with_it.name]), frozenset([without.name])}
+    for table in found:
+        for name in ("test/bpd", "validation/bpd"):
+            assert sum(name in row.cells for row in table.rows) <= 1

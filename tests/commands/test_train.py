@@ -188,6 +188,8 @@ def test_scores_on_the_way_are_logged_at_their_steps_and_change_nothing(here):
     found = [event for event in events(scored) if event["event"] == "interim"]
     assert [event["step"] for event in found] == [2, 4, 6, 8]  # the tenth and last step is scored for good
     assert all(event["values"]["train/fd_digits"] > 0 and event["images"] == 64 * event["step"] for event in found)
+    splits = {name.partition("/")[0] for event in found for name in event["values"]}
+    assert splits == {"train", "validation", "memorisation"}  # the test split is read once, at the end
     losses = [[e["values"] for e in events(run) if e["event"] == "train"] for run in (plain, scored)]
     assert losses[0] == losses[1]
     weights = [(run / "checkpoints/step-10/ema.safetensors").read_bytes() for run in (plain, scored)]

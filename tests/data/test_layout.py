@@ -54,7 +54,7 @@ LAYOUTS = {  # folders with their numbers of pictures; where the training and th
     ),
     "any case, and validation images": (
         {"Train/a": 5, "Train/b": 5, "TEST/a": 2, "TEST/b": 2, "Valid/a": 3},
-        {"Train/a", "Train/b"}, {"TEST/a", "TEST/b"}, ("a", "b"), "3 images of the folder val left out",
+        {"Train/a", "Train/b"}, {"TEST/a", "TEST/b"}, ("a", "b"), "3 validation images from the folder val",
     ),
     "validation images are for a test where there is no other": (
         {"training": 9, "validation": 4}, {"training"}, {"validation"}, (), "test split from the folder val",
@@ -76,11 +76,12 @@ LAYOUTS = {  # folders with their numbers of pictures; where the training and th
         {"train": 5, "test": 5, "extra": 3, "": 2}, {"train"}, {"test"}, (), "3 images of extra left out",
     ),
     "test images without classes": (
-        {"train/a": 5, "train/b": 5, "test": 3}, {"train/a", "train/b"}, {"test"}, (), "no classes, since test images",
+        {"train/a": 5, "train/b": 5, "test": 3}, {"train/a", "train/b"}, {"test"}, (), "no classes, since images in",
     ),
     "a class without training images": (
         {"train/a": 5, "train/b": 5, "test/a": 2, "test/z": 3},
-        {"train/a", "train/b"}, {"test/a"}, ("a", "b"), "3 test images of z left out: a class without training images",
+        {"train/a", "train/b"}, {"test/a"}, ("a", "b"),
+        "3 images of z in the folder test left out: a class without training images",
     ),
     "domains": ({"trainA": 4, "trainB": 4, "testA": 2, "testB": 2}, {"trainA", "trainB"}, {"testA", "testB"}, (), "no classes"),
 }  # fmt: skip
@@ -110,7 +111,7 @@ def test_a_folder_named_like_a_split_is_a_class_where_no_other_is_one(tmp_path):
     [
         ({"test": 5, "val": 5}, ("no training images", "test, val")),
         ({"cat/train": 5, "cat/test": 5, "dog": 5}, ("cat has split folders", "dog has none")),
-        ({"train/a": 5, "train/b": 5, "test/y": 5, "test/z": 5}, ("no test image has a class", "(a, b)")),
+        ({"train/a": 5, "train/b": 5, "test/y": 5, "test/z": 5}, ("no image has a class", "(a, b)")),
     ],
 )
 def test_folders_that_contradict_each_other_are_named(tmp_path, folders, words):

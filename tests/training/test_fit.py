@@ -195,7 +195,7 @@ def test_speed_and_time_left_leave_grids_and_scores_out(run, capsys):
     rates = [event["images_per_second"] for event in run.events() if event["event"] == "train"]
     assert min(rates[2:]) > 2 * BATCH / 0.3
     bar = ProgressBar()
-    bar.start, bar.begun = 0.0, 0
+    bar.start, bar.begun, bar.stage = 0.0, 0, 0
     module.progress.steps = 30
     assert bar.left(module) == pytest.approx(module.clock.seconds, rel=0.01) and module.clock.seconds < whole - 1.8
 
