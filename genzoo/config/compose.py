@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from genzoo.config.budgets import clearing_overrides
+from genzoo.config.budgets import LIMITS, clearing_overrides
 from genzoo.config.check import check, unknown_key
 from genzoo.config.loader import COMPOSING, hydra_loader, is_finite, leaves, searchpath_override
 from genzoo.config.names import is_full_name
@@ -29,6 +29,8 @@ MAY_CHANGE = (
     "resume",
     "trust",
     "timeout",
+    "budget",  # of a finished run, which goes on; see genzoo.jobs.extend
+    *(f"budget.{name}" for name in LIMITS),
     *(key for key in UNHASHED_KEYS if "." in key),
 )  # with resume=DIR
 

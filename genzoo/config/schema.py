@@ -158,6 +158,13 @@ class Machine(Section):
     cores: Count | None = None
 
 
+class Extends(Section):
+    """The finished run that a run goes on with, and from which step, in its status."""
+
+    run: Text
+    step: NonNegative
+
+
 class Status(Section):
     """The keys of ``status.json`` that resuming reads; other keys are arbitrary."""
 
@@ -173,6 +180,7 @@ class Status(Section):
     versions: dict[Text, Text | None] | None = None
     machine: Machine | None = None
     gpu: dict[Text, Text | int | None] | None = None
+    extends: Extends | None = None
     resumed: Annotated[list[dict[str, Any]], Field(max_length=10_000)] | None = None
     step: NonNegative | None = None
     images: NonNegative | None = None

@@ -134,8 +134,8 @@ def arrange(root: Path, test_fraction: float, test_root: Path | None = None, cap
     sizes = f"{len(train)} training and {_count(test, 'test image')}" if test else _count(train, "image")
     summary = f"{root}: {sizes}, {'captions' if texts else _listed(classes)}; {split}; {found.others}"
     labels = labels if classes else {}
-    paths = [[picture.path for picture in part] for part in (train, test, validation)]
-    return Layout(*paths, classes, labels, texts, [summary, *notes])
+    of_train, of_test, of_validation = ([picture.path for picture in part] for part in (train, test, validation))
+    return Layout(of_train, of_test, of_validation, classes, labels, texts, [summary, *notes])
 
 
 def hash_split(places: Sequence[PurePosixPath], labels: Sequence[str | None], fraction: float) -> list[bool]:

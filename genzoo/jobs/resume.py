@@ -123,7 +123,7 @@ def resume(module: Any, run: Run, facts: dict[str, Any], found: tuple[Path, Any]
     if status.get("data_sha256") not in (None, facts["data_sha256"]):
         raise RunError(f"run={run.path}: the data have changed since it started; start a new run")
     if found:
-        run.forget_events(restore(module, *found))
+        run.forget_events(restore(module, run, *found))
     else:
         run.forget_events(0)
     here, versions, machine = provenance(), status.get("versions") or {}, status.get("machine") or {}
@@ -154,8 +154,10 @@ def gpu(facts: dict[str, Any] | None) -> dict[str, Any]:
     return {f"GPU {name}": (facts or {}).get(name) for name in ("name", "driver", "cuda", "cudnn")}
 
 
-def restore(module: Any, checkpoint: Path, contents: Any) -> int:
+def restore(module: Any, run: Run, checkpoint: Path, contents: Any) -> int:
     """Restore a module from a checkpoint; return the size of the events in bytes.
+
+    A run that goes on with a finished one plans the rest by its own budget where it begins.
 
     Raises:
         RunError: naming a file that does not match the model or the training.
@@ -167,6 +169,8 @@ def restore(module: Any, checkpoint: Path, contents: Any) -> int:
         logged = whole(contents.state.get("logged"), "logged")
         if checkpoint.name != f"step-{module.steps}":
             raise StateError(f"steps={module.steps}: this is {checkpoint.name}")
+        if (checked_status(run).get("extends") or {}).get("step") == module.steps:
+            module.extend_plan()
         return logged
     except StateError as error:
         raise RunError(f"{checkpoint / 'state.pt'}: {one_line(error)[:300]}") from error

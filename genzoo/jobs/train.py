@@ -16,6 +16,7 @@ from genzoo.devices import gpu_facts, pick_device, pick_precision
 from genzoo.errors import UsageError, one_line
 from genzoo.jobs.allocator import tune
 from genzoo.jobs.building import check_data, check_optimizer, class_names, describe_model, make_data, unseen_classes
+from genzoo.jobs.extend import extended, typed_limits
 from genzoo.jobs.notes import note
 from genzoo.jobs.processes import check_processes, claimed, rank_of, threads_of_each
 from genzoo.jobs.resources import log_line, quiet, resources
@@ -48,6 +49,8 @@ def train(config: dict[str, Any], choices: dict[str, str]) -> Path | None:
         if old is None:
             own = {key: value for key, value in config.items() if key not in ("resume", "trust")}
             return _train(own, choices["model"])
+        if limits := typed_limits(config):
+            old = extended(old, limits)
         status = checked_status(old)
         if status.get("state") == "done":
             print(f"already done: {old.path}", flush=True)
@@ -237,7 +240,7 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
         take_precomputed(module, old)
     if rank_of(settings.devices) > 0 and settings.processes > 1:  # only the first process writes
         if old and (found := newest(old.path / "checkpoints", lambda _: None, remove_damaged=False)):
-            restore(module, *found)
+            restore(module, old, *found)
         with Signals() as signals:
             fit_run(run=None, loggers=[], signals=signals)
         return None

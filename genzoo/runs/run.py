@@ -9,6 +9,7 @@ whole tree is checked before writing into a run.
   metrics.jsonl    one event per line          checkpoints/  step-<n>/ with weights, averages, state and checksums
   samples/         a PNG per sampling event    results/      <hash>.json for each protocol and setting scored
   samples.png      the latest of them          result.json   the latest of them
+  stable/          step-<n>/ from before the decay of the learning rate, from which a longer run can go on
   parents/         weights of finished models used in training, such as a teacher or a codec
   precomputed/     results of the precomputation before training, such as the pairs of a teacher
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+Decay = Literal["constant", "linear", "cosine", "wsd"]
 
 
 @dataclass(frozen=True)
@@ -43,19 +45,31 @@ class Budget:
 class LearningRate:
     """Factor of the base learning rate as a function of progress.
 
+    With "wsd" (warm-up, stable, decay) it is 1 until the last part of the run, of length f, and there 1 - sqrt(p), p from 0 to
+    1. The stable part does not depend on the length of the run, so that a finished run goes on from its end.
+
     Args:
-        decay: "constant", "linear" to zero, or "cosine" to zero.
+        decay: "constant", "linear" to zero, "cosine" to zero, or "wsd".
         warmup: images over which the rate rises linearly from zero.
+        decay_fraction: f, of the images; unused by the others.
+
+    References:
+        Hu et al., "MiniCPM", 2024, https://arxiv.org/abs/2404.06395 (section 4: warm-up, stable, decay).
+        Haegele et al., "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations", 2024,
+        https://arxiv.org/abs/2405.18392 (eq. 1 and section 4: the square root, a fifth of the steps).
     """
 
-    decay: Literal["constant", "linear", "cosine"] = "constant"
+    decay: Decay = "constant"
     warmup: int = 0
+    decay_fraction: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.decay not in ("constant", "linear", "cosine"):
-            raise ValueError(f"decay must be constant, linear or cosine, not {self.decay!r}")
+        if self.decay not in get_args(Decay):
+            raise ValueError(f"decay must be constant, linear, cosine or wsd, not {self.decay!r}")
         if self.warmup < 0:
             raise ValueError(f"warmup must not be negative, not {self.warmup}")
+        if not 0 < self.decay_fraction < 1:
+            raise ValueError(f"decay_fraction must be between 0 and 1, not {self.decay_fraction}")
 
     def __call__(self, images: int, planned: int) -> float:
         """Return the factor after ``images`` of ``planned`` images."""
@@ -64,5 +78,15 @@ class LearningRate:
             "constant": 1.0,
             "linear": 1 - progress,
             "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
+            "wsd": 1 - math.sqrt(self._decayed(progress)),
         }[self.decay]
         return factor * min(1.0, (images + 1) / (self.warmup + 1))
+
+    def _decayed(self, progress: float) -> float:
+        return max(0.0, (progress - (1 - self.decay_fraction)) / self.decay_fraction)
+
+    def is_stable(self, images: int, planned: int) -> bool:
+        """Whether the factors so far do not depend on ``planned``, so that a longer run would be in the same state."""
+        if self.decay == "wsd":
+            return self._decayed(min(images / planned, 1.0)) == 0
+        return self.decay == "constant"

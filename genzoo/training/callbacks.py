@@ -215,7 +215,7 @@ class CheckpointFolders(CheckpointIO):
 
 
 class Checkpoints(pl.Callback):
-    """Saves the run at intervals, at its end, and when it is told to stop.
+    """Saves the run at intervals, at its end, when it is told to stop, and apart from these before its decay begins.
 
     Args:
         run: where.
@@ -229,6 +229,12 @@ class Checkpoints(pl.Callback):
 
     def milestones(self, planned: int) -> set[int]:
         return milestones(planned, self.count)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: GenerativeModule) -> None:
+        def save_stable() -> None:
+            checkpoints.save(self.run.path / checkpoints.STABLE, **self.contents(pl_module), keep=1)
+
+        pl_module.on_decay = save_stable
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: GenerativeModule, *_: Any) -> None:
         if pl_module.finished:
@@ -245,16 +251,19 @@ class Checkpoints(pl.Callback):
         if isinstance(exception, Stopped) and not exception.abrupt and pl_module.plan.planned_steps:
             self.save(trainer, pl_module)
 
-    def save(self, trainer: pl.Trainer, pl_module: GenerativeModule) -> None:
+    def contents(self, pl_module: GenerativeModule) -> dict[str, Any]:
+        """Return what a checkpoint of this moment holds."""
         pl_module.finite.read()
-        checkpoint = {
+        return {
             "step": pl_module.steps,
             "model": pl_module.model,
             "ema": pl_module.ema.model,
             "state": {**pl_module.state(), "logged": self.run.logged()},
         }
+
+    def save(self, trainer: pl.Trainer, pl_module: GenerativeModule) -> None:
         path = self.run.path / "checkpoints" / f"step-{pl_module.steps}"
-        trainer.strategy.checkpoint_io.save_checkpoint(checkpoint, path)
+        trainer.strategy.checkpoint_io.save_checkpoint(self.contents(pl_module), path)
         self.saved = time.monotonic()
         self.run.update_status(
             step=pl_module.steps,

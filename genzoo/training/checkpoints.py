@@ -4,6 +4,7 @@
                          ema.safetensors       the average of its weights; what samples and scores use
                          state.pt              step, plan, optimisers, counts of the averages
                          manifest.json         schema, and size and SHA-256 of the others
+    stable/step-<n>/                           likewise, from before the decay of the learning rate; a longer run goes on here
     parents/             <key>.safetensors     the weights of each finished model that training builds on, such as model.teacher
                          manifest.json         likewise
     precomputed/         <part>.safetensors    what losses read and was computed before the first step
@@ -41,6 +42,7 @@ from torch import Tensor, nn
 from genzoo.runs import SCHEMA, Run, RunError, read_file, read_json, storing, sync
 from genzoo.training.state_checks import check_weights, upgraded_weights
 
+STABLE = "stable"  # folder of a run
 _NAME = re.compile(r"step-(\d+)")
 # What torch's and safetensors' readers raise for files that are damaged or made up.
 NO_TENSORS = (
@@ -87,6 +89,7 @@ def save(folder: Path, step: int, model: nn.Module, ema: nn.Module, state: dict[
     Raises:
         ResourceError: where the disk is full; the older checkpoints are untouched.
     """
+    folder.mkdir(exist_ok=True)
     target = folder / f"step-{step}"
 
     def state_bytes() -> bytes:

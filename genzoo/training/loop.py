@@ -92,6 +92,8 @@ class TrainingLoop:
         finite: the check of losses and gradients.
         stop_requested: called before every step.
         on_step: called after every step.
+        on_decay: called where a longer run would go on in another way, before the first step of the last stage whose learning
+            rate depends on the end.
     """
 
     def __init__(
@@ -134,6 +136,7 @@ class TrainingLoop:
         self.finite = FiniteCheck()
         self.stop_requested: Callable[[], bool] = lambda: False
         self.on_step: Callable[[], None] = lambda: None
+        self.on_decay: Callable[[], None] = lambda: None
         self._processes = ProcessAverage()
         self._unshared = 0.0  # seconds of the last step, which other processes do not have yet
         self._costs: dict[tuple[str, str | None], int] = {}  # FLOPs of a step, by stage and turn
@@ -167,6 +170,10 @@ class TrainingLoop:
         """Return the stage of a step, the step's number within it, and how many steps it has."""
         index, number, length = self.plan.stage_at(step)
         return self.stages[index], number, length
+
+    def extend_plan(self) -> None:
+        """Plan a restored run anew by its budget, which is larger than that of the plan, see ``Plan.extend``."""
+        self.plan.extend(self._cycle, self.steps, self.progress.train_seconds, self.progress.flops)
 
     def make_plan(self) -> None:
         """Fix how many steps schedules expect, see ``Plan.start``."""
@@ -231,6 +238,9 @@ class TrainingLoop:
         module, players = stage.module, self.players[stage.name]
         turn = module.turn(number) if isinstance(module, Adversarial) else None
         player = players[turn or "model"]
+        batch = self.batches.batch_size
+        if stage is self.stages[-1] and not self.progress.decaying:
+            self._begin_decay(number * batch, planned * batch)
 
         if number == 0:
             x, y, rng = self._batch()
@@ -248,7 +258,6 @@ class TrainingLoop:
         norm = clip_gradient(player, self.clip)
         if not self._overflows(loss, norm):
             bad = self.finite.check(self.steps, loss, norm)
-            batch = self.batches.batch_size
             factor = self.learning_rate(number * batch, planned * batch)
             for group, base in zip(player.optimizer.param_groups, player.base_lrs, strict=True):
                 group["lr"] = base * factor
@@ -269,6 +278,15 @@ class TrainingLoop:
             for name in players:
                 self.ema.hand_back(f"{stage.name}/{name}")
         self.on_step()
+
+    def _begin_decay(self, images: int, planned: int) -> None:
+        """Call ``on_decay`` where the decay begins; what it does is no part of training."""
+        rate = self.learning_rate
+        if images and rate.decay == "wsd" and not rate.is_stable(images, planned):
+            self.read_clock()
+            self.on_decay()
+            self.clock.skip()
+            self.progress.decaying = True
 
     def _stepper(self, player: Player) -> Callable[[], Any]:
         """Return what steps an optimiser."""

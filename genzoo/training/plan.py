@@ -198,6 +198,31 @@ class Plan:
         later = ends_by_seconds(steps, seconds, self.budget.seconds, self.shares[present:], speeds, longest)
         *self.boundaries, self.planned_steps = [*ends, *later]
 
+    def extend(self, costs: Callable[[int], Sequence[int]], steps: int, seconds: float, flops: float) -> None:
+        """Plan the rest of a restored run by a larger budget than it was planned by; its last stage goes on.
+
+        Args:
+            costs: as in ``start``.
+            steps, seconds, flops: so far, within the last stage.
+        """
+        done = self.boundaries
+        self.start(costs)
+        self.boundaries = done
+        if done and self._counted:  # the stages before the last one stay as they were
+            counts = {}
+            if self.budget.images is not None:
+                counts["images"] = math.ceil(self.budget.images / self.batch_size)
+            if self.budget.flops is not None:
+                counts["flops"] = steps + affordable_steps(self.budget.flops - flops, costs(len(done)))
+            self._counted_by = self.planned_by = min(counts, key=lambda name: counts[name])
+            self.planned_steps = counts[self.planned_by]
+            self._counted = [*done, self.planned_steps]
+        if self.budget.seconds is not None:
+            begun_steps, begun_seconds = self._begun
+            self._corrections, self._fitted = 0, (steps, seconds)
+            self._speeds[-1] = (steps - begun_steps) / max(seconds - begun_seconds, 1e-9)
+            self._fit(len(done), steps, seconds)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the plan in plain types."""
         return {

@@ -55,6 +55,7 @@ class TrainState:
         flops: of all steps.
         skipped, in_a_row: steps whose scaled gradients overflowed, and how many of them were the last ones.
         window: terms of the loss that were not written yet.
+        decaying: whether the decay of the learning rate of the last stage has begun.
     """
 
     plan: Plan
@@ -64,6 +65,7 @@ class TrainState:
     skipped: int = 0
     in_a_row: int = 0
     window: Window = field(default_factory=Window)
+    decaying: bool = False
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state in plain types and tensors."""
@@ -75,6 +77,7 @@ class TrainState:
             "flops": self.flops,
             "skipped": self.skipped,
             "in_a_row": self.in_a_row,
+            "decaying": self.decaying,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -83,3 +86,4 @@ class TrainState:
         self.steps, self.train_seconds, self.flops = state["steps"], state["train_seconds"], state["flops"]
         self.skipped, self.in_a_row = state.get("skipped", 0), state.get("in_a_row", 0)
         self.window.load_state_dict(state["window"])
+        self.decaying = state.get("decaying", False)

@@ -95,6 +95,8 @@ def check_progress(
     whole(state.get("flops"), "flops", 0, 10**40)
     for name in ("skipped", "in_a_row"):
         whole(state.get(name, 0), name)
+    if type(state.get("decaying", False)) is not bool:
+        raise StateError(f"decaying={_shown(state['decaying'])}: must be true or false")
     counted = _mapping(state, "ema_updates")
     if set(counted) != set(updates):
         raise StateError(f"ema_updates: counts {_shown(list(counted))}, not {_shown(list(updates))}")
