@@ -382,7 +382,7 @@ def reranked(
         if own.sha256 != theirs.sha256:
             translate = functools.partial(_translated, own=own, theirs=theirs)
     try:
-        return Reranked(model, network, candidates, translate)
+        return Reranked(model, network, candidates, translate, str(ranker))
     except ValueError as error:
         raise UsageError(one_line(error)) from error
 

@@ -17,10 +17,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from genzoo.model import GenerativeModel, Loss, Samples, SharedEmbedding
+from genzoo.model import Composite, GenerativeModel, Loss, Samples, SharedEmbedding
 
 
-class Reranked(GenerativeModel):
+class Reranked(Composite):
     """A model that keeps the best of several candidates.
 
     Candidate j of sample i is a function of the seed, i and j; the first one is the sample of the model itself.
@@ -30,6 +30,7 @@ class Reranked(GenerativeModel):
         ranker: embeds samples and conditions.
         candidates: m, for each sample.
         translate: maps conditions of the model to those of the ranker; None where they are the same.
+        name: of the ranker, for the cards of scores.
 
     Raises:
         ValueError: for an unconditional model, and a ranker of other events or conditions.
@@ -41,6 +42,7 @@ class Reranked(GenerativeModel):
         ranker: SharedEmbedding,
         candidates: int,
         translate: Callable[[Tensor], Tensor] | None = None,
+        name: str = "",
     ):
         if candidates < 1:
             raise ValueError(f"candidates must be at least 1, not {candidates}")
@@ -51,18 +53,21 @@ class Reranked(GenerativeModel):
         if translate is None and ranker.condition != model.condition:
             raise ValueError(f"ranker: embeds {ranker.condition}, not {model.condition}")
         super().__init__(model.event, model.condition)
-        self.model, self.ranker, self.candidates, self.translate = model, ranker, candidates, translate
+        self.prior, self.ranker, self.candidates, self.translate, self.name = model, ranker, candidates, translate, name
         self.conditioner = model.conditioner
         self.to(model.device, model.dtype)
 
     def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
         """Return the loss of the model; re-ranking acts on samples alone."""
-        return self.model._loss(x, y, rng)
+        return self.prior._loss(x, y, rng)
+
+    def from_prior(self, event: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Tensor:
+        return event
 
     def _sample(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
         assert y is not None
         c = y if self.translate is None else self.translate(y)
-        drawn = [self.model._sample(n, y, rng) for _ in range(self.candidates)]
+        drawn = [self.prior._sample(n, y, rng) for _ in range(self.candidates)]
         x = torch.stack([samples.x for samples in drawn])
         best = torch.stack([self.ranker.similarity(each, c) for each in x]).argmax(0)
         return Samples(x[best, torch.arange(n, device=x.device)], sum(samples.nfe for samples in drawn))

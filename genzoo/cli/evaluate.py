@@ -49,7 +49,7 @@ def evaluate(config: dict[str, Any]) -> None:
 def score_run(config: dict[str, Any]) -> None:
     """Score a run on its own data."""
     from genzoo.jobs.run_data import build_data, data_section, has_changed
-    from genzoo.loading import load_trained, sampled_by
+    from genzoo.loading import load_trained, reranked, sampled_by
     from genzoo.metrics.sample_size import check_references
     from genzoo.model import GenerativeModel
     from genzoo.runs import Run
@@ -77,7 +77,9 @@ def score_run(config: dict[str, Any]) -> None:
     model = load_trained(run.path, ema=config["ema"], device=device, trust=config["trust"])
     if isinstance(model, GenerativeModel) or sampler or config.get("guidance"):
         scales = config.get("augmentation"), config.get("prior_guidance")
-        model = sampled_by(model, sampler, config.get("guidance"), *scales)
+        model = reranked(
+            sampled_by(model, sampler, config.get("guidance"), *scales), config["ranker"], config["candidates"], run
+        )
     options = EvalSettings(**settings if isinstance(model, GenerativeModel) else {**settings, "n": 0})
     check_settings(model, options)
     network = pick_network(options, section["name"], EventSpec(section["shape"], section["levels"]), needed=True)

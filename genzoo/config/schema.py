@@ -257,6 +257,7 @@ class Train(Section):
     seed: Seed
     outputs: Place
     resume: Place | None = None
+    init: Place | None = None
     trust: list[str] = []
     timeout: PositiveFloat | None = None
     objective: str | None = None
@@ -310,6 +311,8 @@ class Evaluate(Section):
     guidance: Node | None = None
     augmentation: Augmentation = None
     prior_guidance: Scale = None
+    candidates: Annotated[int, Field(gt=0, le=2**16)] = 1
+    ranker: Place | None = None
     metrics: Metrics
     run: Place | None
     samples: Place | None

@@ -17,6 +17,7 @@ from genzoo.diffusion.samplers import Heun
 from genzoo.evaluation.describe import describe
 from genzoo.model import Augmented, Composite, GenerativeModel, ImageEmbedding, LogitGuided
 from genzoo.numerics.random import SampleStreams
+from genzoo.reranking import Reranked
 
 HEUN_STEPS = 25  # two evaluations each but the last; shared by the denoisers of a composite model
 
@@ -101,6 +102,11 @@ def augmentation_of(model: GenerativeModel) -> float | None:
             return model.augmentation
         model = model.prior
     return None
+
+
+def reranking_card(model: GenerativeModel) -> dict[str, Any] | None:
+    """Describe the contrastive network that chooses among several samples, and their number; None without one."""
+    return {"candidates": model.candidates, "ranker": model.name} if isinstance(model, Reranked) else None
 
 
 def prior_guidance_of(model: GenerativeModel) -> float | None:

@@ -28,6 +28,7 @@ from genzoo.evaluation.samplers import (
     augmentation_of,
     guidance_card,
     prior_guidance_of,
+    reranking_card,
     sampler_card,
     sampler_label,
     within_evaluations,
@@ -148,6 +149,8 @@ def evaluate_model(
             setting |= {"sampler": sampler}
             if guidance := guidance_card(model):
                 setting |= {"guidance": guidance}
+            if reranking := reranking_card(model):
+                setting |= {"reranked": reranking}
             if (augmentation := augmentation_of(model)) is not None:
                 setting |= {"augmentation": augmentation}
             if (scale := prior_guidance_of(model)) is not None:

@@ -226,7 +226,8 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
     job = job_id(config)
     parts = prepare(config, old, list(trust))
 
-    from genzoo.training.checkpoints import clean, keep_models, latest_valid
+    from genzoo.jobs.init import INIT, fitting_weights, kept_weights
+    from genzoo.training.checkpoints import clean, keep_models, keep_tensors, latest_valid
     from genzoo.training.precompute import take_precomputed
     from genzoo.training.stopping import Signals
 
@@ -238,6 +239,11 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
     fit_run = _fitting(parts, settings, config["seed"], old.path if old else Path(config["outputs"]))
     if old:
         take_precomputed(module, old)
+        module.initial = kept_weights(old.path, module.model)
+    elif config.get("init"):
+        module.initial, said = fitting_weights(config["init"], module.model)
+        if rank_of(settings.devices) == 0:
+            note(said)
     if rank_of(settings.devices) > 0 and settings.processes > 1:  # only the first process writes
         if old and (found := newest(old.path / "checkpoints", lambda _: None, remove_damaged=False)):
             restore(module, old, *found)
@@ -250,6 +256,8 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
     def fill(path: Path) -> None:
         if parts.parents:
             keep_models(path / PARENTS, parts.parents)
+        if module.initial:
+            keep_tensors(path / INIT, {"weights": module.initial})
         if tokenizer:
             write_atomically(path / TOKENIZER, tokenizer.to_json().encode())
 

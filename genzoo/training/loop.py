@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +92,7 @@ class TrainingLoop:
         finite: the check of losses and gradients.
         stop_requested: called before every step.
         on_step: called after every step.
+        initial: weights that the run begins with, by name, beside those that keep their random or data-dependent values.
         on_decay: called where a longer run would go on in another way, before the first step of the last stage whose learning
             rate depends on the end.
     """
@@ -137,6 +138,7 @@ class TrainingLoop:
         self.stop_requested: Callable[[], bool] = lambda: False
         self.on_step: Callable[[], None] = lambda: None
         self.on_decay: Callable[[], None] = lambda: None
+        self.initial: Mapping[str, Tensor] = {}
         self._processes = ProcessAverage()
         self._unshared = 0.0  # seconds of the last step, which other processes do not have yet
         self._costs: dict[tuple[str, str | None], int] = {}  # FLOPs of a step, by stage and turn
@@ -245,6 +247,8 @@ class TrainingLoop:
         if number == 0:
             x, y, rng = self._batch()
             module.initialize(x, y if module.condition else None, rng=rng)
+            if self.initial and not self.steps:
+                self.model.load_state_dict({**self.model.state_dict(), **self.initial})
         with only(player, players.values()):
             loss, rng = self._backward(module, turn)
         self.progress.flops += self.cost(stage.name, turn)
