@@ -199,6 +199,27 @@ def test_the_command_and_the_library_keep_the_same_candidates(runs, ranker):
     assert torch.equal(again.view(-1), (expected if again.shape[1] == 3 else expected.permute(0, 2, 3, 1)).reshape(-1))
 
 
+def test_scores_of_reranked_samples_say_so(runs):
+    words = [
+        f"run={runs['dalle']}",
+        "metrics.n=24",
+        "metrics.events=2",
+        "metrics.features=null",
+        "metrics.throughput=2",
+    ]
+    ranked = ["candidates=4", f"ranker={runs['clip']}"]
+    found = []
+    for more in (["guidance=3.0"], [*ranked, "guidance=3.0"], [*ranked, "guidance=2.0"]):
+        code, _, err = genzoo("evaluate", *words, *more)
+        assert code == 0, err
+        record = Run(runs["dalle"]).result["metrics"]["sampling/nfe"]
+        found.append((record["value"], record["card"]["setting"]))
+    (alone, plain), (four, best), (_, other) = found
+    assert four == 4 * alone and "reranked" not in plain
+    assert best["reranked"] == other["reranked"] == {"candidates": 4, "ranker": str(runs["clip"])}
+    assert [setting["guidance"]["scale"] for setting in (plain, best, other)] == [3.0, 3.0, 2.0]
+
+
 @pytest.mark.parametrize(
     ("words", "key"),
     [

@@ -26,7 +26,7 @@ HEUN_STEPS = 25  # two evaluations each but the last; shared by the denoisers of
 def within_evaluations(model: GenerativeModel, limit: int | None) -> Iterator[dict[str, Any] | None]:
     """Replace a denoiser's sampler by Heun's method in 25 steps if its NFE exceeds ``limit``.
 
-    The evaluations of guidance do not count, so that the sampler is the same at every scale.
+    The evaluations of guidance and of further candidates do not count, so that the sampler is the same with and without them.
 
     Args:
         model: the model.
@@ -42,7 +42,9 @@ def within_evaluations(model: GenerativeModel, limit: int | None) -> Iterator[di
     own: list[Any] = [part.sampler for part in parts]
     replaced = None
     long = sum(sampler.steps or 0 for sampler in own) > limit
-    unguided: Any = model.prior if isinstance(model, GuidedModel) else model
+    unguided = model
+    while isinstance(unguided, GuidedModel | Reranked):
+        unguided = unguided.prior
     _set_samplers(parts, [s.sampler if isinstance(s, GuidedSampler) else s for s in own])
     long = long or unguided.sample(2, rng=SampleStreams(0, range(2), device=model.device)).nfe > limit
     _set_samplers(parts, own)
@@ -75,11 +77,13 @@ def sampler_card(model: GenerativeModel) -> dict[str, Any] | None:
 
 def guidance_card(model: GenerativeModel) -> dict[str, Any] | None:
     """Describe the guidance of samples, with the SHA-256 of other weights that it uses; None without guidance."""
-    if not isinstance(model, GuidedModel):
-        return None
+    guided = False
     part: Any = model
     while isinstance(part, Composite):
+        guided |= isinstance(part, GuidedModel)
         part = part.prior
+    if not guided:
+        return None
     if isinstance(part, LogitGuided):
         return {"name": "ClassifierFreeGuidance", "scale": part.guidance_scale}
     guidance = part.sampler.guidance

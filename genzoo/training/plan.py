@@ -205,7 +205,7 @@ class Plan:
             costs: as in ``start``.
             steps, seconds, flops: so far, within the last stage.
         """
-        done = self.boundaries
+        done, self._counted, self._counted_by = self.boundaries, [], ""
         self.start(costs)
         self.boundaries = done
         if done and self._counted:  # the stages before the last one stay as they were

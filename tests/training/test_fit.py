@@ -200,6 +200,21 @@ def test_speed_and_time_left_leave_grids_and_scores_out(run, capsys):
     assert bar.left(module) == pytest.approx(module.clock.seconds, rel=0.01) and module.clock.seconds < whole - 1.8
 
 
+def test_the_time_left_follows_the_speed_of_the_present_stage():
+    module = module_of(Slow(), images(60))
+    module.make_plan()
+    module.plan.boundaries, module.plan.planned_steps = [40], 60
+    bar = ProgressBar()
+    bar.start, bar.begun, bar.stage = 0.0, 0, 0
+    module.progress.steps, module.clock.seconds = 40, 4.0
+    bar.left(module)
+    module.progress.steps, module.clock.seconds = 50, 54.0  # 5 s each, fifty times those of the first stage
+    assert bar.left(module) == pytest.approx(50.0)
+    module.plan.budget, module.plan.planned_by = Budget(seconds=100.0), "seconds"
+    module.progress.train_seconds = 70.0
+    assert bar.left(module) == pytest.approx(30.0)  # whatever the steps take
+
+
 # Precision
 
 
