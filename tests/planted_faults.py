@@ -2711,13 +2711,6 @@ FAULTS = [
     ),
     # Splits, longer runs and runs from other weights
     Fault(
-        "splits: the validation split is chosen by the hash of the test split",
-        "data/validation.py",
-        'hashlib.blake2b(row, digest_size=6, person=b"validation")',
-        "hashlib.blake2b(row, digest_size=6)",
-        "tests/data/test_validation.py",
-    ),
-    Fault(
         "splits: validation examples stay in the training split",
         "data/validation.py",
         "train=data.train.select(~chosen)",
