@@ -2709,6 +2709,27 @@ FAULTS = [
         "slope / self.levels",
         "tests/families/test_masked_diffusion.py",
     ),
+    Fault(
+        "certainty: p-values of ranks are not corrected for their number",
+        "report/certainty.py",
+        "adjusted = holm([welch(chosen[i], chosen[j]) for i, j in pairs])",
+        "adjusted = [welch(chosen[i], chosen[j]) for i, j in pairs]",
+        "tests/report/test_certainty.py",
+    ),
+    Fault(
+        "certainty: a winner differs from one other row",
+        "report/certainty.py",
+        "return best if all(welch",
+        "return best if any(welch",
+        "tests/report/test_certainty.py",
+    ),
+    Fault(
+        "certainty: intervals are not simultaneous",
+        "report/certainty.py",
+        "1 - level / (2 * k)",
+        "1 - level / 2",
+        "tests/report/test_certainty.py",
+    ),
     # Splits, longer runs and runs from other weights
     Fault(
         "splits: validation examples stay in the training split",

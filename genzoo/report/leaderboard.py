@@ -24,10 +24,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from scipy.special import stdtrit
-
 from genzoo import catalogue
 from genzoo.catalogue import is_cost
+from genzoo.report.certainty import welch
 from genzoo.report.records import OF_SEED, Record, flatten
 
 DIFFERENT = "different between seeds"  # key of a protocol that lists the differing parts
@@ -380,20 +379,8 @@ def leaders(table: Table, name: str) -> tuple[list[Row], list[Row]]:
 
 
 def differ(a: Cell, b: Cell, level: float = 0.05) -> bool:
-    """Whether two means differ significantly by Welch's two-sided t-test; never if a standard error is missing.
-
-    References:
-        Welch 1947, Biometrika 34, https://doi.org/10.1093/biomet/34.1-2.28.
-    """
-    assert a.mean is not None and b.mean is not None
-    if a.stderr is None or b.stderr is None:
-        return False
-    difference, variance = abs(a.mean - b.mean), a.stderr**2 + b.stderr**2
-    if variance == 0:
-        return difference > 0
-    inverse = sum((c.stderr**2 / variance) ** 2 / c.freedom for c in (a, b) if c.stderr)
-    freedom = 1 / inverse if inverse > 0 else math.inf
-    return difference > float(stdtrit(freedom, 1 - level / 2)) * math.sqrt(variance)
+    """Whether two means differ significantly by Welch's two-sided t-test; never if a standard error is missing."""
+    return welch(a, b) < level
 
 
 # Equal-compute comparison

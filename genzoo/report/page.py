@@ -82,6 +82,7 @@ def payload(
                 "data": table.data,
                 "why": table.why,
                 "fairness": texts.fairness(table),
+                "certainty": texts.certainty(table),
                 "columns": columns(table),
                 "rows": board(table, protocols, pictures, trained),
             }

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from genzoo import catalogue
-from genzoo.report.leaderboard import Cell, Row, Table, ending_note, key, leaders, ranked, resource_use
+from genzoo.catalogue import is_cost
+from genzoo.report.certainty import standings, winner
+from genzoo.report.leaderboard import Cell, Row, Table, ending_note, is_partial, key, leaders, ranked, resource_use
 
 CSV_COLUMNS = (
     *("table", "data", "row", "model", "seeds", "runs_failed", "metric", "mean", "stderr", "stderr_of"),
@@ -94,6 +96,37 @@ def fairness(table: Table) -> list[str]:
     return [*sentences, f"{word}{'; '.join(sorted(machines))}."]
 
 
+def certainty(table: Table) -> list[str]:
+    """State how certain the ranks of each ranked headline are, a sentence or two each; see ``genzoo.report.certainty``."""
+    sentences = []
+    for name in table.headlines:
+        if is_cost(name) or is_partial(name) or not ranked(table, name):
+            continue
+        chosen = [(row, row.cells[name]) for row in table.rows if name in row.cells]
+        cells = [c for _, c in chosen]
+        found = [(row, standing) for (row, _), standing in zip(chosen, standings(cells), strict=True) if standing]
+        if not found:
+            continue
+        best = winner(cells)
+        said = "no row is certainly the best" if best is None else f"{chosen[best][0].label} is the best"
+        ranks = ", ".join(f"{row.label} {_range(s.ranks)}" for row, s in sorted(found, key=lambda f: f[1].ranks))
+        likely = sorted((f for f in found if f[1].best >= 0.005), key=lambda f: -f[1].best)
+        chances = ", ".join(f"{row.label} {s.best:.0%}" for row, s in likely)
+        sentences.append(f"{label(name)}: {said}. Ranks: {ranks}. Probability of being the best: {chances}.")
+    if sentences:
+        counts = {len(row.seeds) for row in table.rows}
+        if 1 in counts:
+            sentences.append("Rows of one seed have the error of the measurement alone: that between seeds is larger.")
+        if 2 in counts:
+            sentences.append("Rows of two seeds are not tested: train at least three.")
+    return sentences
+
+
+def _range(ranks: tuple[int, int]) -> str:
+    first, last = ranks
+    return str(first) if first == last else f"{first}-{last}"
+
+
 def hardware(status: Mapping[str, Any], threads: bool = False) -> str:
     """Hardware of a run: its GPU, or its CPU with the number of threads; empty if not recorded."""
     gpu, machine = status.get("gpu"), status.get("machine")
@@ -157,11 +190,13 @@ def to_markdown(found: Sequence[Table], failures: Sequence[str] = ()) -> str:
             note = ending_note(table, row)
             label = row.label + (f" ({note})" if note else "")
             lines.append(f"| {_escape(label)} | " + " | ".join(cells) + f" | {seeds} |")
+        lines += ["", *(f"- {_escape(sentence)}" for sentence in certainty(table))]
         parts.append("\n".join(lines))
     legend = (
         "Mean ± standard error over seeds, or with one seed (¹) of the measurement alone; arrows show the better direction."
         " **Bold** is the best of a column, *italic* a row without a significant difference to it (Welch test, 5 %) or without"
-        f" a standard error. {UNTESTED}"
+        f" a standard error. {UNTESTED} Below a table: the best row differs from each other one at 5 %, and ranks hold with"
+        " 95 % for all rows of a column together (Holm)."
     )
     parts.append(legend)
     if failures:

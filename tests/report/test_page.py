@@ -96,7 +96,7 @@ def test_the_table_filters_and_shows_other_columns(browser, zoo):
     assert visit.labels() == [] and visit.page.get_by_role("status").inner_text() == "0 of 3 rows"
     visit.page.get_by_role("searchbox").fill("")
     before = visit.page.locator("thead th").count()
-    visit.page.locator(".board summary").click()
+    visit.page.locator(".tools summary").click()
     visit.page.locator(".columns input").first.uncheck()
     assert visit.page.locator("thead th").count() == before - 1
     assert not visit.troubles

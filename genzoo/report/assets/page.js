@@ -107,6 +107,14 @@
       element("h2", {}, table.data + (data.tables.length > 1 ? `, table ${index + 1}` : "")),
       table.why.length ? element("div", {}, element("p", { class: "bad" }, "Not comparable with an earlier table, because of different protocols:"), element("ul", {}, ...table.why.map((why) => element("li", {}, why)))) : null,
       element("p", {}, table.fairness.join(" ")),
+      ...(table.certainty.length
+        ? [
+            element("details", {open: ""},
+              element("summary", {}, "How certain are the ranks?"),
+              element("ul", {}, ...table.certainty.map((sentence) => element("li", {}, sentence))),
+            ),
+          ]
+        : []),
       element("div", { class: "tools" }, element("label", {}, "Filter ", filter), count, choice),
       element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Scores on ${table.data}` }, element("table", {}, head, body)),
       element("p", { class: "legend" }, "Mean ± standard error over seeds; ¹: one seed, the error is of the measurement alone. Green: the best of a column; pale green: rows without a significant difference to it (Welch test, 5 %, uncorrected for multiple comparisons) or without a standard error. Costs and means over two seeds are not tested; at least three seeds are needed. Columns in which noise may be best (precision, density, memorisation) have no best. ",
