@@ -97,10 +97,11 @@ def fairness(table: Table) -> list[str]:
 
 
 def certainty(table: Table) -> list[str]:
-    """State how certain the ranks of each ranked headline are, a sentence or two each; see ``genzoo.report.certainty``."""
-    sentences = []
-    for name in table.headlines:
-        if is_cost(name) or is_partial(name) or not ranked(table, name):
+    """State how certain the ranks of the first headline and of densities are; see ``genzoo.report.certainty``."""
+    sentences: list[str] = []
+    names = [name for name in table.headlines if not (is_cost(name) or is_partial(name)) and ranked(table, name)]
+    for name in names:
+        if name != names[0] and not name.partition("/")[2].startswith(("bpd", "nll")):
             continue
         chosen = [(row, row.cells[name]) for row in table.rows if name in row.cells]
         cells = [c for _, c in chosen]
