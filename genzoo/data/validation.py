@@ -8,7 +8,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-from genzoo.data.dataset import DataError, DataSet
+from genzoo.data.dataset import DataSet
 
 
 def with_validation(data: DataSet, fraction: float) -> DataSet:
@@ -21,8 +21,8 @@ def with_validation(data: DataSet, fraction: float) -> DataSet:
         data: the data; those without a test split are references, of which none is cut.
         fraction: expected fraction of the training examples, in [0, 1); 0 for no validation split.
 
-    Raises:
-        DataError: if the training examples are all equal.
+    Returns:
+        The data with their validation split; without one if the training examples are all equal.
     """
     if data.validation is not None or fraction == 0 or not (len(data.train.x) and len(data.test.x)):
         return data
@@ -34,9 +34,7 @@ def with_validation(data: DataSet, fraction: float) -> DataSet:
         if chosen[members].all():
             chosen[members] = hashes[members] < hashes[members].max()
     if not chosen.any():
-        raise DataError(
-            "data.validation: no example can be spared for a validation split: add some, or set data.validation=0"
-        )
+        return data
     return dataclasses.replace(data, train=data.train.select(~chosen), validation=data.train.select(chosen))
 
 
