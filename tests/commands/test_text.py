@@ -12,6 +12,7 @@ from PIL import Image
 
 import genzoo as package
 from genzoo.conditions import Tokens
+from genzoo.data import with_validation
 from genzoo.data.shapes import shapes
 from genzoo.errors import UsageError
 from genzoo.evaluation.text import attribute_scores, held_out_captions
@@ -45,7 +46,7 @@ def test_a_run_holds_its_tokenizer_and_its_captions_are_its_condition(trained):
     assert run.status["tokenizer_sha256"] == tokenizer.sha256 == data.tokenizer.sha256
     model = package.load(trained)
     assert model.condition == Tokens(tokenizer.length, tokenizer.vocabulary) == data.condition
-    assert torch.equal(model.conditioner.examples, data.train.y)
+    assert torch.equal(model.conditioner.examples, with_validation(data, 0.1).train.y)
 
 
 def test_samples_by_text_are_those_of_its_tokens(trained, here):
