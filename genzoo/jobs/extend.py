@@ -9,6 +9,7 @@ twice. Where a model is trained in stages, the last one goes on and those before
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from genzoo.jobs.resume import checked_config, checked_status
 from genzoo.runs import Run, RunError, job_id
 
 SPENT = {"images": "images", "seconds": "train_seconds", "flops": "train_flops"}  # keys of a status
+PATIENCE = 60  # seconds
 COPIED = ("metrics.jsonl", "tokenizer.json", "parents", "precomputed")  # of a run, where they exist
 
 
@@ -29,12 +31,13 @@ def typed_limits(config: dict[str, Any]) -> dict[str, Any]:
     return {name: config["budget"][name] for name in LIMITS}
 
 
-def extended(finished: Run, limits: dict[str, Any]) -> Run:
+def extended(finished: Run, limits: dict[str, Any], *, first: bool = True) -> Run:
     """Create the run that goes on with a finished one, or find it where it was created before.
 
     Args:
         finished: the run.
         limits: of the larger budget: images, seconds and FLOPs, null for none.
+        first: whether this is the first process of the training; the others wait for its run.
 
     Raises:
         UsageError: for a run that is not finished or cannot go on, and a budget that is no larger.
@@ -53,8 +56,12 @@ def extended(finished: Run, limits: dict[str, Any]) -> Run:
     source = last_stable(finished, config)
     config = {**config, "outputs": str(finished.path.parent.parent), "budget": {**config["budget"], **limits}}
     family, job = str(status.get("model")), job_id(config)
-    if found := best_of(list(runs_of(config, {"model": family}))):
-        return found
+    for attempt in range(1 if first else PATIENCE):
+        time.sleep(float(attempt > 0))
+        if found := best_of(list(runs_of(config, {"model": family}))):
+            return found
+    if not first:
+        raise RunError(f"run={finished.path}: the first process has not begun to go on with it after {PATIENCE} s")
 
     def fill(path: Path) -> None:
         shutil.copytree(source, path / "checkpoints" / source.name)

@@ -50,7 +50,7 @@ def train(config: dict[str, Any], choices: dict[str, str]) -> Path | None:
             own = {key: value for key, value in config.items() if key not in ("resume", "trust")}
             return _train(own, choices["model"])
         if limits := typed_limits(config):
-            old = extended(old, limits)
+            old = extended(old, limits, first=rank_of(settings.devices) == 0)
         status = checked_status(old)
         if status.get("state") == "done":
             print(f"already done: {old.path}", flush=True)
