@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from genzoo.data import DataSet
     from genzoo.model import GenerativeModel
 
-SPLITS = ("test", "train")
+SPLITS = ("train", "validation", "test")
 PRIOR = "prior"  # draws of latents in place of examples
 
 
@@ -63,8 +63,8 @@ def split_of(data: DataSet, name: str, model: GenerativeModel) -> Examples:
     """
     from genzoo.distributions.discretization import bin_center
 
-    split = data.test if name == "test" else data.train
-    if not len(split.x):
+    split = getattr(data, name)
+    if split is None or not len(split.x):
         raise UsageError(f"examples={name}: the {name} split is empty")
     x = split.x if data.levels is None else bin_center(split.x, data.levels)
     return Examples(x.to(model.dtype), split.y if model.condition else None, split.y)

@@ -123,7 +123,8 @@ def resume(module: Any, run: Run, facts: dict[str, Any], found: tuple[Path, Any]
     if status.get("data_sha256") not in (None, facts["data_sha256"]):
         raise RunError(f"run={run.path}: the data have changed since it started; start a new run")
     if found:
-        run.forget_events(restore(module, run, *found))
+        run.forget_events(restore(module, *found))
+        plan_extension(module, run)
     else:
         run.forget_events(0)
     here, versions, machine = provenance(), status.get("versions") or {}, status.get("machine") or {}
@@ -154,10 +155,14 @@ def gpu(facts: dict[str, Any] | None) -> dict[str, Any]:
     return {f"GPU {name}": (facts or {}).get(name) for name in ("name", "driver", "cuda", "cudnn")}
 
 
-def restore(module: Any, run: Run, checkpoint: Path, contents: Any) -> int:
-    """Restore a module from a checkpoint; return the size of the events in bytes.
+def plan_extension(module: Any, run: Run) -> None:
+    """Plan a run that goes on with a finished one by its own budget, at the step where it begins."""
+    if (checked_status(run).get("extends") or {}).get("step") == module.steps:
+        module.extend_plan()
 
-    A run that goes on with a finished one plans the rest by its own budget where it begins.
+
+def restore(module: Any, checkpoint: Path, contents: Any) -> int:
+    """Restore a module from a checkpoint; return the size of the events in bytes.
 
     Raises:
         RunError: naming a file that does not match the model or the training.
@@ -169,8 +174,6 @@ def restore(module: Any, run: Run, checkpoint: Path, contents: Any) -> int:
         logged = whole(contents.state.get("logged"), "logged")
         if checkpoint.name != f"step-{module.steps}":
             raise StateError(f"steps={module.steps}: this is {checkpoint.name}")
-        if (checked_status(run).get("extends") or {}).get("step") == module.steps:
-            module.extend_plan()
         return logged
     except StateError as error:
         raise RunError(f"{checkpoint / 'state.pt'}: {one_line(error)[:300]}") from error

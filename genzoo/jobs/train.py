@@ -20,7 +20,15 @@ from genzoo.jobs.extend import extended, typed_limits
 from genzoo.jobs.notes import note
 from genzoo.jobs.processes import check_processes, claimed, rank_of, threads_of_each
 from genzoo.jobs.resources import log_line, quiet, resources
-from genzoo.jobs.resume import check_parents, checked_status, find_resumable, restore, resume, resumed_config
+from genzoo.jobs.resume import (
+    check_parents,
+    checked_status,
+    find_resumable,
+    plan_extension,
+    restore,
+    resume,
+    resumed_config,
+)
 from genzoo.runs import ResourceError, Run, job_id
 from genzoo.training.settings import TrainerSettings
 
@@ -246,7 +254,8 @@ def _train(config: dict[str, Any], family: str, old: Run | None = None, trust: S
             note(said)
     if rank_of(settings.devices) > 0 and settings.processes > 1:  # only the first process writes
         if old and (found := newest(old.path / "checkpoints", lambda _: None, remove_damaged=False)):
-            restore(module, old, *found)
+            restore(module, *found)
+            plan_extension(module, old)
         with Signals() as signals:
             fit_run(run=None, loggers=[], signals=signals)
         return None

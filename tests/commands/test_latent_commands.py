@@ -12,7 +12,7 @@ from PIL import Image
 
 import genzoo as package
 from genzoo import load
-from genzoo.data import digits
+from genzoo.data import digits, with_validation
 from genzoo.distributions.discretization import bin_center, to_bytes
 from genzoo.errors import UsageError
 from genzoo.latents import can_encode, has_normal_prior, latent_space, mean_divergences
@@ -67,7 +67,7 @@ def pixels(x: torch.Tensor, levels: int = 17) -> np.ndarray:
 
 
 def centers(split: str = "test") -> tuple[torch.Tensor, torch.Tensor]:
-    part = getattr(digits(), split)
+    part = getattr(with_validation(digits(), 0.1), split)
     assert part.y is not None
     return bin_center(part.x, 17), part.y
 
