@@ -21,7 +21,10 @@ HERE = Path(__file__).parent
 FAMILIES = ("dalle", "glide", "unclip")
 TRAINING = ["budget.seconds=1800", "trainer.threads=1", "trainer.grids=4", "trainer.scores=0", "resume=auto"]
 SCORES = ["metrics.n=500", "metrics.events=50", "metrics.throughput=64"]
-WORDS = {"dalle": ["codec=fsq", "likelihood@codec.likelihood=gaussian", "codec.likelihood.log_var=-4"]}
+WORDS = {
+    "dalle": ["codec=fsq", "likelihood@codec.likelihood=gaussian", "codec.likelihood.log_var=-4"],
+    "unclip": ["denoiser@model.decoder=flow_matching", "network@model.decoder.network=glide_dit_image"],
+}
 GUIDANCE = {"dalle": "1.5", "glide": "2.0", "unclip": "2.0"}
 # Chosen before any training: eight scenes of figures, of which the last three are held out from training, and ten emoji.
 CAPTIONS = {"shapes": HERE / "captions-shapes.txt", "emoji": HERE / "captions-emoji.txt"}
