@@ -21,6 +21,7 @@ from genzoo.families.gan import GAN, WGAN, WGANGP
 from genzoo.families.glow import Glow
 from genzoo.families.hvae import HVAE
 from genzoo.families.latent import latent
+from genzoo.families.ebm import ebm
 from genzoo.families.maf import MAF
 from genzoo.families.nsf import NSF
 from genzoo.families.realnvp import RealNVP
@@ -474,6 +475,7 @@ FAMILIES = {
     "autoregressive": Autoregressive,
     "ddpm": DDPM,
     "flow_matching": FlowMatching,
+    "ebm": functools.partial(ebm, steps=3, sampling_steps=5, buffer_size=100),
     "gan": GAN,
     "glow": Glow,
     "hvae": HVAE,
