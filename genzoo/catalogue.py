@@ -102,7 +102,8 @@ METRICS = (
     ),
     Metric(
         "partition/log_z_lower", "log Z, from below", "nats", "neither",
-        "lower bound, in expectation, of the log normaliser by annealed importance sampling; mean over conditions", BIDIRECTIONAL,
+        "lower bound, in expectation, of the log normaliser by annealed importance sampling, mean over conditions",
+        BIDIRECTIONAL,
     ),
     Metric(
         "partition/log_z_upper", "log Z, from above", "nats", "neither",

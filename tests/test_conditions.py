@@ -15,13 +15,13 @@ from genzoo.conditions import EXAMPLES_BYTES, ClassLabels, Condition, Conditione
 from genzoo.event import EventSpec
 from genzoo.families.autoregressive import Autoregressive
 from genzoo.families.ddpm import DDPM
+from genzoo.families.ebm import ebm
 from genzoo.families.flow import Flow
 from genzoo.families.flow_matching import FlowMatching, minibatch_ot
 from genzoo.families.gan import GAN, WGAN, WGANGP
 from genzoo.families.glow import Glow
 from genzoo.families.hvae import HVAE
 from genzoo.families.latent import latent
-from genzoo.families.ebm import ebm
 from genzoo.families.maf import MAF
 from genzoo.families.nsf import NSF
 from genzoo.families.realnvp import RealNVP

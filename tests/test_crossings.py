@@ -697,9 +697,9 @@ def exact_teacher(condition: Condition) -> FlowMatching:
 
 
 LEARNED = {
-    "classes": ["autoregressive", "ebm-metropolis", "ddpm-vlb", "ddpm-vlb-learned", "ddpm-hybrid-importance", "flow_matching-transport",
-                "flow_matching-reflow", "score_sde-edm", "realnvp-batch_norm", "glow-additive", "vae-per_element", "hvae",
-                "latent-flow_matching", "vqvae"],
+    "classes": ["autoregressive", "ebm-metropolis", "ddpm-vlb", "ddpm-vlb-learned", "ddpm-hybrid-importance",
+                "flow_matching-transport", "flow_matching-reflow", "score_sde-edm", "realnvp-batch_norm", "glow-additive",
+                "vae-per_element", "hvae", "latent-flow_matching", "vqvae"],
     "vectors": ["ddpm-hybrid-importance", "flow_matching-transport", "flow_matching-reflow", "vae-per_element",
                 "latent-realnvp"],
 }  # fmt: skip

@@ -9,8 +9,8 @@ where T_b leaves p_b invariant. Then ``E w = Z_1/Z_0`` exactly for any number of
 
     E log(mean of n weights) <= log(Z_1/Z_0):
 
-a lower bound in expectation, and by Markov's inequality one that is exceeded by b nats with probability at most exp(-b). The same
-chain from ``x ~ p_1`` with the temperatures reversed estimates Z_0/Z_1, and minus its logarithm is an upper bound of
+a lower bound in expectation, and by Markov's inequality one that is exceeded by b nats with probability at most exp(-b). The
+same chain from ``x ~ p_1`` with the temperatures reversed estimates Z_0/Z_1, and minus its logarithm is an upper bound of
 ``log(Z_1/Z_0)`` (bidirectional Monte Carlo). The second needs exact samples of p_1.
 
 References:

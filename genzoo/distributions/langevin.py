@@ -4,8 +4,8 @@ A step of size h from x proposes
 
     x' = x - h grad U(x) + sqrt(2 h) xi,    xi ~ N(0, I),
 
-whose stationary distribution is exp(-U)/Z up to an error of order h. For ``U = x^2/(2 s^2)`` its variance is s^2/(1 - h/(2 s^2)),
-and infinite from h = 2 s^2 on. Accepted with probability
+whose stationary distribution is exp(-U)/Z up to an error of order h. For ``U = x^2/(2 s^2)`` its
+variance is s^2/(1 - h/(2 s^2)), and infinite from h = 2 s^2 on. Accepted with probability
 
     min(1, exp(U(x) - U(x')) q(x | x')/q(x' | x)),    q(x' | x) = N(x'; x - h grad U(x), 2 h I),
 
@@ -94,5 +94,6 @@ def mala_step(
     probability = log_ratio(point, proposed, h).clamp(max=0).exp().nan_to_num(0.0)
     u = rand(probability.shape, rng=rng, device=probability.device, dtype=probability.dtype)
     accepted = u < probability if unadjusted is None else (u < probability) | unadjusted
-    parts = zip(proposed, point, strict=True)
-    return Point(*(torch.where(point.expand(accepted) if a.ndim > 1 else accepted, a, b) for a, b in parts)), probability
+    pairs = zip(proposed, point, strict=True)
+    chosen = (torch.where(point.expand(accepted) if a.ndim > 1 else accepted, a, b) for a, b in pairs)
+    return Point(*chosen), probability

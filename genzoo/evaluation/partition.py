@@ -1,9 +1,9 @@
 """The normaliser of an energy-based model between two stochastic bounds, and with it a bound of its density.
 
-Annealed importance sampling goes from N(0, s^2 I) to p(x | y) and back, with Metropolis-adjusted Langevin steps. Their sizes are
-adapted to each temperature in a run of their own, so that the runs that are weighted have fixed kernels. The chains back start
-from particles of a further run that are resampled by their weights and moved on at the last temperature. They are samples of the
-model up to the convergence of those chains, and so the bound from above is one up to that.
+Annealed importance sampling goes from N(0, s^2 I) to p(x | y) and back, with Metropolis-adjusted Langevin steps. Their sizes
+are adapted to each temperature in a run of their own, so that the runs that are weighted have fixed kernels. The chains back
+start from particles of a further run that are resampled by their weights and moved on at the last temperature. They are samples
+of the model up to the convergence of those chains, and so the bound from above is one up to that.
 """
 
 from __future__ import annotations
@@ -141,9 +141,18 @@ def partition_scores(model: Unnormalised, data: Any, settings: EvalSettings, set
     upper, upper_error = mean([b.upper for b in bounds]), mean_error([b.upper_stderr for b in bounds])
     at_upper = torch.cat(energies) / model.temperature + torch.tensor([b.upper for b in bounds], dtype=torch.float64)[y]
     nll = mean_and_stderr(at_upper)
-    annealing = {"estimator": "annealed importance sampling, forward and reverse", "chains": CHAINS, "temperatures": STEPS}
+    annealing = {
+        "estimator": "annealed importance sampling, forward and reverse",
+        "chains": CHAINS,
+        "temperatures": STEPS,
+    }
     of_z = {**annealing, "kernel": "MALA", "start": f"N(0, {model.reference_std}^2 I)", "conditions": len(bounds)}
-    setting = {**setting, "temperature": model.temperature, "log_z": [lower, upper], "log_z_stderr": [lower_error, upper_error]}
+    setting = {
+        **setting,
+        "temperature": model.temperature,
+        "log_z": [lower, upper],
+        "log_z_stderr": [lower_error, upper_error],
+    }
     bound = str((Bound.LOWER | Bound.ESTIMATE).name)
     split_of = {"split": split, "split_sha256": split_sha256(x), "n": len(x)}
     protocol = {"bound": bound, **split_of, "levels": None, "dequantization": None}

@@ -13,33 +13,34 @@ where samples of p come from Langevin dynamics of the energy, with step size l a
 
     x <- x - l grad E(x) + w xi,    w = sqrt(2 l T),    xi ~ N(0, I).
 
-Published models choose l and w apart, that is a temperature w^2/(2 l) far below 1: 5e-5 in JEM. With ``metropolis`` each step is
-accepted or rejected (MALA), so that the chains have no bias of the step size; those of a chain's first training step, and of
+Published models choose l and w apart, that is a temperature w^2/(2 l) far below 1: 5e-5 in JEM. With ``metropolis`` each step
+is accepted or rejected (MALA), so that the chains have no bias of the step size; those of a chain's first training step, and of
 the first half of sampling, are accepted all.
 
 The chains persist in a replay buffer: each training step takes some of them out, restarts a few from N(0, s^2 I), moves all by
 some steps and puts them back. The buffer is part of the model's state. Several processes move different chains and share the
-results, so that all hold the same buffer as one process would. Samples are drawn from fresh chains alone, never from the buffer,
-whose chains have run for much longer.
+results, so that all hold the same buffer as one process would. Samples are drawn from fresh chains alone, never from the
+buffer, whose chains have run for much longer.
 
-The loss is ``E(x_data) - E(x_chain) + a (f(x_data)^2 + f(x_chain)^2)``; the penalty fixes the free constant of f and keeps energies
-small. Its value is no likelihood, and not a measure of progress.
+The loss is ``E(x_data) - E(x_chain) + a (f(x_data)^2 + f(x_chain)^2)``; the penalty fixes the free constant of f and keeps
+energies small. Its value is no likelihood, and not a measure of progress.
 
 ``JEM``: a classifier's logits g define ``E(x, y) = -g_y(x) + T |x|^2/(2 s^2)`` and, summed over the classes at temperature 1,
-``E(x) = -log sum_y exp(g_y(x)) + T |x|^2/(2 s^2)``. The cross-entropy of ``p(y | x) = softmax(g(x))`` is added to the loss of E(x).
-Chains run in E(x, y), with classes as frequent as in the data, and so do samples of a class.
+``E(x) = -log sum_y exp(g_y(x)) + T |x|^2/(2 s^2)``. The cross-entropy of ``p(y | x) = softmax(g(x))`` is added to the loss of
+E(x). Chains run in E(x, y), with classes as frequent as in the data, and so do samples of a class.
 
 References:
-    Hinton, "Training Products of Experts by Minimizing Contrastive Divergence", 2002, https://doi.org/10.1162/089976602760128018.
+    Hinton, "Training Products of Experts by Minimizing Contrastive Divergence", 2002,
+    https://doi.org/10.1162/089976602760128018.
     Tieleman, "Training Restricted Boltzmann Machines using Approximations to the Likelihood Gradient", 2008,
-    https://doi.org/10.1145/1390156.1390290 (section 2.3: persistent chains).
-    Xie et al., "A Theory of Generative ConvNet", 2016, https://arxiv.org/abs/1602.03264 (eq. 1: tilting of a normal distribution).
+    https://doi.org/10.1145/1390156.1390290 (persistent chains).
+    Xie et al., "A Theory of Generative ConvNet", 2016, https://arxiv.org/abs/1602.03264 (tilting of a normal distribution).
     Du, Mordatch, "Implicit Generation and Modeling with Energy Based Models", 2019, https://arxiv.org/abs/1903.08689
-    (algorithm 1; section 3.3: regularised energies).
+    (algorithm 1: the replay buffer, and regularised energies).
     Nijkamp et al., "On the Anatomy of MCMC-Based Maximum Likelihood Learning of Energy-Based Models", 2020,
     https://arxiv.org/abs/1903.12370.
     Grathwohl et al., "Your classifier is secretly an energy based model and you should treat it like one", 2020,
-    https://arxiv.org/abs/1912.03263 (eq. 6, 7 and 9; algorithm 1).
+    https://arxiv.org/abs/1912.03263 (section 4; algorithm 1).
 """
 
 from __future__ import annotations
@@ -129,7 +130,9 @@ class PersistentChains(Unnormalised):
         if not 0 <= restart <= 1:
             raise ValueError(f"restart must be in [0, 1], not {restart}")
         if data_noise < 0 or energy_penalty < 0:
-            raise ValueError(f"data_noise and energy_penalty must not be negative, not {data_noise} and {energy_penalty}")
+            raise ValueError(
+                f"data_noise and energy_penalty must not be negative, not {data_noise} and {energy_penalty}"
+            )
         self.temperature, self.step_size, self.reference_std = temperature, step_size, reference_std
         self.steps, self.sampling_steps, self.metropolis = steps, sampling_steps, metropolis
         self.restart, self.data_noise, self.energy_penalty = restart, data_noise, energy_penalty
@@ -145,7 +148,9 @@ class PersistentChains(Unnormalised):
         """Return the part of the energy that is learned, f(x, y), (B,)."""
 
     @abstractmethod
-    def phases(self, x: Tensor, y: Tensor | None, chains: Tensor, chain_y: Tensor | None) -> tuple[Tensor, Tensor, Loss]:
+    def phases(
+        self, x: Tensor, y: Tensor | None, chains: Tensor, chain_y: Tensor | None
+    ) -> tuple[Tensor, Tensor, Loss]:
         """Return f of data and of chains, (B,) each, and a further loss."""
 
     def reference(self, x: Tensor) -> Tensor:
@@ -199,7 +204,9 @@ class PersistentChains(Unnormalised):
         """Take chains out of the buffer, as many as data x; restarted ones get the conditions y of the data."""
         n = len(x)
         if n * distributed.world_size() > self.buffer_size:
-            raise ValueError(f"buffer_size={self.buffer_size}: must be at least the batch size, {n * distributed.world_size()}")
+            raise ValueError(
+                f"buffer_size={self.buffer_size}: must be at least the batch size, {n * distributed.world_size()}"
+            )
         rows = choice(self.buffer_size, n, rng=rng, device=x.device)
         fresh = rand((n,), rng=rng, device=x.device) < self.restart
         age = self.chain_ages[rows]
@@ -276,7 +283,9 @@ class EBM(PersistentChains):
     def tilt(self, x: Tensor, y: Tensor | None) -> Tensor:
         return self.network(x, y).view(len(x)).to(x.dtype)
 
-    def phases(self, x: Tensor, y: Tensor | None, chains: Tensor, chain_y: Tensor | None) -> tuple[Tensor, Tensor, Loss]:
+    def phases(
+        self, x: Tensor, y: Tensor | None, chains: Tensor, chain_y: Tensor | None
+    ) -> tuple[Tensor, Tensor, Loss]:
         both = None if y is None or chain_y is None else torch.cat([y, chain_y])
         on_data, on_chains = self.tilt(torch.cat([x, chains]), both).chunk(2)
         return on_data, on_chains, Loss(on_data.new_zeros(()), {})
@@ -320,7 +329,9 @@ class JEM(PersistentChains, Classifier):
     def _class_log_probs(self, x: Tensor) -> Tensor:
         return self.logits(x).log_softmax(1)
 
-    def phases(self, x: Tensor, y: Tensor | None, chains: Tensor, chain_y: Tensor | None) -> tuple[Tensor, Tensor, Loss]:
+    def phases(
+        self, x: Tensor, y: Tensor | None, chains: Tensor, chain_y: Tensor | None
+    ) -> tuple[Tensor, Tensor, Loss]:
         assert y is not None
         of_data, of_chains = self.logits(torch.cat([x, chains])).chunk(2)
         cross_entropy = F.cross_entropy(of_data, y)

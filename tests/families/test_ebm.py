@@ -61,7 +61,9 @@ def trained(model: EBM | JEM, x: Tensor, updates: int, lr: float) -> EBM | JEM:
 
 def test_the_learned_precision_is_that_of_the_data():
     x = torch.randn(512, 2, generator=generator("data"), dtype=torch.float64) * torch.tensor([0.5, 1.2])
-    model = quadratic(0.0, 0.0, step_size=0.1, steps=5, metropolis=True, buffer_size=1024, restart=0.0, energy_penalty=0.0)
+    model = quadratic(
+        0.0, 0.0, step_size=0.1, steps=5, metropolis=True, buffer_size=1024, restart=0.0, energy_penalty=0.0
+    )
     trained(model, x, 300, 0.1)
     precision = model.network.precision.detach() + 1 / model.reference_std**2
     torch.testing.assert_close(precision, 1 / x.var(0), rtol=0.1, atol=0)
@@ -70,13 +72,13 @@ def test_the_learned_precision_is_that_of_the_data():
 @pytest.mark.parametrize("temperature", [1.0, 0.1])
 def test_fresh_chains_are_stationary_at_the_temperature(temperature):
     """E = x'Lx/2 at temperature T has variance T/L, and w^2 s^4/(l (2 s^2 - l)) with s^2 = 1/L and w^2 = 2 l T for steps l."""
-    l, n = 0.1, 4000
-    model = quadratic(3.0, 8.0, temperature=temperature, step_size=l, sampling_steps=60, reference_std=1.0)
+    step, n = 0.1, 4000
+    model = quadratic(3.0, 8.0, temperature=temperature, step_size=step, sampling_steps=60, reference_std=1.0)
     L = torch.tensor([3.0, 8.0], dtype=torch.float64) + temperature  # with the reference, T |x|^2/2
-    w2, s2 = 2 * l * temperature, 1 / L
+    w2, s2 = 2 * step * temperature, 1 / L
     tolerance = 5 * math.sqrt(2 / n)
     x = model.sample(n, rng=generator("chains")).x
-    torch.testing.assert_close(x.var(0), w2 * s2**2 / (l * (2 * s2 - l)), rtol=tolerance, atol=0)
+    torch.testing.assert_close(x.var(0), w2 * s2**2 / (step * (2 * s2 - step)), rtol=tolerance, atol=0)
     model.metropolis = True
     x = model.sample(n, rng=generator("chains")).x
     torch.testing.assert_close(x.var(0), temperature / L, rtol=tolerance, atol=0)
