@@ -14,9 +14,9 @@ same chain from ``x ~ p_1`` with the temperatures reversed estimates Z_0/Z_1, an
 ``log(Z_1/Z_0)`` (bidirectional Monte Carlo). The second needs exact samples of p_1.
 
 References:
-    Neal, "Annealed importance sampling", 2001, https://arxiv.org/abs/physics/9803008 (eq. 11; section 2).
+    Neal, "Annealed importance sampling", 2001, https://arxiv.org/abs/physics/9803008 (section 2).
     Grosse, Ghahramani, Adams, "Sandwiching the marginal likelihood using bidirectional Monte Carlo", 2015,
-    https://arxiv.org/abs/1511.02543 (section 3; eq. 17, the schedule).
+    https://arxiv.org/abs/1511.02543 (bidirectional Monte Carlo, and the sigmoidal schedule).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Sandwich(NamedTuple):
 
 
 def sigmoid_schedule(steps: int, delta: float = 4.0) -> Tensor:
-    """Return inverse temperatures from 0 to 1, (steps + 1,) float64, closest at both ends (Grosse et al. 2015, eq. 17).
+    """Return inverse temperatures from 0 to 1, (steps + 1,) float64, closest at both ends (Grosse et al. 2015).
 
     Raises:
         ValueError: for fewer than one step.
@@ -71,7 +71,7 @@ def sigmoid_schedule(steps: int, delta: float = 4.0) -> Tensor:
 def annealed_log_weights(
     x: Tensor, betas: Tensor, log_ratio: Callable[[Tensor], Tensor], kernel: Callable[[Tensor, float], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Compute the logarithms of the weights of chains (Neal 2001, eq. 11).
+    """Compute the logarithms of the weights of chains (Neal 2001, section 2).
 
     Args:
         x: samples of the distribution at the first inverse temperature, (B, *shape).
