@@ -108,7 +108,9 @@ def test_the_density_of_an_evaluation_is_a_bound_with_its_log_z_on_the_card():
     L = torch.tensor([3.0, 20.0], dtype=torch.float64) + 1 / 4
     mean = model.network.means.detach()[y] * torch.tensor([3.0, 20.0]) / L
     log_p = torch.distributions.Normal(mean, L.rsqrt()).log_prob(x).sum(1)
-    data = SimpleNamespace(scored=("test", SimpleNamespace(x=x.float(), y=y)), levels=None, density=None)
+    data = SimpleNamespace(
+        held_out="test", scored=("test", SimpleNamespace(x=x.float(), y=y)), levels=None, density=None
+    )
     settings = EvalSettings(n=0, events=None)
     found = partition_scores(model, data, settings, {"seed": 0})
     assert set(found) == {"partition/log_z_lower", "partition/log_z_upper", "test/nll_upper_estimate"}
@@ -286,7 +288,7 @@ def test_the_accuracy_of_a_joint_model_is_that_of_its_largest_logit():
     x, _ = batch(model, 50)
     right = model.class_log_probs(x.float()).argmax(1)
     y = torch.where(torch.arange(50) < 20, right, (right + 1) % 3)
-    data = SimpleNamespace(scored=("test", SimpleNamespace(x=x.float(), y=y)), levels=None)
+    data = SimpleNamespace(held_out="test", scored=("test", SimpleNamespace(x=x.float(), y=y)), levels=None)
     found = classification(model, data, EvalSettings(n=0, events=None), {"seed": 0})
     assert set(found) == {"classifier/accuracy", "classifier/cross_entropy"}
     assert found["classifier/accuracy"]["value"] == pytest.approx(0.4)
