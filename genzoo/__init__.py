@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from genzoo.families.autoregressive import Autoregressive as Autoregressive
     from genzoo.families.clip import Contrastive as Contrastive
     from genzoo.families.ddpm import DDPM as DDPM
+    from genzoo.families.ebm import EBM as EBM
+    from genzoo.families.ebm import JEM as JEM
+    from genzoo.families.ebm import ebm as ebm
     from genzoo.families.flow_matching import FlowMatching as FlowMatching
     from genzoo.families.gan import GAN as GAN
     from genzoo.families.gan import WGAN as WGAN
@@ -74,10 +77,12 @@ _HOME = {
     "Autoregressive": "genzoo.families.autoregressive",
     "Contrastive": "genzoo.families.clip",
     "DDPM": "genzoo.families.ddpm",
+    "EBM": "genzoo.families.ebm",
     "FlowMatching": "genzoo.families.flow_matching",
     "Glow": "genzoo.families.glow",
     "GAN": "genzoo.families.gan",
     "HVAE": "genzoo.families.hvae",
+    "JEM": "genzoo.families.ebm",
     "LatentDensity": "genzoo.families.latent",
     "LatentModel": "genzoo.families.latent",
     "MAF": "genzoo.families.maf",
@@ -90,6 +95,7 @@ _HOME = {
     "VQVAE": "genzoo.families.vqvae",
     "WGAN": "genzoo.families.gan",
     "WGANGP": "genzoo.families.gan",
+    "ebm": "genzoo.families.ebm",
     "latent": "genzoo.families.latent",
 }
 __all__ = [
@@ -115,10 +121,12 @@ __all__ = [
     "Autoregressive",
     "Contrastive",
     "DDPM",
+    "EBM",
     "FlowMatching",
     "GAN",
     "Glow",
     "HVAE",
+    "JEM",
     "LatentDensity",
     "LatentModel",
     "MAF",
@@ -131,6 +139,7 @@ __all__ = [
     "VQVAE",
     "WGAN",
     "WGANGP",
+    "ebm",
     "latent",
     "load",
 ]

@@ -21,12 +21,15 @@ from genzoo.model import (
     Discrete,
     GenerativeModel,
     LogitGuided,
+    Unnormalised,
 )
 
 YES, NO = "yes", ""
 
 
 def _density(model: GenerativeModel) -> str:
+    if isinstance(model, Unnormalised):
+        return "unnormalised"
     if not isinstance(model, Density):
         return NO
     names = {Bound.LOWER: "lower bound", Bound.ESTIMATE: "estimate"}

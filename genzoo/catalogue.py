@@ -55,6 +55,8 @@ MANIFOLD = "Kynkaanniemi et al. 2019, https://arxiv.org/abs/1904.06991"
 BALLS = "Naeem et al. 2020, https://arxiv.org/abs/2002.09797"
 ACCURACY = "Shmelkov, Schmid, Alahari 2018, https://arxiv.org/abs/1807.09499"
 PER_CLASS = "Miyato, Koyama 2018, https://arxiv.org/abs/1802.05637"
+JOINT = "Grathwohl et al. 2020, https://arxiv.org/abs/1912.03263"
+BIDIRECTIONAL = "Grosse, Ghahramani, Adams 2015, https://arxiv.org/abs/1511.02543"
 GUIDED = "Dhariwal, Nichol 2021, https://arxiv.org/abs/2105.05233"
 SLICED = "Bonneel et al. 2015, https://doi.org/10.1007/s10851-014-0506-3"
 MMD = "Gretton et al. 2012, https://jmlr.org/papers/v13/gretton12a.html"
@@ -97,6 +99,16 @@ METRICS = (
     Metric(
         "{scored}/nll_truth", "nats (data distribution)", "nats", "lower",
         "negative log density of the data distribution: an estimate of the entropy, the lower bound of all models", LIKELIHOOD,
+    ),
+    Metric(
+        "partition/log_z_lower", "log Z, from below", "nats", "neither",
+        "lower bound, in expectation, of the log normaliser by annealed importance sampling, mean over conditions",
+        BIDIRECTIONAL,
+    ),
+    Metric(
+        "partition/log_z_upper", "log Z, from above", "nats", "neither",
+        "upper bound, in expectation, of the log normaliser by reverse annealed importance sampling, up to the convergence of "
+        "the chains that it starts from; mean over conditions", BIDIRECTIONAL,
     ),
     Metric(
         "{split}/fd_{network}", "FD ({network})", "squared distance", "lower",
@@ -199,7 +211,11 @@ METRICS = (
     ),
     Metric(
         "classifier/accuracy", "accuracy", "share", "higher",
-        "fraction of test examples that a classifier of noisy data assigns to their class, without noise", GUIDED,
+        "fraction of test examples that a classifier assigns to their class, without noise", GUIDED,
+    ),
+    Metric(
+        "classifier/cross_entropy", "cross-entropy", "nats", "lower",
+        "mean of -log p(y | x) over test examples", JOINT,
     ),
     Metric(
         "classifier/accuracy_noisy", "accuracy on noisy data", "share", "higher",

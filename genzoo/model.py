@@ -19,9 +19,10 @@ Time of diffusion and flow models runs from data, ``t = 0``, to noise, ``t = 1``
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from abc import ABC, ABCMeta, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Flag, auto
 from typing import Any, Literal, NamedTuple
 
@@ -305,6 +306,61 @@ class Density(GenerativeModel):
     @abstractmethod
     def _log_prob(self, x: Tensor, y: Tensor | None, num_samples: int, rng: torch.Generator | None) -> LogProb:
         """Compute the log density, see ``log_prob``."""
+
+
+class Unnormalised(GenerativeModel):
+    """A model of an energy, with p(x | y) = exp(-E(x, y)/T)/Z(y) at temperature T, whose normaliser Z is unknown.
+
+    ``genzoo.evaluation.partition.log_partition`` estimates log Z between two stochastic bounds.
+
+    Attributes:
+        temperature: T, of the distribution that is trained and sampled.
+        reference_std: standard deviation of the normal distribution about zero from which chains start.
+    """
+
+    temperature: float
+    reference_std: float
+
+    def energy(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Compute the energy E(x, y) of events, (B, *shape) -> (B,), in units of T nats; differentiable.
+
+        Args:
+            x: (B, *shape).
+            y: conditions, (B, *condition.shape), of a conditional model.
+
+        Raises:
+            ValueError: for invalid conditions, as in ``loss``.
+        """
+        self.conditioner.check(y, len(x))
+        return self._energy(x, y)
+
+    @abstractmethod
+    def _energy(self, x: Tensor, y: Tensor | None) -> Tensor:
+        """Compute the energy, see ``energy``."""
+
+    def score(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Compute grad log p(x | y) = -grad E(x, y)/T, (B, *shape) -> (B, *shape), detached; arguments as in ``energy``."""
+        self.conditioner.check(y, len(x))
+        with torch.inference_mode(False), torch.enable_grad():
+            x = x.detach().clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(self._energy(x, y).sum(), x)
+        return -gradient / self.temperature
+
+    @abstractmethod
+    def chain_settings(self) -> dict[str, Any]:
+        """Describe the chains that ``sample`` draws from, for cards: name, steps and temperature, and further settings."""
+
+
+class Classifier(TrainableModel):
+    """A model of the class of an event, p(y | x)."""
+
+    def class_log_probs(self, x: Tensor) -> Tensor:
+        """Compute log p(y | x) of every class, (B, *shape) -> (B, n)."""
+        return self._class_log_probs(x)
+
+    @abstractmethod
+    def _class_log_probs(self, x: Tensor) -> Tensor:
+        """Compute the log probabilities, see ``class_log_probs``."""
 
 
 class Decoder(GenerativeModel):
@@ -673,6 +729,17 @@ class LogitGuided(GenerativeModel):
         Raises:
             ValueError: for an unconditional model, one without dropped conditions, and values without probabilities.
         """
+
+
+@contextlib.contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Set a model to evaluation mode in this context: no dropout, no updates of running statistics."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def frozen(model: TrainableModel) -> TrainableModel:

@@ -29,7 +29,7 @@ SIZES = {
     "width": 8, "max_width": 8, "channels": 8, "depth": 1, "blocks": 1, "couplings": 1, "latent_dim": 2, "num_steps": 20,
     "steps": 4, "layers": 1, "num_layers": 1, "embedding_dim": 8, "codebook_size": 8, "heads": 1, "pool": 32,
     "components": 2, "latent_channels": 2, "tolerance": 1.0, "bottleneck": 1, "up": 1, "down": 1, "n_critic": 1,
-    "head_channels": 8, "text_width": 8, "text_layers": 1,
+    "head_channels": 8, "text_width": 8, "text_layers": 1, "sampling_steps": 10,
 }  # fmt: skip
 
 
@@ -96,6 +96,8 @@ def steps() -> dict[str, Steps]:
         of_prior["masked_diffusion"] = ("vqvae",)
         for codec in of_prior.get(prior, ("vae", "vqvae")):
             found[f"latent-{codec}-{prior}"] = Steps(("model=latent", f"codec={codec}", f"prior={prior}", classes))
+    found["ebm-joint"] = Steps(("model=ebm", "model.labels=joint", "model.metropolis=true", classes), used=True)
+    found["ebm-joint-ranks"] = Steps(("model=ebm", "model.labels=joint", "model.metropolis=true", classes), ranks=2)
     found["gan-hinge"] = Steps(("model=gan", "model.loss=hinge"))
     found["realnvp-batch_norm-ranks"] = Steps(("model=realnvp", "model.batch_norm=true"), ranks=2)
     found["clip-none"] = Steps(("model=vae", "trainer.clip=null"))

@@ -54,6 +54,7 @@ LAYERS: dict[str, set[str]] = {
     "training": {"console", "data", "distributions", "environment", "model", "numerics", "runs"},
     "evaluation": {
         "catalogue",
+        "conditions",
         "console",
         "data",
         "devices",

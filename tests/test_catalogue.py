@@ -46,6 +46,7 @@ def subject(name: str) -> tuple[EvalData, FeatureNetwork | None]:
 def test_every_family_writes_declared_metrics_and_every_declared_metric_is_written():
     flow = "prior=flow_matching"  # whose density is an estimate, and that of a codec a bound
     more = [Case("latent", kind, (*words, flow), False) for kind, words in DATA.items()]
+    more += [Case("ebm", "image", (*DATA["image"], "model.labels=joint"), True)]  # a classifier, too
     every = {case: model for case, model in cases().values() if isinstance(model, GenerativeModel)}
     written: set[str] = set()
     for case, model in {**every, **{case: case.fresh() for case in more}}.items():

@@ -15,6 +15,7 @@ from genzoo.conditions import EXAMPLES_BYTES, ClassLabels, Condition, Conditione
 from genzoo.event import EventSpec
 from genzoo.families.autoregressive import Autoregressive
 from genzoo.families.ddpm import DDPM
+from genzoo.families.ebm import ebm
 from genzoo.families.flow import Flow
 from genzoo.families.flow_matching import FlowMatching, minibatch_ot
 from genzoo.families.gan import GAN, WGAN, WGANGP
@@ -474,6 +475,7 @@ FAMILIES = {
     "autoregressive": Autoregressive,
     "ddpm": DDPM,
     "flow_matching": FlowMatching,
+    "ebm": functools.partial(ebm, steps=3, sampling_steps=5, buffer_size=100),
     "gan": GAN,
     "glow": Glow,
     "hvae": HVAE,

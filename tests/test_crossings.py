@@ -88,6 +88,8 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "ddpm-hybrid-importance": (
         "ddpm", ALL, ("model.objective=hybrid", "model.variance=learned", "model.importance=true"),
     ),
+    "ebm": ("ebm", ALL, ()),
+    "ebm-metropolis": ("ebm", ALL, ("model.metropolis=true", "model.temperature=0.5", "model.data_noise=0.05")),
     "flow_matching": ("flow_matching", ALL, ()),
     "flow_matching-transport": ("flow_matching", ALL, ("model.pairing=optimal_transport",)),
     "flow_matching-reflow": ("flow_matching", ALL, (TEACHER,)),
@@ -565,10 +567,11 @@ def resumed(case: Crossing, folder: Path, x: Tensor, y: Any, steps: int, step: i
 
 
 ADVERSARIAL = ("gan", "wgan", "wgan_gp")
+CONTRASTIVE = ("ebm",)  # whose loss is a difference that is 0 at first and in equilibrium
 LEARNING = [
     (option, kinds[0] if i % 3 or kinds[0] == "grey" else kinds[-1], of_option(option)[i % len(of_option(option))])
     for i, (option, (family, kinds, _)) in enumerate(OPTIONS.items())
-    if family not in ADVERSARIAL
+    if family not in (*ADVERSARIAL, *CONTRASTIVE)
 ]
 
 
@@ -694,9 +697,9 @@ def exact_teacher(condition: Condition) -> FlowMatching:
 
 
 LEARNED = {
-    "classes": ["autoregressive", "ddpm-vlb", "ddpm-vlb-learned", "ddpm-hybrid-importance", "flow_matching-transport",
-                "flow_matching-reflow", "score_sde-edm", "realnvp-batch_norm", "glow-additive", "vae-per_element", "hvae",
-                "latent-flow_matching", "vqvae"],
+    "classes": ["autoregressive", "ebm-metropolis", "ddpm-vlb", "ddpm-vlb-learned", "ddpm-hybrid-importance",
+                "flow_matching-transport", "flow_matching-reflow", "score_sde-edm", "realnvp-batch_norm", "glow-additive",
+                "vae-per_element", "hvae", "latent-flow_matching", "vqvae"],
     "vectors": ["ddpm-hybrid-importance", "flow_matching-transport", "flow_matching-reflow", "vae-per_element",
                 "latent-realnvp"],
 }  # fmt: skip

@@ -60,7 +60,7 @@ from tests.toys import Relay
 SMALL = {
     "width": 16, "max_width": 16, "channels": 8, "depth": 1, "blocks": 1, "couplings": 4, "latent_dim": 2,
     "num_steps": 50, "steps": 5, "dropout": 0.0, "layers": 2, "num_layers": 2, "embedding_dim": 16, "codebook_size": 8,
-    "downsampling": 2, "head_channels": 8, "text_width": 16, "text_layers": 1, "bins": 3,
+    "downsampling": 2, "sampling_steps": 20, "head_channels": 8, "text_width": 16, "text_layers": 1, "bins": 3,
 }  # fmt: skip
 TINY = {**SMALL, "scales": 1, "tolerance": 1e-5}  # for an event of 2x2 pixels
 DATA = {"plane": ["data=moons"], "image": ["data=digits"]}

@@ -47,12 +47,23 @@ def likelihood(model: Density, data: Any, settings: EvalSettings, setting: dict[
     prefix = data.held_out  # "test" also for data without a test split
     name = f"{prefix}/{name}"
     metrics = {name: to_record(name, result.value, result.stderr, {**protocol, **of_bound}, {**setting, **draws})}
-    if data.density is not None:
-        truth = mean_and_stderr(-data.density.log_prob(x))
-        protocol = {**protocol, "bound": "EXACT", "model": "the law that made the data"}
-        name = f"{prefix}/nll_truth"
-        metrics[name] = to_record(name, truth.value, truth.stderr, protocol, {})
-    return metrics
+    return metrics | truth(data, x, protocol)
+
+
+def truth(data: Any, x: Any, protocol: dict[str, Any]) -> dict[str, Any]:
+    """Compute the negative log-likelihood of the data distribution, if it is known.
+
+    Args:
+        data: the data set.
+        x: its examples.
+        protocol: of the score of a model of them.
+    """
+    if data.density is None:
+        return {}
+    found = mean_and_stderr(-data.density.log_prob(x))
+    protocol = {**protocol, "bound": "EXACT", "model": "the law that made the data"}
+    name = f"{data.held_out}/nll_truth"  # "test" also for data without a test split
+    return {name: to_record(name, found.value, found.stderr, protocol, {})}
 
 
 def split_sha256(x: Any) -> str:

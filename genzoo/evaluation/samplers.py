@@ -15,7 +15,7 @@ from genzoo.diffusion.denoiser import sampling_denoisers
 from genzoo.diffusion.guidance import GuidedModel, GuidedSampler
 from genzoo.diffusion.samplers import Heun
 from genzoo.evaluation.describe import describe
-from genzoo.model import Augmented, Composite, GenerativeModel, ImageEmbedding, LogitGuided
+from genzoo.model import Augmented, Composite, GenerativeModel, ImageEmbedding, LogitGuided, Unnormalised
 from genzoo.numerics.random import SampleStreams
 from genzoo.reranking import Reranked
 
@@ -64,10 +64,12 @@ def _set_samplers(parts: list[Any], samplers: list[Any]) -> None:
 
 
 def sampler_card(model: GenerativeModel) -> dict[str, Any] | None:
-    """Describe the sampler of a denoiser, with all nested settings; None for other models.
+    """Describe the sampler of a denoiser, with all nested settings, or the chains of an energy-based model.
 
-    Other samplers of a composite model are under "then".
+    None for other models. Other samplers of a composite model are under "then".
     """
+    if isinstance(model, Unnormalised):
+        return model.chain_settings()
     parts: list[Any] = list(sampling_denoisers(model))
     cards = [describe(p.sampler.sampler if isinstance(p.sampler, GuidedSampler) else p.sampler) for p in parts]
     if not cards:

@@ -23,6 +23,7 @@ from genzoo.evaluation.classification import classification
 from genzoo.evaluation.contrastive import retrieval
 from genzoo.evaluation.cost import announce, cost, estimate, training_cost
 from genzoo.evaluation.density import likelihood, reconstruction, split_sha256
+from genzoo.evaluation.partition import partition_scores
 from genzoo.evaluation.records import saving, to_record
 from genzoo.evaluation.samplers import (
     augmentation_of,
@@ -53,7 +54,7 @@ from genzoo.metrics.features import (
 from genzoo.metrics.finite import NonFiniteError
 from genzoo.metrics.reference import reference
 from genzoo.metrics.sample_size import check_sample_size, small_splits
-from genzoo.model import Codec, Density, GenerativeModel, SharedEmbedding, TrainableModel
+from genzoo.model import Classifier, Codec, Density, GenerativeModel, SharedEmbedding, TrainableModel, Unnormalised
 from genzoo.numerics.precision import full_float32
 from genzoo.numerics.random import SampleStreams
 from genzoo.runs import Run, now
@@ -135,6 +136,10 @@ def evaluate_model(
             seconds = trained.costs.get("train_seconds")
             announce(estimate(model, eval_data.data, settings), seconds)
         metrics = likelihood(model, eval_data.data, settings, setting) if isinstance(model, Density) else {}
+        if isinstance(model, Unnormalised):
+            metrics |= partition_scores(model, eval_data.data, settings, setting)
+        if isinstance(model, Classifier):
+            metrics |= classification(model, eval_data.data, settings, setting)
         if isinstance(model, Codec):
             metrics |= reconstruction(model, eval_data.data, settings, setting)
         with within_evaluations(model, limit) as replaced:

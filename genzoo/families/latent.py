@@ -27,10 +27,9 @@ References:
 
 from __future__ import annotations
 
-import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +52,7 @@ from genzoo.model import (
     Samples,
     Stage,
     Staged,
+    eval_mode,
 )
 from genzoo.numerics import distributed
 
@@ -124,17 +124,6 @@ class Standardized(LatentTransform):
             std = variance.sqrt()
         self.std.copy_(std.clamp(min=1e-4).view(self.std.shape))
         self.mean.copy_(mean.view(self.mean.shape))
-
-
-@contextlib.contextmanager
-def eval_mode(codec: Codec) -> Iterator[None]:
-    """Set a frozen codec to evaluation mode: no dropout, no updates of running statistics."""
-    training = codec.training
-    codec.eval()
-    try:
-        yield
-    finally:
-        codec.train(training)
 
 
 class _Latent(Codec, Composite, Staged):

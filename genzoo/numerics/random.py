@@ -91,8 +91,8 @@ def generator(*name: int | str, device: torch.device | str = "cpu") -> torch.Gen
 class ShardGenerator(torch.Generator):
     """The stream of a name in distributed training, of which each rank takes the rows of its examples.
 
-    ``randn``, ``rand``, ``dither`` and ``randint`` of this module draw noise for the global batch, split equally in rank
-    order, and return the rows of this rank. ``randint_shared`` returns the same numbers on all ranks, as do torch's own
+    ``randn``, ``rand``, ``dither``, ``randint`` and ``choice`` of this module draw noise for the global batch, split equally in
+    rank order, and return the rows of this rank. ``randint_shared`` returns the same numbers on all ranks, as do torch's own
     functions.
 
     Args:
@@ -319,6 +319,25 @@ def randint_shared(
     """
     source = device if rng is None else rng.device
     return (torch.rand(n, generator=rng, device=source).to(device) * high).long().clamp_(max=high - 1)
+
+
+def choice(
+    high: int, n: int, *, rng: torch.Generator | None = None, device: torch.device | str | None = None
+) -> Tensor:
+    """Draw ``n`` different integers uniformly from 0..high-1, int64, different on all ranks of a global batch.
+
+    ``SampleStreams`` use the stream of the first index.
+
+    Raises:
+        ValueError: for more integers than there are.
+    """
+    shard = rng if isinstance(rng, ShardGenerator) else None
+    count = n if shard is None else shard.world * n
+    if count > high:
+        raise ValueError(f"{count} different integers of 0..{high - 1}: there are {high}")
+    source = device if rng is None else rng.device
+    drawn = torch.rand(high, generator=rng, device=source, dtype=torch.float64).argsort(stable=True)[:count].to(device)
+    return drawn if shard is None else shard.local_rows(drawn)
 
 
 def rand_systematic(n: int, *, rng: torch.Generator | None = None, device: torch.device | str | None = None) -> Tensor:

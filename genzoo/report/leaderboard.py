@@ -56,6 +56,7 @@ HEADLINES = (
     "test/coverage*",
     "reconstruction/psnr",
     "classifier/accuracy",
+    "classifier/cross_entropy",
     "classifier/accuracy_noisy",
     "memorisation/copied",
     "sampling/nfe",

@@ -211,6 +211,12 @@ PAIRS = """
     model=nsf model.bins=0|bins
     model=nsf model.bound=-1|bound
     model=nsf data=moons data.shape=[1]|two dimensions
+    model=ebm model.labels=both|labels must be condition or joint
+    model=ebm model.labels=joint|data.conditional=true
+    model=ebm model.temperature=0|temperature
+    model=ebm model.buffer_size=5|buffer_size
+    model=ebm sampler=heun|sampler
+    model=ebm data=moons network@model.network=critic_image|model
     model=maf model.transform=cubic|transform
     model=maf model.order=sorted|order
     model=maf model.layers=0|layers

@@ -32,6 +32,7 @@ SHARE = 5  # examples of a rank
 TOLERANCE = 1e-10
 # What a default configuration leaves out.
 OPTIONS = {
+    "ebm-joint-conditional": ("ebm", "image", "model.labels=joint"),
     "gan-resnet": ("gan", "image", "network@model.generator=resnet_generator_image",
                    "network@model.critic=resnet_critic_image", "model.loss=hinge"),
     "realnvp-batch_norm": ("realnvp", "image", "network@model.network=coupling_realnvp", "model.network.side=8",
