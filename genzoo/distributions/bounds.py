@@ -78,17 +78,21 @@ class RateCost(nn.Module):
         self.beta, self.warmup, self.free_bits = beta, warmup, free_bits
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, *divergences: Tensor) -> Tensor:
+    def forward(self, *divergences: Tensor, estimated: bool = False) -> Tensor:
         """Return the weighted KL of a batch, ().
 
         Args:
             divergences: KL of each latent, (B, groups, ...), from one or several layers.
+            estimated: whether they are estimates from samples, which may be negative; without free bits, they stay so, since a
+                bound at 0 would bias their mean.
         """
         groups = [kl.reshape(*kl.shape[:2], -1).sum(2).mean(0) for kl in divergences]
         rates = torch.cat(groups)
         if self.training and self.free_bits:  # nonlinear in the mean over the batch
             rates = distributed.all_reduce_mean(rates)
-        rate = rates.clamp(min=self.free_bits).sum()
+        if not estimated or self.free_bits:
+            rates = rates.clamp(min=self.free_bits)
+        rate = rates.sum()
         return self.weight() * rate
 
     def weight(self) -> Tensor | float:

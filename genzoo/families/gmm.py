@@ -195,8 +195,6 @@ class GMM(Density):
         u = rand((n, 1), rng=rng, device=self.device)
         k = draw_index(self.log_weights(y).expand(n, -1), u)[:, 0]
         eps = randn((n, self.dim), rng=rng, device=self.device, dtype=self.dtype)
-        if self.lower is None:
-            noise = eps * self.log_scales.exp()[k]
-        else:
-            noise = (self.factors()[k] @ eps[:, :, None])[:, :, 0]
+        scaled = self.lower is None
+        noise = eps * self.log_scales.exp()[k] if scaled else (self.factors()[k] @ eps[:, :, None])[:, :, 0]
         return Samples((self.means[k] + noise).view(n, *self.shape), nfe=1)

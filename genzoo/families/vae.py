@@ -178,7 +178,7 @@ class _VAE(Density, LatentVariable):
         self.sample_likelihood = sample_likelihood
         self.flow = None if posterior is None else _flow(posterior, self.latent)
         if prior is not None:
-            self.prior = self._built(prior)
+            self.prior = _prior(prior, self)
 
     # Posterior
 
@@ -244,13 +244,13 @@ class _VAE(Density, LatentVariable):
         distortion = -self._log_likelihood(x, draw.z, y).mean()
         divergence = self._divergence(draw, self._prior_condition(y, rng))
         terms = {"distortion": distortion.detach(), "rate": divergence.detach().flatten(1).sum(1).mean()}
-        aux = {}
+        aux, rate = {}, self.cost(divergence, estimated=not isinstance(self, GaussianPosterior))
         if self.constraint is not None:
-            total = self.constraint(distortion) + self.cost(divergence)
+            total = self.constraint(distortion) + rate
             held = distributed.all_reduce_mean(distortion.detach()) if self.training else distortion.detach()
             aux["distortion"], terms["multiplier"] = held, self.constraint.log_multiplier.exp()
         else:
-            total = distortion + self.cost(divergence)
+            total = distortion + rate
         if self.objective == "info":
             discrepancy = self._discrepancy(draw.z, y, rng)
             total, terms["mmd"] = total + self.mmd * discrepancy, discrepancy.detach()
@@ -270,10 +270,10 @@ class _VAE(Density, LatentVariable):
         """Return the squared MMD of the global batch's latents and as many draws of the prior, ()."""
         with torch.no_grad():
             other = self._prior_samples(len(z), y, rng).x.clone()
-        rows = [part.flatten(1) for part in (z, other)]
+        a, b = z.flatten(1), other.flatten(1)
         if self.training:  # nonlinear in the samples of the batch
-            rows = [distributed.all_gather(part).flatten(0, 1) for part in rows]
-        return squared_mmd(*rows, bandwidth=math.sqrt(rows[0].shape[1]))
+            a, b = (distributed.all_gather(part).flatten(0, 1) for part in (a, b))
+        return squared_mmd(a, b, bandwidth=math.sqrt(a.shape[1]))
 
     @torch.no_grad()
     def after_step(
@@ -341,20 +341,6 @@ class LearnedPriorVAE(_VAE, Composite):
 
     prior: Density
 
-    def _built(self, prior: Callable[..., GenerativeModel]) -> Density:
-        """Build the prior."""
-        built = prior(EventSpec(self.latent.shape), self.condition)
-        if not isinstance(built, Density) or built.bound is not Bound.EXACT:
-            raise ValueError(
-                f"prior: {type(built).__name__} has no exact density: choose vamp, gmm, realnvp, glow, nsf, maf or "
-                "autoregressive, or model=latent, which trains the prior afterwards"
-            )
-        if self.objective == "info" and not self.cost.beta:
-            raise ValueError("objective=info with beta=0 does not train a learned prior: set model.beta above 0")
-        if isinstance(built, VampPrior):
-            built.attach(self)
-        return built
-
     def _initialize(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> None:
         if isinstance(self.prior, VampPrior):
             self.prior.set_inputs(x)
@@ -381,7 +367,7 @@ class VampPrior(Density):
     Args:
         event: of the latents.
         condition: of the model.
-        components: K. With classes all pairs of inputs and classes are encoded, and with other conditions K inputs for each event.
+        components: K. With classes all pairs of inputs and classes are encoded, with other conditions K inputs for each event.
 
     Raises:
         ValueError: for less than one component.
@@ -450,6 +436,21 @@ class VampPrior(Density):
 def _kind(prior: Any, posterior: Any) -> type[_VAE]:
     """Return the class of a prior and a posterior."""
     return LearnedPriorVAE if prior is not None else FlowPosteriorVAE if posterior is not None else VAE
+
+
+def _prior(prior: Callable[..., GenerativeModel], model: _VAE) -> Density:
+    """Build the prior of a model."""
+    built = prior(EventSpec(model.latent.shape), model.condition)
+    if not isinstance(built, Density) or built.bound is not Bound.EXACT:
+        raise ValueError(
+            f"prior: {type(built).__name__} has no exact density: choose vamp, gmm, realnvp, glow, nsf, maf or "
+            "autoregressive, or model=latent, which trains the prior afterwards"
+        )
+    if model.objective == "info" and not model.cost.beta:
+        raise ValueError("objective=info with beta=0 does not train a learned prior: set model.beta above 0")
+    if isinstance(built, VampPrior):
+        built.attach(model)
+    return built
 
 
 def _flow(posterior: Callable[..., GenerativeModel], latent: Continuous) -> Bijective:
