@@ -90,7 +90,7 @@ def steps() -> dict[str, Steps]:
     for prior in ("vamp", "gmm", "maf", "autoregressive"):
         found[f"vae-{prior}"] = Steps(("model=vae", f"prior={prior}", classes), used=True)
     found["vae-iaf"] = Steps(("model=vae", "posterior@model.posterior=iaf"), used=True)
-    for name, words in {"iwae": (), "info": (), "geco": ("model.target=1.0",)}.items():
+    for name, words in {"iwae": ("model.beta=1",), "info": (), "geco": ("model.target=1.0",)}.items():
         found[f"vae-{name}-ranks"] = Steps(("model=vae", f"model.objective={name}", *words), ranks=2)
     found["hvae-warmup-ranks"] = Steps(("model=hvae", "model.warmup=400", "model.free_bits=0.1"), ranks=2)
     for prior in sorted(path.stem for path in (CONF / "prior").glob("*.yaml")):

@@ -140,7 +140,7 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "vae-bernoulli": ("vae", IMAGES, (f"{LIKELIHOOD}bernoulli", "data.levels=2")),
     "vae-iaf": ("vae", ALL, (IAF, "model.free_bits=0.25")),
     "vae-vamp": ("vae", ALL, ("prior=vamp",)),
-    "vae-gmm": ("vae", ALL, ("prior=gmm", "model.objective=iwae", "model.samples=3")),
+    "vae-gmm": ("vae", ALL, ("prior=gmm", "model.objective=iwae", "model.samples=3", "model.beta=1.0")),
     "vae-maf": ("vae", ALL, ("prior=maf", IAF, "model.objective=info", "model.beta=0.5")),
     "vae-nsf": ("vae", ALL, ("prior=nsf",)),
     "vae-autoregressive": ("vae", ALL, ("prior=autoregressive", "model.objective=geco", "model.target=1.0")),

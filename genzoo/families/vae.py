@@ -24,10 +24,10 @@ model, or the mixture of the posteriors at K learned pseudo-inputs u_k,
 
 With all N data as pseudo-inputs the mean KL is the mutual information of index and latent, at most log N.
 
-Objective, with weight beta of the KL; reported bounds are those above:
+Objective, with weight beta of the KL, which importance weights do not allow; reported bounds are those above:
 
     elbo    distortion + beta KL,                distortion = E_q[-log p(x | z)]
-    iwae    -log 1/K sum_k p(x | z_k) (p(z_k) / q(z_k | x))^beta
+    iwae    -log 1/K sum_k p(x | z_k) p(z_k) / q(z_k | x)
     info    distortion + beta KL + mmd MMD^2(q(z), p(z)), q(z) the mixture of a batch's posteriors; beta = 1 - alpha and
             mmd = alpha + lambda - 1 in the paper's notation
     geco    beta KL + lambda (distortion - target), with lambda adapted until the distortion is at its target
@@ -154,8 +154,12 @@ class _VAE(Density, LatentVariable):
             raise ValueError(f"latent_dim must be at least 1, not {latent_dim}")
         if objective not in ("elbo", "iwae", "info", "geco"):
             raise ValueError(f"objective must be elbo, iwae, info or geco, not {objective!r}")
-        if objective == "iwae" and (samples < 1 or free_bits):
-            raise ValueError(f"objective=iwae needs samples of at least 1 and free_bits=0, not {samples}, {free_bits}")
+        if objective == "iwae" and (beta != 1 or free_bits):
+            raise ValueError(
+                f"objective=iwae has no weight of the rate: set model.beta=1 model.free_bits=0, not {beta} and {free_bits}"
+            )
+        if samples < 1:
+            raise ValueError(f"samples must be at least 1, not {samples}")
         if objective == "info" and mmd <= 0:
             raise ValueError(f"objective=info needs a positive mmd, not {mmd}")
         if objective == "geco" and target is None:

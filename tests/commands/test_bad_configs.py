@@ -181,7 +181,8 @@ PAIRS = """
     model=vae posterior@model.posterior=vamp|posterior
     model=vae model.objective=elba|objective
     model=vae model.objective=geco|model.target
-    model=vae model.objective=iwae model.samples=0|samples
+    model=vae model.objective=iwae model.beta=1 model.samples=0|samples
+    model=vae model.objective=iwae model.beta=2|model.beta=1
     model=vae model.objective=info model.mmd=0|mmd
     model=latent prior=vamp|vamp
     model=latent codec=vqvae prior=gmm|prior
