@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from genzoo.families.gan import WGAN as WGAN
     from genzoo.families.gan import WGANGP as WGANGP
     from genzoo.families.glow import Glow as Glow
+    from genzoo.families.gmm import GMM as GMM
     from genzoo.families.hvae import HVAE as HVAE
     from genzoo.families.latent import LatentDensity as LatentDensity
     from genzoo.families.latent import LatentModel as LatentModel
@@ -43,10 +44,15 @@ if TYPE_CHECKING:
     from genzoo.families.maf import MAF as MAF
     from genzoo.families.masked_diffusion import MaskedDiffusion as MaskedDiffusion
     from genzoo.families.nsf import NSF as NSF
+    from genzoo.families.rae import RAE as RAE
     from genzoo.families.realnvp import RealNVP as RealNVP
     from genzoo.families.score_sde import ScoreSDE as ScoreSDE
     from genzoo.families.unclip import UnCLIP as UnCLIP
     from genzoo.families.vae import VAE as VAE
+    from genzoo.families.vae import FlowPosteriorVAE as FlowPosteriorVAE
+    from genzoo.families.vae import LearnedPriorVAE as LearnedPriorVAE
+    from genzoo.families.vae import VampPrior as VampPrior
+    from genzoo.families.vae import vae as vae
     from genzoo.families.vqvae import VQVAE as VQVAE
     from genzoo.loading import load as load
 
@@ -80,23 +86,29 @@ _HOME = {
     "EBM": "genzoo.families.ebm",
     "FlowMatching": "genzoo.families.flow_matching",
     "Glow": "genzoo.families.glow",
+    "FlowPosteriorVAE": "genzoo.families.vae",
     "GAN": "genzoo.families.gan",
+    "GMM": "genzoo.families.gmm",
     "HVAE": "genzoo.families.hvae",
     "JEM": "genzoo.families.ebm",
     "LatentDensity": "genzoo.families.latent",
     "LatentModel": "genzoo.families.latent",
+    "LearnedPriorVAE": "genzoo.families.vae",
     "MAF": "genzoo.families.maf",
     "NSF": "genzoo.families.nsf",
     "MaskedDiffusion": "genzoo.families.masked_diffusion",
+    "RAE": "genzoo.families.rae",
     "RealNVP": "genzoo.families.realnvp",
     "ScoreSDE": "genzoo.families.score_sde",
     "UnCLIP": "genzoo.families.unclip",
     "VAE": "genzoo.families.vae",
     "VQVAE": "genzoo.families.vqvae",
+    "VampPrior": "genzoo.families.vae",
     "WGAN": "genzoo.families.gan",
     "WGANGP": "genzoo.families.gan",
     "ebm": "genzoo.families.ebm",
     "latent": "genzoo.families.latent",
+    "vae": "genzoo.families.vae",
 }
 __all__ = [
     "train",
@@ -123,25 +135,31 @@ __all__ = [
     "DDPM",
     "EBM",
     "FlowMatching",
+    "FlowPosteriorVAE",
     "GAN",
+    "GMM",
     "Glow",
     "HVAE",
     "JEM",
     "LatentDensity",
     "LatentModel",
+    "LearnedPriorVAE",
     "MAF",
     "NSF",
     "MaskedDiffusion",
+    "RAE",
     "RealNVP",
     "ScoreSDE",
     "UnCLIP",
     "VAE",
     "VQVAE",
+    "VampPrior",
     "WGAN",
     "WGANGP",
     "ebm",
     "latent",
     "load",
+    "vae",
 ]
 
 

@@ -30,6 +30,7 @@ from genzoo.diffusion.denoiser import Denoiser
 from genzoo.diffusion.probability_flow import ode_decode, ode_encode
 from genzoo.model import (
     AbilityError,
+    Bijective,
     Codec,
     Composite,
     Continuous,
@@ -92,11 +93,15 @@ def meaning(model: Model) -> str:
         return f"{family}: index of the nearest of {space.levels} codes at each position of the grid"
     if isinstance(model, Denoiser):
         return f"{family}: noise at the end of the probability-flow ODE, prior N(0, I)"
+    if isinstance(model, Composite) and isinstance(model, LatentVariable):
+        return f"{family}: mean of the posterior q(z | x), or its flow; its prior is learned"
     if isinstance(model, Composite):
         return f"{family}: latent of the codec, standardised per channel; its prior is learned"
     if isinstance(model, GaussianPosterior):
         return f"{family}: mean of the posterior q(z | x), prior N(0, I)"
-    if isinstance(model, Codec) and not isinstance(model, LatentVariable):
+    if isinstance(model, LatentVariable):
+        return f"{family}: flow of the mean of the posterior, prior N(0, I)"
+    if isinstance(model, Bijective):
         return f"{family}: z = f(x) of the invertible map, prior N(0, I)"
     return f"{family}: latent of the decoder, prior N(0, I)"
 

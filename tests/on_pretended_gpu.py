@@ -87,12 +87,18 @@ def steps() -> dict[str, Steps]:
         binary = ("data.levels=2",) if likelihood == "bernoulli" else ()
         found[f"vae-{likelihood}"] = Steps(("model=vae", f"likelihood@model.likelihood={likelihood}", *binary))
     found["vae-warmup"] = Steps(("model=vae", "model.warmup=400", "model.free_bits=0.1", "model.beta=0.5"))
+    for prior in ("vamp", "gmm", "maf", "autoregressive"):
+        found[f"vae-{prior}"] = Steps(("model=vae", f"prior={prior}", classes), used=True)
+    found["vae-iaf"] = Steps(("model=vae", "posterior@model.posterior=iaf"), used=True)
+    for name, words in {"iwae": ("model.beta=1",), "info": (), "geco": ("model.target=1.0",)}.items():
+        found[f"vae-{name}-ranks"] = Steps(("model=vae", f"model.objective={name}", *words), ranks=2)
     found["hvae-warmup-ranks"] = Steps(("model=hvae", "model.warmup=400", "model.free_bits=0.1"), ranks=2)
     for prior in sorted(path.stem for path in (CONF / "prior").glob("*.yaml")):
-        if prior == "dalle":  # over captions
+        if prior in ("dalle", "vamp"):  # over captions, and of a VAE's own encoder
             continue
         # A sequence of classes needs codes, which a VAE does not have, and a mixture of Gaussians real numbers.
         of_prior = {"pixelcnn": ("vqvae",), "transformer": ("vqvae",), "autoregressive": ("vae",)}
+        of_prior["gmm"] = ("vae", "rae")
         of_prior["masked_diffusion"] = ("vqvae",)
         for codec in of_prior.get(prior, ("vae", "vqvae")):
             found[f"latent-{codec}-{prior}"] = Steps(("model=latent", f"codec={codec}", f"prior={prior}", classes))

@@ -70,6 +70,7 @@ KINDS = {
 ALL, IMAGES, POINTS = tuple(KINDS), ("grey", "colour"), ("points",)
 
 NETWORK, LIKELIHOOD, SCHEDULE = "network@model.network=", "likelihood@model.likelihood=", "schedule@model.schedule="
+IAF = "posterior@model.posterior=iaf"
 TEACHER, CODEC = "teacher of reflow", "finished codec"
 # The options of each family, and the kinds of data that they apply to.
 OPTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
@@ -139,6 +140,13 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "vae-mixture": ("vae", POINTS, (f"{LIKELIHOOD}gaussian_mixture",)),
     "vae-logistic_mixture": ("vae", IMAGES, (f"{LIKELIHOOD}logistic_mixture",)),
     "vae-bernoulli": ("vae", IMAGES, (f"{LIKELIHOOD}bernoulli", "data.levels=2")),
+    "vae-iaf": ("vae", ALL, (IAF, "model.free_bits=0.25")),
+    "vae-vamp": ("vae", ALL, ("prior=vamp",)),
+    "vae-gmm": ("vae", ALL, ("prior=gmm", "model.objective=iwae", "model.samples=3", "model.beta=1.0")),
+    "vae-maf": ("vae", ALL, ("prior=maf", IAF, "model.objective=info", "model.beta=0.5")),
+    "vae-nsf": ("vae", ALL, ("prior=nsf",)),
+    "vae-autoregressive": ("vae", ALL, ("prior=autoregressive", "model.objective=geco", "model.target=1.0")),
+    "vae-info": ("vae", ALL, ("model.objective=info", "model.beta=0.0")),
     "hvae": ("hvae", ALL, ("model.free_bits=0.55", "model.warmup=40")),
     "hvae-categorical": ("hvae", IMAGES, (f"{LIKELIHOOD}categorical",)),
     "hvae-gaussian": ("hvae", IMAGES, (f"{LIKELIHOOD}gaussian",)),
@@ -148,6 +156,9 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "latent-score_sde": ("latent", POINTS, ("prior=score_sde",)),
     "latent-realnvp": ("latent", ALL, ("prior=realnvp",)),
     "latent-glow": ("latent", POINTS, ("prior=glow",)),
+    "latent-gmm": ("latent", ALL, ("prior=gmm", "prior.covariance=diagonal")),
+    "rae": ("rae", ALL, ()),
+    "rae-ddpm": ("rae", ALL, ("prior=ddpm", "codec.regularizer=gradient_penalty")),
     "latent-vqvae": ("latent", IMAGES, ("codec=vqvae", "prior=pixelcnn")),
     "latent-dvae": ("latent", IMAGES, ("codec=dvae", "codec.annealing=60", "codec.warmup=40", "prior=transformer")),
     "latent-masked_diffusion": ("latent", ALL, ("codec=vqvae", "prior=masked_diffusion")),
@@ -699,7 +710,7 @@ def exact_teacher(condition: Condition) -> FlowMatching:
 LEARNED = {
     "classes": ["autoregressive", "ebm-metropolis", "ddpm-vlb", "ddpm-vlb-learned", "ddpm-hybrid-importance",
                 "flow_matching-transport", "flow_matching-reflow", "score_sde-edm", "realnvp-batch_norm", "glow-additive",
-                "vae-per_element", "hvae", "latent-flow_matching", "vqvae"],
+                "vae-per_element", "hvae", "vae-gmm", "vae-maf", "rae", "latent-flow_matching", "vqvae"],
     "vectors": ["ddpm-hybrid-importance", "flow_matching-transport", "flow_matching-reflow", "vae-per_element",
                 "latent-realnvp"],
 }  # fmt: skip
@@ -745,6 +756,7 @@ def test_samples_have_the_law_of_the_condition_that_is_asked_for(option, kind):
     "option",
     [
         *("autoregressive", "autoregressive-classes", "ddpm-vlb", "ddpm-vlb-learned", "ddpm-hybrid-importance"),
+        *("vae-iaf", "vae-vamp", "vae-gmm", "vae-maf"),
         *("vae-categorical", "vae-logistic_mixture", "vae-bernoulli", "hvae-categorical", "latent-vqvae", "vqvae"),
         *("masked_diffusion", "masked_diffusion-uniform", "latent-masked_diffusion"),
     ],

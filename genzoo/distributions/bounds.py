@@ -15,6 +15,7 @@ References:
     Kingma et al., "Improving Variational Inference with Inverse Autoregressive Flow", 2016,
     https://arxiv.org/abs/1606.04934 (appendix, free bits).
     Higgins et al., "beta-VAE", 2017, https://openreview.net/forum?id=Sy2fzU9gl.
+    Rezende, Viola, "Taming VAEs", 2018, https://arxiv.org/abs/1810.00597 (a constraint in place of a weight).
 """
 
 from __future__ import annotations
@@ -77,20 +78,69 @@ class RateCost(nn.Module):
         self.beta, self.warmup, self.free_bits = beta, warmup, free_bits
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, *divergences: Tensor) -> Tensor:
+    def forward(self, *divergences: Tensor, estimated: bool = False) -> Tensor:
         """Return the weighted KL of a batch, ().
 
         Args:
             divergences: KL of each latent, (B, groups, ...), from one or several layers.
+            estimated: whether they are estimates from samples, which may be negative; without free bits, they stay so, since a
+                bound at 0 would bias their mean.
         """
         groups = [kl.reshape(*kl.shape[:2], -1).sum(2).mean(0) for kl in divergences]
         rates = torch.cat(groups)
         if self.training and self.free_bits:  # nonlinear in the mean over the batch
             rates = distributed.all_reduce_mean(rates)
-        rate = rates.clamp(min=self.free_bits).sum()
-        weight = (self.seen / self.warmup).clamp(max=1) if self.warmup else 1.0
-        return self.beta * weight * rate
+        if not estimated or self.free_bits:
+            rates = rates.clamp(min=self.free_bits)
+        rate = rates.sum()
+        return self.weight() * rate
+
+    def weight(self) -> Tensor | float:
+        """Return the current weight of the KL term."""
+        return self.beta * ((self.seen / self.warmup).clamp(max=1) if self.warmup else 1.0)
 
     def count(self, images: int) -> None:
         """Count the images of a training step, for the warm-up."""
         self.seen += images
+
+
+class Constraint(nn.Module):
+    r"""A distortion that is held at a target by a Lagrange multiplier (GECO).
+
+    The loss is ``rate + lambda (distortion - target)``. After each step
+
+        c <- decay c + (1 - decay) (distortion - target)/D,      lambda <- lambda exp(speed c)
+
+    so that the multiplier rises while the distortion exceeds the target, and otherwise falls. The optimum is that of a VAE with
+    ``beta = 1/lambda``: the target replaces the choice of beta.
+
+    Args:
+        target: of the distortion, in nats.
+        dim: D, the number of dimensions of an event.
+        speed: of the multiplier, per step and nat per dimension.
+        decay: of the moving average of the excess.
+
+    References:
+        Rezende, Viola, "Taming VAEs", 2018, https://arxiv.org/abs/1810.00597 (eq. 3, algorithm 1).
+    """
+
+    LARGEST = 1e4  # multiplier, and its inverse the smallest one
+
+    log_multiplier: Tensor
+    excess: Tensor
+
+    def __init__(self, target: float, dim: int, speed: float = 0.02, decay: float = 0.9):
+        super().__init__()
+        self.target, self.dim, self.speed, self.decay = target, dim, speed, decay
+        self.register_buffer("log_multiplier", torch.zeros(()))
+        self.register_buffer("excess", torch.zeros(()))
+
+    def forward(self, distortion: Tensor) -> Tensor:
+        """Return the weighted excess of a distortion, ()."""
+        return self.log_multiplier.exp() * (distortion - self.target)
+
+    def update(self, distortion: Tensor) -> None:
+        """Update the multiplier by the distortion of a step, the mean over the global batch."""
+        self.excess.lerp_(((distortion - self.target) / self.dim).to(self.excess), 1 - self.decay)
+        bound = math.log(self.LARGEST)
+        self.log_multiplier.add_(self.speed * self.excess).clamp_(-bound, bound)

@@ -96,10 +96,11 @@ def a_choice_misspelt(rng: random.Random) -> Bad:
 
 
 def numbers(rng: random.Random, kinds: tuple[type, ...], but: set[str] = frozenset()) -> tuple[str, tuple[str, ...]]:
-    """Draw a key that holds a number, and the words that lead to it."""
+    """Draw a key that holds a number, and the words that lead to it; of those that may be large, none with a cap beside it."""
     model, data, words = start(rng)
     found = leaves(model, data)
-    keys = [k for k, v in found.items() if type(v) in kinds and k.rpartition(".")[2] not in but]
+    capped = {k.replace(".max_width", ".width") for k in found if k.endswith(".max_width")} if but else set()
+    keys = [k for k, v in found.items() if type(v) in kinds and k.rpartition(".")[2] not in but and k not in capped]
     return rng.choice(keys), words
 
 
@@ -172,6 +173,21 @@ PAIRS = """
     model=ddpm sampler.steps=1001|sampler
     model=score_sde sampler.steps=-1|sampler
     model=vae codec=vae|codec
+    model=vae prior=ddpm|model=latent
+    model=vae prior=dalle|prior
+    model=vae prior=vamp posterior@model.posterior=iaf|omit posterior
+    model=vae prior=gmm prior.components=0|components
+    model=vae prior=gmm prior.covariance=tied|covariance
+    model=vae posterior@model.posterior=vamp|posterior
+    model=vae model.objective=elba|objective
+    model=vae model.objective=geco|model.target
+    model=vae model.objective=iwae model.beta=1 model.samples=0|samples
+    model=vae model.objective=iwae model.beta=2|model.beta=1
+    model=vae model.objective=info model.mmd=0|mmd
+    model=latent prior=vamp|vamp
+    model=latent codec=vqvae prior=gmm|prior
+    model=rae codec.regularizer=none|regularizer
+    model=rae codec.latent_dim=0|latent_dim
     model=dalle data=digits|data
     model=dalle data=shapes data.n=20 data.n_test=4 data.conditional=false|data
     model=ddpm codec=vqvae|codec

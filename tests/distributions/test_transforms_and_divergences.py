@@ -1,4 +1,4 @@
-"""The logit against the Jacobian of autograd and the law that it must give uniform data; the KL against torch's."""
+"""The logit against the Jacobian of autograd and the law that it must give uniform data; divergences against closed forms."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from genzoo.distributions.divergences import kl_normal
+from genzoo.distributions.divergences import kl_normal, squared_mmd
 from genzoo.distributions.transforms import Logit
+from genzoo.numerics.random import generator
 
 
 @pytest.mark.parametrize("margin", [0.05, 1e-6, 0.3])
@@ -58,3 +60,29 @@ def test_kl_of_normal_laws_is_torchs():
 def test_kl_of_a_law_from_itself_is_zero():
     mean, log_var = torch.randn(2, 50, dtype=torch.float64)
     assert torch.equal(kl_normal(mean, log_var, mean, log_var), torch.zeros(50).double())
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_the_discrepancy_of_normal_laws_is_its_closed_form_in_the_mean(equal):
+    """E k(a, b) = det(I + (S1 + S2)/l^2)^(-1/2) exp(-d'(l^2 I + S1 + S2)^-1 d/2) for a ~ N(m1, S1), b ~ N(m2, S2)."""
+    rng, length = generator("mmd"), 1.3
+    roots = [torch.eye(2).double(), torch.tensor([[1.5, 0.0], [0.4, 0.7]]).double()]
+    means = [torch.zeros(2).double(), torch.tensor([0.8, -0.3]).double()]
+    if equal:
+        roots[1], means[1] = roots[0], means[0]
+
+    def expected(i: int, j: int) -> float:
+        spread, d = roots[i] @ roots[i].T + roots[j] @ roots[j].T, means[i] - means[j]
+        eye = torch.eye(2).double()
+        quadratic = d @ torch.linalg.solve(length**2 * eye + spread, d)
+        return float(torch.linalg.det(eye + spread / length**2) ** -0.5 * torch.exp(-quadratic / 2))
+
+    def draw(i: int, n: int) -> Tensor:
+        return means[i] + torch.randn(n, 2, generator=rng).double() @ roots[i].T
+
+    values = torch.stack([squared_mmd(draw(0, 20), draw(1, 25), length) for _ in range(3000)])
+    closed = expected(0, 0) + expected(1, 1) - 2 * expected(0, 1)
+    assert (closed < 1e-12) == equal
+    assert float(values.mean()) == pytest.approx(closed, abs=4 * float(values.std()) / math.sqrt(3000))
+    one = squared_mmd(draw(0, 1), draw(1, 1), length)
+    assert bool(one.isfinite())
