@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from genzoo.families.maf import MAF as MAF
     from genzoo.families.masked_diffusion import MaskedDiffusion as MaskedDiffusion
     from genzoo.families.nsf import NSF as NSF
+    from genzoo.families.r3gan import R3GAN as R3GAN
     from genzoo.families.realnvp import RealNVP as RealNVP
     from genzoo.families.score_sde import ScoreSDE as ScoreSDE
     from genzoo.families.unclip import UnCLIP as UnCLIP
@@ -83,6 +84,7 @@ _HOME = {
     "MAF": "genzoo.families.maf",
     "NSF": "genzoo.families.nsf",
     "MaskedDiffusion": "genzoo.families.masked_diffusion",
+    "R3GAN": "genzoo.families.r3gan",
     "RealNVP": "genzoo.families.realnvp",
     "ScoreSDE": "genzoo.families.score_sde",
     "UnCLIP": "genzoo.families.unclip",
@@ -124,6 +126,7 @@ __all__ = [
     "MAF",
     "NSF",
     "MaskedDiffusion",
+    "R3GAN",
     "RealNVP",
     "ScoreSDE",
     "UnCLIP",

@@ -234,6 +234,34 @@ FAULTS = [
         "loss = self.penalty * penalty + distance",
         "tests/families/test_gan.py",
     ),
+    Fault(
+        "R3GAN penalises the slope at the data alone",
+        "families/r3gan.py",
+        "gradient.flatten(1).square().sum(1).mean() * 2",
+        "gradient[: len(x)].flatten(1).square().sum(1).mean()",
+        "tests/families/test_r3gan.py",
+    ),
+    Fault(
+        "R3GAN's generator minimises the critic's loss",
+        "families/r3gan.py",
+        "return F.softplus(on_data - self.critic(fake, y).to(fake.dtype)).mean()",
+        "return F.softplus(self.critic(fake, y).to(fake.dtype) - on_data).mean()",
+        "tests/families/test_r3gan.py",
+    ),
+    Fault(
+        "R3GAN's penalty is a norm and no square",
+        "families/r3gan.py",
+        "gradient.flatten(1).square().sum(1).mean() * 2",
+        "gradient.flatten(1).norm(dim=1).mean() * 2",
+        "tests/families/test_r3gan.py",
+    ),
+    Fault(
+        "R3GAN's annealing counts steps and not images",
+        "families/r3gan.py",
+        "self.gamma.count(batch_size)",
+        "self.gamma.count(1)",
+        "tests/families/test_r3gan.py",
+    ),
     # Flows
     Fault(
         "a coupling's log-determinant has the wrong sign",

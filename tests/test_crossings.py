@@ -105,6 +105,8 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         "gan", IMAGES, ("network@model.generator=resnet_generator_image", "network@model.critic=resnet_critic_image",
                         "model.critic.spectral_norm=true", "model.loss=hinge"),
     ),
+    "r3gan": ("r3gan", ALL, ()),
+    "r3gan-annealed": ("r3gan", IMAGES, ("model.final_gamma=0.01", "model.annealing=60")),
     "wgan": ("wgan", ALL, ()),
     "wgan_gp": ("wgan_gp", ALL, ()),
     "glide": ("glide", IMAGES, ("model.network.patch=2",)),
@@ -564,7 +566,7 @@ def resumed(case: Crossing, folder: Path, x: Tensor, y: Any, steps: int, step: i
     return module
 
 
-ADVERSARIAL = ("gan", "wgan", "wgan_gp")
+ADVERSARIAL = ("gan", "r3gan", "wgan", "wgan_gp")
 LEARNING = [
     (option, kinds[0] if i % 3 or kinds[0] == "grey" else kinds[-1], of_option(option)[i % len(of_option(option))])
     for i, (option, (family, kinds, _)) in enumerate(OPTIONS.items())

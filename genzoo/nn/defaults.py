@@ -19,6 +19,7 @@ from genzoo.nn.embeddings import embedding
 from genzoo.nn.grid import GridDecoder, GridEncoder
 from genzoo.nn.mlp import MLP, TimeMLP
 from genzoo.nn.pixelcnn import PixelCNN
+from genzoo.nn.r3gan import R3GANCritic, R3GANGenerator
 from genzoo.nn.resnet import ConvDecoder, ConvEncoder, ConvNet
 from genzoo.nn.transformer import Transformer
 from genzoo.nn.unet import UNet
@@ -82,6 +83,16 @@ def critic_without_norm(in_shape: Shape, out_shape: Shape, condition: Condition 
     if _is_image(in_shape):
         return ConvEncoder(in_shape, out_shape, condition, width=64, blocks=0, norm=False, hidden=256)
     return MLP(in_shape, out_shape, condition)
+
+
+def modern_generator(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> nn.Module:
+    """Build the generator of R3GAN, without normalisation."""
+    return (R3GANGenerator if _is_image(out_shape) else MLP)(in_shape, out_shape, condition)
+
+
+def modern_critic(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> nn.Module:
+    """Build the critic of R3GAN, without normalisation."""
+    return (R3GANCritic if _is_image(in_shape) else MLP)(in_shape, out_shape, condition)
 
 
 def causal(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> CausalNetwork:

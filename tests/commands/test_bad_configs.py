@@ -176,6 +176,10 @@ PAIRS = """
     model=dalle data=shapes data.n=20 data.n_test=4 data.conditional=false|data
     model=ddpm codec=vqvae|codec
     model=gan prior=ddpm|prior
+    model=r3gan model.gamma=-1|gamma
+    model=r3gan model.final_gamma=0.1|annealing
+    model=r3gan model.critic.group_width=5|group_width
+    model=r3gan network@model.critic=gan_critic_image|batch norm
     model=ddpm teacher=run teacher.run=x|teacher
     model=flow_matching teacher=run|teacher.run
     model=flow_matching teacher=run teacher.run=/nowhere|/nowhere

@@ -235,7 +235,7 @@ def test_a_grid_of_codes_needs_no_gradient_and_its_frequencies_are_moving_averag
     k = quantizer.nearest(z)
     counts = torch.ones(20).double()
     for _ in range(3):
-        quantizer.update(k)
+        quantizer.update(z, k)
         counts = 0.9 * counts + 0.1 * torch.bincount(k.flatten(), minlength=20)
     torch.testing.assert_close(quantizer.probs, counts / counts.sum())
 
