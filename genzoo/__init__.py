@@ -45,7 +45,10 @@ if TYPE_CHECKING:
     from genzoo.families.score_sde import ScoreSDE as ScoreSDE
     from genzoo.families.unclip import UnCLIP as UnCLIP
     from genzoo.families.vae import VAE as VAE
+    from genzoo.families.vqgan import VQGAN as VQGAN
     from genzoo.families.vqvae import VQVAE as VQVAE
+    from genzoo.families.vqvae2 import VQVAE2 as VQVAE2
+    from genzoo.families.vqvae2 import vqvae2 as vqvae2
     from genzoo.loading import load as load
 
 __version__ = "0.1.0"
@@ -89,10 +92,13 @@ _HOME = {
     "ScoreSDE": "genzoo.families.score_sde",
     "UnCLIP": "genzoo.families.unclip",
     "VAE": "genzoo.families.vae",
+    "VQGAN": "genzoo.families.vqgan",
     "VQVAE": "genzoo.families.vqvae",
+    "VQVAE2": "genzoo.families.vqvae2",
     "WGAN": "genzoo.families.gan",
     "WGANGP": "genzoo.families.gan",
     "latent": "genzoo.families.latent",
+    "vqvae2": "genzoo.families.vqvae2",
 }
 __all__ = [
     "train",
@@ -131,11 +137,14 @@ __all__ = [
     "ScoreSDE",
     "UnCLIP",
     "VAE",
+    "VQGAN",
     "VQVAE",
+    "VQVAE2",
     "WGAN",
     "WGANGP",
     "latent",
     "load",
+    "vqvae2",
 ]
 
 

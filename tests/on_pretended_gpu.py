@@ -96,6 +96,8 @@ def steps() -> dict[str, Steps]:
         of_prior["masked_diffusion"] = ("vqvae",)
         for codec in of_prior.get(prior, ("vae", "vqvae")):
             found[f"latent-{codec}-{prior}"] = Steps(("model=latent", f"codec={codec}", f"prior={prior}", classes))
+    for codec in ("residual", "vqgan"):
+        found[f"vqvae-{codec}"] = Steps(("model=vqvae", f"codec={codec}", classes))
     found["r3gan-annealed"] = Steps(("model=r3gan", "model.final_gamma=0.01", "model.annealing=400"))
     found["gan-hinge"] = Steps(("model=gan", "model.loss=hinge"))
     found["realnvp-batch_norm-ranks"] = Steps(("model=realnvp", "model.batch_norm=true"), ranks=2)

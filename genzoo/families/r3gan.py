@@ -6,9 +6,9 @@ The critic ranks pairs of an event of the data and a sample instead of classifyi
     L_generator = E softplus(-(D(G(z)) - D(x)))
     R1          = E |grad D(x)|^2,    R2 = E |grad D(G(z))|^2
 
-A sample is compared with data of its own, so that a generator which drops a mode is told so at the data of that mode; the
-landscape has no bad local minima of collapsed modes (Sun et al. 2020). Without penalties training need not converge: zero-centred
-penalties on both sides make it locally convergent (Huang et al. 2024, proposition 2).
+A sample is compared with data of its own, so that a generator that drops a mode is penalised at the data of that mode; the
+landscape has no bad local minima of collapsed modes (Sun et al. 2020). Without penalties training need not converge:
+zero-centred penalties on both sides make it locally convergent (Huang et al. 2024, proposition 2).
 
 The smallest case is the Dirac-GAN: data at 0, a generator ``delta(x - theta)`` and a critic ``D(x) = psi x``. Gradient flow of
 both losses has at the equilibrium the Jacobian
@@ -98,7 +98,12 @@ class R3GAN(GeneratorAndCritic):
         margin = on_data - on_fake
         penalty = gradient.flatten(1).square().sum(1).mean() * 2  # R1 + R2: the mean is over both halves
         loss = F.softplus(-margin).mean() + 0.5 * self.gamma().to(x.dtype) * penalty
-        terms = {"critic": loss, "distance": margin.mean(), "penalty": penalty, "accuracy": (margin > 0).to(x.dtype).mean()}
+        terms = {
+            "critic": loss,
+            "distance": margin.mean(),
+            "penalty": penalty,
+            "accuracy": (margin > 0).to(x.dtype).mean(),
+        }
         return Loss(loss, {name: term.detach() for name, term in terms.items()})
 
     def generator_loss(self, x: Tensor, fake: Tensor, y: Tensor | None) -> Tensor:

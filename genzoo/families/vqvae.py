@@ -43,7 +43,14 @@ from genzoo.event import EventSpec
 from genzoo.model import Diagnostic, Discrete, LatentVariable, Loss, PosteriorSample, Samples
 from genzoo.nn import defaults
 from genzoo.nn.grid import latent_grid
-from genzoo.nn.quantize import FiniteScalarQuantizer, Quantizer, ResidualQuantizer, VectorQuantizer, perplexity
+from genzoo.nn.quantize import (
+    FiniteScalarQuantizer,
+    Quantization,
+    Quantizer,
+    ResidualQuantizer,
+    VectorQuantizer,
+    perplexity,
+)
 from genzoo.numerics.precision import cumulative_sum
 from genzoo.numerics.random import rand
 
@@ -54,7 +61,6 @@ class QuantizedAutoencoder(LatentVariable):
     Args:
         event, condition: as in ``GenerativeModel``.
         quantizer: of the vectors of the encoder.
-        embedding_dim: dimension of a vector.
         encoder: factory of the encoder, called as ``encoder(in_shape, out_shape, condition)``, for ``(x, y)``.
         decoder: factory of the decoder, called in the same way, for ``(e, y)``.
         likelihood: p(x | z), parameterised by the decoder's output.
@@ -79,7 +85,6 @@ class QuantizedAutoencoder(LatentVariable):
         event: EventSpec,
         condition: Condition | None,
         quantizer: Quantizer,
-        embedding_dim: int,
         encoder: Callable[..., nn.Module],
         decoder: Callable[..., nn.Module],
         likelihood: Likelihood | None,
@@ -93,12 +98,12 @@ class QuantizedAutoencoder(LatentVariable):
             raise ValueError(f"commitment must not be negative, not {commitment}")
         channels, *sides = self.shape
         grid = latent_grid(sides, downsampling, tokens)
-        height, columns = grid
-        self.latent = Discrete((1, height, columns * quantizer.depth), quantizer.codebook_size)
+        self.latent = Discrete((1, *quantizer.grid(grid)), quantizer.codebook_size)
         self.quantizer = quantizer
         self.likelihood = default_likelihood(event.levels) if likelihood is None else likelihood
-        self.encoder = encoder(self.shape, (embedding_dim, *grid), condition)
-        self.decoder = decoder((embedding_dim, *grid), (self.likelihood.num_params(channels), *sides), condition)
+        self.encoder = encoder(self.shape, (quantizer.in_dim, *grid), condition)
+        params = self.likelihood.num_params(channels)
+        self.decoder = decoder((quantizer.out_dim, *grid), (params, *sides), condition)
         self.sample_likelihood, self.commitment = sample_likelihood, commitment
 
     def _vectors(self, x: Tensor, y: Tensor | None) -> Tensor:
@@ -109,23 +114,31 @@ class QuantizedAutoencoder(LatentVariable):
         e = self.quantizer.lookup(z[:, 0])
         return self.decoder(e, y).to(e.dtype)
 
-    def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
-        z = self._vectors(x, y)
-        e, k, commitment = self.quantizer(z)
-        distortion = self._distortion(e, x, y)
+    def quantize(self, x: Tensor, y: Tensor | None) -> tuple[Quantization, Tensor]:
+        """Encode, quantise and decode events, for training; return the codes and the parameters of p(x | k)."""
+        quantization = self.quantizer(self._vectors(x, y))
+        return quantization, self.decoder(quantization.e, y).to(x.dtype)
+
+    def loss_terms(self, x: Tensor, quantization: Quantization, params: Tensor) -> tuple[Tensor, Loss]:
+        """Return the mean distortion -log p(x | k) in nats per dimension, (), with its gradient, and the loss of training."""
+        _, k, commitment, z = quantization
+        distortion = -self.likelihood.log_prob(params, x).mean()
         exponential, usage = self._usage(k)
         # In nats per dimension, so that one commitment weight suits images of any size.
-        total = distortion / self.dim
-        terms = {"distortion": distortion.detach()}
+        per_dim = distortion / self.dim
+        total, terms = per_dim, {"distortion": distortion.detach()}
         if self.quantizer.learned:
             total = total + self.commitment * commitment
             terms["commitment"] = commitment.detach()
         terms |= {"perplexity": exponential, "usage": usage}
-        return Loss(total, terms, {"z": z.detach(), "k": k})
+        return per_dim, Loss(total, terms, {"z": z.detach(), "k": k})
+
+    def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
+        return self.loss_terms(x, *self.quantize(x, y))[1]
 
     def _usage(self, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the perplexity of codes, (B, h, w), and the fraction of them that is used, means over a position's codes."""
-        columns = k.unflatten(2, (-1, self.quantizer.depth)).unbind(3)
+        """Return the perplexity of codes, (B, h, w), and the fraction of them that is used, means over codebooks."""
+        columns = self.quantizer.split(k)
         pairs = [torch.stack(perplexity(column, self.latent.levels, self.training)) for column in columns]
         exponential, usage = torch.stack(pairs).mean(0).unbind()
         return exponential, usage
@@ -136,10 +149,6 @@ class QuantizedAutoencoder(LatentVariable):
     ) -> dict[str, Tensor]:
         dead = self.quantizer.update(aux["z"], aux["k"], rng)
         return {"dead": dead} if self.quantizer.learned else {}
-
-    def _distortion(self, e: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
-        """Return the mean of -log p(x | e) in nats, ()."""
-        return -self.likelihood.log_prob(self.decoder(e, y).to(x.dtype), x).mean()
 
     def _infer(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> PosteriorSample:
         """Return the codes of each event, (B, 1, h, w), with log q = 0 for a point mass."""
@@ -163,12 +172,11 @@ class QuantizedAutoencoder(LatentVariable):
     def _sample(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
         """Decode independent codes from their empirical distribution."""
         u = rand((n, *self.latent.shape), rng=rng, device=self.device).double()
-        columns = u.unflatten(3, (-1, self.quantizer.depth)).unbind(4)
-        indices = []
-        for column, probs in zip(columns, self.quantizer.marginals.double(), strict=True):
+        columns = []
+        for column, probs in zip(self.quantizer.split(u[:, 0]), self.quantizer.marginals.double(), strict=True):
             cdf = cumulative_sum(probs, 0)
-            indices.append(torch.searchsorted(cdf, column.contiguous() * cdf[-1], right=True))
-        z = torch.stack(indices, 4).flatten(3).clamp_(max=self.latent.levels - 1)
+            columns.append(torch.searchsorted(cdf, column.contiguous() * cdf[-1], right=True))
+        z = self.quantizer.join(columns).clamp_(max=self.latent.levels - 1).unsqueeze(1)
         return Samples(self._generate(z, y, rng), nfe=1)
 
 
@@ -220,9 +228,7 @@ class VQVAE(QuantizedAutoencoder):
         else:
             quantizer = ResidualQuantizer(codebook_size, embedding_dim, depth, decay, revival=revival)
         parts = encoder, decoder, likelihood
-        super().__init__(
-            event, condition, quantizer, embedding_dim, *parts, downsampling, tokens, sample_likelihood, commitment
-        )
+        super().__init__(event, condition, quantizer, *parts, downsampling, tokens, sample_likelihood, commitment)
 
 
 class FSQVAE(QuantizedAutoencoder):
@@ -255,4 +261,4 @@ class FSQVAE(QuantizedAutoencoder):
     ):
         quantizer = FiniteScalarQuantizer(code_levels, decay)
         parts = encoder, decoder, likelihood
-        super().__init__(event, condition, quantizer, len(code_levels), *parts, downsampling, tokens, sample_likelihood)
+        super().__init__(event, condition, quantizer, *parts, downsampling, tokens, sample_likelihood)

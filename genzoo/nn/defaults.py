@@ -51,6 +51,16 @@ def grid_decoder(in_shape: Shape, out_shape: Shape, condition: Condition | None 
     return (GridDecoder if _is_image(out_shape) else MLP)(in_shape, out_shape, condition)
 
 
+def grid_reducer(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> nn.Module:
+    """Build the network from a grid of features to a coarser one; a single column holds those of a vector."""
+    return (MLP if in_shape[2] == 1 else GridEncoder)(in_shape, out_shape, condition)
+
+
+def grid_expander(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> nn.Module:
+    """Build the network from a grid of features to a finer one; a single column holds those of a vector."""
+    return (MLP if out_shape[2] == 1 else GridDecoder)(in_shape, out_shape, condition)
+
+
 def denoiser(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> nn.Module:
     """Build the network of a diffusion or flow model."""
     if _is_image(in_shape):

@@ -15,9 +15,9 @@ of the current batch; the first batch replaces all of them, which initialises th
 
     r_0 = z,      k_l = argmin_j |r_(l-1) - e_(l, j)|,      r_l = r_(l-1) - e_(l, k_l)
 
-so that ``z ~ sum_l e_(l, k_l)`` has K^L values from L K vectors. Each codebook is the moving average of its residuals. The L codes
-of a position are adjacent columns of the grid of codes: in raster order, an autoregressive prior predicts each given the ones
-before it at its position, and all of earlier positions. One codebook is vector quantisation.
+so that ``z ~ sum_l e_(l, k_l)`` has K^L values from L K vectors. Each codebook is the moving average of its residuals. The L
+codes of a position are adjacent columns of the grid of codes: in raster order, an autoregressive prior predicts each given the
+ones before it at its position, and all of earlier positions. One codebook is vector quantisation.
 
 **Finite scalar quantisation.** Each of a few dimensions is bounded and rounded to one of L_d integers,
 
@@ -74,6 +74,7 @@ class Quantization(NamedTuple):
     e: Tensor  # (B, D, H, W), their vectors, with the straight-through gradient
     k: Tensor  # (B, H, W L) int64, their indices
     commitment: Tensor  # (), mean squared distance of the vectors from learned codes; 0 for a fixed grid
+    z: Tensor  # the vectors, for ``update``
 
 
 class Quantizer(nn.Module, ABC):
@@ -81,14 +82,31 @@ class Quantizer(nn.Module, ABC):
 
     Args:
         codebook_size: K.
+        in_dim: D.
         depth: L; the codes of a position are adjacent columns of the grid of codes.
+
+    Attributes:
+        out_dim: dimension of the vectors that codes are looked up as.
+        learned: whether the codes follow the vectors; otherwise they are a fixed grid.
     """
 
-    learned: bool = True  # whether the codes follow the vectors; otherwise they are a fixed grid
+    learned: bool = True
 
-    def __init__(self, codebook_size: int, depth: int = 1):
+    def __init__(self, codebook_size: int, in_dim: int, depth: int = 1):
         super().__init__()
-        self.codebook_size, self.depth = codebook_size, depth
+        self.codebook_size, self.depth, self.in_dim, self.out_dim = codebook_size, depth, in_dim, in_dim
+
+    def grid(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """Return the shape of the codes of a grid of vectors, (H, W) -> (H, W L)."""
+        return grid[0], grid[1] * self.depth
+
+    def split(self, k_BHW: Tensor) -> tuple[Tensor, ...]:
+        """Split the codes by their codebooks, (B, H, W L) -> L of (B, H, W), or other numbers of each code alike."""
+        return k_BHW.unflatten(2, (-1, self.depth)).unbind(3)
+
+    def join(self, columns: Sequence[Tensor]) -> Tensor:
+        """Invert ``split``."""
+        return torch.stack(list(columns), 3).flatten(2)
 
     @property
     @abstractmethod
@@ -112,8 +130,8 @@ class Quantizer(nn.Module, ABC):
         """Update the moving averages, in training; in distributed training by the vectors of all ranks.
 
         Args:
-            z_BDHW: vectors.
-            k_BHW: their indices, from ``nearest``.
+            z_BDHW: vectors, ``Quantization.z``.
+            k_BHW: their indices.
             rng: source of randomness.
 
         Returns:
@@ -126,6 +144,7 @@ class Codebook(Quantizer):
 
     Args:
         codebook_size: K.
+        in_dim: D.
         decay: of the moving averages.
 
     Raises:
@@ -134,8 +153,8 @@ class Codebook(Quantizer):
 
     counts: Tensor
 
-    def __init__(self, codebook_size: int, decay: float):
-        super().__init__(codebook_size)
+    def __init__(self, codebook_size: int, in_dim: int, decay: float):
+        super().__init__(codebook_size, in_dim)
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), not {decay}")
         self.decay = decay
@@ -174,7 +193,7 @@ class VectorQuantizer(Codebook):
     def __init__(
         self, codebook_size: int, embedding_dim: int, decay: float = 0.99, eps: float = 1e-5, revival: float = 0.1
     ):
-        super().__init__(codebook_size, decay)
+        super().__init__(codebook_size, embedding_dim, decay)
         if codebook_size < 2 or embedding_dim < 1:
             raise ValueError(
                 f"a codebook needs at least 2 codes of at least 1 dimension, not {codebook_size} of {embedding_dim}"
@@ -193,7 +212,8 @@ class VectorQuantizer(Codebook):
     def forward(self, z_BDHW: Tensor) -> Quantization:
         k_BHW = self.nearest(z_BDHW)
         e_BDHW = self.lookup(k_BHW)
-        return Quantization(straight_through(z_BDHW, e_BDHW), k_BHW, (z_BDHW - e_BDHW).square().mean())
+        commitment = (z_BDHW - e_BDHW).square().mean()
+        return Quantization(straight_through(z_BDHW, e_BDHW), k_BHW, commitment, z_BDHW)
 
     @torch.no_grad()
     def nearest(self, z_BDHW: Tensor) -> Tensor:
@@ -267,7 +287,7 @@ class FiniteScalarQuantizer(Codebook):
     def __init__(self, code_levels: Sequence[int], decay: float = 0.99):
         if not code_levels or min(code_levels) < 3:
             raise ValueError(f"code_levels must be at least 3 in each dimension, not {list(code_levels)}")
-        super().__init__(math.prod(code_levels), decay)
+        super().__init__(math.prod(code_levels), len(code_levels), decay)
         levels = torch.tensor(code_levels)
         self._levels = Constant(levels)
         self._strides = Constant(levels.cumprod(0) // levels)  # the first dimension varies fastest
@@ -285,7 +305,7 @@ class FiniteScalarQuantizer(Codebook):
     def forward(self, z_BDHW: Tensor) -> Quantization:
         k_BHW = self.nearest(z_BDHW)
         e_BDHW = straight_through(self.bound(z_BDHW), self.lookup(k_BHW))
-        return Quantization(e_BDHW, k_BHW, z_BDHW.new_zeros(()))
+        return Quantization(e_BDHW, k_BHW, z_BDHW.new_zeros(()), z_BDHW)
 
     @torch.no_grad()
     def nearest(self, z_BDHW: Tensor) -> Tensor:
@@ -338,7 +358,7 @@ class ResidualQuantizer(Quantizer):
     ):
         if depth < 1:
             raise ValueError(f"depth must be at least 1, not {depth}")
-        super().__init__(codebook_size, depth)
+        super().__init__(codebook_size, embedding_dim, depth)
         self.codebooks: Sequence[VectorQuantizer] = nn.ModuleList(  # type: ignore[assignment]
             VectorQuantizer(codebook_size, embedding_dim, decay, eps, revival) for _ in range(depth)
         )
@@ -346,10 +366,6 @@ class ResidualQuantizer(Quantizer):
     @property
     def marginals(self) -> Tensor:
         return torch.cat([codebook.marginals for codebook in self.codebooks])
-
-    def _indices(self, k_BHW: Tensor) -> tuple[Tensor, ...]:
-        """Split the codes of the positions, (B, H, W L) -> L of (B, H, W)."""
-        return k_BHW.unflatten(2, (-1, self.depth)).unbind(3)
 
     def _residuals(self, z_BDHW: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Return the residual that each codebook quantises, its codes, and their vectors."""
@@ -365,21 +381,21 @@ class ResidualQuantizer(Quantizer):
         residuals, indices, vectors = self._residuals(z_BDHW)
         squares = [(r - e).square().mean() for r, e in zip(residuals, vectors, strict=True)]
         e_BDHW, commitment = _total(vectors), _total(squares)
-        return Quantization(straight_through(z_BDHW, e_BDHW), torch.stack(indices, 3).flatten(2), commitment)
+        return Quantization(straight_through(z_BDHW, e_BDHW), self.join(indices), commitment, z_BDHW)
 
     @torch.no_grad()
     def nearest(self, z_BDHW: Tensor) -> Tensor:
         """Return the indices of the nearest codes of each residual, (B, H, W L) int64."""
-        return torch.stack(self._residuals(z_BDHW)[1], 3).flatten(2)
+        return self.join(self._residuals(z_BDHW)[1])
 
     def lookup(self, k_BHW: Tensor) -> Tensor:
         """Return the sum of the codes at each position, (B, D, H, W)."""
-        return _total([book.lookup(k) for book, k in zip(self.codebooks, self._indices(k_BHW), strict=True)])
+        return _total([book.lookup(k) for book, k in zip(self.codebooks, self.split(k_BHW), strict=True)])
 
     @torch.no_grad()
     def update(self, z_BDHW: Tensor, k_BHW: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """Update each codebook by its residuals, see ``Quantizer.update``."""
-        residuals, indices = [], self._indices(k_BHW)
+        residuals, indices = [], self.split(k_BHW)
         for codebook, k in zip(self.codebooks, indices, strict=True):  # all of them before a codebook moves
             residuals.append(z_BDHW)
             z_BDHW = z_BDHW - codebook.lookup(k)

@@ -3,10 +3,10 @@ r"""The networks of R3GAN: ResNets without normalisation. Shapes: B batch, C cha
     generator    basis x dense(z) -> residual blocks -> (bilinear upsampling -> residual blocks) ... -> 1x1 convolution
     critic       1x1 convolution -> (residual blocks -> averages of 2x2) ... -> residual blocks -> depthwise basis -> dense
 
-A block is ``h + W3 f(W2 f(W1 h))`` with a 1x1, a grouped 3x3 and a 1x1 convolution, wider inside than outside, and ``f`` a leaky
-ReLU after a bias. Normalisation is replaced by the initialisation (Fixup): ``W3 = 0``, and the variance of the other weights is
-that of He et al. divided by ``sqrt(L)``, L the number of blocks. 1x1 convolutions change the width between resolutions. The basis
-is a learned feature map of the lowest resolution.
+A block is ``h + W3 f(W2 f(W1 h))`` with a 1x1, a grouped 3x3 and a 1x1 convolution, wider inside than outside, and ``f`` a
+leaky ReLU after a bias. Normalisation is replaced by the initialisation (Fixup): ``W3 = 0``, and the variance of the other
+weights is that of He et al. divided by ``sqrt(L)``, L the number of blocks. 1x1 convolutions change the width between
+resolutions. The basis is a learned feature map of the lowest resolution.
 
 The condition of the generator is embedded beside z. That of the critic is embedded in the space of its last features, and
 their inner product, divided by the root of the dimension, is the output.
@@ -52,7 +52,9 @@ class _Block(nn.Module):
         super().__init__()
         inner, gain = channels * expansion, GAIN * num_blocks**-0.25  # of each of the two layers before the last
         if inner % group_width:
-            raise ValueError(f"group_width={group_width} does not divide {inner} channels, expansion={expansion} of {channels}")
+            raise ValueError(
+                f"group_width={group_width} does not divide {inner} channels, expansion={expansion} of {channels}"
+            )
         self.widen = _he(nn.Conv2d(channels, inner, 1), gain)
         self.mix = _he(nn.Conv2d(inner, inner, 3, padding=1, groups=inner // group_width), gain)
         self.narrow = zero_(nn.Conv2d(inner, channels, 1, bias=False))
@@ -64,7 +66,12 @@ class _Block(nn.Module):
 
 def _blocks(widths: Sequence[int], blocks: int, expansion: int, group_width: int) -> nn.ModuleList:
     """Build the residual blocks of each resolution."""
-    for name, value in {"blocks": blocks, "expansion": expansion, "group_width": group_width, "width": min(widths)}.items():
+    for name, value in {
+        "blocks": blocks,
+        "expansion": expansion,
+        "group_width": group_width,
+        "width": min(widths),
+    }.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
     count = blocks * len(widths)

@@ -30,7 +30,9 @@ class CosineAnnealing(nn.Module):
 
     def forward(self) -> Tensor:
         """Return the present value, ()."""
-        progress = (self.seen.double() / self.images).clamp(max=1) if self.images else torch.ones_like(self.seen).double()
+        progress = (
+            (self.seen.double() / self.images).clamp(max=1) if self.images else torch.ones_like(self.seen).double()
+        )
         return self.end + (self.start - self.end) * 0.5 * (1 + torch.cos(math.pi * progress))
 
     def count(self, images: int) -> None:

@@ -86,7 +86,9 @@ def test_the_dirac_gan_has_the_eigenvalues_of_the_theorem(gamma):
     root = cmath.sqrt(gamma**2 - 0.25)
     found = sorted(torch.linalg.eigvals(jacobian).tolist(), key=lambda v: (v.real, v.imag))
     closed = sorted([-gamma - root, -gamma + root], key=lambda v: (v.real, v.imag))
-    assert all(abs(a - b) < 2e-5 for a, b in zip(found, closed, strict=True))  # to the root of the error where they coincide, at 1/2
+    assert all(
+        abs(a - b) < 2e-5 for a, b in zip(found, closed, strict=True)
+    )  # to the root of the error where they coincide, at 1/2
     assert all(v.real < -1e-6 for v in found) == (gamma > 0)
 
 
@@ -127,7 +129,9 @@ def test_the_losses_are_their_formulas(gamma):
     assert total.item() == pytest.approx(sum(math.log(1 + math.exp(m)) for m in margins) / 3, rel=1e-12)
     total.backward()
     slope = -psi * sum(1 / (1 + math.exp(-m)) for m in margins) / 3
-    assert float(model.generator.theta.grad) == pytest.approx(slope, rel=1e-12), "the gradient goes through the sample alone"
+    assert float(model.generator.theta.grad) == pytest.approx(slope, rel=1e-12), (
+        "the gradient goes through the sample alone"
+    )
 
 
 def test_both_sides_are_penalised():
@@ -288,4 +292,3 @@ def test_it_covers_all_of_eight_gaussians_where_the_data_lie():
     near = distance <= 4 * 0.2
     assert near.double().mean() > 0.9
     assert (torch.bincount(mode[near], minlength=8) / 4000).min() > 0.05
-
