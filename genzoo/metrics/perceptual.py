@@ -18,7 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genzoo.metrics.features import Embedded, FeatureError, SmallConvNet, embedded
+from genzoo.metrics.features import Embedded, FeatureError
+
+CLASSIFIERS = ("digits", "fashion_mnist")  # embedded
 
 
 class PerceptualDistance(nn.Module):
@@ -33,9 +35,9 @@ class PerceptualDistance(nn.Module):
 
     def __init__(self, name: str):
         super().__init__()
-        found = Embedded(name).network if name in embedded() else None
-        if not isinstance(found, SmallConvNet):
-            raise FeatureError(f"perceptual network '{name}': choose digits or fashion_mnist")
+        if name not in CLASSIFIERS:
+            raise FeatureError(f"perceptual network '{name}': choose {' or '.join(CLASSIFIERS)}")
+        found = Embedded(name).network
         self.side = found.side
         self.body = found.body.requires_grad_(False).eval()
 
