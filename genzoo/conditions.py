@@ -218,8 +218,13 @@ class Joint(Condition):
         if not self.parts or not 0 <= self.fixed <= len(self.parts):
             raise ValueError(f"Joint needs at least 1 condition, of which {self.fixed} cannot be fixed")
         for part in self.parts:
-            sizes = {ClassLabels: "n", Tokens: "vocabulary", Codes: "levels"}
-            integers = getattr(part, sizes[type(part)]) if type(part) in sizes else 0
+            integers = 0
+            if isinstance(part, ClassLabels):
+                integers = part.n
+            elif isinstance(part, Tokens):
+                integers = part.vocabulary
+            elif isinstance(part, Codes):
+                integers = part.levels
             if integers > 2**24:
                 raise ValueError(f"Joint packs integers up to 2^24, and {part} has more")
 

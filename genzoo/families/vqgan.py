@@ -112,7 +112,9 @@ class VQGAN(LatentVariable, Adversarial):
             return Loss(loss, {"critic": loss.detach()})
         # The weight needs gradients even in a validation.
         with torch.inference_mode(False), torch.enable_grad():
-            x, real, y = (v.clone() if v is not None and v.is_inference() else v for v in (x, real, y))
+            # A graph may hold no tensor of an inference mode.
+            x, real = (v.clone() if v.is_inference() else v for v in (x, real))
+            y = y.clone() if y is not None and y.is_inference() else y
             return self._autoencoder_loss(x, real, y)
 
     def _autoencoder_loss(self, x: Tensor, real: Tensor, y: Tensor | None) -> Loss:

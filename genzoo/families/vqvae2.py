@@ -132,7 +132,7 @@ class HierarchicalQuantizer(Quantizer):
         return tuple(column for quantizer, piece in pieces for column in quantizer.split(piece))
 
     def join(self, columns: Sequence[Tensor]) -> Tensor:
-        columns, pieces = list(columns), []
+        pieces: list[Tensor] = []
         for quantizer in reversed(self.quantizers):
             own, columns = columns[: quantizer.depth], columns[quantizer.depth :]
             pieces.append(quantizer.join(own).flatten(1))
@@ -314,7 +314,8 @@ class LevelPriors(Density, LogitGuided):
             part._initialize(event, given, rng)
 
     def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
-        total, terms = x.new_zeros(()), {}
+        total = x.new_zeros(())
+        terms: dict[str, Tensor] = {}
         for i, (part, event, given) in enumerate(self._pairs(x, y)):
             loss = part._loss(event, given, rng)
             total = total + loss.total * (part.dim / self.dim)  # a mean over all codes

@@ -369,7 +369,9 @@ class ResidualQuantizer(Quantizer):
 
     def _residuals(self, z_BDHW: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Return the residual that each codebook quantises, its codes, and their vectors."""
-        residuals, indices, vectors = [], [], []
+        residuals: list[Tensor] = []
+        indices: list[Tensor] = []
+        vectors: list[Tensor] = []
         for codebook in self.codebooks:
             residuals.append(z_BDHW)
             indices.append(codebook.nearest(z_BDHW))
@@ -395,7 +397,8 @@ class ResidualQuantizer(Quantizer):
     @torch.no_grad()
     def update(self, z_BDHW: Tensor, k_BHW: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """Update each codebook by its residuals, see ``Quantizer.update``."""
-        residuals, indices = [], self.split(k_BHW)
+        residuals: list[Tensor] = []
+        indices = self.split(k_BHW)
         for codebook, k in zip(self.codebooks, indices, strict=True):  # all of them before a codebook moves
             residuals.append(z_BDHW)
             z_BDHW = z_BDHW - codebook.lookup(k)
