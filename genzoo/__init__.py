@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from genzoo.families.masked_diffusion import MaskedDiffusion as MaskedDiffusion
     from genzoo.families.nsf import NSF as NSF
     from genzoo.families.rae import RAE as RAE
+    from genzoo.families.r3gan import R3GAN as R3GAN
     from genzoo.families.realnvp import RealNVP as RealNVP
     from genzoo.families.score_sde import ScoreSDE as ScoreSDE
     from genzoo.families.unclip import UnCLIP as UnCLIP
@@ -53,7 +54,10 @@ if TYPE_CHECKING:
     from genzoo.families.vae import LearnedPriorVAE as LearnedPriorVAE
     from genzoo.families.vae import VampPrior as VampPrior
     from genzoo.families.vae import vae as vae
+    from genzoo.families.vqgan import VQGAN as VQGAN
     from genzoo.families.vqvae import VQVAE as VQVAE
+    from genzoo.families.vqvae2 import VQVAE2 as VQVAE2
+    from genzoo.families.vqvae2 import vqvae2 as vqvae2
     from genzoo.loading import load as load
 
 __version__ = "0.1.0"
@@ -98,17 +102,21 @@ _HOME = {
     "NSF": "genzoo.families.nsf",
     "MaskedDiffusion": "genzoo.families.masked_diffusion",
     "RAE": "genzoo.families.rae",
+    "R3GAN": "genzoo.families.r3gan",
     "RealNVP": "genzoo.families.realnvp",
     "ScoreSDE": "genzoo.families.score_sde",
     "UnCLIP": "genzoo.families.unclip",
     "VAE": "genzoo.families.vae",
+    "VQGAN": "genzoo.families.vqgan",
     "VQVAE": "genzoo.families.vqvae",
     "VampPrior": "genzoo.families.vae",
+    "VQVAE2": "genzoo.families.vqvae2",
     "WGAN": "genzoo.families.gan",
     "WGANGP": "genzoo.families.gan",
     "ebm": "genzoo.families.ebm",
     "latent": "genzoo.families.latent",
     "vae": "genzoo.families.vae",
+    "vqvae2": "genzoo.families.vqvae2",
 }
 __all__ = [
     "train",
@@ -148,18 +156,22 @@ __all__ = [
     "NSF",
     "MaskedDiffusion",
     "RAE",
+    "R3GAN",
     "RealNVP",
     "ScoreSDE",
     "UnCLIP",
     "VAE",
+    "VQGAN",
     "VQVAE",
     "VampPrior",
+    "VQVAE2",
     "WGAN",
     "WGANGP",
     "ebm",
     "latent",
     "load",
     "vae",
+    "vqvae2",
 ]
 
 

@@ -4,7 +4,8 @@ A condition is a class, a vector, a sequence of tokens, an image, or several of 
 Families only pass ``y`` on, and networks embed it, see ``genzoo.nn.embeddings``.
 
 Every condition has a **null value** outside its domain, the null token of classifier-free guidance: class n of n classes,
-token V of a vocabulary of V, NaN in vectors and images. A denoiser trained with condition dropout is unconditional there.
+token V of a vocabulary of V, code K of K codes, NaN in vectors and images. A denoiser trained with condition dropout is
+unconditional there.
 
 References:
     Ho, Salimans, "Classifier-Free Diffusion Guidance", 2022, https://arxiv.org/abs/2207.12598 (algorithm 1: the null value
@@ -165,6 +166,38 @@ class Tokens(Condition):
 
 
 @dataclass(frozen=True)
+class Codes(Condition):
+    """A grid of codes, (B, H, W) int64 in 0..levels-1; the code ``levels`` is the null value.
+
+    Networks over a grid embed it at each position, others as a whole.
+    """
+
+    shape: tuple[int, ...]
+    levels: int
+    dtype = torch.int64
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        if len(self.shape) != 2 or min(self.shape) < 1 or self.levels < 1:
+            raise ValueError(f"Codes needs a shape (height, width) and levels, not {self.shape} and {self.levels}")
+
+    @property
+    def domain(self) -> str:
+        return f"codes 0..{self.levels - 1}"
+
+    def null(self, like: Tensor) -> Tensor:
+        return torch.full_like(like, self.levels)
+
+    def valid(self, y: Tensor, *, allow_null: bool = False) -> Tensor:
+        within = (y >= 0) & (y < self.levels)
+        return (
+            (within | (y == self.levels).all(2, keepdim=True).all(1, keepdim=True)).all()
+            if allow_null
+            else within.all()
+        )
+
+
+@dataclass(frozen=True)
 class Joint(Condition):
     """Several conditions, packed into a vector of real numbers, (B, sum of their sizes).
 
@@ -185,7 +218,13 @@ class Joint(Condition):
         if not self.parts or not 0 <= self.fixed <= len(self.parts):
             raise ValueError(f"Joint needs at least 1 condition, of which {self.fixed} cannot be fixed")
         for part in self.parts:
-            integers = part.n if isinstance(part, ClassLabels) else part.vocabulary if isinstance(part, Tokens) else 0
+            integers = 0
+            if isinstance(part, ClassLabels):
+                integers = part.n
+            elif isinstance(part, Tokens):
+                integers = part.vocabulary
+            elif isinstance(part, Codes):
+                integers = part.levels
             if integers > 2**24:
                 raise ValueError(f"Joint packs integers up to 2^24, and {part} has more")
 

@@ -104,6 +104,9 @@ def steps() -> dict[str, Steps]:
             found[f"latent-{codec}-{prior}"] = Steps(("model=latent", f"codec={codec}", f"prior={prior}", classes))
     found["ebm-joint"] = Steps(("model=ebm", "model.labels=joint", "model.metropolis=true", classes), used=True)
     found["ebm-joint-ranks"] = Steps(("model=ebm", "model.labels=joint", "model.metropolis=true", classes), ranks=2)
+    for codec in ("residual", "vqgan"):
+        found[f"vqvae-{codec}"] = Steps(("model=vqvae", f"codec={codec}", classes))
+    found["r3gan-annealed"] = Steps(("model=r3gan", "model.final_gamma=0.01", "model.annealing=400"))
     found["gan-hinge"] = Steps(("model=gan", "model.loss=hinge"))
     found["realnvp-batch_norm-ranks"] = Steps(("model=realnvp", "model.batch_norm=true"), ranks=2)
     found["clip-none"] = Steps(("model=vae", "trainer.clip=null"))

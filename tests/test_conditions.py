@@ -24,6 +24,7 @@ from genzoo.families.hvae import HVAE
 from genzoo.families.latent import latent
 from genzoo.families.maf import MAF
 from genzoo.families.nsf import NSF
+from genzoo.families.r3gan import R3GAN
 from genzoo.families.realnvp import RealNVP
 from genzoo.families.score_sde import ScoreSDE
 from genzoo.families.vae import VAE
@@ -481,6 +482,7 @@ FAMILIES = {
     "hvae": HVAE,
     "maf": MAF,
     "nsf": NSF,
+    "r3gan": R3GAN,
     "realnvp": RealNVP,
     "score_sde": ScoreSDE,
     "vae": VAE,

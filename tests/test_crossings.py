@@ -108,6 +108,8 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         "gan", IMAGES, ("network@model.generator=resnet_generator_image", "network@model.critic=resnet_critic_image",
                         "model.critic.spectral_norm=true", "model.loss=hinge"),
     ),
+    "r3gan": ("r3gan", ALL, ()),
+    "r3gan-annealed": ("r3gan", IMAGES, ("model.final_gamma=0.01", "model.annealing=60")),
     "wgan": ("wgan", ALL, ()),
     "wgan_gp": ("wgan_gp", ALL, ()),
     "glide": ("glide", IMAGES, ("model.network.patch=2",)),
@@ -169,6 +171,11 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     ),
     "unclip-autoregressive": ("unclip", POINTS, ("prior=autoregressive", "encoder.dim=4")),
     "vqvae-fsq": ("vqvae", ALL, ("codec=fsq", "codec.code_levels=[12,9]")),
+    "vqvae-residual": ("vqvae", ALL, ("codec=residual", "codec.depth=2")),
+    "vqvae-vqgan": ("vqvae", ALL, ("codec=vqgan", "codec.start=0")),
+    "vqvae2": ("vqvae2", ALL, ()),
+    "vqvae2-fsq": ("vqvae2", IMAGES, ("quantizer@codec.quantizer=fsq", "codec.quantizer.code_levels=[4,3]")),
+    "vqvae2-residual": ("vqvae2", POINTS, ("quantizer@codec.quantizer=residual", "codec.levels=3")),
     "dvae": ("dvae", ALL, ("model.annealing=60", "model.warmup=40")),
     "dalle": ("dalle", IMAGES, ("codec.annealing=60",)),
     "dalle-vqvae": ("dalle", IMAGES, ("codec=vqvae", "prior.text_weight=0.5")),
@@ -577,8 +584,8 @@ def resumed(case: Crossing, folder: Path, x: Tensor, y: Any, steps: int, step: i
     return module
 
 
-ADVERSARIAL = ("gan", "wgan", "wgan_gp")
 CONTRASTIVE = ("ebm",)  # whose loss is a difference that is 0 at first and in equilibrium
+ADVERSARIAL = ("gan", "r3gan", "wgan", "wgan_gp")
 LEARNING = [
     (option, kinds[0] if i % 3 or kinds[0] == "grey" else kinds[-1], of_option(option)[i % len(of_option(option))])
     for i, (option, (family, kinds, _)) in enumerate(OPTIONS.items())

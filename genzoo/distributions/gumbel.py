@@ -15,11 +15,10 @@ References:
 
 from __future__ import annotations
 
-import math
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from genzoo.numerics.annealing import CosineAnnealing
 from genzoo.numerics.random import rand
 
 
@@ -40,37 +39,18 @@ def gumbel_softmax(logits: Tensor, temperature: Tensor | float, rng: torch.Gener
     return torch.softmax((logits + gumbel) / temperature, dim=1)
 
 
-class Temperature(nn.Module):
-    r"""A temperature annealed from ``start`` to ``end`` by a cosine.
-
-        tau = end + (start - end) (1 + cos(pi min(1, seen / images)))/2
-
-    ``seen`` is the number of training images, saved with the weights.
+class Temperature(CosineAnnealing):
+    """A temperature tau annealed from ``start`` to ``end`` by a cosine.
 
     Args:
-        start: initial temperature.
-        end: final temperature.
-        images: training images until it is reached; 0 for a constant ``end``.
+        start, end, images: as in ``CosineAnnealing``.
 
     Raises:
         ValueError: for temperatures that are not positive.
     """
 
-    seen: Tensor
-
     def __init__(self, start: float, end: float, images: int):
-        super().__init__()
+        super().__init__(start, end, images)
         for name, value in {"temperature": start, "final_temperature": end}.items():
             if value <= 0:
                 raise ValueError(f"{name} must be positive, not {value}")
-        self.start, self.end, self.images = start, end, images
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
-
-    def forward(self) -> Tensor:
-        """Return the present temperature, ()."""
-        progress = (self.seen.double() / self.images).clamp(max=1) if self.images else torch.ones_like(self.seen)
-        return self.end + (self.start - self.end) * 0.5 * (1 + torch.cos(math.pi * progress))
-
-    def count(self, images: int) -> None:
-        """Count the images of a training step."""
-        self.seen += images

@@ -93,8 +93,8 @@ class GeneratorAndCritic(Decoder, Adversarial):
         """Return the critic's loss on data and detached samples, (B, *shape) each, with conditions y."""
 
     @abstractmethod
-    def generator_loss(self, fake: Tensor, y: Tensor | None) -> Tensor:
-        """Return the generator's loss, (), on its samples with conditions y."""
+    def generator_loss(self, x: Tensor, fake: Tensor, y: Tensor | None) -> Tensor:
+        """Return the generator's loss, (), on its samples with conditions y, and data of the same conditions."""
 
     def networks(self) -> dict[str, nn.Module]:
         return {"critic": self.critic, "generator": self.generator}
@@ -104,10 +104,10 @@ class GeneratorAndCritic(Decoder, Adversarial):
 
     def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None, turn: str = "") -> Loss:
         z = randn((len(x), *self.latent.shape), rng=rng, device=x.device, dtype=x.dtype)
-        if turn == "generator":
-            loss = self.generator_loss(self._generate(z, y), y)
-            return Loss(loss, {"generator": loss.detach()})
         x = x if self.levels is None else to_bin_centers(x, self.levels)
+        if turn == "generator":
+            loss = self.generator_loss(x, self._generate(z, y), y)
+            return Loss(loss, {"generator": loss.detach()})
         with torch.no_grad():
             fake = self._generate(z, y)
         return self.critic_loss(x, fake, y, rng)
@@ -158,7 +158,7 @@ class GAN(GeneratorAndCritic):
         right = 0.5 * ((on_data > 0).to(x.dtype).mean() + (on_fake < 0).to(x.dtype).mean())
         return Loss(loss, {"critic": loss.detach(), "accuracy": right})
 
-    def generator_loss(self, fake: Tensor, y: Tensor | None) -> Tensor:
+    def generator_loss(self, x: Tensor, fake: Tensor, y: Tensor | None) -> Tensor:
         logits = self.critic(fake, y).to(fake.dtype)
         return -logits.mean() if self.hinge else F.softplus(-logits).mean()
 
@@ -193,7 +193,7 @@ class WGAN(GeneratorAndCritic):
         distance = (self.critic(x, y).to(x.dtype) - self.critic(fake, y).to(x.dtype)).mean()
         return Loss(-distance, {"critic": -distance.detach(), "distance": distance.detach()})
 
-    def generator_loss(self, fake: Tensor, y: Tensor | None) -> Tensor:
+    def generator_loss(self, x: Tensor, fake: Tensor, y: Tensor | None) -> Tensor:
         return -self.critic(fake, y).to(fake.dtype).mean()
 
     def _initialize(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> None:
@@ -211,26 +211,43 @@ class WGAN(GeneratorAndCritic):
             parameter.clamp_(-self.clip, self.clip)
 
 
+def value_and_gradient(
+    critic: Callable[[Tensor, Tensor | None], Tensor], x: Tensor, y: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return the critic's output for each event, (B, ...), and its gradient in the event, (B, *shape).
+
+    Computed without autocast, since the cancellation in penalties is too severe for bfloat16, and with gradients even in a
+    validation. Events must not interact in the critic, as they do in batch norm.
+
+    Args:
+        critic: maps (B, *shape) and conditions to (B,) or (B, 1).
+        x: events, (B, *shape).
+        y: conditions, (B, *condition.shape).
+    """
+    differentiable = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+        # A graph may hold no tensor of an inference mode.
+        x = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
+        y = y.clone() if y is not None and y.is_inference() else y
+        value = critic(x, y)
+        (gradient,) = torch.autograd.grad(value.sum(), x, create_graph=differentiable)
+    return value, gradient
+
+
 def gradient_penalty(
     critic: Callable[[Tensor, Tensor | None], Tensor], x: Tensor, fake: Tensor, y: Tensor | None, a: Tensor
 ) -> Tensor:
     """Mean squared deviation of the critic's gradient norm from 1 at interpolates (Gulrajani et al. 2017, eq. 3).
 
-    Computed without autocast, since the cancellation is too severe for bfloat16, and with gradients even in a validation.
-
     Args:
-        critic: maps (B, *shape) and conditions to (B,) or (B, 1).
+        critic: as in ``value_and_gradient``.
         x, fake: data and samples, (B, *shape).
         y: conditions, (B, *condition.shape).
         a: interpolation weight of the data, (B,) in [0, 1].
     """
-    differentiable = torch.is_grad_enabled()
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
-        a = a.view(-1, *[1] * (x.ndim - 1))
-        x_hat = (a * x + (1 - a) * fake).detach().requires_grad_()
-        y = y.clone() if y is not None and y.is_inference() else y  # a graph may hold no tensor of an inference mode
-        (gradient,) = torch.autograd.grad(critic(x_hat, y).sum(), x_hat, create_graph=differentiable)
-        return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+    a = a.view(-1, *[1] * (x.ndim - 1))
+    _, gradient = value_and_gradient(critic, a * x + (1 - a) * fake, y)
+    return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
 
 
 class WGANGP(GeneratorAndCritic):
@@ -274,5 +291,5 @@ class WGANGP(GeneratorAndCritic):
         loss = self.penalty * penalty - distance
         return Loss(loss, {"critic": loss.detach(), "distance": distance.detach(), "penalty": penalty.detach()})
 
-    def generator_loss(self, fake: Tensor, y: Tensor | None) -> Tensor:
+    def generator_loss(self, x: Tensor, fake: Tensor, y: Tensor | None) -> Tensor:
         return -self.critic(fake, y).to(fake.dtype).mean()

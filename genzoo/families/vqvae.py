@@ -8,6 +8,8 @@ codes ``k`` to the parameters of ``p(x | k)``. Training minimises
 with the straight-through gradient from ``e_k`` to ``z``. The second term is the commitment loss; the codebook loss, the third
 term of eq. 3, is replaced by exponential moving averages (``genzoo.nn.quantize``).
 
+**Residual quantisation** (RQ-VAE) describes a vector by ``depth`` codes, each of what the codes before it have left.
+
 **Finite scalar quantisation** (FSQ) rounds each of a few dimensions of the vector to a fixed grid. Its loss is the distortion
 alone: there is no codebook to be learned, and no code dies.
 
@@ -21,6 +23,8 @@ in a second stage.
 References:
     van den Oord, Vinyals, Kavukcuoglu, "Neural Discrete Representation Learning", 2017, https://arxiv.org/abs/1711.00937
     (eq. 3, sections 3.2 and 3.3).
+    Lee, Kim, Kim, Cho, Han, "Autoregressive Image Generation using Residual Quantization", 2022,
+    https://arxiv.org/abs/2203.01941 (section 3.1).
     Mentzer, Minnen, Agustsson, Tschannen, "Finite Scalar Quantization: VQ-VAE Made Simple", 2023,
     https://arxiv.org/abs/2309.15505 (section 3).
 """
@@ -39,7 +43,14 @@ from genzoo.event import EventSpec
 from genzoo.model import Diagnostic, Discrete, LatentVariable, Loss, PosteriorSample, Samples
 from genzoo.nn import defaults
 from genzoo.nn.grid import latent_grid
-from genzoo.nn.quantize import FiniteScalarQuantizer, Quantizer, VectorQuantizer, perplexity, straight_through
+from genzoo.nn.quantize import (
+    FiniteScalarQuantizer,
+    Quantization,
+    Quantizer,
+    ResidualQuantizer,
+    VectorQuantizer,
+    perplexity,
+)
 from genzoo.numerics.precision import cumulative_sum
 from genzoo.numerics.random import rand
 
@@ -50,13 +61,13 @@ class QuantizedAutoencoder(LatentVariable):
     Args:
         event, condition: as in ``GenerativeModel``.
         quantizer: of the vectors of the encoder.
-        embedding_dim: dimension of a vector.
         encoder: factory of the encoder, called as ``encoder(in_shape, out_shape, condition)``, for ``(x, y)``.
         decoder: factory of the decoder, called in the same way, for ``(e, y)``.
         likelihood: p(x | z), parameterised by the decoder's output.
         downsampling: for images, the downsampling factor of the latent grid.
         tokens: for vectors, the number of codes.
         sample_likelihood: whether samples are draws of p(x | z), or its mean.
+        commitment: weight beta of the commitment loss, for a learned codebook.
 
     Raises:
         ValueError: for images whose sides ``downsampling`` does not divide.
@@ -74,23 +85,26 @@ class QuantizedAutoencoder(LatentVariable):
         event: EventSpec,
         condition: Condition | None,
         quantizer: Quantizer,
-        embedding_dim: int,
         encoder: Callable[..., nn.Module],
         decoder: Callable[..., nn.Module],
         likelihood: Likelihood | None,
         downsampling: int,
         tokens: int,
         sample_likelihood: bool,
+        commitment: float = 0.25,
     ):
         super().__init__(event, condition)
+        if commitment < 0:
+            raise ValueError(f"commitment must not be negative, not {commitment}")
         channels, *sides = self.shape
         grid = latent_grid(sides, downsampling, tokens)
-        self.latent = Discrete((1, *grid), quantizer.codebook_size)
+        self.latent = Discrete((1, *quantizer.grid(grid)), quantizer.codebook_size)
         self.quantizer = quantizer
         self.likelihood = default_likelihood(event.levels) if likelihood is None else likelihood
-        self.encoder = encoder(self.shape, (embedding_dim, *grid), condition)
-        self.decoder = decoder((embedding_dim, *grid), (self.likelihood.num_params(channels), *sides), condition)
-        self.sample_likelihood = sample_likelihood
+        self.encoder = encoder(self.shape, (quantizer.in_dim, *grid), condition)
+        params = self.likelihood.num_params(channels)
+        self.decoder = decoder((quantizer.out_dim, *grid), (params, *sides), condition)
+        self.sample_likelihood, self.commitment = sample_likelihood, commitment
 
     def _vectors(self, x: Tensor, y: Tensor | None) -> Tensor:
         x = x if self.levels is None else to_bin_centers(x, self.levels)
@@ -100,9 +114,41 @@ class QuantizedAutoencoder(LatentVariable):
         e = self.quantizer.lookup(z[:, 0])
         return self.decoder(e, y).to(e.dtype)
 
-    def _distortion(self, e: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
-        """Return the mean of -log p(x | e) in nats, ()."""
-        return -self.likelihood.log_prob(self.decoder(e, y).to(x.dtype), x).mean()
+    def quantize(self, x: Tensor, y: Tensor | None) -> tuple[Quantization, Tensor]:
+        """Encode, quantise and decode events, for training; return the codes and the parameters of p(x | k)."""
+        quantization = self.quantizer(self._vectors(x, y))
+        return quantization, self.decoder(quantization.e, y).to(x.dtype)
+
+    def loss_terms(self, x: Tensor, quantization: Quantization, params: Tensor) -> tuple[Tensor, Loss]:
+        """Return the mean distortion -log p(x | k) in nats per dimension, (), with its gradient, and the loss of training."""
+        _, k, commitment, z = quantization
+        distortion = -self.likelihood.log_prob(params, x).mean()
+        exponential, usage = self._usage(k)
+        # In nats per dimension, so that one commitment weight suits images of any size.
+        per_dim = distortion / self.dim
+        total, terms = per_dim, {"distortion": distortion.detach()}
+        if self.quantizer.learned:
+            total = total + self.commitment * commitment
+            terms["commitment"] = commitment.detach()
+        terms |= {"perplexity": exponential, "usage": usage}
+        return per_dim, Loss(total, terms, {"z": z.detach(), "k": k})
+
+    def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
+        return self.loss_terms(x, *self.quantize(x, y))[1]
+
+    def _usage(self, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the perplexity of codes, (B, h, w), and the fraction of them that is used, means over codebooks."""
+        columns = self.quantizer.split(k)
+        pairs = [torch.stack(perplexity(column, self.latent.levels, self.training)) for column in columns]
+        exponential, usage = torch.stack(pairs).mean(0).unbind()
+        return exponential, usage
+
+    @torch.no_grad()
+    def after_step(
+        self, aux: Mapping[str, Tensor], batch_size: int, *, rng: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        dead = self.quantizer.update(aux["z"], aux["k"], rng)
+        return {"dead": dead} if self.quantizer.learned else {}
 
     def _infer(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> PosteriorSample:
         """Return the codes of each event, (B, 1, h, w), with log q = 0 for a point mass."""
@@ -125,9 +171,12 @@ class QuantizedAutoencoder(LatentVariable):
 
     def _sample(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
         """Decode independent codes from their empirical distribution."""
-        cdf = cumulative_sum(self.quantizer.probs.double(), 0)
-        u = rand((n, *self.latent.shape), rng=rng, device=self.device).double() * cdf[-1]
-        z = torch.searchsorted(cdf, u, right=True).clamp_(max=self.latent.levels - 1)
+        u = rand((n, *self.latent.shape), rng=rng, device=self.device).double()
+        columns = []
+        for column, probs in zip(self.quantizer.split(u[:, 0]), self.quantizer.marginals.double(), strict=True):
+            cdf = cumulative_sum(probs, 0)
+            columns.append(torch.searchsorted(cdf, column.contiguous() * cdf[-1], right=True))
+        z = self.quantizer.join(columns).clamp_(max=self.latent.levels - 1).unsqueeze(1)
         return Samples(self._generate(z, y, rng), nfe=1)
 
 
@@ -142,13 +191,12 @@ class VQVAE(QuantizedAutoencoder):
         commitment: weight beta of the commitment loss.
         decay: of the moving averages of the codebook.
         revival: codes used less than this fraction of the mean usage are replaced; 0 for never.
+        depth: codes of a position, for more than one those of a residual quantiser.
         sample_likelihood: as in ``QuantizedAutoencoder``.
 
     Raises:
         ValueError: for images whose sides ``downsampling`` does not divide.
     """
-
-    quantizer: VectorQuantizer
 
     diagnostics: Mapping[str, Diagnostic] = {
         **QuantizedAutoencoder.diagnostics,
@@ -171,33 +219,16 @@ class VQVAE(QuantizedAutoencoder):
         commitment: float = 0.25,
         decay: float = 0.99,
         revival: float = 0.1,
+        depth: int = 1,
         sample_likelihood: bool = False,
     ):
-        if commitment < 0:
-            raise ValueError(f"commitment must not be negative, not {commitment}")
-        quantizer = VectorQuantizer(codebook_size, embedding_dim, decay, revival=revival)
+        quantizer: Quantizer
+        if depth == 1:
+            quantizer = VectorQuantizer(codebook_size, embedding_dim, decay, revival=revival)
+        else:
+            quantizer = ResidualQuantizer(codebook_size, embedding_dim, depth, decay, revival=revival)
         parts = encoder, decoder, likelihood
-        super().__init__(event, condition, quantizer, embedding_dim, *parts, downsampling, tokens, sample_likelihood)
-        self.commitment = commitment
-
-    def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
-        z = self._vectors(x, y)
-        k = self.quantizer.nearest(z)
-        e = self.quantizer.lookup(k)
-        distortion = self._distortion(straight_through(z, e), x, y)
-        commitment = (z - e).square().mean()
-        exponential, usage = perplexity(k, self.latent.levels, self.training)
-        # In nats per dimension, so that one commitment weight suits images of any size.
-        total = distortion / self.dim + self.commitment * commitment
-        terms = {"distortion": distortion.detach(), "commitment": commitment.detach()}
-        terms |= {"perplexity": exponential, "usage": usage}
-        return Loss(total, terms, {"z": z.detach(), "k": k})
-
-    @torch.no_grad()
-    def after_step(
-        self, aux: Mapping[str, Tensor], batch_size: int, *, rng: torch.Generator | None = None
-    ) -> dict[str, Tensor]:
-        return {"dead": self.quantizer.update(aux["z"], aux["k"], rng)}
+        super().__init__(event, condition, quantizer, *parts, downsampling, tokens, sample_likelihood, commitment)
 
 
 class FSQVAE(QuantizedAutoencoder):
@@ -213,8 +244,6 @@ class FSQVAE(QuantizedAutoencoder):
     Raises:
         ValueError: for images whose sides ``downsampling`` does not divide, and less than 3 values in a dimension.
     """
-
-    quantizer: FiniteScalarQuantizer
 
     def __init__(
         self,
@@ -232,20 +261,4 @@ class FSQVAE(QuantizedAutoencoder):
     ):
         quantizer = FiniteScalarQuantizer(code_levels, decay)
         parts = encoder, decoder, likelihood
-        super().__init__(event, condition, quantizer, len(code_levels), *parts, downsampling, tokens, sample_likelihood)
-
-    def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
-        z = self._vectors(x, y)
-        k = self.quantizer.nearest(z)
-        e = straight_through(self.quantizer.bound(z), self.quantizer.lookup(k))
-        distortion = self._distortion(e, x, y)
-        exponential, usage = perplexity(k, self.latent.levels, self.training)
-        terms = {"distortion": distortion.detach(), "perplexity": exponential, "usage": usage}
-        return Loss(distortion / self.dim, terms, {"k": k})
-
-    @torch.no_grad()
-    def after_step(
-        self, aux: Mapping[str, Tensor], batch_size: int, *, rng: torch.Generator | None = None
-    ) -> dict[str, Tensor]:
-        self.quantizer.update(aux["k"])
-        return {}
+        super().__init__(event, condition, quantizer, *parts, downsampling, tokens, sample_likelihood)

@@ -19,6 +19,7 @@ from genzoo.nn.embeddings import embedding
 from genzoo.nn.grid import GridDecoder, GridEncoder
 from genzoo.nn.mlp import MLP, TimeMLP
 from genzoo.nn.pixelcnn import PixelCNN
+from genzoo.nn.r3gan import R3GANCritic, R3GANGenerator
 from genzoo.nn.resnet import ConvDecoder, ConvEncoder, ConvNet
 from genzoo.nn.transformer import Transformer
 from genzoo.nn.unet import UNet
@@ -48,6 +49,16 @@ def grid_encoder(in_shape: Shape, out_shape: Shape, condition: Condition | None 
 def grid_decoder(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> nn.Module:
     """Build the decoder of an autoencoder with a latent grid."""
     return (GridDecoder if _is_image(out_shape) else MLP)(in_shape, out_shape, condition)
+
+
+def grid_reducer(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> nn.Module:
+    """Build the network from a grid of features to a coarser one; a single column holds those of a vector."""
+    return (MLP if in_shape[2] == 1 else GridEncoder)(in_shape, out_shape, condition)
+
+
+def grid_expander(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> nn.Module:
+    """Build the network from a grid of features to a finer one; a single column holds those of a vector."""
+    return (MLP if out_shape[2] == 1 else GridDecoder)(in_shape, out_shape, condition)
 
 
 def denoiser(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> nn.Module:
@@ -82,6 +93,16 @@ def critic_without_norm(in_shape: Shape, out_shape: Shape, condition: Condition 
     if _is_image(in_shape):
         return ConvEncoder(in_shape, out_shape, condition, width=64, blocks=0, norm=False, hidden=256)
     return MLP(in_shape, out_shape, condition)
+
+
+def modern_generator(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> nn.Module:
+    """Build the generator of R3GAN, without normalisation."""
+    return (R3GANGenerator if _is_image(out_shape) else MLP)(in_shape, out_shape, condition)
+
+
+def modern_critic(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> nn.Module:
+    """Build the critic of R3GAN, without normalisation."""
+    return (R3GANCritic if _is_image(in_shape) else MLP)(in_shape, out_shape, condition)
 
 
 def causal(in_shape: Shape, out_shape: Shape, condition: Condition | None = None) -> CausalNetwork:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genzoo.conditions import ClassLabels, Condition, Image, Joint, Tokens, Vector, null_rows
+from genzoo.conditions import ClassLabels, Codes, Condition, Image, Joint, Tokens, Vector, null_rows
 from genzoo.nn.text import TextEncoder
 
 
@@ -115,6 +115,19 @@ class TokensEmbedding(Embedding):
         return self.layers(self.encoder.pooled(*self.encoder(y)))
 
 
+class CodesEmbedding(Embedding):
+    """The mean of a learned vector for each code, and of one for each position, and an MLP."""
+
+    def __init__(self, condition: Codes, features: int, null: bool, constant: float | None):
+        super().__init__()
+        self.values = nn.Embedding(condition.levels + null, features)
+        self.positions = nn.Parameter(torch.randn(features, *condition.shape))
+        self.layers = _perceptron(features, features, constant)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.layers((self.values(y).movedim(3, 1) * self.positions).mean((2, 3)))
+
+
 class JointEmbedding(Embedding):
     """The sum of the embeddings of all parts."""
 
@@ -151,6 +164,11 @@ def _(condition: Image, features: int, null: bool, constant: float | None) -> Em
 @embedding.register
 def _(condition: Tokens, features: int, null: bool, constant: float | None) -> Embedding:
     return TokensEmbedding(condition.length, condition.vocabulary, features, null, constant)
+
+
+@embedding.register
+def _(condition: Codes, features: int, null: bool, constant: float | None) -> Embedding:
+    return CodesEmbedding(condition, features, null, constant)
 
 
 @embedding.register
@@ -204,3 +222,48 @@ class ImageChannels(nn.Module):
         if isinstance(self.rest, Joint):
             return torch.cat(h, dim=1), self.rest.join(*rest)
         return torch.cat(h, dim=1), rest[0] if rest else None
+
+
+class CodeFeatures(nn.Module):
+    """Features at each position of a grid from coarser or equal grids of codes, as between the levels of a hierarchy.
+
+    A learned vector for each code, at the positions that it covers, and two 3x3 convolutions.
+
+    Args:
+        condition: of the network.
+        features: E.
+        sides: (H, W) of the grid.
+
+    Attributes:
+        present: whether there are codes; without, the module has no weights.
+        rest: the condition without its codes; None if there is no other.
+    """
+
+    def __init__(self, condition: Condition | None, features: int, sides: Sequence[int]):
+        super().__init__()
+        self.condition, self.sides = condition, tuple(sides)
+        parts = condition.parts if isinstance(condition, Joint) else [condition] if condition else []
+        codes = [part for part in parts if isinstance(part, Codes)]
+        rest = [part for part in parts if not isinstance(part, Codes)]
+        self.present = bool(codes)
+        self.rest: Condition | None = (
+            condition if not codes else Joint(tuple(rest)) if len(rest) > 1 else rest[0] if rest else None
+        )
+        self.values = nn.ModuleList(nn.Embedding(part.levels + 1, features) for part in codes)
+        self.layers = nn.Sequential()
+        if codes:
+            convolutions = [nn.Conv2d(features, features, 3, padding=1) for _ in range(2)]
+            self.layers = nn.Sequential(convolutions[0], nn.GELU(), convolutions[1])
+
+    def forward(self, y: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Return the features, (B, E, H, W), and the other conditions, (B, *rest.shape)."""
+        if not self.present or y is None or self.condition is None:
+            return None, y
+        values = self.condition.split(y) if isinstance(self.condition, Joint) else (y,)
+        parts = self.condition.parts if isinstance(self.condition, Joint) else (self.condition,)
+        codes = [value for part, value in zip(parts, values, strict=True) if isinstance(part, Codes)]
+        rest = [value for part, value in zip(parts, values, strict=True) if not isinstance(part, Codes)]
+        grids = [embed(value).movedim(3, 1) for embed, value in zip(self.values, codes, strict=True)]
+        h = torch.stack([F.interpolate(grid, self.sides, mode="nearest") for grid in grids]).sum(0)
+        others = self.rest.join(*rest) if isinstance(self.rest, Joint) else rest[0] if rest else None
+        return self.layers(h), others

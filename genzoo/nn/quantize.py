@@ -1,4 +1,4 @@
-r"""Quantisation of vectors. Shapes: B batch, D embedding, H height, W width, N tokens, K codes.
+r"""Quantisation of vectors. Shapes: B batch, D embedding, H height, W width, N tokens, K codes, L codes of a position.
 
 **Vector quantisation.** A vector is replaced by the nearest of K codes, ``k = argmin_j |z - e_j|``. A code is the mean of the
 vectors assigned to it, by exponential moving averages of their count and sum,
@@ -10,6 +10,14 @@ which is online k-means, without gradients. The counts in ``e_k`` are smoothed, 
 
 Unused codes would never move again. Codes used less than a fraction ``revival`` of the mean are therefore replaced by vectors
 of the current batch; the first batch replaces all of them, which initialises the codebook by data.
+
+**Residual quantisation.** L codebooks in turn, each of what the ones before it have left,
+
+    r_0 = z,      k_l = argmin_j |r_(l-1) - e_(l, j)|,      r_l = r_(l-1) - e_(l, k_l)
+
+so that ``z ~ sum_l e_(l, k_l)`` has K^L values from L K vectors. Each codebook is the moving average of its residuals. The L
+codes of a position are adjacent columns of the grid of codes: in raster order, an autoregressive prior predicts each given the
+ones before it at its position, and all of earlier positions. One codebook is vector quantisation.
 
 **Finite scalar quantisation.** Each of a few dimensions is bounded and rounded to one of L_d integers,
 
@@ -25,6 +33,8 @@ References:
     (section 3.2, appendix A.1).
     Razavi, van den Oord, Vinyals, "Generating Diverse High-Fidelity Images with VQ-VAE-2", 2019,
     https://arxiv.org/abs/1906.00446 (section 2.1).
+    Lee, Kim, Kim, Cho, Han, "Autoregressive Image Generation using Residual Quantization", 2022,
+    https://arxiv.org/abs/2203.01941 (section 3.1: eq. 2 and 3, the commitment loss of eq. 8).
     Mentzer, Minnen, Agustsson, Tschannen, "Finite Scalar Quantization: VQ-VAE Made Simple", 2023,
     https://arxiv.org/abs/2309.15505 (section 3.1, appendix A.1).
 """
@@ -34,6 +44,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -57,11 +68,83 @@ def _argmin(x_NK: Tensor) -> Tensor:
     return torch.from_numpy(x_NK.numpy().argmin(1))
 
 
+class Quantization(NamedTuple):
+    """The codes of vectors."""
+
+    e: Tensor  # (B, D, H, W), their vectors, with the straight-through gradient
+    k: Tensor  # (B, H, W L) int64, their indices
+    commitment: Tensor  # (), mean squared distance of the vectors from learned codes; 0 for a fixed grid
+    z: Tensor  # the vectors, for ``update``
+
+
 class Quantizer(nn.Module, ABC):
-    """A map from vectors to K codes in D dimensions, with moving averages of their frequencies.
+    """A map from vectors in D dimensions to L of K codes each.
 
     Args:
         codebook_size: K.
+        in_dim: D.
+        depth: L; the codes of a position are adjacent columns of the grid of codes.
+
+    Attributes:
+        out_dim: dimension of the vectors that codes are looked up as.
+        learned: whether the codes follow the vectors; otherwise they are a fixed grid.
+    """
+
+    learned: bool = True
+
+    def __init__(self, codebook_size: int, in_dim: int, depth: int = 1):
+        super().__init__()
+        self.codebook_size, self.depth, self.in_dim, self.out_dim = codebook_size, depth, in_dim, in_dim
+
+    def grid(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """Return the shape of the codes of a grid of vectors, (H, W) -> (H, W L)."""
+        return grid[0], grid[1] * self.depth
+
+    def split(self, k_BHW: Tensor) -> tuple[Tensor, ...]:
+        """Split the codes by their codebooks, (B, H, W L) -> L of (B, H, W), or other numbers of each code alike."""
+        return k_BHW.unflatten(2, (-1, self.depth)).unbind(3)
+
+    def join(self, columns: Sequence[Tensor]) -> Tensor:
+        """Invert ``split``."""
+        return torch.stack(list(columns), 3).flatten(2)
+
+    @property
+    @abstractmethod
+    def marginals(self) -> Tensor:
+        """Empirical distribution of each of the codes of a position, (L, K)."""
+
+    @abstractmethod
+    def forward(self, z_BDHW: Tensor) -> Quantization:
+        """Quantise vectors, for training."""
+
+    @abstractmethod
+    def nearest(self, z_BDHW: Tensor) -> Tensor:
+        """Return the indices of the codes at each position, (B, H, W L) int64."""
+
+    @abstractmethod
+    def lookup(self, k_BHW: Tensor) -> Tensor:
+        """Return the vector of the codes at each position, (B, H, W L) -> (B, D, H, W)."""
+
+    @abstractmethod
+    def update(self, z_BDHW: Tensor, k_BHW: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        """Update the moving averages, in training; in distributed training by the vectors of all ranks.
+
+        Args:
+            z_BDHW: vectors, ``Quantization.z``.
+            k_BHW: their indices.
+            rng: source of randomness.
+
+        Returns:
+            Number of replaced codes, ().
+        """
+
+
+class Codebook(Quantizer):
+    """A quantiser with one code for each position, and moving averages of the frequencies of the codes.
+
+    Args:
+        codebook_size: K.
+        in_dim: D.
         decay: of the moving averages.
 
     Raises:
@@ -70,11 +153,11 @@ class Quantizer(nn.Module, ABC):
 
     counts: Tensor
 
-    def __init__(self, codebook_size: int, decay: float):
-        super().__init__()
+    def __init__(self, codebook_size: int, in_dim: int, decay: float):
+        super().__init__(codebook_size, in_dim)
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), not {decay}")
-        self.codebook_size, self.decay = codebook_size, decay
+        self.decay = decay
         self.register_buffer("counts", torch.ones(codebook_size))
 
     @property
@@ -82,13 +165,9 @@ class Quantizer(nn.Module, ABC):
         """Empirical distribution of the codes, (K,)."""
         return self.counts / self.counts.sum()
 
-    @abstractmethod
-    def nearest(self, z_BDHW: Tensor) -> Tensor:
-        """Return the index of the code at each position, (B, H, W) int64."""
-
-    @abstractmethod
-    def lookup(self, k_BHW: Tensor) -> Tensor:
-        """Return the code of each index, (B, D, H, W)."""
+    @property
+    def marginals(self) -> Tensor:
+        return self.probs[None]
 
     def _count(self, k_N: Tensor) -> None:
         """Update the moving averages of the frequencies, by the codes of all ranks."""
@@ -96,7 +175,7 @@ class Quantizer(nn.Module, ABC):
         self.counts.lerp_(distributed.all_reduce_sum(counts), 1 - self.decay)
 
 
-class VectorQuantizer(Quantizer):
+class VectorQuantizer(Codebook):
     """An EMA codebook of K codes in D dimensions.
 
     Args:
@@ -114,7 +193,7 @@ class VectorQuantizer(Quantizer):
     def __init__(
         self, codebook_size: int, embedding_dim: int, decay: float = 0.99, eps: float = 1e-5, revival: float = 0.1
     ):
-        super().__init__(codebook_size, decay)
+        super().__init__(codebook_size, embedding_dim, decay)
         if codebook_size < 2 or embedding_dim < 1:
             raise ValueError(
                 f"a codebook needs at least 2 codes of at least 1 dimension, not {codebook_size} of {embedding_dim}"
@@ -129,6 +208,12 @@ class VectorQuantizer(Quantizer):
         self.register_buffer("codes", codes)
         self.register_buffer("sums", codes.clone())
         self.register_buffer("placed", torch.tensor(revival == 0))  # whether the codebook is initialised
+
+    def forward(self, z_BDHW: Tensor) -> Quantization:
+        k_BHW = self.nearest(z_BDHW)
+        e_BDHW = self.lookup(k_BHW)
+        commitment = (z_BDHW - e_BDHW).square().mean()
+        return Quantization(straight_through(z_BDHW, e_BDHW), k_BHW, commitment, z_BDHW)
 
     @torch.no_grad()
     def nearest(self, z_BDHW: Tensor) -> Tensor:
@@ -149,17 +234,9 @@ class VectorQuantizer(Quantizer):
 
     @torch.no_grad()
     def update(self, z_BDHW: Tensor, k_BHW: Tensor, rng: torch.Generator | None = None) -> Tensor:
-        """Update the moving averages and revive dead codes, in training.
+        """Update the moving averages and revive dead codes, in training, see ``Quantizer.update``.
 
         In distributed training the vectors of all ranks are used, and all ranks have the same codebook.
-
-        Args:
-            z_BDHW: vectors.
-            k_BHW: their indices, from ``nearest``.
-            rng: source of randomness of the revived codes.
-
-        Returns:
-            Number of dead codes, ().
         """
         z_ND, k_N = z_BDHW.movedim(1, -1).flatten(0, -2).to(self.codes.dtype), k_BHW.flatten()
         sums = torch.zeros_like(self.sums).index_add_(0, k_N, z_ND)
@@ -194,7 +271,7 @@ class VectorQuantizer(Quantizer):
         return distributed.all_reduce_sum(torch.where(mine_K1, z_ND.index_select(0, place_K % N), 0))
 
 
-class FiniteScalarQuantizer(Quantizer):
+class FiniteScalarQuantizer(Codebook):
     """A grid of K codes with L_d values in dimension d, which has no weights.
 
     Args:
@@ -210,7 +287,7 @@ class FiniteScalarQuantizer(Quantizer):
     def __init__(self, code_levels: Sequence[int], decay: float = 0.99):
         if not code_levels or min(code_levels) < 3:
             raise ValueError(f"code_levels must be at least 3 in each dimension, not {list(code_levels)}")
-        super().__init__(math.prod(code_levels), decay)
+        super().__init__(math.prod(code_levels), len(code_levels), decay)
         levels = torch.tensor(code_levels)
         self._levels = Constant(levels)
         self._strides = Constant(levels.cumprod(0) // levels)  # the first dimension varies fastest
@@ -224,6 +301,11 @@ class FiniteScalarQuantizer(Quantizer):
         offset = torch.where(levels % 2 == 0, 0.5, 0.0).to(z.dtype)
         bounded = radius * torch.tanh(z + torch.atanh(offset / radius)) - offset
         return (bounded / self._half.on(z.device)).movedim(-1, 1)
+
+    def forward(self, z_BDHW: Tensor) -> Quantization:
+        k_BHW = self.nearest(z_BDHW)
+        e_BDHW = straight_through(self.bound(z_BDHW), self.lookup(k_BHW))
+        return Quantization(e_BDHW, k_BHW, z_BDHW.new_zeros(()), z_BDHW)
 
     @torch.no_grad()
     def nearest(self, z_BDHW: Tensor) -> Tensor:
@@ -244,9 +326,92 @@ class FiniteScalarQuantizer(Quantizer):
         return ((digits - half).to(self.counts.dtype) / half).movedim(-1, 1).contiguous()
 
     @torch.no_grad()
-    def update(self, k_BHW: Tensor) -> None:
-        """Update the moving averages of the frequencies, in training; in distributed training by the codes of all ranks."""
+    def update(self, z_BDHW: Tensor, k_BHW: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        """Update the moving averages of the frequencies, see ``Quantizer.update``; no code is replaced."""
         self._count(k_BHW.flatten())
+        return k_BHW.new_zeros(())
+
+
+class ResidualQuantizer(Quantizer):
+    """L codebooks, each of the residuals of the ones before it.
+
+    The commitment loss sums the mean squared residuals ``|z - sg[e_1 + ... + e_l]|^2`` of all l (Lee et al. 2022, eq. 8).
+
+    Args:
+        codebook_size: K, of each codebook.
+        embedding_dim: D.
+        depth: L.
+        decay, eps, revival: as in ``VectorQuantizer``.
+
+    Raises:
+        ValueError: for less than one codebook.
+    """
+
+    def __init__(
+        self,
+        codebook_size: int,
+        embedding_dim: int,
+        depth: int = 4,
+        decay: float = 0.99,
+        eps: float = 1e-5,
+        revival: float = 0.1,
+    ):
+        if depth < 1:
+            raise ValueError(f"depth must be at least 1, not {depth}")
+        super().__init__(codebook_size, embedding_dim, depth)
+        self.codebooks: Sequence[VectorQuantizer] = nn.ModuleList(  # type: ignore[assignment]
+            VectorQuantizer(codebook_size, embedding_dim, decay, eps, revival) for _ in range(depth)
+        )
+
+    @property
+    def marginals(self) -> Tensor:
+        return torch.cat([codebook.marginals for codebook in self.codebooks])
+
+    def _residuals(self, z_BDHW: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Return the residual that each codebook quantises, its codes, and their vectors."""
+        residuals: list[Tensor] = []
+        indices: list[Tensor] = []
+        vectors: list[Tensor] = []
+        for codebook in self.codebooks:
+            residuals.append(z_BDHW)
+            indices.append(codebook.nearest(z_BDHW))
+            vectors.append(codebook.lookup(indices[-1]))
+            z_BDHW = z_BDHW - vectors[-1]
+        return residuals, indices, vectors
+
+    def forward(self, z_BDHW: Tensor) -> Quantization:
+        residuals, indices, vectors = self._residuals(z_BDHW)
+        squares = [(r - e).square().mean() for r, e in zip(residuals, vectors, strict=True)]
+        e_BDHW, commitment = _total(vectors), _total(squares)
+        return Quantization(straight_through(z_BDHW, e_BDHW), self.join(indices), commitment, z_BDHW)
+
+    @torch.no_grad()
+    def nearest(self, z_BDHW: Tensor) -> Tensor:
+        """Return the indices of the nearest codes of each residual, (B, H, W L) int64."""
+        return self.join(self._residuals(z_BDHW)[1])
+
+    def lookup(self, k_BHW: Tensor) -> Tensor:
+        """Return the sum of the codes at each position, (B, D, H, W)."""
+        return _total([book.lookup(k) for book, k in zip(self.codebooks, self.split(k_BHW), strict=True)])
+
+    @torch.no_grad()
+    def update(self, z_BDHW: Tensor, k_BHW: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        """Update each codebook by its residuals, see ``Quantizer.update``."""
+        residuals: list[Tensor] = []
+        indices = self.split(k_BHW)
+        for codebook, k in zip(self.codebooks, indices, strict=True):  # all of them before a codebook moves
+            residuals.append(z_BDHW)
+            z_BDHW = z_BDHW - codebook.lookup(k)
+        triples = zip(self.codebooks, residuals, indices, strict=True)
+        return _total([codebook.update(r, k, rng) for codebook, r, k in triples])
+
+
+def _total(terms: Sequence[Tensor]) -> Tensor:
+    """Sum tensors; a single one is returned as it is."""
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
 
 
 def perplexity(k: Tensor, codebook_size: int, all_ranks: bool = False) -> tuple[Tensor, Tensor]:

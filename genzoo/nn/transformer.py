@@ -1,7 +1,8 @@
 r"""A causal transformer. Shapes: B batch, C channels, H height, W width, N tokens, E embedding, P parameters of a pixel.
 
 The pixels of an image in raster order are the tokens of a sequence. Token n is pixel n - 1, the first a learned start token,
-each with learned embeddings of its position and of the condition; a pre-norm layer is
+each with learned embeddings of its position and of the condition; codes among the conditions have features at each pixel, added
+to the token that predicts it. A pre-norm layer is
 
     h <- h + Attention(LayerNorm(h)),    h <- h + W_2 gelu(W_1 LayerNorm(h))
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from genzoo.conditions import Condition
 from genzoo.nn.attention import attend
 from genzoo.nn.causal import CausalNetwork, IncrementalState
-from genzoo.nn.embeddings import embed
+from genzoo.nn.embeddings import CodeFeatures, embed
 from genzoo.nn.layers import Dropout
 
 
@@ -110,15 +111,18 @@ class Transformer(CausalNetwork):
         self.stem = nn.Sequential(nn.Linear(channels, width), nn.GELU(), nn.Linear(width, width))
         self.start = nn.Parameter(0.02 * torch.randn(width))
         self.positions = nn.Parameter(0.02 * torch.randn(self.tokens, width))
-        self.embed_y = embed(condition, width, null=True)
+        self.code_features = CodeFeatures(condition, width, self.sides)
+        self.embed_y = embed(self.code_features.rest, width, null=True)
         self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, out_shape[0])
 
     def embed(self, y: Tensor | None) -> Tensor | float:
-        """Return the embedding of the condition, added to every token, (B, 1, E)."""
-        return self.embed_y(y)[:, None] if self.embed_y is not None else 0.0
+        """Return the embedding of the condition, added to every token, (B, 1, E); of codes to each, (B, N, E)."""
+        features, y = self.code_features(y)
+        e = self.embed_y(y)[:, None] if self.embed_y is not None else 0.0
+        return e if features is None else features.flatten(2).transpose(1, 2) + e
 
     def forward(self, x_BCHW: Tensor, y: Tensor | None = None) -> Tensor:
         tokens_BNE = self.stem(x_BCHW.flatten(2).transpose(1, 2)[:, :-1])
@@ -143,7 +147,10 @@ class _TransformerState(IncrementalState):
     def step(self, pixel_BC: Tensor | None) -> Tensor:
         network = self.network
         token = network.start.expand(self.n, 1, -1) if pixel_BC is None else network.stem(pixel_BC[:, None])
-        h = network.dropout(token + network.positions[self.position] + self.embedding)
+        e = self.embedding
+        if isinstance(e, Tensor) and e.shape[1] > 1:
+            e = e[:, self.position, None]
+        h = network.dropout(token + network.positions[self.position] + e)
         self.position += 1
         for block, cache in zip(network.blocks, self.caches, strict=True):
             h = block(h, cache)

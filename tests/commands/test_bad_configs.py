@@ -192,6 +192,18 @@ PAIRS = """
     model=dalle data=shapes data.n=20 data.n_test=4 data.conditional=false|data
     model=ddpm codec=vqvae|codec
     model=gan prior=ddpm|prior
+    model=vqvae2 codec=vqvae|codec=vqvae2
+    model=vqvae2 codec.levels=0|levels
+    model=vqvae2 codec.levels=5|halved
+    model=vqvae2 prior=flow_matching codec.quantizer.codebook_size=1|codebook
+    model=vqvae codec=residual codec.depth=0|depth
+    model=vqvae codec=vqgan codec.adversarial_weight=-1|adversarial_weight
+    model=vqvae codec=vqgan codec.perceptual.name=cifar|perceptual
+    model=vqvae codec=vqgan codec@codec.autoencoder=vae|autoencoder
+    model=r3gan model.gamma=-1|gamma
+    model=r3gan model.final_gamma=0.1|annealing
+    model=r3gan model.critic.group_width=5|group_width
+    model=r3gan network@model.critic=gan_critic_image|batch norm
     model=ddpm teacher=run teacher.run=x|teacher
     model=flow_matching teacher=run|teacher.run
     model=flow_matching teacher=run teacher.run=/nowhere|/nowhere

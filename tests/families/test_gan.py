@@ -120,7 +120,7 @@ def test_the_losses_and_their_slopes_in_the_logits_are_their_closed_forms(
     assert on_fake[:, 0].tolist() == pytest.approx([slope_fake(v) / 5 for v in b], abs=1e-12)
     assert float(terms["accuracy"]) == pytest.approx(0.5 * (3 / 5 + 3 / 5))
 
-    total = model.generator_loss(fake, None)
+    total = model.generator_loss(x, fake, None)
     assert total.item() == pytest.approx(sum(map(generator_, b)) / 5, abs=1e-12)
     (on_fake,) = torch.autograd.grad(total, fake)
     assert on_fake[:, 0].tolist() == pytest.approx([slope_generator(v) / 5 for v in b], abs=1e-12)
@@ -129,7 +129,7 @@ def test_the_losses_and_their_slopes_in_the_logits_are_their_closed_forms(
 def test_a_critic_that_is_very_sure_still_teaches_the_generator():
     """log(1 - sigmoid) would have lost its slope, and a sigmoid before the logarithm its value."""
     model, fake = classifier("non_saturating"), torch.tensor([[-1000.0]], requires_grad=True)
-    loss = model.generator_loss(fake, None)
+    loss = model.generator_loss(fake, fake, None)
     assert loss.item() == 1000
     assert float(torch.autograd.grad(loss, fake)[0]) == -1
 

@@ -1,5 +1,5 @@
 """The codebook of moving averages: against its recursion by hand, the optimal quantiser of a normal law, and its gradients.
-The finite scalar quantiser: all of its codes.
+The residual quantiser: balanced ternary numbers. The finite scalar quantiser: all of its codes.
 
 References:
     Max, "Quantizing for minimum distortion", 1960, https://doi.org/10.1109/TIT.1960.1057548 (table I: the least distortions).
@@ -14,7 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from genzoo.nn.quantize import FiniteScalarQuantizer, VectorQuantizer, perplexity, straight_through
+from genzoo.nn.quantize import (
+    FiniteScalarQuantizer,
+    ResidualQuantizer,
+    VectorQuantizer,
+    perplexity,
+    straight_through,
+)
 from genzoo.numerics.random import generator, randn
 
 
@@ -183,6 +189,99 @@ def test_impossible_codebooks_are_refused(settings, message):
         VectorQuantizer(**{"codebook_size": 4, "embedding_dim": 4, **settings})
 
 
+# Residual quantisation
+
+
+def balanced_ternary(depth: int) -> ResidualQuantizer:
+    """Codebooks {-1, 0, 1} 3^-l, whose sums are all multiples of 3^-(depth - 1) from -(3^depth - 1)/2 of them on."""
+    quantizer = ResidualQuantizer(3, 1, depth).double()
+    for place, codebook in enumerate(quantizer.codebooks):
+        codebook.codes.copy_(torch.tensor([[-1.0], [0.0], [1.0]]) * 3.0**-place)
+    return quantizer
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_residual_codes_and_their_numbers_are_a_bijection(depth):
+    """A positional number system: every number has one expansion, which is found digit by digit."""
+    quantizer, count = balanced_ternary(depth), 3**depth
+    digits = torch.arange(count)[:, None] // 3 ** torch.arange(depth - 1, -1, -1) % 3
+    k = digits.view(count, 1, depth)
+    e = quantizer.lookup(k)
+    expected = (torch.arange(count, dtype=torch.float64) - count // 2) / 3 ** (depth - 1)
+    torch.testing.assert_close(e.flatten(), expected, rtol=0, atol=1e-12)
+    assert torch.equal(quantizer.nearest(e), k), "q(q(z)) = q(z)"
+    z = torch.linspace(-1.6, 1.6, 5001, dtype=torch.float64).view(-1, 1, 1, 1)
+    step = 3.0 ** (1 - depth)
+    nearest = (z / step).round().clamp(-(count // 2), count // 2) * step
+    error = (quantizer.lookup(quantizer.nearest(z)) - z).abs()
+    torch.testing.assert_close(error, (nearest - z).abs(), rtol=0, atol=1e-9)
+
+
+def test_codes_of_a_position_are_adjacent_columns():
+    quantizer = balanced_ternary(2)
+    k = quantizer.nearest(torch.tensor([1 + 1 / 3, -1.0, 0.0, -1 / 3], dtype=torch.float64).view(1, 1, 2, 2))
+    assert k[0].tolist() == [[2, 2, 0, 1], [1, 1, 1, 0]]
+    assert quantizer.grid((2, 2)) == (2, 4)
+    columns = quantizer.split(k)
+    assert [column[0].tolist() for column in columns] == [[[2, 0], [1, 1]], [[2, 1], [1, 0]]]
+    assert torch.equal(quantizer.join(columns), k)
+
+
+def test_one_codebook_is_vector_quantisation_to_the_bit():
+    torch.manual_seed(0)
+    plain = VectorQuantizer(7, 5)
+    torch.manual_seed(0)
+    residual = ResidualQuantizer(7, 5, 1)
+    for step in range(4):
+        z = grid(6, 5, f"step {step}").float()
+        ours, theirs = residual(z), plain(z)
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        dead = residual.update(ours.z, ours.k, generator(step)), plain.update(theirs.z, theirs.k, generator(step))
+        assert torch.equal(*dead) and torch.equal(residual.codebooks[0].codes, plain.codes)
+    assert torch.equal(residual.marginals, plain.marginals)
+
+
+def test_each_codebook_quantises_and_follows_what_the_ones_before_it_have_left():
+    quantizer = ResidualQuantizer(6, 4, 3, decay=0.9, revival=0.1).double()
+    alone = [VectorQuantizer(6, 4, decay=0.9, revival=0.1).double() for _ in range(3)]
+    for one, codebook in zip(alone, quantizer.codebooks, strict=True):
+        one.load_state_dict(codebook.state_dict())
+    for step in range(3):
+        z = grid(8, 4, f"step {step}").requires_grad_()
+        out = quantizer(z)
+        residual, commitment, total = z.detach(), 0.0, torch.zeros_like(z)
+        rng, given = generator("revival", step), []
+        for one, k in zip(alone, quantizer.split(out.k), strict=True):
+            assert torch.equal(one.nearest(residual), k)
+            given.append((residual, k))
+            total = total + one.lookup(k)
+            commitment += float((z.detach() - total).square().mean())
+            residual = residual - one.lookup(k)
+        torch.testing.assert_close(out.e, total, rtol=0, atol=1e-12)
+        assert float(out.commitment.detach()) == pytest.approx(commitment, rel=1e-10)
+        (slope,) = torch.autograd.grad(out.e.sum(), z, retain_graph=True)
+        assert torch.equal(slope, torch.ones_like(z))
+        dead = sum(int(one.update(r, k, rng)) for one, (r, k) in zip(alone, given, strict=True))
+        assert int(quantizer.update(out.z.detach(), out.k, generator("revival", step))) == dead
+        for one, codebook in zip(alone, quantizer.codebooks, strict=True):
+            torch.testing.assert_close(codebook.codes, one.codes, rtol=1e-12, atol=1e-12)
+
+
+def test_more_codebooks_leave_less():
+    errors = []
+    for depth in (1, 2, 3):
+        quantizer, z = ResidualQuantizer(8, 4, depth, decay=0.9).double(), grid(200, 4)
+        for step in range(60):
+            quantizer.update(z, quantizer.nearest(z), generator("revival", step))
+        errors.append(float((quantizer.lookup(quantizer.nearest(z)) - z).square().mean()))
+    assert errors[1] < 0.7 * errors[0] and errors[2] < 0.7 * errors[1]
+
+
+def test_a_residual_quantiser_needs_a_codebook():
+    with pytest.raises(ValueError, match="depth must be at least 1, not 0"):
+        ResidualQuantizer(4, 4, 0)
+
+
 # Finite scalar quantisation
 
 LEVELS = [[3], [8], [5, 4], [8, 5, 5], [7, 5, 5, 5]]
@@ -235,7 +334,7 @@ def test_a_grid_of_codes_needs_no_gradient_and_its_frequencies_are_moving_averag
     k = quantizer.nearest(z)
     counts = torch.ones(20).double()
     for _ in range(3):
-        quantizer.update(k)
+        quantizer.update(z, k)
         counts = 0.9 * counts + 0.1 * torch.bincount(k.flatten(), minlength=20)
     torch.testing.assert_close(quantizer.probs, counts / counts.sum())
 

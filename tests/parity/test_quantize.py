@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from genzoo.nn.quantize import FiniteScalarQuantizer, VectorQuantizer, straight_through
+from genzoo.nn.quantize import FiniteScalarQuantizer, ResidualQuantizer, VectorQuantizer, straight_through
 from genzoo.numerics.random import generator
 
 reference = pytest.importorskip("vector_quantize_pytorch")
@@ -42,6 +42,35 @@ def test_the_codebook_is_the_reference_s_over_many_batches():
         ours.update(z, k)
         torch.testing.assert_close(ours.counts, codebook.cluster_size[0], rtol=0, atol=1e-6)
         torch.testing.assert_close(ours.codes, codebook.embed[0], rtol=0, atol=1e-6)
+
+
+def test_residual_codebooks_are_the_reference_s_over_many_batches():
+    K, D, L, beta = 16, 6, 3, 0.25
+    torch.manual_seed(0)
+    theirs = reference.ResidualVQ(
+        dim=D, codebook_size=K, num_quantizers=L, decay=0.99, eps=1e-5, commitment_weight=beta, rotation_trick=False,
+        kmeans_init=False, threshold_ema_dead_code=0, use_cosine_sim=False, accept_image_fmap=True,
+    ).train()  # fmt: skip
+    ours = ResidualQuantizer(K, D, L, decay=0.99, eps=1e-5, revival=0)
+    for layer, mine in zip(theirs.layers, ours.codebooks, strict=True):
+        layer._codebook.embed.data.copy_(torch.randn(1, K, D))
+        layer._codebook.embed_avg.data.copy_(layer._codebook.embed.data)
+        mine.codes.copy_(layer._codebook.embed[0])
+        mine.sums.copy_(layer._codebook.embed_avg[0])
+    for step in range(20):
+        z = torch.randn(4, D, 5, 5, generator=generator("residual parity", step))
+        mine, other = z.clone().requires_grad_(), z.clone().requires_grad_()
+        expected, indices, losses = theirs(other)
+        e, k, commitment, _ = ours(mine)
+        assert torch.equal(torch.stack(ours.split(k), -1), indices)
+        torch.testing.assert_close(e, expected, rtol=0, atol=2e-6)
+        torch.testing.assert_close(beta * commitment, losses.sum(), rtol=1e-5, atol=1e-6)
+        (e.sin().sum() + beta * commitment).backward()
+        (expected.sin().sum() + losses.sum()).backward()
+        torch.testing.assert_close(mine.grad, other.grad, rtol=0, atol=1e-5)
+        ours.update(z, k)
+        for layer, codebook in zip(theirs.layers, ours.codebooks, strict=True):
+            torch.testing.assert_close(codebook.codes, layer._codebook.embed[0], rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("levels", [[8, 5, 5, 5], [8, 8, 8], [7, 5], [3]], ids=str)
