@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from genzoo.explore import traverse as traverse
     from genzoo.families.autoregressive import Autoregressive as Autoregressive
     from genzoo.families.clip import Contrastive as Contrastive
+    from genzoo.families.consistency import Consistency as Consistency
     from genzoo.families.ddpm import DDPM as DDPM
     from genzoo.families.flow_matching import FlowMatching as FlowMatching
     from genzoo.families.gan import GAN as GAN
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from genzoo.families.latent import latent as latent
     from genzoo.families.maf import MAF as MAF
     from genzoo.families.masked_diffusion import MaskedDiffusion as MaskedDiffusion
+    from genzoo.families.mean_flow import MeanFlow as MeanFlow
     from genzoo.families.nsf import NSF as NSF
     from genzoo.families.realnvp import RealNVP as RealNVP
     from genzoo.families.score_sde import ScoreSDE as ScoreSDE
@@ -72,6 +74,7 @@ _HOME = {
     "Vector": "genzoo.conditions",
     "load": "genzoo.loading",
     "Autoregressive": "genzoo.families.autoregressive",
+    "Consistency": "genzoo.families.consistency",
     "Contrastive": "genzoo.families.clip",
     "DDPM": "genzoo.families.ddpm",
     "FlowMatching": "genzoo.families.flow_matching",
@@ -83,6 +86,7 @@ _HOME = {
     "MAF": "genzoo.families.maf",
     "NSF": "genzoo.families.nsf",
     "MaskedDiffusion": "genzoo.families.masked_diffusion",
+    "MeanFlow": "genzoo.families.mean_flow",
     "RealNVP": "genzoo.families.realnvp",
     "ScoreSDE": "genzoo.families.score_sde",
     "UnCLIP": "genzoo.families.unclip",
@@ -113,6 +117,7 @@ __all__ = [
     "Tokens",
     "Image",
     "Autoregressive",
+    "Consistency",
     "Contrastive",
     "DDPM",
     "FlowMatching",
@@ -124,6 +129,7 @@ __all__ = [
     "MAF",
     "NSF",
     "MaskedDiffusion",
+    "MeanFlow",
     "RealNVP",
     "ScoreSDE",
     "UnCLIP",
