@@ -297,6 +297,14 @@ def test_what_does_not_fit_together_is_refused(make, message):
         make()
 
 
+def test_noise_levels_are_log_normal_about_the_published_mean():
+    model = Consistency((2,))
+    r = model.path.schedule.ratio(
+        model.noise_levels.sample(20_000, model.path.schedule, generator("levels"), torch.device("cpu"))
+    )
+    assert float(r.log().median()) == pytest.approx(-1.1, abs=0.08)
+
+
 def test_it_takes_no_sampler_of_denoisers():
     with pytest.raises(ValueError, match="choose sampler=jump"):
         Consistency((2,), sampler=Heun(3)).sample(2)

@@ -1,6 +1,7 @@
 r"""MeanFlow with the exact average velocity.
 
-On N(mu, Sigma) the flow map is ``X(x_t, t, r) = m_r + (C_r C_t^-1)^(1/2) (x_t - m_t)``, so that ``u(x_t, r, t) = (x_t - X(x_t, t, r))/(t - r)``, one step is ``mu + Sigma^(1/2) eps``, and the MeanFlow identity holds.
+On N(mu, Sigma) the flow map is ``X(x_t, t, r) = m_r + (C_r C_t^-1)^(1/2) (x_t - m_t)``, so that
+``u(x_t, r, t) = (x_t - X(x_t, t, r))/(t - r)``, one step is ``mu + Sigma^(1/2) eps``, and the MeanFlow identity holds.
 """
 
 from __future__ import annotations
