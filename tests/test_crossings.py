@@ -32,6 +32,7 @@ from genzoo.config.paths import CONF
 from genzoo.data.dataset import DataSet, Split
 from genzoo.data.loader import Batches
 from genzoo.diffusion.denoiser import Denoiser, DenoiserWrapper, path_models
+from genzoo.diffusion.flow_map import FlowMap
 from genzoo.diffusion.path import Prediction
 from genzoo.diffusion.samplers import Euler, Heun, Sampler
 from genzoo.distributions.bounds import RateCost
@@ -332,7 +333,7 @@ def outputs(part: GenerativeModel, turn: dict[str, str]) -> Iterator[tuple[nn.Mo
     """List the networks that say something of every pixel, and how many of their channels are means."""
     if isinstance(part, PriorStage):
         yield from outputs(part.prior, turn)
-    elif isinstance(part, Denoiser):
+    elif isinstance(part, Denoiser) and not isinstance(part, FlowMap):  # whose network is differentiated forwards too
         yield part.network, part.shape[0]  # the others are variances
     elif isinstance(part, GeneratorAndCritic) and turn["turn"] == "generator":
         yield part.generator, part.shape[0]

@@ -143,8 +143,15 @@ def sampling_denoisers(model: GenerativeModel) -> list[Denoiser]:
     return [model] if isinstance(model, Denoiser) else []
 
 
+def path_model(model: GenerativeModel) -> PathModel | None:
+    """Return the denoiser or flow map that a model's sampler calls, that of the prior for a composite model."""
+    while isinstance(model, Composite):
+        model = model.prior
+    return model if isinstance(model, PathModel) else None
+
+
 def path_models(model: GenerativeModel) -> list[PathModel]:
-    """Return all denoisers and flow maps that the samplers of a model call; that of the innermost prior is the first."""
+    """Return all denoisers and flow maps that the samplers of a model call; that of ``path_model`` is the first."""
     if isinstance(model, Composite):
         return [found for part in model.parts() for found in path_models(part)]
     return [model] if isinstance(model, PathModel) else []

@@ -96,7 +96,7 @@ class RatioPairs(TimePairs):
         super().__init__(doubling, halvings)
 
     def pair(self, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
-        lowest = schedule.ratio(torch.tensor(schedule.t_min, dtype=torch.float64, device=t.device))
+        lowest = schedule.ratio(torch.full((), schedule.t_min, dtype=torch.float64, device=t.device))
         ratio = schedule.ratio(t).clamp(min=2 * lowest)
         step = (1 + 8 * torch.sigmoid(-ratio)) / (2 * self.fineness())
         earlier = torch.maximum(ratio * (1 - step), lowest)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from genzoo.diffusion.denoiser import Denoiser, PathModel, path_models
+from genzoo.diffusion.denoiser import Denoiser, PathModel, path_model
 from genzoo.diffusion.guidance import GuidedSampler
 from genzoo.diffusion.samplers.sampler import Sampler, Trajectory
 from genzoo.model import AbilityError, Composite, GenerativeModel
@@ -122,14 +122,14 @@ def path_denoiser(model: GenerativeModel | PathModel) -> PathModel:
     Raises:
         AbilityError: for a model that samples in one pass.
     """
-    found = path_models(model) if isinstance(model, GenerativeModel) else [model]
-    if not found:
+    found = path_model(model) if isinstance(model, GenerativeModel) else model
+    if found is None:
         family = type(getattr(model, "prior", model)).__name__
         raise AbilityError(
             f"{family} samples in one pass and has no sampling path: choose ddpm, score_sde, flow_matching, or latent with "
             "one of them as its prior"
         )
-    return found[0]
+    return found
 
 
 @contextlib.contextmanager

@@ -167,7 +167,7 @@ class Consistency(Decoder, FlowMap):
 
     def to_data(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         c = self.path.schedule.at(t)
-        first = self.path.schedule.at(torch.tensor(self.ends[0], dtype=torch.float64, device=t.device))
+        first = self.path.schedule.at(torch.full((), self.ends[0], dtype=torch.float64, device=t.device))
         kept = (first.sigma / first.alpha) * c.alpha / c.sigma
         of_x_t, of_x0 = expand(kept * first.alpha / c.alpha, x_t), expand((1 - kept) * first.alpha, x_t)
         return of_x_t * x_t + of_x0 * self._x0(x_t, t, y)

@@ -32,7 +32,7 @@ class Sampler(ABC):
     """
 
     stochastic: bool
-    evaluates: type[PathModel] = Denoiser  # what is sampled from
+    evaluates: type = Denoiser  # what is sampled from
 
     def __init__(self, steps: int | None = None, clip: bool = True, trajectory: bool = False):
         if steps is not None and steps < 1:
