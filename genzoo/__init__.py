@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from genzoo.explore import traverse as traverse
     from genzoo.families.autoregressive import Autoregressive as Autoregressive
     from genzoo.families.clip import Contrastive as Contrastive
+    from genzoo.families.consistency import Consistency as Consistency
     from genzoo.families.ddpm import DDPM as DDPM
     from genzoo.families.ebm import EBM as EBM
     from genzoo.families.ebm import JEM as JEM
@@ -43,9 +44,10 @@ if TYPE_CHECKING:
     from genzoo.families.latent import latent as latent
     from genzoo.families.maf import MAF as MAF
     from genzoo.families.masked_diffusion import MaskedDiffusion as MaskedDiffusion
+    from genzoo.families.mean_flow import MeanFlow as MeanFlow
     from genzoo.families.nsf import NSF as NSF
-    from genzoo.families.rae import RAE as RAE
     from genzoo.families.r3gan import R3GAN as R3GAN
+    from genzoo.families.rae import RAE as RAE
     from genzoo.families.realnvp import RealNVP as RealNVP
     from genzoo.families.score_sde import ScoreSDE as ScoreSDE
     from genzoo.families.unclip import UnCLIP as UnCLIP
@@ -85,6 +87,7 @@ _HOME = {
     "Vector": "genzoo.conditions",
     "load": "genzoo.loading",
     "Autoregressive": "genzoo.families.autoregressive",
+    "Consistency": "genzoo.families.consistency",
     "Contrastive": "genzoo.families.clip",
     "DDPM": "genzoo.families.ddpm",
     "EBM": "genzoo.families.ebm",
@@ -103,6 +106,7 @@ _HOME = {
     "MaskedDiffusion": "genzoo.families.masked_diffusion",
     "RAE": "genzoo.families.rae",
     "R3GAN": "genzoo.families.r3gan",
+    "MeanFlow": "genzoo.families.mean_flow",
     "RealNVP": "genzoo.families.realnvp",
     "ScoreSDE": "genzoo.families.score_sde",
     "UnCLIP": "genzoo.families.unclip",
@@ -139,6 +143,7 @@ __all__ = [
     "Tokens",
     "Image",
     "Autoregressive",
+    "Consistency",
     "Contrastive",
     "DDPM",
     "EBM",
@@ -157,6 +162,7 @@ __all__ = [
     "MaskedDiffusion",
     "RAE",
     "R3GAN",
+    "MeanFlow",
     "RealNVP",
     "ScoreSDE",
     "UnCLIP",

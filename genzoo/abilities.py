@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from genzoo.diffusion.denoiser import Denoiser, sampling_denoiser
+from genzoo.diffusion.denoiser import Denoiser, path_model
 from genzoo.latents import can_encode, has_normal_prior, latent_space
 from genzoo.model import (
     AbilityError,
@@ -87,7 +87,7 @@ ABILITIES: Mapping[str, Callable[[GenerativeModel], str]] = {
     "attribute": _attribute,
     "`guidance=`": _guidance,
     "edit": _edit,
-    "trajectory, `sampler=`": lambda model: YES if sampling_denoiser(model) is not None else NO,
+    "trajectory, `sampler=`": lambda model: YES if path_model(model) is not None else NO,
 }
 
 

@@ -15,7 +15,7 @@ import torch
 from genzoo.conditions import Tokens
 from genzoo.config.instantiate import build
 from genzoo.devices import pick_device
-from genzoo.diffusion.denoiser import replaced, sampling_denoisers
+from genzoo.diffusion.denoiser import path_models, replaced
 from genzoo.diffusion.guidance import AutoGuidance, ClassifierGuidance, NoisyCritic, guide
 from genzoo.errors import BUILD_ERRORS, UsageError, misfit, one_line
 from genzoo.metrics.features import CONTRASTIVE, EMBEDDED, EmbeddedContrastive, embedded
@@ -289,7 +289,7 @@ def set_sampler(model: GenerativeModel, config: dict[str, Any]) -> None:
     Raises:
         UsageError: for a family without a sampler, or a sampler incompatible with its path.
     """
-    denoisers: list[Any] = list(sampling_denoisers(model))
+    denoisers: list[Any] = list(path_models(model))
     if not denoisers:
         family = type(getattr(model, "prior", model)).__name__
         raise UsageError(f"sampler: {family} samples in one pass and takes no sampler; omit it")
@@ -305,7 +305,7 @@ def with_sampler(model: GenerativeModel, sampler: Any, steps: int | None = None)
         UsageError: for a family without a sampler.
     """
     copied = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
-    denoisers: list[Any] = list(sampling_denoisers(copied))
+    denoisers: list[Any] = list(path_models(copied))
     if not denoisers:
         raise UsageError(f"sampler: {type(model).__name__} samples in one pass and takes no sampler; omit it")
     sampler = copy.copy(sampler)
@@ -398,7 +398,7 @@ def check_sampler(model: GenerativeModel) -> None:
     Raises:
         UsageError: with the message of the sampler.
     """
-    for denoiser in sampling_denoisers(model):
+    for denoiser in path_models(model):
         _try_sampler(denoiser)
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from genzoo.diffusion.denoiser import Denoiser
 from genzoo.diffusion.inverse import repaint
 from genzoo.diffusion.path import GaussianPath, Parameterization, Prediction
-from genzoo.diffusion.samplers import ancestral, ddim, euler_maruyama, predictor_corrector
+from genzoo.diffusion.samplers import ancestral, ddim, euler_maruyama, jump, predictor_corrector
 from genzoo.diffusion.samplers import sampler as sampler_module
 from genzoo.diffusion.schedules import (
     CondOT,
@@ -225,7 +225,7 @@ def exact_network(denoiser: GaussianDenoiser) -> Callable[..., nn.Module]:
 
 def set_randn(patch: pytest.MonkeyPatch, randn: Callable[..., Tensor]) -> None:
     """Let every sampler draw its noise from a function."""
-    for module in (ancestral, ddim, euler_maruyama, predictor_corrector, repaint, sampler_module):
+    for module in (ancestral, ddim, euler_maruyama, jump, predictor_corrector, repaint, sampler_module):
         patch.setattr(module, "randn", randn)
 
 

@@ -52,7 +52,7 @@ class Steps:
     ranks: int = 1
     waits: int = 0  # in a steady step
     used: bool = False  # whether all abilities of the model are tried too
-    teacher: bool = False
+    teacher: str = ""  # family of the teacher, if any
 
 
 def steps() -> dict[str, Steps]:
@@ -83,6 +83,11 @@ def steps() -> dict[str, Steps]:
         found[f"score_sde-{schedule}"] = Steps(("model=score_sde", f"schedule@model.schedule={schedule}"))
     for levels in ("logit_normal", "log_normal"):
         found[f"flow_matching-{levels}"] = Steps(("model=flow_matching", f"noise_levels@model.noise_levels={levels}"))
+    found["consistency-ratio"] = Steps(("model=consistency", "time_pairs@model.time_pairs=ratio", classes))
+    found["consistency-teacher"] = Steps(
+        ("model=consistency", "model.objective=distillation", "model.guidance=2.0", classes), teacher="score_sde"
+    )
+    found["mean_flow-guided"] = Steps(("model=mean_flow", "model.guidance=2.0", "model.mixture=0.5", classes))
     for likelihood in ("bernoulli", "categorical", "gaussian", "logistic_mixture"):
         binary = ("data.levels=2",) if likelihood == "bernoulli" else ()
         found[f"vae-{likelihood}"] = Steps(("model=vae", f"likelihood@model.likelihood={likelihood}", *binary))
@@ -114,7 +119,7 @@ def steps() -> dict[str, Steps]:
     found["flow_matching-optimal_transport"] = Steps(
         ("model=flow_matching", "model.pairing=optimal_transport"), waits=2
     )
-    found["flow_matching-reflow"] = Steps(("model=flow_matching", classes), teacher=True)
+    found["flow_matching-reflow"] = Steps(("model=flow_matching", classes), teacher="flow_matching")
     return found
 
 
@@ -152,7 +157,9 @@ def train(scenario: Steps) -> str:
     torch.manual_seed(0)
     made = small(config["model"])
     if scenario.teacher:
-        made["teacher"] = build(made, "model")
+        other = composed(f"model={scenario.teacher}", "data.conditional=true")
+        describe_model(other, build)
+        made["teacher"] = build(small(other["model"]), "model")
     model: Any = build(made, "model")
     for name, buffer in model.named_buffers():
         if name.endswith("frequencies"):  # so that an untrained drift is smooth, and its solution short

@@ -31,7 +31,8 @@ from genzoo.config.instantiate import build
 from genzoo.config.paths import CONF
 from genzoo.data.dataset import DataSet, Split
 from genzoo.data.loader import Batches
-from genzoo.diffusion.denoiser import Denoiser, DenoiserWrapper, sampling_denoiser
+from genzoo.diffusion.denoiser import Denoiser, DenoiserWrapper, path_models
+from genzoo.diffusion.flow_map import FlowMap
 from genzoo.diffusion.path import Prediction
 from genzoo.diffusion.samplers import Euler, Heun, Sampler
 from genzoo.distributions.bounds import RateCost
@@ -71,7 +72,7 @@ ALL, IMAGES, POINTS = tuple(KINDS), ("grey", "colour"), ("points",)
 
 NETWORK, LIKELIHOOD, SCHEDULE = "network@model.network=", "likelihood@model.likelihood=", "schedule@model.schedule="
 IAF = "posterior@model.posterior=iaf"
-TEACHER, CODEC = "teacher of reflow", "finished codec"
+TEACHER, CODEC = "finished teacher", "finished codec"
 # The options of each family, and the kinds of data that they apply to.
 OPTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "autoregressive": ("autoregressive", ALL, ()),
@@ -94,6 +95,13 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "flow_matching": ("flow_matching", ALL, ()),
     "flow_matching-transport": ("flow_matching", ALL, ("model.pairing=optimal_transport",)),
     "flow_matching-reflow": ("flow_matching", ALL, (TEACHER,)),
+    "mean_flow": ("mean_flow", ALL, ("model.ratio=0.7",)),
+    "mean_flow-squared": ("mean_flow", ALL, ("model.power=0", "sampler.steps=3", "sampler.gamma=0.5")),
+    "consistency": ("consistency", ALL, ()),
+    "consistency-teacher": ("consistency", ALL, (TEACHER, "model.objective=distillation")),
+    "consistency-ratio": (
+        "consistency", ALL, (f"{SCHEDULE}vp", "time_pairs@model.time_pairs=ratio", "sampler.steps=3"),
+    ),
     "flow_matching-vp": (
         "flow_matching", ALL, (f"{SCHEDULE}vp", "noise_levels@model.noise_levels=logit_normal"),
     ),
@@ -212,14 +220,18 @@ class Crossing(Case):
     def parents(self) -> dict[str, Any]:
         """The finished model that the option builds on, by its key, and what goes with it."""
         if self.parent == TEACHER:
-            return {"teacher": frozen(self.of_parent.model()), "pool": 40}
+            teacher = {"teacher": frozen(self.of_parent.model())}
+            return {**teacher, "pool": 40} if self.family == "flow_matching" else teacher
         return {"codec": frozen(self.of_parent.model())} if self.parent == CODEC else {}
 
     @property
     def of_parent(self) -> Crossing:
         """The teacher has the condition of its pupil, and the codec has none."""
-        family, condition = (self.family, self.condition) if self.parent == TEACHER else ("vae", None)
-        return Crossing(family, self.kind, self.overrides, condition is not None, condition)
+        family, condition = "vae", None
+        if self.parent == TEACHER:
+            family, condition = "flow_matching" if self.family == "flow_matching" else "score_sde", self.condition
+        of_data = tuple(word for word in self.overrides if word.startswith("data"))
+        return Crossing(family, self.kind, of_data, condition is not None, condition)
 
     def fresh(self, seed: int = 0) -> GenerativeModel:
         return fitted(super().fresh(seed))
@@ -341,7 +353,7 @@ def outputs(part: GenerativeModel, turn: dict[str, str]) -> Iterator[tuple[nn.Mo
     """List the networks that say something of every pixel, and how many of their channels are means."""
     if isinstance(part, PriorStage):
         yield from outputs(part.prior, turn)
-    elif isinstance(part, Denoiser):
+    elif isinstance(part, Denoiser) and not isinstance(part, FlowMap):  # whose network is differentiated forwards too
         yield part.network, part.shape[0]  # the others are variances
     elif isinstance(part, GeneratorAndCritic) and turn["turn"] == "generator":
         yield part.generator, part.shape[0]
@@ -462,7 +474,7 @@ def test_examples_and_conditions_that_change_places_together_change_nothing(name
     whole, ordered, other = losses(rows, y), losses(ORDER, y[ORDER]), losses(rows, y[several])
     close(ordered, whole)
     conditional = torch.tensor([part.condition is not None for part, _ in objectives(model)])
-    if crossing(*names).parent == TEACHER:  # whose pairs have conditions of their own
+    if names[0] == "flow_matching-reflow":  # whose pairs have conditions of their own
         assert torch.equal(other, whole)
     else:
         assert bool(((other - whole).abs()[conditional] > 1e-9).all()), "conditions make no difference"
@@ -471,8 +483,7 @@ def test_examples_and_conditions_that_change_places_together_change_nothing(name
 @over([names for i, names in enumerate(CONDITIONAL) if i // 2 % 3 == 0 or names[1] == "points"])
 def test_samples_densities_and_codes_are_those_of_their_own_condition(names):
     model = moved(names).eval()
-    sampled: Any = sampling_denoiser(model)
-    if sampled is not None:
+    for sampled in path_models(model)[:1]:
         sampled.sampler.clip = False  # which would hide what a condition changes
     x, y = examples(model, 6)
     rows = torch.arange(6)
@@ -573,7 +584,13 @@ def resumed(case: Crossing, folder: Path, x: Tensor, y: Any, steps: int, step: i
     model = case.again(folder / f"parents-{step}")
     if case.parent:
         key, parent = next(iter(case.parents.items()))
-        other: Any = model.pairs.teacher if key == "teacher" else model.codec
+        other: Any = (
+            model.codec
+            if key == "codec"
+            else model.pairs.teacher
+            if case.family == "flow_matching"
+            else model.teacher.denoiser
+        )
         assert other is not parent, "the parent was not read"
         weights = other.state_dict()
         assert all(torch.equal(weights[name], value) for name, value in parent.state_dict().items()), "another parent"

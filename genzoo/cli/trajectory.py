@@ -67,12 +67,12 @@ def _displayed(model: GenerativeModel, path: SamplingPath, x: Tensor) -> Tensor:
     """
     import torch
 
-    from genzoo.diffusion.denoiser import Denoiser
+    from genzoo.diffusion.denoiser import PathModel
     from genzoo.diffusion.guidance import GuidedModel
 
     if isinstance(model, GuidedModel):
         model = model.prior
-    if model.levels is None or path.estimate is not None or not isinstance(model, Denoiser):
+    if model.levels is None or path.estimate is not None or not isinstance(model, PathModel):
         return x
     c = model.path.schedule.at(torch.tensor(path.times, dtype=torch.float64))
     scale = torch.sqrt(c.alpha**2 + c.sigma**2).to(x)

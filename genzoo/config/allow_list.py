@@ -31,6 +31,7 @@ PARTS = (
     "diffusion/noise_levels.py",
     "diffusion/samplers/*.py",
     "diffusion/schedules.py",
+    "diffusion/time_pairs.py",
     "distributions/likelihoods.py",
 )
 

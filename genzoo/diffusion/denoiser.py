@@ -25,14 +25,14 @@ from genzoo.event import EventSpec
 from genzoo.model import Composite, GenerativeModel
 
 
-class Denoiser(nn.Module, ABC):
-    """A predictor of E[x | x_t], or an equivalent parameterization, on a Gaussian path.
+class PathModel(nn.Module, ABC):
+    """A model of a Gaussian path that samplers evaluate: a denoiser, or a flow map.
 
     Attributes:
         event: shape and levels of the data.
-        condition: the conditioning variable, None for an unconditional denoiser.
+        condition: the conditioning variable, None for an unconditional model.
         path: the Gaussian path from data to noise.
-        evaluations: network evaluations per ``predict``; two with classifier-free guidance.
+        evaluations: network evaluations per call; two with classifier-free guidance.
     """
 
     event: EventSpec
@@ -41,14 +41,8 @@ class Denoiser(nn.Module, ABC):
     evaluations: int = 1
 
     @abstractmethod
-    def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
-        """Predict one of the parameterizations of ``genzoo.diffusion.path``.
-
-        Args:
-            x_t: noisy data, (B, *shape).
-            t: times, (B,) in [0, 1]; 0 is data, 1 is noise.
-            y: conditions, (B, *condition.shape), null values included; None for the null value.
-        """
+    def estimate(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """Estimate the data, (B, *shape), from noisy data; arguments as in ``Denoiser.predict``."""
 
     @property
     def device(self) -> torch.device:
@@ -60,6 +54,20 @@ class Denoiser(nn.Module, ABC):
         """Floating-point type of the weights; torch's default without any."""
         types = (value.dtype for value in chain(self.parameters(), self.buffers()) if value.is_floating_point())
         return next(types, torch.get_default_dtype())
+
+
+class Denoiser(PathModel):
+    """A predictor of E[x | x_t], or an equivalent parameterization, on a Gaussian path."""
+
+    @abstractmethod
+    def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
+        """Predict one of the parameterizations of ``genzoo.diffusion.path``.
+
+        Args:
+            x_t: noisy data, (B, *shape).
+            t: times, (B,) in [0, 1]; 0 is data, 1 is noise.
+            y: conditions, (B, *condition.shape), null values included; None for the null value.
+        """
 
     def predict_as(self, kind: Parameterization, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, int]:
         """Predict in a given parameterization, (B, *shape); also return the number of network evaluations.
@@ -77,6 +85,9 @@ class Denoiser(nn.Module, ABC):
     def denoise(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Estimate E[x | x_t]."""
         return self.predict_as("x0", x_t, t, y)[0]
+
+    def estimate(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.denoise(x_t, t, y)
 
     def eps(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Estimate E[eps | x_t]."""
@@ -130,6 +141,20 @@ def sampling_denoisers(model: GenerativeModel) -> list[Denoiser]:
     if isinstance(model, Composite):
         return [denoiser for part in model.parts() for denoiser in sampling_denoisers(part)]
     return [model] if isinstance(model, Denoiser) else []
+
+
+def path_model(model: GenerativeModel) -> PathModel | None:
+    """Return the denoiser or flow map that a model's sampler calls, that of the prior for a composite model."""
+    while isinstance(model, Composite):
+        model = model.prior
+    return model if isinstance(model, PathModel) else None
+
+
+def path_models(model: GenerativeModel) -> list[PathModel]:
+    """Return all denoisers and flow maps that the samplers of a model call; that of ``path_model`` is the first."""
+    if isinstance(model, Composite):
+        return [found for part in model.parts() for found in path_models(part)]
+    return [model] if isinstance(model, PathModel) else []
 
 
 def replaced(module: Any, **attributes: Any) -> Any:

@@ -363,6 +363,7 @@ def guide(model: GenerativeModel, guidance: Callable[[Denoiser], Guidance]) -> G
         elif wrapped.condition != part.condition:
             conditioner = Conditioner(wrapped.condition)
         sampler: Any = part.sampler
+        _check_guided(sampler, wrapped)
         part = replaced(part, sampler=GuidedSampler(sampler, guidance))
     elif isinstance(part, LogitGuided):
         scale = _logit_scale(guidance)
@@ -373,6 +374,19 @@ def guide(model: GenerativeModel, guidance: Callable[[Denoiser], Guidance]) -> G
     else:
         raise ValueError(f"guidance: {type(part).__name__} samples in one pass and takes no guidance; omit it")
     return GuidedModel(with_part(model, part), conditioner)
+
+
+def _check_guided(sampler: Sampler, guidance: Guidance) -> None:
+    """Check that a sampler applies to a guided denoiser.
+
+    Raises:
+        ValueError: for a sampler of flow maps, of which guidance makes none.
+    """
+    if not isinstance(guidance, sampler.evaluates):
+        raise ValueError(
+            f"guidance: changes velocities, which {type(sampler).__name__} does not follow: choose sampler=heun, "
+            "or train with model.guidance="
+        )
 
 
 def _check_latents(model: Composite, guidance: Guidance) -> None:

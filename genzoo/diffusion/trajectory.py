@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from genzoo.diffusion.denoiser import Denoiser, sampling_denoiser
+from genzoo.diffusion.denoiser import Denoiser, PathModel, path_model
 from genzoo.diffusion.guidance import GuidedSampler
 from genzoo.diffusion.samplers.sampler import Sampler, Trajectory
 from genzoo.model import AbilityError, Composite, GenerativeModel
@@ -81,7 +81,7 @@ class RecordingSampler(Sampler):
 
     def __init__(self, sampler: Sampler, frames: int | None = None, estimate: bool = False):
         super().__init__(sampler.steps, sampler.clip)
-        self.stochastic = sampler.stochastic
+        self.stochastic, self.evaluates = sampler.stochastic, sampler.evaluates
         self.sampler, self.frames, self.estimate = sampler, frames, estimate
         self.states: list[Tensor] = []
         self.estimates: list[Tensor] = []
@@ -112,24 +112,24 @@ class RecordingSampler(Sampler):
         """Estimate the data at a state; the last state is its own estimate."""
         if t == 0:
             return x_t.clone()
-        x0 = denoiser.denoise(x_t, torch.full((len(x_t),), t, dtype=torch.float64, device=x_t.device), y)
+        x0 = denoiser.estimate(x_t, torch.full((len(x_t),), t, dtype=torch.float64, device=x_t.device), y)
         return x0.clamp(-1, 1) if self.clip and denoiser.event.levels is not None else x0
 
 
-def path_denoiser(model: GenerativeModel | Denoiser) -> Denoiser:
-    """Return the denoiser along whose path a model samples.
+def path_denoiser(model: GenerativeModel | PathModel) -> PathModel:
+    """Return the denoiser or flow map along whose path a model samples.
 
     Raises:
         AbilityError: for a model that samples in one pass.
     """
-    denoiser = sampling_denoiser(model) if isinstance(model, GenerativeModel) else model
-    if denoiser is None:
+    found = path_model(model) if isinstance(model, GenerativeModel) else model
+    if found is None:
         family = type(getattr(model, "prior", model)).__name__
         raise AbilityError(
             f"{family} samples in one pass and has no sampling path: choose ddpm, score_sde, flow_matching, or latent with "
             "one of them as its prior"
         )
-    return denoiser
+    return found
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import torch
 
 from genzoo.console import log_stderr, status_line
 from genzoo.devices import device_name
-from genzoo.diffusion.denoiser import sampling_denoiser
+from genzoo.diffusion.denoiser import path_model
 from genzoo.distributions.discretization import bin_center
 from genzoo.evaluation.records import to_record
 from genzoo.evaluation.settings import EvalSettings
@@ -75,7 +75,7 @@ def estimate(model: GenerativeModel, data: Any, settings: EvalSettings) -> Estim
             density = measured(score_events, min(settings.events or events, events))
             words.append("metrics.events=")
     words += ["metrics.n="] if settings.n else []
-    words += ["sampler.steps="] if sampling_denoiser(model) else []
+    words += ["sampler.steps="] if path_model(model) is not None else []
     return Estimate(density, samples, drawn, ", ".join(words))
 
 

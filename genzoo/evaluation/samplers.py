@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from genzoo.diffusion.denoiser import sampling_denoisers
+from genzoo.diffusion.denoiser import path_models, sampling_denoisers
 from genzoo.diffusion.guidance import GuidedModel, GuidedSampler
 from genzoo.diffusion.samplers import Heun
 from genzoo.evaluation.describe import describe
@@ -64,13 +64,13 @@ def _set_samplers(parts: list[Any], samplers: list[Any]) -> None:
 
 
 def sampler_card(model: GenerativeModel) -> dict[str, Any] | None:
-    """Describe the sampler of a denoiser, with all nested settings, or the chains of an energy-based model.
+    """Describe the sampler of a denoiser or flow map, with all nested settings, or the chains of an energy-based model.
 
     None for other models. Other samplers of a composite model are under "then".
     """
     if isinstance(model, Unnormalised):
         return model.chain_settings()
-    parts: list[Any] = list(sampling_denoisers(model))
+    parts: list[Any] = list(path_models(model))
     cards = [describe(p.sampler.sampler if isinstance(p.sampler, GuidedSampler) else p.sampler) for p in parts]
     if not cards:
         return None

@@ -12,12 +12,8 @@ which depends on the data through the score ``grad log p_t``, learned by denoisi
 with ``s = -eps/sigma`` and the weight ``lambda = sigma^2``. The probability-flow ODE has the same marginals and gives latents
 and a density, see ``genzoo.diffusion.probability_flow``.
 
-The **preconditioning** of Karras et al. gives network inputs and targets unit variance at every noise level. With s the
-standard deviation of the data, that of x_t is ``q = sqrt(alpha^2 s^2 + sigma^2)``, and the estimate of the data is
-
-    D(x_t, t) = c_skip x_t + c_out F(c_in x_t, t),      c_skip = alpha s^2/q^2,   c_out = sigma s/q,   c_in = 1/q,
-
-which reduces to theirs for alpha = 1. ``L = E |F - (x - c_skip x_t)/c_out|^2`` is its squared error with weight ``1/c_out^2``.
+With the **preconditioning** of Karras et al., ``D(x_t, t) = c_skip x_t + c_out F(c_in x_t, t)`` estimates the data, see
+``genzoo.diffusion.preconditioning``. ``L = E |F - (x - c_skip x_t)/c_out|^2`` is its squared error with weight ``1/c_out^2``.
 
 References:
     Song et al., "Score-Based Generative Modeling through SDEs", 2021, https://arxiv.org/abs/2011.13456 (eq. 5-7, 13).
@@ -36,7 +32,8 @@ from torch import Tensor, nn
 from genzoo.conditions import Condition, DropRate
 from genzoo.diffusion.denoiser import call_network
 from genzoo.diffusion.noise_levels import NoiseLevels, UniformTime
-from genzoo.diffusion.path import GaussianPath, Prediction, expand
+from genzoo.diffusion.path import GaussianPath, Prediction
+from genzoo.diffusion.preconditioning import precondition
 from genzoo.diffusion.probability_flow import ProbabilityFlow
 from genzoo.diffusion.samplers import EulerMaruyama, Sampler
 from genzoo.diffusion.schedules import Schedule, VPSchedule
@@ -90,14 +87,8 @@ class ScoreSDE(ProbabilityFlow):
     def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
         if self.sigma_data is None:
             return Prediction("eps", call_network(self.network, x_t, t, y))
-        c_skip, c_out, c_in = self._precondition(x_t, t, self.sigma_data)
+        c_skip, c_out, c_in = precondition(self.path.schedule, x_t, t, self.sigma_data)
         return Prediction("x0", c_skip * x_t + c_out * call_network(self.network, c_in * x_t, t, y))
-
-    def _precondition(self, x_t: Tensor, t: Tensor, s: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Return c_skip, c_out and c_in, broadcast to x_t."""
-        c = self.path.schedule.at(t)
-        q = torch.sqrt((c.alpha * s) ** 2 + c.sigma**2)
-        return expand(c.alpha * s**2 / q**2, x_t), expand(c.sigma * s / q, x_t), expand(1 / q, x_t)
 
     def _loss(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Loss:
         y = self.conditioner.drop(y, rng)
@@ -107,7 +98,7 @@ class ScoreSDE(ProbabilityFlow):
         if self.sigma_data is None:
             output, target = self.network(x_t, t, y), eps
         else:
-            c_skip, c_out, c_in = self._precondition(x_t, t, self.sigma_data)
+            c_skip, c_out, c_in = precondition(self.path.schedule, x_t, t, self.sigma_data)
             output, target = self.network(c_in * x_t, t, y), (x - c_skip * x_t) / c_out
         mse = (output.to(x.dtype) - target).square().mean()
         return Loss(mse, {"mse": mse.detach()})

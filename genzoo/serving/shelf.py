@@ -19,7 +19,7 @@ from genzoo.conditions import ClassLabels, Tokens
 from genzoo.data import DataSet
 from genzoo.data.pictures import CHANNELS, as_bytes, grid, save_scatter
 from genzoo.devices import pick_device
-from genzoo.diffusion.denoiser import sampling_denoiser
+from genzoo.diffusion.denoiser import path_model
 from genzoo.diffusion.guidance import ClassifierFreeGuidance, guide
 from genzoo.diffusion.inverse import Inpainting
 from genzoo.diffusion.samplers import DDIM, Ancestral, DPMSolver, Euler, Heun, Sampler
@@ -226,9 +226,9 @@ def configured(model: GenerativeModel, settings: Settings) -> GenerativeModel:
     Raises:
         ValueError: for a sampler or guidance that does not fit the model.
     """
-    denoiser: Any = sampling_denoiser(model)
-    if denoiser is not None and (settings.sampler != OWN or settings.steps):
-        sampler = denoiser.sampler if settings.sampler == OWN else SAMPLERS[settings.sampler]()
+    sampled: Any = path_model(model)
+    if sampled is not None and (settings.sampler != OWN or settings.steps):
+        sampler = sampled.sampler if settings.sampler == OWN else SAMPLERS[settings.sampler]()
         model = with_sampler(model, sampler, settings.steps or None)
         check_sampler(model)
     if settings.guidance != 1:

@@ -168,6 +168,22 @@ PAIRS = """
     model=ddpm sampler=predictor_corrector sampler.steps=100000|sampler
     model=flow_matching sampler=ancestral|sampler
     model=flow_matching sampler=ddim sampler.eta=-1|sampler
+    model=ddpm sampler=jump|sampler=heun
+    model=consistency sampler=heun|sampler=jump
+    model=consistency sampler.steps=2 sampler.gamma=0.5|gamma
+    model=consistency sampler.gamma=2|gamma
+    model=consistency model.objective=distillation|teacher=run
+    model=consistency model.guidance=2|distillation
+    model=consistency model.objective=adversarial|objective
+    model=consistency teacher=run|teacher.run
+    model=consistency teacher=run teacher.run=/nowhere|/nowhere
+    model=consistency model.time_pairs.start=1|start
+    model=consistency time_pairs@model.time_pairs=ratio model.time_pairs.doubling=0|doubling
+    model=mean_flow model.guidance=2|data.conditional=true
+    model=mean_flow data.conditional=true model.condition_dropout=0 model.guidance=2|condition_dropout
+    model=mean_flow model.ratio=2|ratio
+    model=mean_flow model.mixture=1|mixture
+    model=mean_flow sampler=ancestral|sampler
     model=score_sde sampler=ancestral|sampler
     model=ddpm sampler.steps=0|sampler
     model=ddpm sampler.steps=1001|sampler

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from genzoo.conditions import Conditioner
-from genzoo.diffusion.denoiser import Denoiser
+from genzoo.diffusion.denoiser import Denoiser, PathModel
 from genzoo.diffusion.schedules import Schedule
 from genzoo.model import Samples
 from genzoo.numerics.random import randn
@@ -32,11 +32,25 @@ class Sampler(ABC):
     """
 
     stochastic: bool
+    evaluates: type = Denoiser  # what is sampled from
 
     def __init__(self, steps: int | None = None, clip: bool = True, trajectory: bool = False):
         if steps is not None and steps < 1:
             raise ValueError(f"steps must be at least 1, not {steps}")
         self.steps, self.clip, self.trajectory = steps, clip, trajectory
+
+    def check(self, model: PathModel) -> None:
+        """Check that the sampler applies to a model.
+
+        Raises:
+            ValueError: for a flow map where denoisers are sampled, and conversely.
+        """
+        if not isinstance(model, self.evaluates):
+            one = "denoisers" if self.evaluates is Denoiser else "flow maps, such as mean_flow and consistency"
+            other = "jump" if self.evaluates is Denoiser else "heun"
+            raise ValueError(
+                f"{type(self).__name__} samples from {one}, and {type(model).__name__} is none: choose sampler={other}"
+            )
 
     @abstractmethod
     def iterate(self, denoiser: Denoiser, noise: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Trajectory:
@@ -62,9 +76,10 @@ class Sampler(ABC):
             rng: source of randomness.
 
         Raises:
-            ValueError: for a stochastic sampler on a path with coupled noise and data, and for conditions of another number,
-                type or domain than the denoiser's.
+            ValueError: for a stochastic sampler on a path with coupled noise and data, for conditions of another number,
+                type or domain than the denoiser's, and where ``check`` raises.
         """
+        self.check(denoiser)
         if y is not None:
             Conditioner(denoiser.condition).check(y, n, allow_null=True, synchronize=True)
         if self.stochastic and not denoiser.path.independent:
