@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from genzoo.compression import kind_of_code
 from genzoo.diffusion.denoiser import Denoiser, sampling_denoiser
 from genzoo.latents import can_encode, has_normal_prior, latent_space
 from genzoo.model import (
@@ -85,6 +86,7 @@ ABILITIES: Mapping[str, Callable[[GenerativeModel], str]] = {
     "`guidance=`": _guidance,
     "edit": _edit,
     "trajectory, `sampler=`": lambda model: YES if sampling_denoiser(model) is not None else NO,
+    "compress": kind_of_code,
 }
 
 

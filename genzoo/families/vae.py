@@ -18,6 +18,7 @@ References:
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -32,9 +33,9 @@ from genzoo.event import EventSpec
 from genzoo.model import (
     Bound,
     Continuous,
-    Density,
     Diagnostic,
     GaussianPosterior,
+    Hierarchical,
     LogProb,
     Loss,
     PosteriorSample,
@@ -45,7 +46,7 @@ from genzoo.numerics.clamping import projected_clamp
 from genzoo.numerics.random import randn
 
 
-class VAE(Density, GaussianPosterior):
+class VAE(Hierarchical, GaussianPosterior):
     """A variational autoencoder with a diagonal Gaussian posterior.
 
     Args:
@@ -130,6 +131,19 @@ class VAE(Density, GaussianPosterior):
             log_prior_over_posterior = 0.5 * (eps**2 + log_var - z**2).flatten(1).sum(1)
             log_weights.append(log_likelihood + log_prior_over_posterior)
         return LogProb(*importance_weighted(torch.stack(log_weights)))
+
+    def check_compressible(self) -> None:
+        self.likelihood.check_discrete()
+
+    def _descend(
+        self, n: int, y: Tensor | None, draw: Callable[[Tensor, Tensor], Tensor], x: Tensor | None
+    ) -> Callable[[Tensor], Tensor]:
+        if x is None:
+            mean = log_var = torch.zeros(n, *self.latent.shape, device=self.device, dtype=self.dtype)
+        else:
+            mean, log_var = self.posterior(x, y)
+        params = self.decoder(draw(mean, 0.5 * log_var), y).to(self.dtype)
+        return functools.partial(self.likelihood.next_log_probs, params)
 
     def _infer(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> PosteriorSample:
         mean, log_var = self.posterior(x, y)
