@@ -106,12 +106,7 @@ def main() -> None:
     for family, (overrides, _, draws, num_samples) in FAMILIES.items():
         results[family] = measure(trained(family, overrides, options.outputs, options.seconds), draws, num_samples)
         print(family, results[family], flush=True)
-        record = {
-            "seconds": options.seconds,
-            "machine": platform.machine(),
-            "cores": os.cpu_count(),
-            "torch": torch.__version__,
-        }
+        machine = {"machine": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
         path.write_text(json.dumps({"seconds": options.seconds, **machine, "families": results}, indent=2) + "\n")
     print(table(results))
 
