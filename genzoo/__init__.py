@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from genzoo.event import EventSpec as EventSpec
     from genzoo.explore import add_direction as add_direction
     from genzoo.explore import attribute_direction as attribute_direction
+    from genzoo.explore import compress as compress
     from genzoo.explore import decode as decode
+    from genzoo.explore import decompress as decompress
     from genzoo.explore import encode as encode
     from genzoo.explore import interpolate as interpolate
     from genzoo.explore import reconstruct as reconstruct
@@ -78,6 +80,8 @@ _HOME = {
     "attribute_direction": "genzoo.explore",
     "add_direction": "genzoo.explore",
     "trajectory": "genzoo.explore",
+    "compress": "genzoo.explore",
+    "decompress": "genzoo.explore",
     "edit": "genzoo.api",
     "vary": "genzoo.api",
     "EventSpec": "genzoo.event",
@@ -135,6 +139,8 @@ __all__ = [
     "attribute_direction",
     "add_direction",
     "trajectory",
+    "compress",
+    "decompress",
     "edit",
     "vary",
     "EventSpec",

@@ -1,4 +1,4 @@
-"""``python -m genzoo [train|sample|evaluate|edit|compare|encode|interpolate|trajectory|serve|...|explain] key=value ...``
+"""``python -m genzoo [train|sample|evaluate|edit|compare|encode|interpolate|compress|serve|...|explain] key=value ...``
 
 Exit codes: 0 success, 1 internal error, 2 invalid input, 3 not finite, 4 resources (disk, memory, time, another process), 129,
 130 or 143 stopped by a signal (training writes a checkpoint), 141 broken pipe after success.
@@ -28,6 +28,7 @@ EXPLAIN = """python -m genzoo explain [command] [key=value ...] key ...
 Prints the file and line that set each key, such as: python -m genzoo explain model=ddpm data=digits optimizer.lr"""
 OWN_FILES = (
     "sample", "edit", "vary", "encode", "decode", "reconstruct", "interpolate", "traverse", "attribute", "trajectory",
+    "compress", "decompress",
 )  # fmt: skip
 LONGEST = 2000  # characters of a line on stderr
 

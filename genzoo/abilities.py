@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from genzoo.compression import kind_of_code
 from genzoo.diffusion.denoiser import Denoiser, path_model
 from genzoo.latents import can_encode, has_normal_prior, latent_space
 from genzoo.model import (
@@ -88,6 +89,7 @@ ABILITIES: Mapping[str, Callable[[GenerativeModel], str]] = {
     "`guidance=`": _guidance,
     "edit": _edit,
     "trajectory, `sampler=`": lambda model: YES if path_model(model) is not None else NO,
+    "compress": kind_of_code,
 }
 
 

@@ -1,13 +1,14 @@
-"""Python interface to latents and sampling paths, equivalent to the commands of the same names.
+"""Python interface to latents, sampling paths and compression, equivalent to the commands of the same names.
 
     import genzoo
     z = genzoo.encode(run, x)                                       # x: images on [-1, 1], or vectors
     x_hat = genzoo.decode(run, z)
     frames = genzoo.interpolate(run, z[:4], z[4:8], steps=9)        # (9, 4, *shape)
     path = genzoo.trajectory(run, 16, frames=10)                    # path.x: (10, 16, *shape)
+    file = genzoo.compress(run, x).data                             # bytes; genzoo.decompress(run, file).x has the levels of x
 
 Every function takes a run directory or a model, computes in batches, which do not change the result, and returns tensors on the
-CPU. ``genzoo.latents`` and ``genzoo.diffusion.trajectory`` define the operations.
+CPU. ``genzoo.latents``, ``genzoo.diffusion.trajectory`` and ``genzoo.compression`` define the operations.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genzoo import latents
+from genzoo import compression, latents
+from genzoo.compression import Compressed, Decompressed
 from genzoo.diffusion.trajectory import SamplingPath
 from genzoo.diffusion.trajectory import trajectory as record_path
 from genzoo.errors import UsageError
@@ -233,6 +235,39 @@ def trajectory(
         nfe=max(part.nfe for part in parts),
         estimate=torch.cat(estimates, dim=1) if estimates else None,
     )
+
+
+def compress(
+    run: Source, x: Any, y: Any = None, *, batch_size: int = 64, ema: bool = True, device: str = "auto"
+) -> Compressed:
+    """Compress images without loss.
+
+    Args:
+        run: a run directory, or a model with a lossless code.
+        x: images on [-1, 1], (N, C, H, W), of which the levels are kept; a tensor or an array of floats.
+        y: classes, (N,), of a conditional model; they are part of the file.
+        batch_size: images coded at once, at most; stored in the file.
+        ema, device: as in ``encode``.
+
+    Returns:
+        ``data``, the content of the file, and its size in ``bits_per_dim``.
+
+    Raises:
+        ValueError: with a one-line message, for a family without a lossless code and for invalid arguments.
+    """
+    model = compression.check(_model(run, ema, device))
+    if batch_size < 1:
+        raise UsageError(f"batch_size={batch_size}: must be at least 1")
+    return compression.compress(model, _events(model, x), _conditions(y), batch_size=batch_size)
+
+
+def decompress(run: Source, data: bytes, *, ema: bool = True, device: str = "auto") -> Decompressed:
+    """Restore the images, at the centres of their bins, and the classes of ``compress`` from its ``data``.
+
+    Raises:
+        ValueError: with a one-line message, for another model than that of ``compress``, and damaged data.
+    """
+    return compression.decompress(compression.check(_model(run, ema, device)), data)
 
 
 def _model(run: Source, ema: bool, device: str, sampler: Mapping[str, Any] | None = None) -> GenerativeModel:

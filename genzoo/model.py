@@ -22,7 +22,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from abc import ABC, ABCMeta, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Flag, auto
 from typing import Any, Literal, NamedTuple
 
@@ -550,6 +550,96 @@ class Causal(GenerativeModel):
     @abstractmethod
     def _complete(self, x: Tensor, known: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
         """Draw the coordinates from a place on, see ``complete``."""
+
+
+class Compressible(Density):
+    """A density of integers whose factors can be tabulated, for lossless compression (see ``genzoo.compression``)."""
+
+    @abstractmethod
+    def check_compressible(self) -> None:
+        """Check that the density is one of integers, with these options.
+
+        Raises:
+            ValueError: otherwise.
+        """
+
+
+class Factorized(Compressible):
+    """A product of conditional probabilities, of one coordinate at a time given those before it."""
+
+    @torch.no_grad()
+    def factorize(
+        self, n: int, y: Tensor | None, draw: Callable[[Tensor, Tensor], Tensor], *, rng: torch.Generator | None = None
+    ) -> None:
+        """Visit every coordinate of ``n`` events once.
+
+        Args:
+            n: number of events.
+            y: conditions, (n, *condition.shape), of a conditional model.
+            draw: called as ``draw(log_probs, index)`` with the log probabilities of the K levels of a coordinate, (n, K), and
+                its index in each flattened event, (n,) int64; returns its levels, (n,) int64.
+            rng: of the order, where it is random.
+        """
+        self.conditioner.check(y, n)
+        self._factorize(n, y, draw, rng)
+
+    @abstractmethod
+    def _factorize(
+        self, n: int, y: Tensor | None, draw: Callable[[Tensor, Tensor], Tensor], rng: torch.Generator | None
+    ) -> None:
+        """Visit every coordinate, see ``factorize``."""
+
+
+class Hierarchical(Compressible):
+    """A density of integers given latents, whose noise eps_l is N(0, I) a priori and has independent normal posteriors."""
+
+    @torch.no_grad()
+    def descend(
+        self, n: int, y: Tensor | None, draw: Callable[[Tensor, Tensor], Tensor], x: Tensor | None = None
+    ) -> Callable[[Tensor], Tensor]:
+        """Visit the layers of latents from top to bottom.
+
+        Args:
+            n: number of events.
+            y: conditions, (n, *condition.shape), of a conditional model.
+            draw: called as ``draw(mean, log_std)`` with the moments of the noise of a layer given the layers above, and given
+                ``x``, (n, ...) each; returns the noise.
+            x: events, (n, *shape); None for the prior, whose moments are zeros.
+
+        Returns:
+            A function from the values of the first c channels, (n, c, ...), to the log probabilities of the levels of the
+            next one given the latents, (n, K, ...).
+        """
+        self.conditioner.check(y, n)
+        return self._descend(n, y, draw, x)
+
+    @abstractmethod
+    def _descend(
+        self, n: int, y: Tensor | None, draw: Callable[[Tensor, Tensor], Tensor], x: Tensor | None
+    ) -> Callable[[Tensor], Tensor]:
+        """Visit the layers of latents, see ``descend``."""
+
+
+class Markov(Compressible):
+    """A chain of states from data, x_0, to noise, x_T, with normal steps in both directions.
+
+    Attributes:
+        chain_length: T.
+    """
+
+    chain_length: int
+
+    @abstractmethod
+    def forward_step(self, i: int) -> tuple[float, float]:
+        """Return scale a and standard deviation s of q(x_{i+1} | x_i) = N(a x_i, s^2 I)."""
+
+    @abstractmethod
+    def backward_step(self, i: int, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return mean and log standard deviation of p(x_i | x_{i+1}), (n, *shape) each, at x_{i+1}, for i > 0."""
+
+    @abstractmethod
+    def level_log_probs(self, x: Tensor, y: Tensor | None) -> Tensor:
+        """Return the log probabilities of the levels of x_0 given x_1, (n, K, *shape)."""
 
 
 class Precomputed(GenerativeModel):

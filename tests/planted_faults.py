@@ -3161,6 +3161,63 @@ FAULTS = [
         "fresh_var = sigma_s[i] ** 2",
         "tests/diffusion/test_jump.py::test_on_the_straight_path_samples_have_the_exact_distribution",
     ),
+    # Compression
+    Fault(
+        "compression: tables reach the coder in the order of their strides",
+        "compression/streams.py",
+        "np.exp(np.ascontiguousarray(_array(torch.round(log_p * LOG_PROB_GRID) / LOG_PROB_GRID)))",
+        "np.exp(_array(torch.round(log_p * LOG_PROB_GRID) / LOG_PROB_GRID))",
+        "tests/compression/test_streams.py",
+    ),
+    Fault(
+        "compression: probabilities are not rounded",
+        "compression/streams.py",
+        "_array(torch.round(log_p * LOG_PROB_GRID) / LOG_PROB_GRID)",
+        "_array(log_p)",
+        "tests/compression/test_streams.py",
+    ),
+    Fault(
+        "compression: moments of lattice points are not rounded",
+        "compression/streams.py",
+        "m = _array(torch.round(mean.double() * MOMENT_GRID)) / MOMENT_GRID",
+        "m = _array(mean.double())",
+        "tests/compression/test_streams.py",
+    ),
+    Fault(
+        "bits back: a latent is pushed with the standard deviation of its posterior",
+        "compression/codes.py",
+        "drawn.append((j, self._moments(layer, torch.zeros_like(mean), torch.zeros_like(mean))[1]))",
+        "drawn.append((j, self._moments(layer, torch.zeros_like(mean), log_std)[1]))",
+        "tests/compression/test_compress.py",
+    ),
+    Fault(
+        "bits back: the decoder does not give the bits of the posterior back",
+        "compression/codes.py",
+        "            stream.push_normal(j, mean, std, escapes=False)\n        return k",
+        "            pass\n        return k",
+        "tests/compression/test_compress.py",
+    ),
+    Fault(
+        "bits back: the lattice is coarser than the posterior",
+        "compression/codes.py",
+        "FINENESS = 4.0",
+        "FINENESS = 0.125",
+        "tests/compression/test_compress.py",
+    ),
+    Fault(
+        "compression: the decoder computes with its own number of threads",
+        "compression/compress.py",
+        "with reproducible(file.threads):",
+        "with reproducible(torch.get_num_threads()):",
+        "tests/compression/test_compress.py",
+    ),
+    Fault(
+        "compression: the hash of a model leaves out its weights",
+        "compression/compress.py",
+        "        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())\n",
+        "",
+        "tests/compression/test_compress.py",
+    ),
 ]
 
 

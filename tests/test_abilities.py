@@ -9,7 +9,7 @@ import pytest
 from genzoo.abilities import ABILITIES, ability_table
 from genzoo.config.instantiate import build
 from genzoo.latents import can_encode
-from genzoo.model import Codec, Decoder, GenerativeModel
+from genzoo.model import Codec, Compressible, Decoder, GenerativeModel
 from tests.captions import SQUARES
 from tests.commands import described
 from tests.conftest import CAPTIONED, FAMILIES, suitable
@@ -35,6 +35,7 @@ def test_abilities_follow_from_what_a_model_inherits(family):
     assert bool(abilities["encode, reconstruct"]) == can_encode(model(family))
     assert bool(abilities["decode"]) >= isinstance(model(family), Decoder)
     assert bool(abilities["encode, reconstruct"]) >= isinstance(model(family), Codec)
+    assert bool(abilities["compress"]) == isinstance(model(family), Compressible)
     assert bool(abilities["attribute"]) == (bool(abilities["interpolate"]) and can_encode(model(family)))
 
 

@@ -70,6 +70,7 @@ LAYERS: dict[str, set[str]] = {
     },
     "latents": {"diffusion", "model"},
     "variations": {"latents", "model", "numerics"},
+    "compression": {"conditions", "distributions", "errors", "model", "numerics"},
     "config": {"errors", "runs"},
     "editing": {"config", "data", "diffusion", "errors", "event", "model", "numerics"},
     "reranking": {"model"},
@@ -86,8 +87,8 @@ LAYERS: dict[str, set[str]] = {
         "text",
         "training",
     },
-    "abilities": {"diffusion", "latents", "model"},
-    "explore": {"diffusion", "errors", "latents", "loading", "model", "numerics", "runs"},
+    "abilities": {"compression", "diffusion", "latents", "model"},
+    "explore": {"compression", "diffusion", "errors", "latents", "loading", "model", "numerics", "runs"},
 }
 EVERYTHING = set(LAYERS) - {"families"}  # families are named by configurations alone
 LAYERS |= {
@@ -105,6 +106,7 @@ CONFINED = {
     "hydra": {"config", "__main__"},
     "omegaconf": {"config", "__main__"},
     "wandb": {"report"},
+    "constriction": {"compression"},
 }
 
 

@@ -83,7 +83,8 @@ def first(override: Override) -> str:
 def join_runs(verb: str, overrides: Sequence[str]) -> list[str]:
     """Parse ``compare runs=a,b`` and ``serve runs=a,b`` as a list of folders, not as a sweep."""
     pattern = re.compile(r"^runs=([^\[{'\"]*,.*)$")
-    return [pattern.sub(r"runs=[\1]", word) if verb in ("compare", "serve") else word for word in overrides]
+    verbs = "compare", "serve", "decompress"
+    return [pattern.sub(r"runs=[\1]", word) if verb in verbs else word for word in overrides]
 
 
 def quoted(text: str) -> str:
@@ -92,15 +93,18 @@ def quoted(text: str) -> str:
     return '"' + text.replace("${", "\\${") + '"'
 
 
-EXAMPLES = ("encode", "reconstruct", "interpolate", "traverse")  # commands with a key ``examples``
+EXAMPLES = ("compress", "encode", "reconstruct", "interpolate", "traverse")  # commands with a key ``examples``
 
 
 def expand_shorthands(verb: str, overrides: Sequence[str]) -> list[str]:
     """Write shorthands in full.
 
     ``guidance=2.0`` and ``guidance=1,2`` are scales of classifier-free guidance; ``data=test`` of commands on examples, where
-    the group ``data`` has no meaning, is ``examples=test``. ``text=`` takes the rest of the word as it is, without quotes.
+    the group ``data`` has no meaning, is ``examples=test``. ``decompress FILE`` is ``file=FILE``. ``text=`` takes the rest of
+    the word as it is, without quotes.
     """
+    if verb == "decompress" and overrides and "=" not in overrides[0]:
+        overrides = [f"file={quoted(overrides[0])}", *overrides[1:]]
     if verb in EXAMPLES:
         overrides = [re.sub(r"^data=", "examples=", word) for word in overrides]
     pattern = re.compile(r"^guidance=([-+]?[\d.][^=]*)$")

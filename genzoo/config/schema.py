@@ -400,6 +400,25 @@ class Encode(OnRun):
     label: Classes
 
 
+class Compress(Encode):
+    pass
+
+
+class Decompress(Section):
+    file: Place
+    run: Place | None
+    runs: Annotated[list[Place], Field(min_length=1)]
+    out: Place
+    ema: bool
+    device: Device
+    trust: list[Name]
+
+    @model_validator(mode="before")
+    @classmethod
+    def accept_one_folder(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return {**given, "runs": [given["runs"]]} if isinstance(given.get("runs"), str) else given
+
+
 class Decode(OnRun):
     latents: Place
     label: Classes
@@ -514,6 +533,8 @@ SCHEMAS: dict[str, type[Section]] = {
     "compare": Compare,
     "serve": Serve,
     "edit": Edit,
+    "compress": Compress,
+    "decompress": Decompress,
     "encode": Encode,
     "decode": Decode,
     "reconstruct": Reconstruct,

@@ -106,6 +106,15 @@ class Likelihood(nn.Module, ABC):
         if self.levels not in (None, levels):
             raise ValueError(f"the likelihood has {self.levels} levels, the data levels={levels}")
 
+    def check_discrete(self) -> None:
+        """Check that values have probabilities.
+
+        Raises:
+            ValueError: for a density.
+        """
+        if self.levels is None:
+            raise ValueError(f"{type(self).__name__} has no probabilities of levels")
+
     def encoder_input(self, x: Tensor) -> Tensor:
         """Return the input of an encoder: for a discrete likelihood x without dequantisation noise.
 

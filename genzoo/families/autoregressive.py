@@ -28,15 +28,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genzoo.conditions import Condition, DropRate
-from genzoo.distributions.discretization import quantize, to_bin_centers
+from genzoo.distributions.discretization import bin_center, quantize, to_bin_centers
 from genzoo.distributions.likelihoods import Likelihood, default_pixel_likelihood
 from genzoo.event import EventSpec
-from genzoo.model import Bound, Causal, Density, LogitGuided, LogProb, Loss, Samples
+from genzoo.model import Bound, Causal, Factorized, LogitGuided, LogProb, Loss, Samples
 from genzoo.nn import defaults
 from genzoo.nn.causal import CausalNetwork
 
 
-class Autoregressive(Density, Causal, LogitGuided):
+class Autoregressive(Factorized, Causal, LogitGuided):
     """An autoregressive model in raster order.
 
     Args:
@@ -111,6 +111,24 @@ class Autoregressive(Density, Causal, LogitGuided):
         _, H, W = self.raster
         places = torch.arange(H * W).view(1, H, W).expand(self.raster)
         return F.pixel_shuffle(places, self.patch).reshape(self.shape)
+
+    def check_compressible(self) -> None:
+        self.likelihood.check_discrete()
+
+    def _factorize(
+        self, n: int, y: Tensor | None, draw: Callable[[Tensor, Tensor], Tensor], rng: torch.Generator | None
+    ) -> None:
+        assert self.levels is not None
+        places = torch.arange(self.dim, device=self.device).view(1, *self.unpatched)
+        index = F.pixel_unshuffle(places, self.patch)[0].flatten(1)
+        state, inputs = self.network.incremental(n, y), None
+        for places in index.unbind(1):
+            params = state.step(inputs).to(self.dtype)
+            pixel = params[:, :0]
+            for place in places:
+                k = draw(self.likelihood.next_log_probs(params, pixel), place.expand(n))
+                pixel = torch.cat([pixel, bin_center(k, self.levels, self.dtype)[:, None]], dim=1)
+            inputs = self._network_input(pixel)
 
     def _sample(self, n: int, y: Tensor | None, rng: torch.Generator | None) -> Samples:
         return Samples(*self._continue([], n, y, rng))

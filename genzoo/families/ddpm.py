@@ -44,13 +44,13 @@ from genzoo.conditions import Condition, DropRate
 from genzoo.diffusion.denoiser import Denoiser, call_network
 from genzoo.diffusion.path import GaussianPath, Prediction
 from genzoo.diffusion.samplers import DDIM, Sampler
-from genzoo.diffusion.samplers.chain import chain_coefficients
+from genzoo.diffusion.samplers.chain import StepCoefficients, chain_coefficients
 from genzoo.diffusion.schedules import DiscreteSchedule, LinearSchedule
-from genzoo.distributions.discretization import log_density, to_bin_centers
+from genzoo.distributions.discretization import bin_center, log_density, to_bin_centers
 from genzoo.distributions.divergences import kl_normal
 from genzoo.distributions.likelihoods import discretized_gaussian_log_mass
 from genzoo.event import EventSpec
-from genzoo.model import Bound, Density, LogProb, Loss, Samples
+from genzoo.model import Bound, LogProb, Loss, Markov, Samples
 from genzoo.nn import defaults
 from genzoo.numerics import distributed
 from genzoo.numerics.constants import Constant
@@ -65,7 +65,7 @@ def geometric_strata(T: int, count: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
-class DDPM(Density, Denoiser):
+class DDPM(Markov, Denoiser):
     """A denoising diffusion probabilistic model.
 
     Args:
@@ -112,6 +112,7 @@ class DDPM(Density, Denoiser):
         channels, *sides = self.shape
         self.network = network(self.shape, ((2 if variance == "learned" else 1) * channels, *sides), condition)
         self.schedule = schedule or LinearSchedule()
+        self.chain_length = self.schedule.num_steps
         self.path = GaussianPath(self.schedule)
         self.prediction, self.variance = prediction, variance
         self.objective = objective
@@ -241,6 +242,38 @@ class DDPM(Density, Denoiser):
         if prediction.variance_weight is not None:
             return prediction.variance_weight * forward + (1 - prediction.variance_weight) * posterior
         return large.expand_as(posterior) if self.variance == "fixedlarge" else posterior
+
+    def check_compressible(self) -> None:
+        pass  # the decoder of images has probabilities of levels
+
+    def forward_step(self, i: int) -> tuple[float, float]:
+        c = self._coefficients(i)
+        return c.alpha_t / c.alpha_s, math.sqrt(c.var_ts)
+
+    def backward_step(self, i: int, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        x0, log_var = self._reverse(i, x, y)
+        return self._coefficients(i).posterior_mean(x, x0), 0.5 * log_var
+
+    def level_log_probs(self, x: Tensor, y: Tensor | None) -> Tensor:
+        assert self.levels is not None
+        x0, log_var = self._reverse(0, x, y)
+        every = torch.arange(self.levels, device=x.device).view(1, -1, *[1] * (x.ndim - 1))
+        centers = bin_center(every, self.levels, x.dtype)
+        return discretized_gaussian_log_mass(centers, x0[:, None], log_var[:, None], self.levels)
+
+    def _coefficients(self, i: int) -> StepCoefficients:
+        """Return the coefficients of the step from index i to the state before it."""
+        return StepCoefficients(*self._chain.value[i].tolist())
+
+    def _reverse(self, i: int, x_t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the clamped estimate of the data and the log variance of the reverse step at an index, (n, *shape)."""
+        c = self._coefficients(i)
+        t = torch.full((len(x_t),), (i + 1) / self.schedule.num_steps, dtype=torch.float64, device=x_t.device)
+        prediction = self.predict(x_t, t, y)
+        x0 = self.path.convert(prediction, x_t, t, "x0").clamp(-1, 1)
+        variances = (self._variance_floor, self._variance_floor) if i == 0 else (c.posterior_var, c.var_ts)
+        posterior, large, forward = (x0.new_tensor(variance).log() for variance in (*variances, c.var_ts))
+        return x0, self._log_var(posterior.expand_as(x0), large, forward, prediction)
 
 
 class LossHistory(nn.Module):

@@ -25,6 +25,7 @@ References:
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -40,9 +41,9 @@ from genzoo.event import EventSpec
 from genzoo.model import (
     Bound,
     Continuous,
-    Density,
     Diagnostic,
     GaussianPosterior,
+    Hierarchical,
     LogProb,
     Loss,
     PosteriorSample,
@@ -91,7 +92,7 @@ class Layer(NamedTuple):
         return kl_normal(q.mean, 2 * q.log_std, p.mean, 2 * p.log_std)
 
 
-class HVAE(Density, GaussianPosterior):
+class HVAE(Hierarchical, GaussianPosterior):
     """A variational autoencoder with a hierarchy of latents.
 
     Args:
@@ -202,6 +203,25 @@ class HVAE(Density, GaussianPosterior):
         if num_samples == 1:
             return LogProb(log_weights[0])
         return LogProb(*importance_weighted(torch.stack(log_weights)))
+
+    def check_compressible(self) -> None:
+        self.likelihood.check_discrete()
+
+    def _descend(
+        self, n: int, y: Tensor | None, draw: Callable[[Tensor, Tensor], Tensor], x: Tensor | None
+    ) -> Callable[[Tensor], Tensor]:
+        activations = None if x is None else self.network.bottom_up(self.likelihood.encoder_input(x))
+        h = self.network.top(n)
+        for i, rung in enumerate(self.network.rungs):
+            h = rung.enter(h, y)
+            moments, features = rung.prior(h)
+            prior = Normal.from_moments(moments, self.dtype)
+            mean = log_std = torch.zeros_like(prior.mean)
+            if activations is not None:
+                posterior = Normal.from_moments(rung.posterior(h, activations[i]), self.dtype)
+                mean, log_std = prior.standardize(posterior.mean), posterior.log_std - prior.log_std
+            h = rung.merge(h + features, prior.at(draw(mean, log_std)))
+        return functools.partial(self.likelihood.next_log_probs, self.network.output(h).to(self.dtype))
 
     def _infer(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> PosteriorSample:
         activations = self.network.bottom_up(self.likelihood.encoder_input(x))

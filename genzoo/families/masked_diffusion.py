@@ -66,7 +66,7 @@ from genzoo.diffusion.denoiser import call_network
 from genzoo.distributions.discretization import bin_center, log_density, quantize
 from genzoo.distributions.likelihoods import Categorical, Likelihood, draw_index
 from genzoo.event import EventSpec
-from genzoo.model import Bound, Density, Diagnostic, LogitGuided, LogProb, Loss, Samples
+from genzoo.model import Bound, Diagnostic, Factorized, LogitGuided, LogProb, Loss, Samples
 from genzoo.nn import defaults
 from genzoo.numerics.constants import Constant
 from genzoo.numerics.random import rand, rand_systematic, randint
@@ -318,7 +318,7 @@ def _levels_of_times(schedule: SurvivalSchedule, steps: int) -> list[float]:
     return [1.0, *levels[1:-1], 0.0]
 
 
-class MaskedDiffusion(Density, LogitGuided):
+class MaskedDiffusion(Factorized, LogitGuided):
     """Discrete diffusion of integers, by masks or uniform noise.
 
     Args:
@@ -459,6 +459,22 @@ class MaskedDiffusion(Density, LogitGuided):
             value = value - (pair[0] + pair[1]) / 2
             variance = variance + (pair[0] - pair[1]).square() / 4
         return LogProb(log_density(value, self.dim, self.levels), variance.sqrt())
+
+    def check_compressible(self) -> None:
+        if not isinstance(self.noise, MaskNoise):
+            raise ValueError("noise=uniform has no order of positions: masks have, model.noise=mask")
+
+    def _factorize(
+        self, n: int, y: Tensor | None, draw: Callable[[Tensor, Tensor], Tensor], rng: torch.Generator | None
+    ) -> None:
+        """Unmask the positions in a random order of each event, over which the bound is the mean of the code lengths."""
+        order = rand((n, self.dim), rng=rng, device=self.device).argsort(dim=1, stable=True)
+        k_t = torch.full((n, *self.raster), self.noise.states - 1, device=self.device)
+        for left, index in zip(range(self.dim, 0, -1), order.unbind(1), strict=True):
+            level = torch.full((n,), left / self.dim, dtype=torch.float64, device=self.device)
+            log_mu = self.predict(k_t, level, y).log_probs().flatten(2)
+            at = index[:, None, None].expand(-1, log_mu.shape[1], 1)
+            k_t.view(n, -1).scatter_(1, index[:, None], draw(log_mu.gather(2, at)[..., 0], index)[:, None])
 
     def check_guidance(self) -> None:
         if self.condition is None:

@@ -46,6 +46,7 @@ References:
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -68,6 +69,7 @@ from genzoo.model import (
     Diagnostic,
     GaussianPosterior,
     GenerativeModel,
+    Hierarchical,
     LatentVariable,
     LogProb,
     Loss,
@@ -94,7 +96,6 @@ class Draw(NamedTuple):
 
 class _VAE(Density, LatentVariable):
     """What all variational autoencoders share; ``vae`` chooses the class by the prior and the posterior.
-
     Args:
         encoder: factory of the encoder, called as ``encoder(in_shape, out_shape, condition)``, for ``(x, y)``.
         decoder: factory of the decoder, called in the same way, for ``(z, y)``.
@@ -326,7 +327,7 @@ class _VAE(Density, LatentVariable):
         return Samples(self._generate(z, y, rng), nfe + 1)
 
 
-class VAE(_VAE, GaussianPosterior):
+class VAE(_VAE, Hierarchical, GaussianPosterior):
     """A variational autoencoder with a diagonal Gaussian posterior and the prior N(0, I); see ``vae``."""
 
     def _divergence(self, draw: Draw, y: Tensor | None) -> Tensor:
@@ -334,6 +335,19 @@ class VAE(_VAE, GaussianPosterior):
 
     def _divergences(self, x: Tensor, y: Tensor | None, rng: torch.Generator | None) -> Tensor:
         return kl_normal(*self.posterior(x, y))
+
+    def check_compressible(self) -> None:
+        self.likelihood.check_discrete()
+
+    def _descend(
+        self, n: int, y: Tensor | None, draw: Callable[[Tensor, Tensor], Tensor], x: Tensor | None
+    ) -> Callable[[Tensor], Tensor]:
+        if x is None:
+            mean = log_var = torch.zeros(n, *self.latent.shape, device=self.device, dtype=self.dtype)
+        else:
+            mean, log_var = self.posterior(x, y)
+        params = self.decoder(draw(mean, 0.5 * log_var), y).to(self.dtype)
+        return functools.partial(self.likelihood.next_log_probs, params)
 
 
 class FlowPosteriorVAE(_VAE):
