@@ -1296,10 +1296,10 @@ FAULTS = [
     ),
     Fault(
         "few seeds are taken for many in the test of a difference",
-        "report/leaderboard.py",
+        "report/certainty.py",
         "freedom = 1 / inverse if inverse > 0 else math.inf",
         "freedom = 1e9",
-        "tests/report/test_leaderboard.py",
+        "tests/report/test_leaderboard.py tests/report/test_certainty.py",
     ),
     Fault(
         "a seed that is scored twice counts twice",
