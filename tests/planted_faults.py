@@ -151,8 +151,9 @@ FAULTS = [
     Fault(
         "the codebook's averages are updated at evaluation",
         "families/vqvae.py",
-        '        return Loss(total, terms, {"z": z.detach(), "k": k})',
-        '        self.quantizer.update(z.detach(), k, rng)\n        return Loss(total, terms, {"z": z.detach(), "k": k})',
+        '        return per_dim, Loss(total, terms, {"z": z.detach(), "k": k})',
+        "        self.quantizer.update(z.detach(), k, None)\n"
+        '        return per_dim, Loss(total, terms, {"z": z.detach(), "k": k})',
         "tests/nn/test_quantize.py tests/families/test_vqvae.py",
     ),
     Fault(
