@@ -152,7 +152,8 @@ FAULTS = [
         "the codebook's averages are updated at evaluation",
         "families/vqvae.py",
         '        return per_dim, Loss(total, terms, {"z": z.detach(), "k": k})',
-        '        self.quantizer.update(z.detach(), k, None)\n        return per_dim, Loss(total, terms, {"z": z.detach(), "k": k})',
+        "        self.quantizer.update(z.detach(), k, None)\n"
+        '        return per_dim, Loss(total, terms, {"z": z.detach(), "k": k})',
         "tests/nn/test_quantize.py tests/families/test_vqvae.py",
     ),
     Fault(

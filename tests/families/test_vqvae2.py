@@ -217,7 +217,7 @@ def test_the_probabilities_of_all_hierarchies_are_those_of_the_top_times_those_o
     x = bin_center(k, K, torch.float64)
     log_p = prior.log_prob(x, y).value - 5 * math.log(K / 2)  # of integers
     table = log_p.exp().view(K, K**4)
-    assert float(table.sum()) == pytest.approx(1, abs=1e-12)
+    assert table.sum().item() == pytest.approx(1, abs=1e-12)
     top = prior.priors[0].log_prob(x[:: K**4, :, :1], None if y is None else y[:K]).value - math.log(K / 2)
     torch.testing.assert_close(table.sum(1), top.exp(), rtol=1e-10, atol=0)
     bottom = table / table.sum(1, keepdim=True)

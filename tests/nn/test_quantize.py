@@ -196,7 +196,7 @@ def balanced_ternary(depth: int) -> ResidualQuantizer:
     """Codebooks {-1, 0, 1} 3^-l, whose sums are all multiples of 3^-(depth - 1) from -(3^depth - 1)/2 of them on."""
     quantizer = ResidualQuantizer(3, 1, depth).double()
     for place, codebook in enumerate(quantizer.codebooks):
-        codebook.codes.copy_(torch.tensor([[-1.0], [0.0], [1.0]]) * 3.0**-place)
+        codebook.codes.copy_(torch.tensor([[-1.0], [0.0], [1.0]], dtype=torch.float64) * 3.0**-place)
     return quantizer
 
 
