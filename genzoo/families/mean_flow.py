@@ -190,7 +190,7 @@ class MeanFlow(ProbabilityFlow, AnytimeFlowMap):
             return self.average_velocity(x_t, r, t, y)
 
         with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
-            value, derivative = torch.func.jvp(u, (x_t, r, t), (v, torch.zeros_like(r), torch.ones_like(t)))
+            value, derivative, *_ = torch.func.jvp(u, (x_t, r, t), (v, torch.zeros_like(r), torch.ones_like(t)))
         return value, derivative
 
     def _adapted(self, error: Tensor) -> Tensor:
