@@ -190,10 +190,8 @@ class MeanFlow(ProbabilityFlow, AnytimeFlowMap):
             return self.average_velocity(x_t, r, t, y)
 
         with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
-            found: tuple[Tensor, Tensor] = torch.func.jvp(  # type: ignore[assignment]
-                u, (x_t, r, t), (v, torch.zeros_like(r), torch.ones_like(t))
-            )
-        return found
+            value, derivative, *_ = torch.func.jvp(u, (x_t, r, t), (v, torch.zeros_like(r), torch.ones_like(t)))
+        return value, derivative
 
     def _adapted(self, error: Tensor) -> Tensor:
         """Return phi of squared errors, (B,)."""
