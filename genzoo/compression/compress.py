@@ -240,7 +240,7 @@ def decompress(model: Compressible, data: bytes, name: str = "data") -> Decompre
             try:
                 y = stream.pop_levels(_label_log_probs(twin, size)) if file.classes else None
                 parts.append((code.decode(stream, size, y, done), y))
-            except (ValueError, AssertionError) as error:
+            except (ValueError, AssertionError, LookupError) as error:  # LookupError: of a point outside its window
                 raise differs from error
             done += size if first else 0
     parts = parts if first else parts[::-1]

@@ -48,7 +48,7 @@ def test_the_test_split_is_compressed_in_its_order_and_restored(vae):
     genzoo("decompress", "x.gzc", "out=folder")
     for source in ("x.npz", "folder"):
         code, _, err = genzoo("compress", f"run={vae}", f"examples={source}", "out=y.gzc")
-        assert (code, err) == (0, "") and Path("y.gzc").read_bytes() == data
+        assert code == 0 and Path("y.gzc").read_bytes() == data, err
 
 
 def test_classes_are_restored_with_their_images(here):
