@@ -6,7 +6,7 @@ Popping a symbol from a stack that holds random bits draws it from the distribut
 
 **Agreement of encoder and decoder.** A symbol is lost if the two compute probabilities that differ at all. Outputs of networks
 differ in their last bits with the batch size, the number of threads and the processor. They are rounded here, from float64 with
-errors of about 1e-14 to multiples of 2^-16 or 2^-10, before a probability is computed from them. The relative change of a
+errors of about 1e-14 to multiples of 2^-10, before a probability is computed from them. The relative change of a
 probability costs less than 1e-6 bits per symbol.
 
 A probability is at least 2^-24.
@@ -37,7 +37,7 @@ try:
 except ImportError:  # an optional package
     constriction = None
 
-LOG_PROB_GRID = 2.0**16  # log probabilities are multiples of 2^-16
+LOG_PROB_GRID = 2.0**10  # log probabilities are multiples of 2^-10, which costs 1e-7 bits a level
 MOMENT_GRID = 2.0**10  # means and log standard deviations of lattice points are multiples of 2^-10
 TAIL = 6.0  # standard deviations of a window of lattice points; points outside are escaped
 FAR = 2**22  # bound of an escaped point, relative to the centre of the window

@@ -61,15 +61,17 @@ def test_classes_are_restored_with_their_images(here):
         assert set(file["y"]) <= {2, 5} and file["samples"].shape == (7, 8, 8, 1)
 
 
-def test_a_resumed_run_restores_with_its_last_weights_only(here):
-    run = trained(*SMALL["vae"], "outputs=outputs", "budget.images=128")
+def test_a_longer_run_restores_what_it_has_compressed_itself(here):
+    run = trained(*SMALL["vae"], "budget.images=128", "trainer.learning_rate.decay=constant")
     genzoo("compress", f"run={run}", "n=3", "out=x.gzc")
-    code, _, err = genzoo(f"resume={run}", "budget.images=256")
+    code, out, err = genzoo(f"resume={run}", "budget.images=256")
     assert code == 0, err
-    code, out, err = genzoo("decompress", "x.gzc", f"run={run}")
+    longer = out.splitlines()[-1].removeprefix("run: ")
+    code, out, err = genzoo("decompress", "x.gzc", f"run={longer}")
     assert (code, out, err.count("\n")) == (2, "", 1) and "x.gzc: was compressed by another model" in err
-    genzoo("compress", f"run={run}", "n=3", "out=x.gzc")
     assert genzoo("decompress", "x.gzc", f"run={run}").code == 0
+    genzoo("compress", f"run={longer}", "n=3", "out=x.gzc")
+    assert genzoo("decompress", "x.gzc", f"run={longer}").code == 0
 
 
 def test_wrong_input_is_refused_in_one_line(vae, here):
