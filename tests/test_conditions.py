@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genzoo.conditions import EXAMPLES_BYTES, ClassLabels, Condition, Conditioner, Image, Joint, Tokens, Vector
+from genzoo.conditions import EXAMPLES_BYTES, ClassLabels, Codes, Condition, Conditioner, Image, Joint, Tokens, Vector
 from genzoo.event import EventSpec
 from genzoo.families.autoregressive import Autoregressive
 from genzoo.families.ddpm import DDPM
@@ -55,6 +55,8 @@ def values(condition: Condition, n: int, seed: int = 0) -> Tensor:
         return torch.randint(condition.n, (n,), generator=rng)
     if isinstance(condition, Tokens):
         return torch.randint(condition.vocabulary, (n, condition.length), generator=rng)
+    if isinstance(condition, Codes):
+        return torch.randint(condition.levels, (n, *condition.shape), generator=rng)
     y = torch.randn(n, *condition.shape, generator=rng)
     return y.tanh() if isinstance(condition, Image) else y
 
