@@ -26,7 +26,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genzoo.conditions import ClassLabels, Condition, Tokens, Vector
+from genzoo.conditions import ClassLabels, Codes, Condition, Joint, Tokens, Vector
 from genzoo.config.instantiate import build
 from genzoo.config.paths import CONF
 from genzoo.data.dataset import DataSet, Split
@@ -160,9 +160,12 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "vqvae-fsq": ("vqvae", ALL, ("codec=fsq", "codec.code_levels=[12,9]")),
     "vqvae-residual": ("vqvae", ALL, ("codec=residual", "codec.depth=2")),
     "vqvae-vqgan": ("vqvae", ALL, ("codec=vqgan", "codec.start=0")),
-    "vqvae2": ("vqvae2", ALL, ()),
-    "vqvae2-fsq": ("vqvae2", IMAGES, ("quantizer@codec.quantizer=fsq", "codec.quantizer.code_levels=[4,3]")),
-    "vqvae2-residual": ("vqvae2", POINTS, ("quantizer@codec.quantizer=residual", "codec.levels=3")),
+    # Of 4x4 pixels the top level has 2x2 codes.
+    "vqvae2": ("vqvae2", ALL, ("codec.downsampling=1",)),
+    "vqvae2-fsq": (
+        "vqvae2", IMAGES, ("quantizer@codec.quantizer=fsq", "codec.quantizer.code_levels=[4,3]", "codec.downsampling=1"),
+    ),
+    "vqvae2-residual": ("vqvae2", POINTS, ("quantizer@codec.quantizer=residual",)),
     "dvae": ("dvae", ALL, ("model.annealing=60", "model.warmup=40")),
     "dalle": ("dalle", IMAGES, ("codec.annealing=60",)),
     "dalle-vqvae": ("dalle", IMAGES, ("codec=vqvae", "prior.text_weight=0.5")),
@@ -245,6 +248,10 @@ def conditions(condition: Condition | None, n: int) -> Any:
         return None
     if isinstance(condition, Tokens):
         return captions(condition, n)
+    if isinstance(condition, Codes):
+        return torch.arange(n * math.prod(condition.shape)).view(n, *condition.shape) % condition.levels
+    if isinstance(condition, Joint):
+        return condition.join(*(conditions(part, n) for part in condition.parts))
     return torch.arange(n) % condition.n if isinstance(condition, ClassLabels) else values(condition, n)
 
 
