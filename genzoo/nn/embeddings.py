@@ -249,9 +249,7 @@ class CodeFeatures(nn.Module):
         self.rest: Condition | None = (
             condition if not codes else Joint(tuple(rest)) if len(rest) > 1 else rest[0] if rest else None
         )
-        self.values = nn.ModuleList(nn.Linear(part.levels, features, bias=False) for part in codes)
-        for layer in self.values:
-            nn.init.normal_(layer.weight)  # type: ignore[arg-type]
+        self.values = nn.ParameterList(torch.randn(part.levels, features) for part in codes)
         self.layers = nn.Sequential()
         if codes:
             convolutions = [nn.Conv2d(features, features, 3, padding=1) for _ in range(2)]
@@ -267,8 +265,8 @@ class CodeFeatures(nn.Module):
         rest = [value for part, value in zip(parts, values, strict=True) if not isinstance(part, Codes)]
         grids = [
             # The null value has no vector.
-            layer(F.one_hot(value, layer.in_features + 1)[..., :-1].to(layer.weight.dtype)).movedim(3, 1)
-            for layer, value in zip(self.values, codes, strict=True)
+            (F.one_hot(value, len(vectors) + 1)[..., :-1].to(vectors.dtype) @ vectors).movedim(3, 1)
+            for vectors, value in zip(self.values, codes, strict=True)
         ]
         h = torch.stack([F.interpolate(grid, self.sides, mode="nearest") for grid in grids]).sum(0)
         others = self.rest.join(*rest) if isinstance(self.rest, Joint) else rest[0] if rest else None
