@@ -26,7 +26,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genzoo.conditions import ClassLabels, Condition, Tokens, Vector
+from genzoo.conditions import ClassLabels, Codes, Condition, Joint, Tokens, Vector
 from genzoo.config.instantiate import build
 from genzoo.config.paths import CONF
 from genzoo.data.dataset import DataSet, Split
@@ -182,9 +182,12 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "vqvae-fsq": ("vqvae", ALL, ("codec=fsq", "codec.code_levels=[12,9]")),
     "vqvae-residual": ("vqvae", ALL, ("codec=residual", "codec.depth=2")),
     "vqvae-vqgan": ("vqvae", ALL, ("codec=vqgan", "codec.start=0")),
-    "vqvae2": ("vqvae2", ALL, ()),
-    "vqvae2-fsq": ("vqvae2", IMAGES, ("quantizer@codec.quantizer=fsq", "codec.quantizer.code_levels=[4,3]")),
-    "vqvae2-residual": ("vqvae2", POINTS, ("quantizer@codec.quantizer=residual", "codec.levels=3")),
+    # Of 4x4 pixels the top level has 2x2 codes.
+    "vqvae2": ("vqvae2", ALL, ("codec.downsampling=1",)),
+    "vqvae2-fsq": (
+        "vqvae2", IMAGES, ("quantizer@codec.quantizer=fsq", "codec.quantizer.code_levels=[4,3]", "codec.downsampling=1"),
+    ),
+    "vqvae2-residual": ("vqvae2", POINTS, ("quantizer@codec.quantizer=residual",)),
     "dvae": ("dvae", ALL, ("model.annealing=60", "model.warmup=40")),
     "dalle": ("dalle", IMAGES, ("codec.annealing=60",)),
     "dalle-vqvae": ("dalle", IMAGES, ("codec=vqvae", "prior.text_weight=0.5")),
@@ -271,6 +274,10 @@ def conditions(condition: Condition | None, n: int) -> Any:
         return None
     if isinstance(condition, Tokens):
         return captions(condition, n)
+    if isinstance(condition, Codes):
+        return torch.arange(n * math.prod(condition.shape)).view(n, *condition.shape) % condition.levels
+    if isinstance(condition, Joint):
+        return condition.join(*(conditions(part, n) for part in condition.parts))
     return torch.arange(n) % condition.n if isinstance(condition, ClassLabels) else values(condition, n)
 
 
@@ -736,9 +743,9 @@ def exact_teacher(condition: Condition) -> FlowMatching:
 
 
 LEARNED = {
-    "classes": ["autoregressive", "ebm-metropolis", "ddpm-vlb", "ddpm-vlb-learned", "ddpm-hybrid-importance",
+    "classes": ["autoregressive", "ddpm-vlb", "ddpm-vlb-learned", "ddpm-hybrid-importance",
                 "flow_matching-transport", "flow_matching-reflow", "score_sde-edm", "realnvp-batch_norm", "glow-additive",
-                "vae-per_element", "hvae", "vae-gmm", "vae-maf", "rae", "latent-flow_matching", "vqvae"],
+                "vae-per_element", "hvae", "vae-gmm", "vae-maf", "latent-flow_matching", "vqvae"],
     "vectors": ["ddpm-hybrid-importance", "flow_matching-transport", "flow_matching-reflow", "vae-per_element",
                 "latent-realnvp"],
 }  # fmt: skip

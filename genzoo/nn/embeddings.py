@@ -249,7 +249,7 @@ class CodeFeatures(nn.Module):
         self.rest: Condition | None = (
             condition if not codes else Joint(tuple(rest)) if len(rest) > 1 else rest[0] if rest else None
         )
-        self.values = nn.ModuleList(nn.Embedding(part.levels + 1, features) for part in codes)
+        self.values = nn.ParameterList(torch.randn(part.levels, features) for part in codes)
         self.layers = nn.Sequential()
         if codes:
             convolutions = [nn.Conv2d(features, features, 3, padding=1) for _ in range(2)]
@@ -263,7 +263,11 @@ class CodeFeatures(nn.Module):
         parts = self.condition.parts if isinstance(self.condition, Joint) else (self.condition,)
         codes = [value for part, value in zip(parts, values, strict=True) if isinstance(part, Codes)]
         rest = [value for part, value in zip(parts, values, strict=True) if not isinstance(part, Codes)]
-        grids = [embed(value).movedim(3, 1) for embed, value in zip(self.values, codes, strict=True)]
+        grids = [
+            # The null value has no vector.
+            (F.one_hot(value, len(vectors) + 1)[..., :-1].to(vectors.dtype) @ vectors).movedim(3, 1)
+            for vectors, value in zip(self.values, codes, strict=True)
+        ]
         h = torch.stack([F.interpolate(grid, self.sides, mode="nearest") for grid in grids]).sum(0)
         others = self.rest.join(*rest) if isinstance(self.rest, Joint) else rest[0] if rest else None
         return self.layers(h), others

@@ -83,5 +83,6 @@ class EMA:
     @torch.no_grad()
     def hand_back(self, name: str) -> None:
         """Give a part the average of its weights."""
-        averages, weights, _, _ = self._pairs[name]
+        # A resumed stage may end before this part's next update.
+        averages, weights, _, _ = self._pairs.get(name) or self._pair(self._parts[name])
         torch._foreach_copy_(weights, averages)
