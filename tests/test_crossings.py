@@ -617,7 +617,7 @@ ADVERSARIAL = ("gan", "r3gan", "wgan", "wgan_gp")
 LEARNING = [
     (option, kinds[0] if i % 3 or kinds[0] == "grey" else kinds[-1], of_option(option)[i % len(of_option(option))])
     for i, (option, (family, kinds, _)) in enumerate(OPTIONS.items())
-    if family not in (*ADVERSARIAL, *CONTRASTIVE)
+    if family not in (*ADVERSARIAL, *CONTRASTIVE) and option != "vqvae-vqgan"  # whose first stage is adversarial
 ]
 
 

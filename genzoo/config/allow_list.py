@@ -33,6 +33,7 @@ PARTS = (
     "diffusion/schedules.py",
     "diffusion/time_pairs.py",
     "distributions/likelihoods.py",
+    "metrics/perceptual.py",
 )
 
 # Composes a model from parts that are checked by the same rules.

@@ -175,7 +175,7 @@ class Consistency(Decoder, FlowMap):
     def _x0(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         """Return D(x_t, t), (B, *shape)."""
         if self.teacher is not None:
-            student: Any = replaced(self.teacher.denoiser, network=self.network, path=self.path)
+            student: Any = replaced(self.teacher.on(x_t.device, x_t.dtype), network=self.network, path=self.path)
             return cast_like(self.path.convert(student.predict(x_t, t, y), x_t, t, "x0"), x_t)
         c_skip, c_out, c_in = precondition(self.path.schedule, x_t, t, self.sigma_data)
         return c_skip * x_t + c_out * call_network(self.network, c_in * x_t, t, y)

@@ -127,7 +127,7 @@ def dangerous() -> Iterator[Any]:
         f"{VAE}.",
         f".{VAE}",
     ]
-    yield from [VAE.replace("a", "\u0430"), VAE.replace("g", "\uff47"), VAE.upper(), VAE.lower(), VAE.replace(".", "/")]
+    yield from [VAE.replace("a", "\u0430"), VAE.replace("g", "\uff47"), VAE.upper(), VAE.lower() + "s", VAE.replace(".", "/")]
     yield from [VAE.replace(".", ".."), VAE.replace(".", "\u3002"), VAE.replace(".VAE", ":VAE"), "..families.vae.VAE"]
     yield from [
         "VAE",
@@ -251,6 +251,7 @@ def test_nothing_that_a_model_may_name_touches_files_or_the_network():
         "dataclasses",
         "enum",
         "hashlib",
+        "inspect",
         "copy",
         "warnings",
     }
