@@ -65,11 +65,11 @@ class Teacher:
     """A finished denoiser, which is no part of its student and shared by the student's copies, such as the EMA.
 
     Args:
-        denoiser: the trained model.
+        denoiser: the trained model, which is copied.
     """
 
     def __init__(self, denoiser: Denoiser):
-        self.denoiser = denoiser.eval().requires_grad_(False)
+        self.denoiser = copy.deepcopy(denoiser).eval().requires_grad_(False)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Teacher:
         return self

@@ -189,7 +189,8 @@ class MeanFlow(ProbabilityFlow, AnytimeFlowMap):
         def u(x_t: Tensor, r: Tensor, t: Tensor) -> Tensor:
             return self.average_velocity(x_t, r, t, y)
 
-        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
+        # Fused attention and autocast have no forward-mode derivative.
+        with sdpa_kernel(SDPBackend.MATH), torch.autocast(x_t.device.type, enabled=False):
             value, derivative, *_ = torch.func.jvp(u, (x_t, r, t), (v, torch.zeros_like(r), torch.ones_like(t)))
         return value, derivative
 

@@ -129,7 +129,7 @@ def test_every_family_works_or_is_refused_in_one_line(here, coarse, family, kind
     run = tiny(here, family, kind, conditional)
     model = load(run)
     expected = works(model)
-    expected["trajectory"] = package.diffusion.denoiser.sampling_denoiser(model) is not None
+    expected["trajectory"] = package.diffusion.denoiser.path_model(model) is not None
     n = ["n=2"]
     words = {
         "encode": [*n, "out=z.npz"], "decode": ["latents=z.npz", "out=x.npz"], "reconstruct": [*n, "out=x.png"],

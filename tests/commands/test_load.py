@@ -153,7 +153,7 @@ def test_a_stranger_s_run_may_not_name_another_run(tmp_path):
 
 def test_parts_are_chosen_where_there_are_any():
     for words, message in [
-        (["model=vae", "codec=vae"], "codec: VAE has no codec; omit it"),
+        (["model=vae", "codec=vae"], "codec: vae has no codec; omit it"),
         (["model=ddpm", "prior=ddpm"], "prior: DDPM has no prior; omit it"),
         (["model=latent", "prior=realnvp", "sampler=ddim"], "sampler: latent samples in one pass"),
     ]:

@@ -54,6 +54,8 @@ def test_a_run_directory_holds_all_that_it_promises(here):
     assert {name: (d["unit"], d["better"]) for name, d in status["diagnostics"].items()} == {
         "train/distortion": ("nats", "lower"),
         "train/rate": ("nats", None),
+        "train/mmd": ("squared MMD", "lower"),
+        "train/multiplier": ("weight", None),
     }
 
     # Every step is recorded; pictures and checkpoints are made in the middle and at the end.
