@@ -255,7 +255,7 @@ PAIRS = """
     model=nsf model.bins=0|bins
     model=nsf model.bound=-1|bound
     model=nsf data=moons data.shape=[1]|two dimensions
-    model=ebm model.labels=both|labels must be condition or joint
+    model=ebm model.labels=both|model.labels|'condition' or 'joint'
     model=ebm model.labels=joint|data.conditional=true
     model=ebm model.temperature=0|temperature
     model=ebm model.buffer_size=5|buffer_size
@@ -349,6 +349,10 @@ PAIRS = """
     encode run=. examples=|examples
     encode run=. n=0|n=0
     encode run=. exampels=x|examples
+    compress n=3|run is missing
+    compress run=/nowhere|/nowhere
+    decompress file=nowhere.gzc|nowhere.gzc
+    decompress file=x.gzc rum=3|rum|run
     decode|run
     decode run=/nowhere latents=z.npz|/nowhere
     reconstruct|run

@@ -82,7 +82,7 @@ def bad_lines() -> Iterator[tuple[str, str]]:
     yield "sample run=x n=0", "n=0"
     # What does not go together.
     yield "budget.seconds=null", "budget.images|budget.seconds|null"
-    yield "model=vae sampler=ddim", "sampler|VAE"
+    yield "model=vae sampler=ddim", "sampler|vae"
     yield "model.num_classes=10", "'model.num_classes'|set data.conditional=true"
     yield "+model.num_classes=10", "'model.num_classes'|set data.conditional=true"
     yield "-m model.num_classes=0,10", "'model.num_classes'|set data.conditional=true"
@@ -119,7 +119,7 @@ def bad_lines() -> Iterator[tuple[str, str]]:
     yield "evaluate run=. data=digits", "a run has its own data"
     yield "evaluate samples=/nowhere data=digits", "samples=/nowhere|no such folder"
     yield "evaluate samples=x.npz data=digits out=/nowhere/scores.json", "out=/nowhere/scores.json|no directory"
-    yield "metrics.features=incepton", "metrics.features=incepton|inception, dinov2, clip_shapes, digits"
+    yield "metrics.features=incepton", "metrics.features=incepton|inception, dinov2, clip_emoji, clip_shapes, digits"
     yield "metrics.features=inception", "weights-inception|metrics.inception_weights=FILE|metrics.features="
     yield "metrics.features=inception metrics.inception_weights=/nowhere", "metrics.inception_weights=/nowhere"
     yield "metrics.features=dinov2", "metrics.dinov2_weights=FILE"
