@@ -127,7 +127,13 @@ def dangerous() -> Iterator[Any]:
         f"{VAE}.",
         f".{VAE}",
     ]
-    yield from [VAE.replace("a", "\u0430"), VAE.replace("g", "\uff47"), VAE.upper(), VAE.lower() + "s", VAE.replace(".", "/")]
+    yield from [
+        VAE.replace("a", "\u0430"),
+        VAE.replace("g", "\uff47"),
+        VAE.upper(),
+        VAE.lower() + "s",
+        VAE.replace(".", "/"),
+    ]
     yield from [VAE.replace(".", ".."), VAE.replace(".", "\u3002"), VAE.replace(".VAE", ":VAE"), "..families.vae.VAE"]
     yield from [
         "VAE",
