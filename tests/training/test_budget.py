@@ -56,7 +56,10 @@ def test_progress_is_relative_to_the_plan():
 
 @pytest.mark.parametrize(
     "arguments, message",
-    [({"decay": "cosin"}, "constant, linear or cosine, not 'cosin'"), ({"warmup": -1}, "must not be negative, not -1")],
+    [
+        ({"decay": "cosin"}, "constant, linear, cosine or wsd, not 'cosin'"),
+        ({"warmup": -1}, "must not be negative, not -1"),
+    ],
 )
 def test_unknown_schedules_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -221,9 +221,9 @@ def test_the_time_left_follows_the_speed_of_the_present_stage():
 class Seeing(VAE):
     """A model that notes the types of numbers that its networks give."""
 
-    def posterior(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _encoder_output(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
         self.seen = x.dtype, self.encoder(x, y).dtype
-        return super().posterior(x, y)
+        return super()._encoder_output(x, y)
 
 
 def seeing() -> Seeing:
