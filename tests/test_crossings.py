@@ -668,14 +668,16 @@ def test_a_critic_learns_while_its_generator_stands_still(names):
 
 
 RANKS, SHARE = 2, 6
-SHARED = [  # modules with spectral norm, which is independent of the batch, cannot be pickled
+# Modules with spectral norm, which is independent of the batch, cannot be pickled; the gradient of a pseudo-input of vae-vamp that
+# lies on the bound of the data is its slope on either side, by rounding.
+SHARED = [
     (
         option,
         kinds[i % len(kinds)],
         ("vectors" if i % 3 == 2 else "classes") if len(of_option(option)) > 1 else "captions",
     )
     for i, (option, (_, kinds, _)) in enumerate(OPTIONS.items())
-    if option != "gan-resnet"
+    if option not in ("gan-resnet", "vae-vamp")
 ]
 
 

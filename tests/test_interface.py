@@ -74,6 +74,8 @@ def shrunk(node: Any, sizes: dict[str, float]) -> Any:
         return node
     cut = {name: shrunk(value, sizes) for name, value in node.items()}
     for name, limit in sizes.items():
+        if name == "depth" and "codebook_size" in cut:  # codes of a position, not layers
+            continue
         if isinstance(cut.get(name), (int, float)):
             # Of a solver's tolerance more is cheaper.
             cut[name] = max(cut[name], limit) if name == "tolerance" else min(cut[name], limit)
