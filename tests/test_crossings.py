@@ -668,8 +668,8 @@ def test_a_critic_learns_while_its_generator_stands_still(names):
 
 
 RANKS, SHARE = 2, 6
-# Modules with spectral norm, which is independent of the batch, cannot be pickled; the gradient of a pseudo-input of vae-vamp that
-# lies on the bound of the data is its slope on either side, by rounding.
+# Modules with spectral norm, which is independent of the batch, cannot be pickled; the gradient of a pseudo-input of vae-vamp
+# that lies on the bound of the data is its slope on either side, by rounding.
 SHARED = [
     (
         option,
