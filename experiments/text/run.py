@@ -104,7 +104,7 @@ def main(words: list[str]) -> None:
                 results[f"{family}-{data}-{seed}"] = {
                     "train_seconds": status.get("train_seconds"),
                     "images": status.get("images"),
-                    "command": status.get("command"),
+                    "command": str(status.get("command")).replace(str(given.runs), "RUNS"),
                     "git_commit": status.get("git_commit"),
                     "machine": status.get("machine"),
                     "scores": score(run, family),

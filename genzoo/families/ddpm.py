@@ -244,7 +244,7 @@ class DDPM(Markov, Denoiser):
         return large.expand_as(posterior) if self.variance == "fixedlarge" else posterior
 
     def check_compressible(self) -> None:
-        pass  # the decoder of images has probabilities of levels
+        """Accept all images, whose decoder has probabilities of levels."""
 
     def forward_step(self, i: int) -> tuple[float, float]:
         c = self._coefficients(i)

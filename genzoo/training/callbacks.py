@@ -215,7 +215,7 @@ class CheckpointFolders(CheckpointIO):
 
 
 class Checkpoints(pl.Callback):
-    """Saves the run at intervals, at its end, when it is told to stop, and apart from these before its decay begins.
+    """Saves the run at intervals, at its end and on a stop request; and once, in another folder, before the decay of the rate.
 
     Args:
         run: where.

@@ -1,4 +1,4 @@
-"""Every family with a lossless code restores its events to the bit, in as many bits as its likelihood says."""
+"""Every compressible family restores its data to the bit, from files of the size of its negative log-likelihood."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Energy-based models against normal distributions in closed form, float64: the learned precision, the law of the chains at a
+"""Energy-based models against normal distributions in closed form, float64: the learned precision, the distribution of the chains at a
 temperature, log Z; and the replay buffer, the gradient of both phases, and the joint model of classes."""
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def test_what_is_not_tested_has_no_standing():
     assert [s is not None for s in standings([tested, two, tested, none])] == [True, False, True, False]
     assert standings([tested, two, none]) == [None] * 3 and standings([]) == []
     assert winner([tested]) is winner([]) is None
-    assert winner([tested, two]) is winner([tested, none]) is None  # nobody knows where it is
+    assert winner([tested, two]) is winner([tested, none]) is None  # the rank of the other is unknown
     assert winner([tested, Mean(9.0, 0.1, 2)]) == 0
     assert winner([tested._replace(better="higher"), Mean(9.0, 0.1, 2, "higher")]) == 1
 
