@@ -1,5 +1,5 @@
-"""Energy-based models against normal distributions in closed form, float64: the learned precision, the distribution of the chains at a
-temperature, log Z; and the replay buffer, the gradient of both phases, and the joint model of classes."""
+"""Energy-based models against normal distributions in closed form, float64: the learned precision, the distribution of the
+chains at a temperature, log Z; and the replay buffer, the gradient of both phases, and the joint model of classes."""
 
 from __future__ import annotations
 
