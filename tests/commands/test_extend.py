@@ -99,6 +99,23 @@ def test_of_stages_the_last_one_goes_on(here):
     assert Run(longer).status["images"] == 2 * IMAGES
 
 
+def test_a_teacher_and_captions_go_on_with_the_run_that_has_them(here):
+    points = ["model=flow_matching", "data=moons", "model.network.width=8", "sampler.steps=2"]
+    teacher = run_of(*WSD, *points, f"budget.images={IMAGES}", "outputs=teacher")
+    once = run_of(*WSD, *points, f"budget.images={IMAGES}", "teacher=run", f"teacher.run={teacher}")
+    shutil.rmtree("teacher")
+    longer = run_of(f"resume={once}", f"budget.images={2 * IMAGES}")
+    for folder in ("parents", "precomputed"):
+        kept, found = (sorted(path.read_bytes() for path in (run / folder).iterdir()) for run in (once, longer))
+        assert kept == found
+    words = ["data=shapes", "data.size=16", "data.n=80", "data.n_test=24", "data.conditional=true", *SMALL["ddpm"]]
+    once = run_of(*WSD, *words, f"budget.images={IMAGES}")
+    longer = run_of(f"resume={once}", f"budget.images={2 * IMAGES}")
+    shutil.rmtree(once)
+    text = "text=a small red ring on the left"
+    assert genzoo("sample", f"run={longer}", text, "n=1", "out=x.npz").code == 0
+
+
 @pytest.mark.parametrize(("limit", "spent"), [("seconds", "train_seconds"), ("flops", "train_flops")])
 def test_seconds_and_flops_go_on_too(here, limit, spent):
     once = run_of(*WSD, *SMALL["vae"], f"budget.images={16 * IMAGES}")
